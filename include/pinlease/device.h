@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * For authors of device backends. A backend makes one kind of device obey the core: it maps memory
+ * for the device and takes it away again. It never decides; policy, order and deadlines are the core's.
+ *
+ * The core promises: no lock is held in any call; for one lease calls never overlap, except that
+ * `read` may run beside nothing but itself; map comes first, unmap comes last and exactly once.
+ * Members that are NULL behave as their default (lib/backend/default_ops.c): -EOPNOTSUPP, or nothing.
+ *
+ * Forced SCRATCH:  the VA has new pages -> retarget -> drain
+ * Forced COPY:     stop -> drain -> the VA has new pages, filled by `read` -> retarget
+ * FAIL, quiesced:  stop -> drain
+ */
+#ifndef PINLEASE_DEVICE_H
+#define PINLEASE_DEVICE_H
+
+#include <pinlease/pinlease.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum pinl_device_class {
+	PINL_DEV_NONE,	       /* can't be taken anything away from */
+	PINL_DEV_QUIESCE_ONLY, /* can be drained by its holder, not revoked */
+	PINL_DEV_REVOCABLE,    /* loses access in bounded time */
+	PINL_DEV_FAULTING,     /* its page table can be invalidated at any time */
+};
+
+#define PINL_DEVCAP_PIN	     0x1u /* maps with PINL_PIN */
+#define PINL_DEVCAP_ONDEMAND 0x2u /* maps without PINL_PIN */
+#define PINL_DEVCAP_READ     0x4u /* `read` works: COPY, and what was written to orphans */
+#define PINL_DEVCAP_RETARGET 0x8u /* `retarget` works: SCRATCH and COPY */
+
+struct pinl_device_info {
+	enum pinl_device_class device_class;
+	unsigned caps;
+	const char *why; /* why not more: one clause, static; NULL = nothing is missing */
+};
+
+/* One lease as its backend sees it. */
+struct pinl_mapping {
+	uintptr_t start, end;
+	unsigned flags; /* PINL_WRITE, PINL_PIN */
+	uint32_t key;	/* set by map */
+	void *priv;	/* the backend's own */
+};
+
+struct pinl_device_ops {
+	size_t size;
+	const char *name;
+
+	/* Probe and open. Sentences for errors: pinl_set_error(). */
+	int (*open)(const void *arg, struct pinl_device_info *info, void **dev);
+	void (*close)(void *dev);
+
+	/* Give the device the pages now mapped at [start, end); addrs may be NULL. Memory that can't be
+	 * pinned: -EOPNOTSUPP with a sentence. */
+	int (*map)(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs);
+
+	/* Let everything go, also after stop, also when the device is dead. Can't fail. */
+	void (*unmap)(void *dev, struct pinl_mapping *m);
+
+	/* From the return on no *new* transfer reaches the pages; they stay readable by `read`. */
+	int (*stop)(void *dev, struct pinl_mapping *m);
+
+	/* Wait until no transfer uses pages from before the last stop or retarget; cancel what doesn't
+	 * end by itself. -ETIMEDOUT at the deadline: not confirmed. */
+	int (*drain)(void *dev, struct pinl_mapping *m, uint64_t deadline_ns);
+
+	/* Content of the pages from before the last retarget. */
+	int (*read)(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf);
+
+	/* Give the device what is mapped at [start, end) now, at the same device addresses. Atomic for the
+	 * device, if not stopped: each transfer has the old pages or the new ones. */
+	int (*retarget)(void *dev, struct pinl_mapping *m);
+
+	/* FAULTING: drop the entries of [start, end) and wait for transfers using them. */
+	int (*invalidate)(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t end);
+
+	int (*protect)(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t end);
+	int (*dirty)(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t end, uint8_t *dirty);
+};
+
+/* pinl_device_open() with operations of your own. */
+int pinl_device_open_ops(struct pinl_ctx *ctx, const struct pinl_device_ops *ops, const void *arg,
+			 struct pinl_device **dev);
+
+/* The backend's object, for a backend's own extra calls; NULL if dev is not of these ops. */
+void *pinl_device_priv(struct pinl_device *dev, const struct pinl_device_ops *ops);
+
+/* Set this thread's error sentence and return err. printf-like. */
+int pinl_set_error(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+#ifdef __cplusplus
+}
+#endif
+#endif

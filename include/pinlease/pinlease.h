@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * pinlease: DMA pins that can be taken back.
+ *
+ * A lease lends one range of this process's memory to one device under one policy. When the file
+ * behind the range or the mapping itself is about to change, the lease is recalled: the holder gets a
+ * notice, has a grace to finish, and after the deadline the library takes the pages away from the
+ * device by force. The change goes on only when the device can no longer reach the old pages, or it
+ * is refused, as the policy says.
+ *
+ *	struct pinl_ctx *ctx;
+ *	struct pinl_device *dev;
+ *	struct pinl_lease *lease;
+ *	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &ring };
+ *	struct pinl_policy policy = { .size = sizeof policy, .kind = PINL_RECALL,
+ *				      .grace_ms = 100, .then = PINL_THEN_COPY };
+ *
+ *	pinl_open(NULL, &ctx);
+ *	pinl_device_open(ctx, "uring", &arg, &dev);
+ *	pinl_map_range(dev, start, end, PINL_WRITE | PINL_PIN, &policy, NULL, &lease);
+ *	... I/O with fixed buffer pinl_lease_key(lease); poll pinl_fd(ctx) ...
+ *	pinl_unmap_range(lease);
+ *	pinl_close(ctx);
+ *
+ * Conventions
+ * - A call that can fail returns 0 or a negative errno value; outputs come last and are untouched on
+ *   failure. pinl_error() then has one sentence with the cause and the remedy.
+ * - Calls that end or release something return void and can't fail.
+ * - Addresses are byte addresses, ranges are [start, end) and page aligned, times are nanoseconds of
+ *   CLOCK_MONOTONIC unless a name says otherwise, sizes are bytes.
+ * - Structures whose first member is `size` are set to sizeof by the caller, so that they can grow.
+ * - Any thread may call anything. No call is async-signal-safe. pinl_close() and pinl_device_close()
+ *   must be the last call on their object.
+ * - The library owns nothing it did not take: it never unmaps memory or closes descriptors of yours,
+ *   with one exception that is its purpose: a forced SCRATCH or COPY replaces the recalled part of
+ *   the leased range by private memory at the same address. That memory is yours afterwards.
+ * - fork: a child inherits no lease. In the child every call on an inherited object returns -ESTALE,
+ *   and pinl_unmap_range(), pinl_device_close() and pinl_close() do nothing. A raw clone() behaves
+ *   the same way (MADV_WIPEONFORK). A child does inherit the *ring descriptor*, and with it keeps
+ *   the pins alive until it closes it or execs: open rings close-on-exec.
+ */
+#ifndef PINLEASE_PINLEASE_H
+#define PINLEASE_PINLEASE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct pinl_ctx;
+struct pinl_device;
+struct pinl_lease;
+struct io_uring;
+
+/* ------------------------------------------------------------------ what can happen to memory -- */
+
+/*
+ * Operations that can detach memory from a device. Those up to PINL_OP_INSERT act on a file range,
+ * the others on a range of addresses of this process.
+ */
+enum pinl_op {
+	PINL_OP_TRUNCATE, /* truncate, ftruncate, O_TRUNC: from the new size to the end */
+	PINL_OP_PUNCH,	  /* fallocate PUNCH_HOLE */
+	PINL_OP_ZERO,	  /* fallocate ZERO_RANGE */
+	PINL_OP_COLLAPSE, /* fallocate COLLAPSE_RANGE: from the offset to the end */
+	PINL_OP_INSERT,	  /* fallocate INSERT_RANGE: from the offset to the end */
+	PINL_OP_UNMAP,	  /* munmap, brk, shmdt */
+	PINL_OP_OVERMAP,  /* mmap(MAP_FIXED), or mremap(MREMAP_FIXED) onto the range */
+	PINL_OP_REMAP,	  /* mremap of the range to somewhere else */
+	PINL_OP_DONTNEED, /* madvise MADV_DONTNEED, MADV_DONTNEED_LOCKED */
+	PINL_OP_FREE,	  /* madvise MADV_FREE */
+	PINL_OP_REMOVE,	  /* madvise MADV_REMOVE: a hole punch through a mapping */
+	PINL_OP_GUARD,	  /* madvise MADV_GUARD_INSTALL: no source sees it when done raw */
+	PINL_OP_NR,
+};
+
+#define PINL_OPBIT(op) (1u << (op))
+#define PINL_OPS_FILE                                                                              \
+	(PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_PUNCH) | PINL_OPBIT(PINL_OP_ZERO) |     \
+	 PINL_OPBIT(PINL_OP_COLLAPSE) | PINL_OPBIT(PINL_OP_INSERT))
+#define PINL_OPS_VA                                                                                \
+	(PINL_OPBIT(PINL_OP_UNMAP) | PINL_OPBIT(PINL_OP_OVERMAP) | PINL_OPBIT(PINL_OP_REMAP) |     \
+	 PINL_OPBIT(PINL_OP_DONTNEED) | PINL_OPBIT(PINL_OP_FREE) | PINL_OPBIT(PINL_OP_REMOVE) |    \
+	 PINL_OPBIT(PINL_OP_GUARD))
+#define PINL_OPS_ALL (PINL_OPS_FILE | PINL_OPS_VA)
+
+/* What a source can do about one operation on one kind of memory (pinl_lease_info.coverage). */
+#define PINL_CAN_TELL	0x1u /* reports it, at the latest after it happened */
+#define PINL_CAN_BEFORE 0x2u /* reports it before it takes effect */
+#define PINL_CAN_HOLD	0x4u /* keeps the caller waiting until the recall is over */
+#define PINL_CAN_REFUSE 0x8u /* can make it fail */
+
+/* Kinds of memory, found by PROCMAP_QUERY or /proc/self/smaps. */
+enum pinl_memory_kind {
+	PINL_MEM_ANON,	       /* private anonymous */
+	PINL_MEM_SHMEM,	       /* tmpfs, memfd, shared anonymous */
+	PINL_MEM_HUGETLB,      /* hugetlbfs, MAP_HUGETLB */
+	PINL_MEM_FILE_PRIVATE, /* MAP_PRIVATE of a file on disk */
+	PINL_MEM_FILE_SHARED,  /* MAP_SHARED of a file on disk */
+	PINL_MEM_DAX,	       /* MAP_SHARED of a file on a DAX file system */
+	PINL_MEM_DEVICE,       /* a driver's mmap (VM_IO, VM_PFNMAP) */
+	PINL_MEM_SECRET,       /* memfd_secret */
+	PINL_MEM_NR,
+};
+
+/* ------------------------------------------------------------------------------------ policies -- */
+
+enum pinl_policy_kind {
+	PINL_KEEP,   /* let the change go on, keep the pin, report the orphan (R5) */
+	PINL_RECALL, /* notice, grace, then force (R6, R7) */
+	PINL_REFUSE, /* make the operations in `refuse` fail with EBUSY (R8); keep under all others */
+	PINL_FOLLOW, /* on-demand devices: invalidate, let the device fault again (N2) */
+};
+
+enum pinl_then {
+	PINL_THEN_FAIL,	   /* the device gets errors */
+	PINL_THEN_SCRATCH, /* the device goes on in memory of no meaning */
+	PINL_THEN_COPY,	   /* device and CPU go on in one private copy of the content */
+};
+
+struct pinl_policy {
+	size_t size;
+	enum pinl_policy_kind kind;
+	enum pinl_then then; /* RECALL: what to do at the deadline */
+	unsigned grace_ms;   /* RECALL: from notice to deadline; cut to pinl_opts.ceiling_ms */
+	unsigned refuse;     /* REFUSE: PINL_OPBIT()s */
+};
+
+/* Flags of pinl_map_range(). */
+#define PINL_WRITE 0x1u /* the device writes to the memory */
+#define PINL_PIN   0x2u /* pin now; without it only an on-demand device can map */
+/*
+ * The program promises to change the range only by the pinl_ calls below. What no source can see or
+ * refuse is then accepted at map time instead of being refused; it is still reported when found.
+ */
+#define PINL_COOPERATIVE 0x4u
+/* Refuse the lease unless every operation that a source can be asked to hold is held. */
+#define PINL_STRICT 0x8u
+/* REFUSE on a memfd that allows sealing: put F_SEAL_SHRINK and F_SEAL_FUTURE_WRITE on it. Seals stay
+ * for the life of the file, longer than the lease. */
+#define PINL_SEAL 0x10u
+
+/* -------------------------------------------------------------------------------------- context -- */
+
+struct pinl_event;
+
+struct pinl_opts {
+	size_t size;
+	unsigned ceiling_ms; /* no change waits longer for a notice; 0 = 10000 */
+	unsigned drain_ms;   /* force: bound for in-flight I/O to end; 0 = 1000 */
+	int summary_fd;	     /* pinl_close() and exit write the orphan summary there; 0 = stderr,
+				-1 = nowhere (the counters still have it) */
+	unsigned sources;    /* PINL_SOURCE_*; 0 = all */
+	/*
+	 * Called for every event from a thread of the library's own, no lock held, so it may call any
+	 * pinl_ function but pinl_close(). Events that went here are not seen by pinl_next_event().
+	 */
+	void (*on_event)(const struct pinl_event *event, void *arg);
+	void *on_event_arg;
+};
+
+#define PINL_SOURCE_UFFD   0x1u /* userfaultfd: changes of mappings */
+#define PINL_SOURCE_FILES  0x2u /* fanotify: holds and refuses changes of files on ext4, XFS, btrfs */
+#define PINL_SOURCE_NOTIFY 0x4u /* inotify and hole scans: tells of changes of files afterwards */
+#define PINL_SOURCE_ALL	   0x7u
+
+/*
+ * pinl_open - make a context: threads, sources, event queue.
+ *
+ * opts may be NULL. A source that this kernel or these privileges don't give is left out; that is
+ * not an error here, but pinl_sources() says it and pinl_map_range() counts on what is there.
+ * Errors: -EINVAL opts->size or a flag unknown; -ENOMEM; -EMFILE/-ENFILE no descriptors left;
+ * -EAGAIN no thread could be started.
+ */
+int pinl_open(const struct pinl_opts *opts, struct pinl_ctx **ctx);
+
+/* Ends every lease and device of the context, writes the orphan summary, waits for the threads. */
+void pinl_close(struct pinl_ctx *ctx);
+
+/* The sentence for the last failed call of this thread; "" before any. Valid until the next one. */
+const char *pinl_error(void);
+
+/* Which sources run, and why the others don't: one line each. As snprintf: returns the length. */
+int pinl_sources(struct pinl_ctx *ctx, char *buf, size_t len);
+
+/*
+ * pinl_watch_fs - prepare the file system of `path` for holding changes on files leased later.
+ *
+ * fanotify reports punch, collapse and the like only from descriptors opened while the file system
+ * had a mark. The first lease on a file system sets that mark; programs that open their files before
+ * that call this first. Truncation is always seen. Errors: -EOPNOTSUPP when the files source is
+ * missing or the file system can't be watched; any errno of opening `path`.
+ */
+int pinl_watch_fs(struct pinl_ctx *ctx, const char *path);
+
+/* -------------------------------------------------------------------------------------- devices -- */
+
+/* Argument of the "uring" device. Facility: io_uring_register(2), IORING_REGISTER_BUFFERS_UPDATE. */
+struct pinl_uring_arg {
+	size_t size;
+	struct io_uring *ring; /* yours, stays yours; must outlive the device */
+	unsigned slots;	       /* sparse table to make; 0 = 1024. Ignored if first_slot/nr_slots given */
+	unsigned first_slot;   /* the part of an existing table of yours that leases may use */
+	unsigned nr_slots;     /* 0 = no table yet, make one */
+};
+
+/* Argument of the "soft" device: a DMA engine thread with its own page table. NULL = all defaults. */
+struct pinl_soft_arg {
+	size_t size;
+	int device_class; /* enum pinl_device_class of device.h + 1; 0 = FAULTING */
+};
+
+/*
+ * pinl_device_open - open a device of `kind` ("uring", "soft") with its argument.
+ *
+ * Errors: -EINVAL unknown kind or argument; -EOPNOTSUPP the device can't be revoked from another
+ * thread (IORING_SETUP_SINGLE_ISSUER) or the kernel lacks what the backend needs; -EBADF closed
+ * ring; -EBUSY the ring has a buffer table and no slot range was given; -ENOMEM.
+ */
+int pinl_device_open(struct pinl_ctx *ctx, const char *kind, const void *arg,
+		     struct pinl_device **dev);
+
+/* Ends the leases that are left on the device (reported as leaks with their owners), then the device. */
+void pinl_device_close(struct pinl_device *dev);
+
+/*
+ * Every completion of a ring given to a "uring" device passes through here first. True: it was
+ * pinlease's own (a buffer's last request ended), skip it. A holder that doesn't do this still works,
+ * but drains are then only confirmed while the completion is unread.
+ */
+int pinl_uring_cqe(struct pinl_device *dev, uint64_t user_data);
+
+/*
+ * pinl_soft_dma - one transfer by the soft device, between device address `daddr` and `buf`; waits
+ * for it. write != 0: the device writes to the leased memory. Errors: -EFAULT the device's page
+ * table has no (writable) entry and it can't fault one in; -EINVAL not a soft device; -ENODEV it is
+ * closed.
+ */
+int pinl_soft_dma(struct pinl_device *dev, uint64_t daddr, void *buf, size_t len, int write);
+
+/*
+ * Stop (1) or let go (0) the soft device's engine between two pages of a transfer: how tests and
+ * programs get a transfer that is in flight for as long as they like.
+ */
+int pinl_soft_pause(struct pinl_device *dev, int paused);
+
+/* Write-protect the device's pages of [start, end), or read and clear their dirty bits: one byte per
+ * page, 1 = the device wrote it since the last call. N2, N3. -EOPNOTSUPP: the device can't. */
+int pinl_device_protect(struct pinl_lease *lease, uintptr_t start, uintptr_t end);
+int pinl_device_dirty(struct pinl_lease *lease, uintptr_t start, uintptr_t end, uint8_t *dirty);
+
+/* --------------------------------------------------------------------------------------- leases -- */
+
+/* One per page. uring: addr = the VA, key = the fixed buffer's index. soft: addr = device address. */
+struct pinl_addr {
+	uint64_t addr;
+	uint32_t key;
+	uint32_t pad;
+};
+
+/*
+ * pinl_map_range - lease [start, end) to a device.
+ *
+ * addrs, if not NULL, gets one entry per page. The lease is watched before the device may use it.
+ * Errors:
+ * -EINVAL      not page aligned, empty, overflowing, above user space, two mappings of different
+ *              kinds, unknown flag or policy
+ * -ENOMEM      part of the range is not mapped; RLIMIT_MEMLOCK (the sentence names it); out of memory
+ * -EACCES      PINL_WRITE on a mapping without write permission
+ * -EEXIST      overlaps a lease on the same device
+ * -EOPNOTSUPP  the policy can't be kept with this device, memory and sources (R4), or this memory
+ *              can't be pinned (the sentence says which part, and what would do)
+ * -EBUSY       another userfaultfd owns the mapping, or a change of the range is under way
+ * -ENOSPC      the device's table is full
+ * -EBADF, -ENODEV  the ring is closed, the device is dead
+ * -EMFILE      no descriptors left
+ */
+int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
+		   const struct pinl_policy *policy, struct pinl_addr *addrs,
+		   struct pinl_lease **lease);
+
+/* Takes the memory from the device (bounded by pinl_opts.drain_ms) and ends the lease and the handle.
+ * Data the device wrote is in the file's dirty pages or the private memory as after any store. */
+void pinl_unmap_range(struct pinl_lease *lease);
+
+/*
+ * pinl_quiesced - the holder's answer to a notice: no I/O of mine uses the lease any more. The
+ * library takes the range from the device and lets the change go on. Also fine without a notice.
+ * -EALREADY: the deadline was first.
+ */
+int pinl_quiesced(struct pinl_lease *lease);
+
+/* The index or key that goes with the lease's addresses (uring: buf_index). */
+uint32_t pinl_lease_key(struct pinl_lease *lease);
+
+/* 0: nothing has happened to the range so far; -EAGAIN: a change is being applied; -ESTALE: recalled. */
+int pinl_lease_check(struct pinl_lease *lease);
+
+/* A pointer of yours; comes back in events. Set before it is needed; not locked. */
+void pinl_lease_set_cookie(struct pinl_lease *lease, void *cookie);
+
+enum pinl_state {
+	PINL_ACTIVE,   /* the device may use it */
+	PINL_NOTICED,  /* the holder has been told, the deadline is armed */
+	PINL_FORCING,  /* quiesced or past the deadline: being taken from the device */
+	PINL_RELEASED, /* the device can't reach the old pages any more */
+};
+
+enum pinl_outcome {
+	PINL_OUT_NONE,
+	PINL_OUT_QUIESCED, /* by the holder, in time */
+	PINL_OUT_FAIL,	   /* forced; requests now fail */
+	PINL_OUT_SCRATCH,
+	PINL_OUT_COPY,
+};
+
+struct pinl_lease_info {
+	size_t size;
+	uint64_t id; /* unique in this context */
+	pid_t owner; /* process */
+	pid_t owner_thread;
+	const void *caller; /* return address of pinl_map_range: who took it (P1) */
+	uintptr_t start, end;
+	uint64_t since_ns, age_ns;
+	enum pinl_state state;
+	enum pinl_outcome outcome;
+	enum pinl_memory_kind memory;
+	uint64_t file_dev, file_ino, file_offset; /* 0 where there is no file */
+	struct pinl_policy policy;
+	unsigned flags;
+	uint64_t detached_bytes; /* now on scratch or copy */
+	uint64_t orphan_bytes;	 /* the device still has, file or mapping let go */
+	uint8_t coverage[16];	 /* per enum pinl_op: PINL_CAN_*, for changes made raw by anyone */
+};
+
+int pinl_lease_info(struct pinl_lease *lease, struct pinl_lease_info *info);
+
+/* The lease in words: range, file, device, policy, what is held and what is only told. As snprintf. */
+int pinl_lease_describe(struct pinl_lease *lease, char *buf, size_t len);
+
+/*
+ * The content the device holds, page by page, wherever file and mapping have gone: how a holder
+ * rescues orphaned bytes. `offset` from the lease's start. -EOPNOTSUPP: the device can't be read.
+ */
+int pinl_lease_read(struct pinl_lease *lease, size_t offset, size_t len, void *buf);
+
+/* --------------------------------------------------------------------------------------- events -- */
+
+enum pinl_event_type {
+	PINL_EV_NOTICE,	    /* quiesce before deadline_ns, then pinl_quiesced() or pinl_unmap_range() */
+	PINL_EV_QUIESCED,   /* the holder answered in time */
+	PINL_EV_FORCED,	    /* the deadline passed: outcome says what was done, err if it fell short */
+	PINL_EV_RELEASED,   /* the device is off the old pages; I3 holds from here */
+	PINL_EV_ANSWERED,   /* the actor goes on; waited_ns says how long it was held */
+	PINL_EV_REFUSED,    /* the actor got err */
+	PINL_EV_FOLLOWED,   /* an on-demand device was invalidated */
+	PINL_EV_ORPHAN,	    /* the device has pages that file or mapping let go */
+	PINL_EV_ORPHAN_END, /* they are released; bytes = what the device wrote there meanwhile */
+	PINL_EV_DEGRADED,   /* a guarantee is weaker than asked for; err says why */
+	PINL_EV_LEAK,	    /* the device or context was closed with this lease on it */
+	PINL_EV_DROPPED,    /* bytes = events lost because nobody read them */
+};
+
+struct pinl_event {
+	size_t size;
+	enum pinl_event_type type;
+	enum pinl_op op;
+	enum pinl_outcome outcome;
+	int err;
+	uint64_t time_ns;
+	uint64_t deadline_ns;
+	uint64_t waited_ns;
+	uint64_t lease_id; /* 0 where an event is about a change, not a lease */
+	uint64_t change_id;
+	void *cookie;
+	pid_t holder;
+	pid_t actor_pid, actor_tid; /* 0: not known */
+	uintptr_t start, end;	    /* the part of the lease concerned */
+	uint64_t file_dev, file_ino, file_start, file_end;
+	uint64_t bytes;
+	char source[12]; /* who saw it */
+};
+
+/* Readable while events wait. Only to poll; never read or close it. */
+int pinl_fd(struct pinl_ctx *ctx);
+
+/* Takes the oldest event. 0, or -EAGAIN when there is none. */
+int pinl_next_event(struct pinl_ctx *ctx, struct pinl_event *event);
+
+/* The event in one line of words. As snprintf. */
+int pinl_event_format(const struct pinl_event *event, char *buf, size_t len);
+
+const char *pinl_op_name(enum pinl_op op);
+const char *pinl_state_name(enum pinl_state state);
+const char *pinl_outcome_name(enum pinl_outcome outcome);
+const char *pinl_memory_name(enum pinl_memory_kind kind);
+
+struct pinl_counters {
+	size_t size;
+	uint64_t leases, mapped, unmapped; /* now; ever */
+	uint64_t bytes;			   /* leased now */
+	uint64_t notices, quiesced, forced, refused, answered, followed;
+	uint64_t orphans, orphan_bytes, orphan_bytes_written; /* ever */
+	uint64_t leaks, events_dropped, drains_unconfirmed;
+	uint64_t sequence; /* odd: a change is being applied */
+};
+
+int pinl_counters(struct pinl_ctx *ctx, struct pinl_counters *counters);
+
+/* ------------------------------------------------------------------------------- explicit calls -- */
+
+/*
+ * The system calls of the same names, with every policy kept exactly on every kind of memory: told
+ * before, held until recalled, refused with -EBUSY. -errno of the system call otherwise. Memory and
+ * files without leases are passed on at once. The calls may be made by the holder itself, also from
+ * an event callback: its own changes recall its leases like anyone's.
+ */
+int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len);
+int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,
+		void *new_addr, void **out);
+int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice);
+int pinl_ftruncate(struct pinl_ctx *ctx, int fd, off_t size);
+int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * For authors of sources. A source sees that memory is about to change, or has changed, says so to the
+ * core as a `pinl_change`, and passes the core's answer on to whoever makes the change. It never
+ * decides; it says honestly what it can do (coverage) and what it can do this time (change.can).
+ *
+ * Threads of a source may block nobody but their own actors: they allocate nothing, free nothing and
+ * take no lock of the application's, because the application may be waiting for them (I8).
+ */
+#ifndef PINLEASE_SOURCE_H
+#define PINLEASE_SOURCE_H
+
+#include <pinlease/pinlease.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The memory under a lease. Owned by the lease; `fd` is open as long as the lease lives. */
+struct pinl_memory {
+	enum pinl_memory_kind kind;
+	uintptr_t start, end;	    /* the leased range */
+	uintptr_t vma_start, vma_end; /* the mapping(s) around it */
+	uint64_t dev, ino;	    /* of the file; 0: none */
+	uint64_t offset;	    /* file offset of `start` */
+	long fs_magic;		    /* statfs f_type; 0: no file or not reachable */
+	int fd;			    /* a descriptor of the file, or -1 */
+	int shared;		    /* MAP_SHARED */
+	int writable;		    /* PROT_WRITE */
+	int is_memfd;
+};
+
+struct pinl_change {
+	/* Set by the source. */
+	enum pinl_op op;
+	unsigned can;	       /* PINL_CAN_*: what is still possible for this very change */
+	int on_file;	       /* file_* are set, else start and end */
+	uintptr_t start, end;
+	uint64_t file_dev, file_ino, file_start, file_end;
+	pid_t actor_pid, actor_tid; /* 0: not known */
+	const char *source;
+	/* Called exactly once, by any thread, no lock held. 0: goes on; -errno: refused (only if
+	 * PINL_CAN_REFUSE). The core is done with the structure when this is called. */
+	void (*answer)(struct pinl_change *change, int err);
+	void *arg;
+
+	/* The core's. */
+	struct pinl_change *next;
+	uint64_t id, since_ns, ceiling_ns;
+	int recalled;
+};
+
+struct pinl_source_ops {
+	size_t size;
+	const char *name;
+
+	/* -errno and a sentence (pinl_set_error) when this machine doesn't give it. */
+	int (*open)(struct pinl_ctx *ctx, const void *arg, void **src);
+	void (*close)(void *src);
+
+	/* What this source can do about raw `op`s on this memory: PINL_CAN_*. Probed, never guessed. */
+	unsigned (*coverage)(void *src, const struct pinl_memory *mem, enum pinl_op op);
+
+	/* Start and stop watching for a lease. Called in map and unmap, no lock held, balanced. watch
+	 * may fail with -EBUSY and such; a source that has no business with this memory returns 0. */
+	int (*watch)(void *src, const struct pinl_memory *mem);
+	void (*unwatch)(void *src, const struct pinl_memory *mem);
+
+	/* Around a forced replacement of [start, end): stop (1) and start again (0) reporting changes of
+	 * these addresses. The caller is the core's worker and would wait for itself otherwise. */
+	void (*suspend)(void *src, uintptr_t start, uintptr_t end, int suspended);
+};
+
+int pinl_source_add(struct pinl_ctx *ctx, const struct pinl_source_ops *ops, const void *arg);
+
+/* Report a change; see pinl_change.answer. */
+void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *change);
+
+/* After a change that was allowed: it has happened, or will not. Until then new leases on its range are
+ * refused with -EBUSY. `change` is by value: op and ranges only. */
+void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id);
+
+/* The sequence (I1): a reader raises it before it takes a change from the kernel, lowers it when the
+ * change is applied. While raised, pinl_lease_check() says -EAGAIN. */
+void pinl_changing_begin(struct pinl_ctx *ctx);
+void pinl_changing_end(struct pinl_ctx *ctx);
+
+/* True while any lease would want the operations in `ops` held. Cheap, no lock. */
+int pinl_wants_hold(struct pinl_ctx *ctx, unsigned ops);
+
+/* The calling thread acts for the core or has already asked: its changes are let through at once. */
+int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

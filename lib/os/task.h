@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What a blocked task is doing: number and arguments of its system call, from /proc/<tid>/syscall.
+ * Allocates nothing; safe in source threads. */
+#ifndef PL_OS_TASK_H
+#define PL_OS_TASK_H
+
+#include <sys/types.h>
+
+struct pl_syscall {
+	long nr;
+	unsigned long args[6];
+};
+
+/* -EAGAIN: the task is running; -ESRCH/-EACCES as from the kernel; -ENODATA: not in a system call. */
+int pl_task_syscall(pid_t pid, pid_t tid, struct pl_syscall *out);
+
+/* Call fn for every thread of this process but the caller; stops when fn returns non-zero. */
+int pl_task_each_thread(int (*fn)(pid_t tid, void *arg), void *arg);
+
+#endif
