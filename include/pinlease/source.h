@@ -16,6 +16,12 @@
 extern "C" {
 #endif
 
+/*
+ * Beside PINL_CAN_* in pinl_change.can: the source calls pinl_change_done() once the allowed change has
+ * happened or been given up. Implied for on_file changes with PINL_CAN_BEFORE.
+ */
+#define PINL_WILL_SAY_DONE 0x10u
+
 /* The memory under a lease. Owned by the lease; `fd` is open as long as the lease lives. */
 struct pinl_memory {
 	enum pinl_memory_kind kind;
@@ -77,7 +83,7 @@ int pinl_source_add(struct pinl_ctx *ctx, const struct pinl_source_ops *ops, con
 void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *change);
 
 /* After a change that was allowed: it has happened, or will not. Until then new leases on its range are
- * refused with -EBUSY. `change` is by value: op and ranges only. */
+ * refused with -EBUSY. change_id is pinl_change.id, set by submit. */
 void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id);
 
 /* The sequence (I1): a reader raises it before it takes a change from the kernel, lowers it when the
@@ -85,11 +91,24 @@ void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id);
 void pinl_changing_begin(struct pinl_ctx *ctx);
 void pinl_changing_end(struct pinl_ctx *ctx);
 
+/* Around taking after-the-fact reports from the kernel and submitting them: as soon as a report is taken
+ * its caller runs on and may lease the same addresses anew; pinl_map_range() waits for the end of this,
+ * so that an old report never hits a new lease. Short: nothing is held inside. */
+void pinl_applying_begin(struct pinl_ctx *ctx);
+void pinl_applying_end(struct pinl_ctx *ctx);
+
 /* True while any lease would want the operations in `ops` held. Cheap, no lock. */
 int pinl_wants_hold(struct pinl_ctx *ctx, unsigned ops);
 
 /* The calling thread acts for the core or has already asked: its changes are let through at once. */
 int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid);
+
+/*
+ * pinl_script_run - the script source: report the changes listed in `script`, one per line, each
+ * answered before the next. For tests and for replaying a recorded sequence; lib/source/script.c has the
+ * form. Stops at the first line that is refused (-EBUSY) or not understood (-EINVAL).
+ */
+int pinl_script_run(struct pinl_ctx *ctx, const char *script);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# The front door. meson and ninja do the work, in build/; see CONTRIBUTING.md.
+.POSIX:
+
+help:
+	@echo 'make demo     install what is missing, build, show a recall on real files (build/demo.html)'
+	@echo 'make check    install what is missing, build, run every test; the last line is the sum'
+	@echo 'make build    only build, in build/'
+	@echo 'make install  install what was built (DESTDIR= is honoured)'
+	@echo 'make format   put the C files into the form of .clang-format'
+	@echo 'make clean    remove the build directories'
+
+demo:
+	@scripts/deps build
+	@$(MAKE) --no-print-directory build
+	build/tools/pinlease/pinlease demo --html build/demo.html
+
+check:
+	@scripts/deps check
+	@scripts/check
+
+build: build/build.ninja
+	ninja -C build
+
+# Tests need cmocka, which only `make check` installs.
+build/build.ninja:
+	meson setup build -Dtests=false
+
+install:
+	meson install -C build --no-rebuild
+
+format:
+	scripts/format
+
+clean:
+	rm -rf build build-asan build-tsan
+
+.PHONY: help demo check build install format clean

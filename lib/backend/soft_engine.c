@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Invariant: what the device may touch is decided under `lock`, one page at a time. A page is accessed
+ * without the lock, but only while the transfer is `busy`. So whoever takes an entry or a pin away first
+ * changes it under the lock, then waits until the transfer that could still use it is not busy (on
+ * demand) or over (pinned).
+ *
+ * `lock` and the lock of the pins (soft_pin.c) are never held together; nothing is allocated, freed or
+ * accessed under `lock`.
+ */
+#include "backend/soft_engine.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* ---------------------------------------------------------------------------------- page table -- */
+
+/* The index of the last mapping that starts at or below daddr, plus one. */
+static size_t table_position(struct pl_soft *s, uint64_t daddr)
+{
+	size_t lo = 0, hi = s->nr_maps;
+
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+
+		if (s->maps[mid]->daddr <= daddr)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo;
+}
+
+struct pl_soft_map *pl_soft_find(struct pl_soft *s, uint64_t daddr, size_t len)
+{
+	size_t pos = table_position(s, daddr);
+	struct pl_soft_map *map = pos ? s->maps[pos - 1] : NULL;
+	uint64_t size = map ? map->end - map->start : 0;
+
+	if (!map || daddr - map->daddr > size || len > size - (daddr - map->daddr))
+		return NULL;
+	return map;
+}
+
+/* Room for one more. Drops the lock to allocate. */
+static int table_grow(struct pl_soft *s)
+{
+	while (s->nr_maps == s->max_maps) {
+		size_t max = s->max_maps ? 2 * s->max_maps : 64;
+		struct pl_soft_map **maps;
+
+		pthread_mutex_unlock(&s->lock);
+		maps = malloc(max * sizeof *maps);
+		pthread_mutex_lock(&s->lock);
+		if (!maps)
+			return -ENOMEM;
+		if (max > s->max_maps) {
+			struct pl_soft_map **was = s->maps;
+
+			if (s->nr_maps)
+				memcpy(maps, was, s->nr_maps * sizeof *maps);
+			s->maps = maps;
+			s->max_maps = max;
+			maps = was;
+		}
+		pthread_mutex_unlock(&s->lock);
+		free(maps);
+		pthread_mutex_lock(&s->lock);
+	}
+	return 0;
+}
+
+int pl_soft_insert(struct pl_soft *s, struct pl_soft_map *map)
+{
+	int err;
+
+	pthread_mutex_lock(&s->lock);
+	err = table_grow(s);
+	if (!err) {
+		map->daddr = s->next_daddr;
+		/* One page stays free, so that running over the end is an error. */
+		s->next_daddr += map->end - map->start + s->page;
+		s->maps[s->nr_maps++] = map;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return err;
+}
+
+void pl_soft_remove(struct pl_soft *s, struct pl_soft_map *map)
+{
+	size_t pos = table_position(s, map->daddr);
+
+	memmove(&s->maps[pos - 1], &s->maps[pos], (s->nr_maps - pos) * sizeof *s->maps);
+	s->nr_maps--;
+}
+
+/* -------------------------------------------------------------------------------------- engine -- */
+
+static uintptr_t dma_va(struct pl_soft_dma *x)
+{
+	return x->map->start + (x->daddr + x->pos - x->map->daddr);
+}
+
+/* Bytes up to the end of the page at `pos`. */
+static size_t dma_chunk(struct pl_soft *s, struct pl_soft_dma *x)
+{
+	size_t room = s->page - (x->daddr + x->pos) % s->page;
+
+	return x->len - x->pos < room ? x->len - x->pos : room;
+}
+
+static int dma_begin(struct pl_soft *s, struct pl_soft_dma *x)
+{
+	struct pl_soft_map *map = pl_soft_find(s, x->daddr, x->len);
+
+	if (!map || map->stopped || (x->write && !map->writable))
+		return -EFAULT;
+	x->map = map;
+	x->pin = map->pin;
+	return 0;
+}
+
+/* Until the engine may move the next page. Paused, it still moves the first one of several: so a test
+ * can see that the transfer is in flight. */
+static int dma_may_go(struct pl_soft *s, struct pl_soft_dma *x)
+{
+	for (;;) {
+		if (s->closing)
+			return -ENODEV;
+		if (x->cancel)
+			return -ECANCELED;
+		if (!s->paused || (!x->pos && dma_chunk(s, x) < x->len))
+			return 0;
+		pthread_cond_wait(&s->changed, &s->lock);
+	}
+}
+
+/*
+ * The memory behind the entry. On demand the access is also the page fault: it goes by address through
+ * the process's own page table, as a real device's fault does, and gives EFAULT where a CPU would get
+ * a signal.
+ */
+int pl_soft_access(struct pl_soft *s, const struct pl_pin *pin, uintptr_t va, void *buf, size_t len,
+		   int write)
+{
+	struct iovec local = {buf, len}, remote = {(void *)va, len};
+	ssize_t n;
+
+	if (pin)
+		return pl_pin_access(s->pins, pin, va - pin->start, buf, len, write);
+	n = write ? process_vm_writev(getpid(), &local, 1, &remote, 1, 0)
+		  : process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+	if (n < 0)
+		return -errno;
+	return (size_t)n == len ? 0 : -EFAULT;
+}
+
+/* One page: entry (faulted in if it isn't good enough), access, dirty bit. */
+static int dma_page(struct pl_soft *s, struct pl_soft_dma *x)
+{
+	unsigned char *pte = &x->map->pte[pl_soft_index(s, x->map, dma_va(x))];
+	size_t len = dma_chunk(s, x);
+	uintptr_t va = dma_va(x);
+	int err;
+
+	if (!x->pin && x->map->stopped)
+		return -EFAULT;
+	/* Before the access, so that an invalidate during it is not undone. */
+	*pte |= PL_PTE_VALID | (x->write ? PL_PTE_WRITABLE : 0);
+	x->busy = 1;
+	pthread_mutex_unlock(&s->lock);
+	err = pl_soft_access(s, x->pin, va, x->buf + x->pos, len, x->write);
+	pthread_mutex_lock(&s->lock);
+	x->busy = 0;
+	/* After the access: a page found clean has nothing in it that will not be reported later. */
+	if (x->write)
+		*pte |= PL_PTE_DIRTY;
+	if (err)
+		*pte &= ~(PL_PTE_VALID | PL_PTE_WRITABLE);
+	else
+		x->pos += len;
+	pthread_cond_broadcast(&s->changed);
+	return err;
+}
+
+static int dma_run(struct pl_soft *s, struct pl_soft_dma *x)
+{
+	int err = dma_begin(s, x);
+
+	while (!err && x->pos < x->len) {
+		err = dma_may_go(s, x);
+		if (!err)
+			err = dma_page(s, x);
+	}
+	x->map = NULL;
+	return err;
+}
+
+void *pl_soft_engine(void *arg)
+{
+	struct pl_soft *s = arg;
+	struct pl_soft_dma *x;
+
+	pthread_mutex_lock(&s->lock);
+	while (s->head || !s->closing) {
+		x = s->head;
+		if (!x) {
+			pthread_cond_wait(&s->changed, &s->lock);
+			continue;
+		}
+		s->head = x->next;
+		if (!s->head)
+			s->tail = &s->head;
+		s->cur = x;
+		x->result = s->closing ? -ENODEV : dma_run(s, x);
+		s->cur = NULL;
+		x->done = 1;
+		pthread_cond_broadcast(&s->changed);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return NULL;
+}
+
+int pl_soft_submit(struct pl_soft *s, struct pl_soft_dma *x)
+{
+	pthread_mutex_lock(&s->lock);
+	if (s->closing) {
+		pthread_mutex_unlock(&s->lock);
+		return -ENODEV;
+	}
+	s->submitters++;
+	*s->tail = x;
+	s->tail = &x->next;
+	pthread_cond_broadcast(&s->changed);
+	while (!x->done)
+		pthread_cond_wait(&s->changed, &s->lock);
+	s->submitters--;
+	pthread_cond_broadcast(&s->changed);
+	pthread_mutex_unlock(&s->lock);
+	return x->result;
+}

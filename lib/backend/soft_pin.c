@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Invariant: a slot of the ring's buffer table is in the stack of free slots and empty, or belongs to
+ * exactly one pin. At most one request is in the ring, its submitter waits for it under `lock`; so a
+ * pin that no thread is accessing has no request, and clearing its slot unpins at once.
+ *
+ * The kernel is reached through the ring only: data goes pinned pages <-> memfd <-> caller, because a
+ * fixed buffer's pages have no other name once their mapping is gone.
+ */
+#include "backend/soft_pin.h"
+
+#include <errno.h>
+#include <liburing.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <pinlease/device.h>
+
+enum {
+	SLOTS = 16384,		/* the kernel's maximum */
+	BOUNCE_SIZE = 64 << 10, /* bytes one request moves */
+	PIN_MAX = 1 << 30,	/* bytes in one fixed buffer, the kernel's maximum */
+};
+
+struct pl_pins {
+	struct io_uring ring;
+	pthread_mutex_t lock; /* ring's queues, bounce, broken, free, nr_free */
+	int bounce_fd;
+	unsigned char *bounce;
+	int broken; /* a request may still be in the ring: no other may follow */
+	unsigned nr_free;
+	uint16_t free[SLOTS];
+};
+
+static int make_bounce(struct pl_pins *p)
+{
+	void *map;
+	int fd, err;
+
+	fd = memfd_create("pinlease-soft-bounce", MFD_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (ftruncate(fd, BOUNCE_SIZE) < 0)
+		goto fail;
+	map = mmap(NULL, BOUNCE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED)
+		goto fail;
+	p->bounce_fd = fd;
+	p->bounce = map;
+	return 0;
+fail:
+	err = -errno;
+	close(fd);
+	return err;
+}
+
+int pl_pins_open(struct pl_pins **pins)
+{
+	struct pl_pins *p = calloc(1, sizeof *p);
+	int err;
+
+	if (!p)
+		return -ENOMEM;
+	err = io_uring_queue_init(4, &p->ring, 0);
+	if (err)
+		goto fail;
+	err = io_uring_register_buffers_sparse(&p->ring, SLOTS);
+	if (!err)
+		err = make_bounce(p);
+	if (err)
+		goto fail_ring;
+	for (unsigned i = 0; i < SLOTS; i++)
+		p->free[i] = SLOTS - 1 - i;
+	p->nr_free = SLOTS;
+	pthread_mutex_init(&p->lock, NULL);
+	*pins = p;
+	return 0;
+fail_ring:
+	io_uring_queue_exit(&p->ring);
+fail:
+	free(p);
+	return err;
+}
+
+void pl_pins_close(struct pl_pins *p)
+{
+	io_uring_queue_exit(&p->ring);
+	munmap(p->bounce, BOUNCE_SIZE);
+	close(p->bounce_fd);
+	pthread_mutex_destroy(&p->lock);
+	free(p);
+}
+
+static int take_slot(struct pl_pins *p, unsigned *slot)
+{
+	int err = -ENOSPC;
+
+	pthread_mutex_lock(&p->lock);
+	if (p->nr_free) {
+		*slot = p->free[--p->nr_free];
+		err = 0;
+	}
+	pthread_mutex_unlock(&p->lock);
+	return err;
+}
+
+static void give_slot(struct pl_pins *p, unsigned slot)
+{
+	pthread_mutex_lock(&p->lock);
+	p->free[p->nr_free++] = slot;
+	pthread_mutex_unlock(&p->lock);
+}
+
+/* Length 0 empties the slot. */
+static int set_slot(struct pl_pins *p, unsigned slot, uintptr_t start, size_t len)
+{
+	struct iovec iov = {.iov_base = (void *)start, .iov_len = len};
+	__u64 tag = 0;
+	int ret = io_uring_register_buffers_update_tag(&p->ring, slot, &iov, &tag, 1);
+
+	return ret < 0 ? ret : 0;
+}
+
+static int explain(int err, size_t len)
+{
+	struct rlimit rl = {0};
+
+	switch (err) {
+	case -EFAULT:
+	case -EOPNOTSUPP:
+		return pinl_set_error(
+			-EOPNOTSUPP,
+			"this memory can't be pinned for writing: a read-only mapping, a "
+			"shared mapping of a file on disk, device memory or secret memory; "
+			"lease it without PINL_PIN, or use anonymous, memfd, tmpfs or private "
+			"memory");
+	case -ENOMEM:
+		getrlimit(RLIMIT_MEMLOCK, &rl);
+		return pinl_set_error(
+			-ENOMEM,
+			"can't pin %zu bytes: out of memory, or over RLIMIT_MEMLOCK (now %llu "
+			"bytes); raise it with ulimit -l or LimitMEMLOCK=, or give the process "
+			"CAP_IPC_LOCK",
+			len, (unsigned long long)rl.rlim_cur);
+	case -ENOSPC:
+		return pinl_set_error(-ENOSPC, "the soft device's table of %d pins is full: end a lease",
+				      SLOTS);
+	default:
+		return pinl_set_error(err, "pinning %zu bytes failed: %s", len, strerror(-err));
+	}
+}
+
+int pl_pin_new(struct pl_pins *p, uintptr_t start, uintptr_t end, struct pl_pin **out)
+{
+	size_t len = end - start;
+	struct pl_pin *pin;
+	int err;
+
+	if (len > PIN_MAX)
+		return pinl_set_error(-EOPNOTSUPP,
+				      "a soft device pins at most 1 GiB in one lease: split the range");
+	pin = calloc(1, sizeof *pin);
+	if (!pin)
+		return pinl_set_error(-ENOMEM, "out of memory");
+	err = take_slot(p, &pin->slot);
+	if (err)
+		goto fail;
+	err = set_slot(p, pin->slot, start, len);
+	if (err) {
+		give_slot(p, pin->slot);
+		goto fail;
+	}
+	pin->start = start;
+	pin->len = len;
+	*out = pin;
+	return 0;
+fail:
+	free(pin);
+	return explain(err, len);
+}
+
+void pl_pin_free(struct pl_pins *p, struct pl_pin *pin)
+{
+	if (!pin)
+		return;
+	/* A slot that can't be emptied is never used again: it still has the pages. */
+	if (!set_slot(p, pin->slot, 0, 0))
+		give_slot(p, pin->slot);
+	free(pin);
+}
+
+/* The only completion there can be is that of the request just made. */
+static int finish(struct pl_pins *p, size_t len)
+{
+	struct io_uring_cqe *cqe;
+	int ret;
+
+	do
+		ret = io_uring_submit(&p->ring);
+	while (ret == -EINTR || ret == -EAGAIN);
+	if (ret != 1)
+		goto broken;
+	do
+		ret = io_uring_wait_cqe(&p->ring, &cqe);
+	while (ret == -EINTR || ret == -EAGAIN);
+	if (ret < 0)
+		goto broken;
+	ret = cqe->res;
+	io_uring_cqe_seen(&p->ring, cqe);
+	if (ret < 0)
+		return ret;
+	return (size_t)ret == len ? 0 : -EIO;
+broken:
+	p->broken = 1;
+	return ret < 0 ? ret : -EIO;
+}
+
+static int access_chunk(struct pl_pins *p, const struct pl_pin *pin, size_t offset, void *buf,
+			size_t len, int write)
+{
+	struct io_uring_sqe *sqe;
+	void *at = (void *)(pin->start + offset);
+	int err;
+
+	if (p->broken)
+		return -EIO;
+	sqe = io_uring_get_sqe(&p->ring);
+	if (write) {
+		memcpy(p->bounce, buf, len);
+		io_uring_prep_read_fixed(sqe, p->bounce_fd, at, len, 0, pin->slot);
+	} else {
+		io_uring_prep_write_fixed(sqe, p->bounce_fd, at, len, 0, pin->slot);
+	}
+	err = finish(p, len);
+	if (!err && !write)
+		memcpy(buf, p->bounce, len);
+	return err;
+}
+
+int pl_pin_access(struct pl_pins *p, const struct pl_pin *pin, size_t offset, void *buf, size_t len,
+		  int write)
+{
+	int err = 0;
+
+	if (offset > pin->len || len > pin->len - offset)
+		return -EFAULT;
+	for (size_t done = 0, n; !err && done < len; done += n) {
+		n = len - done < BOUNCE_SIZE ? len - done : BOUNCE_SIZE;
+		/* One chunk at a time, so that a long read doesn't hold up the engine. */
+		pthread_mutex_lock(&p->lock);
+		err = access_chunk(p, pin, offset + done, (char *)buf + done, n, write);
+		pthread_mutex_unlock(&p->lock);
+	}
+	return err;
+}

@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * io_uring: leases are fixed buffers in slots of a sparse table on the program's own ring. The device
+ * address of a page is its VA together with the slot as buffer index.
+ *
+ * REVOCABLE: a slot can be emptied or given other pages by any thread with the ring's descriptor, at
+ * once for new requests; requests in flight keep the old pages until they end, which the kernel tells
+ * by a completion with the slot's tag (uring_drain.c). Rings with IORING_SETUP_SINGLE_ISSUER let only
+ * their own thread do that and are refused.
+ *
+ * `read` works through a private ring that shares (clones) a slot's content: the pages stay pinned and
+ * readable after the program's slot has been emptied, without touching the program's queues.
+ *
+ * Facility: io_uring_register(2) BUFFERS2, BUFFERS_UPDATE, SYNC_CANCEL (6.0), CLONE_BUFFERS (6.13).
+ */
+#include "backend/uring.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "backend/backends.h"
+#include "backend/uring_table.h"
+
+#define PAGE 4096ul
+#define DEFAULT_SLOTS 1024
+#define SINGLE_ISSUER (1u << 12)
+#define KCMP_FILE 0
+
+/* The program may have closed the ring, and another file may have got its number. */
+static int ring_alive(const struct uring_dev *d)
+{
+	long r = syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, d->ring, d->given);
+
+	if (r < 0 && errno != EBADF) /* no kcmp here: at least a descriptor of that number */
+		r = fcntl(d->given, F_GETFD) < 0;
+	return r ? pinl_set_error(-EBADF, "the ring was closed; open a new device on a new ring") : 0;
+}
+
+static int table_error(int err, unsigned slots)
+{
+	if (err == -EBUSY)
+		return pinl_set_error(err, "the ring has a fixed buffer table already; give first_slot and nr_slots, the part "
+					   "of it that leases may use");
+	if (err == -EOPNOTSUPP || err == -EBADF)
+		return pinl_set_error(-EBADF, "that is no open io_uring ring");
+	if (err == -EINVAL || err == -EMFILE)
+		return pinl_set_error(-EINVAL, "the kernel makes no sparse table of %u fixed buffers (sparse tables need 5.19, "
+					       "at most 16384 buffers); ask for fewer slots", slots);
+	if (err == -EEXIST)
+		return pinl_set_error(-EOPNOTSUPP, "only one thread may register on this ring; set it up without "
+						   "IORING_SETUP_SINGLE_ISSUER");
+	return pinl_set_error(err, "can't make a fixed buffer table of %u slots: %s", slots, strerror(-err));
+}
+
+static int use_table(struct uring_dev *d, const struct pinl_uring_arg *arg)
+{
+	unsigned have;
+	int err;
+
+	if (!arg->nr_slots) {
+		d->nr = arg->slots ? arg->slots : DEFAULT_SLOTS;
+		err = pl_table_make(d->ring, d->nr);
+		d->own_table = !err;
+		return err ? table_error(err, d->nr) : 0;
+	}
+	d->first = arg->first_slot;
+	d->nr = arg->nr_slots;
+	err = pl_table_size(d->ring, &have);
+	if (err || (uint64_t)d->first + d->nr > have)
+		return pinl_set_error(-EINVAL, "slots %u to %u are not all in the ring's fixed buffer table", d->first,
+				      d->first + d->nr - 1);
+	return 0;
+}
+
+/* Does this kernel clone single slots? Tried on a page of our own, not assumed from a version. */
+static bool probe_clone(struct uring_dev *d)
+{
+	struct io_uring other;
+	void *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	bool ok = false;
+
+	if (page == MAP_FAILED)
+		return false;
+	if (!io_uring_queue_init(2, &other, 0)) {
+		ok = !pl_table_make(other.ring_fd, 1) && !pl_slot_set(other.ring_fd, 0, page, PAGE, 0) &&
+		     !pl_slot_clone(other.ring_fd, 0, d->priv.ring_fd, 0) &&
+		     !pl_slot_set(d->priv.ring_fd, 0, NULL, 0, 0);
+		io_uring_queue_exit(&other);
+	}
+	munmap(page, PAGE);
+	return ok;
+}
+
+static int open_private(struct uring_dev *d)
+{
+	int err = io_uring_queue_init(4, &d->priv, 0);
+
+	if (err) {
+		d->priv.ring_fd = -1;
+		return pinl_set_error(err, "can't make a second ring: %s", strerror(-err));
+	}
+	fcntl(d->priv.ring_fd, F_SETFD, FD_CLOEXEC);
+	err = pl_table_make(d->priv.ring_fd, d->nr);
+	d->bounce = memfd_create("pinlease", MFD_CLOEXEC);
+	if (err || d->bounce < 0)
+		return pinl_set_error(err ? err : -errno, "can't make a second ring's buffers");
+	d->can_read = probe_clone(d);
+	return 0;
+}
+
+static void dev_free(struct uring_dev *d)
+{
+	if (d->priv.ring_fd >= 0)
+		io_uring_queue_exit(&d->priv);
+	if (d->bounce >= 0)
+		close(d->bounce);
+	uring_cq_close(d);
+	if (d->own_table)
+		pl_table_drop(d->ring);
+	if (d->ring >= 0)
+		close(d->ring);
+	pthread_mutex_destroy(&d->lock);
+	free(d->used);
+	free(d);
+}
+
+static int check_arg(const struct pinl_uring_arg *arg)
+{
+	if (!arg || arg->size < sizeof *arg || !arg->ring)
+		return pinl_set_error(-EINVAL, "device uring needs a struct pinl_uring_arg with size and ring set");
+	if (arg->ring->flags & SINGLE_ISSUER)
+		return table_error(-EEXIST, 0);
+	if (arg->ring->ring_fd < 0 || fcntl(arg->ring->ring_fd, F_GETFD) < 0)
+		return pinl_set_error(-EBADF, "the ring is closed");
+	return 0;
+}
+
+static int uring_open(const void *given, struct pinl_device_info *info, void **out)
+{
+	const struct pinl_uring_arg *arg = given;
+	struct uring_dev *d;
+	int err = check_arg(arg);
+
+	if (err)
+		return err;
+	d = calloc(1, sizeof *d);
+	if (!d)
+		return pinl_set_error(-ENOMEM, "out of memory for a device");
+	pthread_mutex_init(&d->lock, NULL);
+	d->priv.ring_fd = d->bounce = -1;
+	d->given = arg->ring->ring_fd;
+	d->ring = fcntl(d->given, F_DUPFD_CLOEXEC, 0);
+	if (d->ring < 0)
+		err = pinl_set_error(-errno, "can't duplicate the ring's descriptor: %s", strerror(errno));
+	if (!err)
+		err = use_table(d, arg);
+	if (!err && !(d->used = calloc(d->nr, 1)))
+		err = pinl_set_error(-ENOMEM, "out of memory for a device");
+	if (!err)
+		err = open_private(d);
+	if (err) {
+		dev_free(d);
+		return err;
+	}
+	uring_cq_open(d, arg->ring);
+	info->device_class = PINL_DEV_REVOCABLE;
+	info->caps = PINL_DEVCAP_PIN | PINL_DEVCAP_RETARGET | (d->can_read ? PINL_DEVCAP_READ : 0);
+	info->why = d->can_read ? NULL : "this kernel doesn't clone single fixed buffers, 6.13 does";
+	*out = d;
+	return 0;
+}
+
+static void uring_close(void *dev)
+{
+	dev_free(dev);
+}
+
+static int slot_take(struct uring_dev *d, unsigned *slot)
+{
+	for (unsigned i = 0; i < d->nr; i++) {
+		unsigned s = (d->next_slot + i) % d->nr;
+
+		if (d->used[s])
+			continue;
+		d->used[s] = 1;
+		d->next_slot = s + 1;
+		*slot = s;
+		return 0;
+	}
+	return pinl_set_error(-ENOSPC, "all %u slots of the ring's fixed buffer table are leased; unmap some or open the "
+				       "device with more slots", d->nr);
+}
+
+static int pin_error(int err, size_t len)
+{
+	struct rlimit rl;
+
+	if (err == -EFAULT && len > (1ul << 30))
+		return pinl_set_error(-EOPNOTSUPP, "an io_uring fixed buffer has at most 1 GiB; lease the range in parts");
+	if (err == -EFAULT || err == -EOPNOTSUPP)
+		return pinl_set_error(-EOPNOTSUPP, "io_uring can't pin this memory: it always pins for writing, which the "
+						   "kernel refuses for read-only mappings, for MAP_SHARED of files on "
+						   "ext4, XFS, btrfs (since 6.5) and for DAX and device memory; use tmpfs, memfd, "
+						   "anonymous or MAP_PRIVATE memory, or an on-demand device");
+	if (err == -ENOMEM) {
+		getrlimit(RLIMIT_MEMLOCK, &rl);
+		return pinl_set_error(err, "pinning %zu KiB exceeds RLIMIT_MEMLOCK (%lu KiB for all rings of this user), or "
+					   "memory is out; raise it (ulimit -l, LimitMEMLOCK=) or give CAP_IPC_LOCK",
+				      len >> 10, (unsigned long)rl.rlim_cur >> 10);
+	}
+	if (err == -EEXIST)
+		return table_error(err, 0);
+	return pinl_set_error(err, "io_uring can't register the range: %s", strerror(-err));
+}
+
+static uint64_t new_tag(struct uring_dev *d)
+{
+	return PL_URING_TAG | ++d->tags;
+}
+
+static int set_slot(struct uring_dev *d, struct uring_map *u)
+{
+	size_t len = u->m->end - u->m->start;
+	uint64_t tag = new_tag(d);
+	int err = pl_slot_set(d->ring, d->first + u->slot, (void *)u->m->start, len, tag);
+
+	if (!err)
+		u->tag = tag;
+	return err;
+}
+
+static void empty_slot(struct uring_dev *d, struct uring_map *u)
+{
+	if (!u->tag || pl_slot_set(d->ring, d->first + u->slot, NULL, 0, 0))
+		return;
+	u->waiting = u->tag;
+	u->tag = 0;
+}
+
+static int uring_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
+{
+	struct uring_dev *d = dev;
+	struct uring_map *u;
+	int err = ring_alive(d);
+
+	if (err)
+		return err;
+	u = calloc(1, sizeof *u);
+	if (!u)
+		return pinl_set_error(-ENOMEM, "out of memory for a lease");
+	u->m = m;
+	pthread_mutex_lock(&d->lock);
+	err = slot_take(d, &u->slot);
+	if (!err) {
+		err = set_slot(d, u);
+		if (err) {
+			d->used[u->slot] = 0;
+			err = pin_error(err, m->end - m->start);
+		}
+	}
+	if (!err) {
+		u->next = d->maps;
+		d->maps = u;
+	}
+	pthread_mutex_unlock(&d->lock);
+	if (err) {
+		free(u);
+		return err;
+	}
+	m->key = d->first + u->slot;
+	m->priv = u;
+	for (size_t i = 0; addrs && i < (m->end - m->start) / PAGE; i++)
+		addrs[i] = (struct pinl_addr){ m->start + i * PAGE, m->key, 0 };
+	return 0;
+}
+
+static void uring_unmap(void *dev, struct pinl_mapping *m)
+{
+	struct uring_dev *d = dev;
+	struct uring_map *u = m->priv;
+
+	pthread_mutex_lock(&d->lock);
+	empty_slot(d, u);
+	uring_let_go(d, u);
+	d->used[u->slot] = 0;
+	for (struct uring_map **p = &d->maps; *p; p = &(*p)->next)
+		if (*p == u) {
+			*p = u->next;
+			break;
+		}
+	pthread_mutex_unlock(&d->lock);
+	free(u);
+}
+
+static int uring_stop(void *dev, struct pinl_mapping *m)
+{
+	struct uring_dev *d = dev;
+	struct uring_map *u = m->priv;
+
+	pthread_mutex_lock(&d->lock);
+	if (d->can_read)
+		uring_hold(d, u);
+	empty_slot(d, u);
+	u->stopped = true;
+	pthread_mutex_unlock(&d->lock);
+	return 0;
+}
+
+/* The old pages count against RLIMIT_MEMLOCK until they are gone: make room, at the price of requests
+ * failing meanwhile. */
+static int retarget_tight(struct uring_dev *d, struct uring_map *u)
+{
+	struct timespec t = { 0, 1000000 };
+
+	uring_let_go(d, u);
+	empty_slot(d, u);
+	for (int i = 0; i < 200 && u->waiting; i++) {
+		uring_cq_look(d);
+		pthread_mutex_unlock(&d->lock);
+		nanosleep(&t, NULL);
+		pthread_mutex_lock(&d->lock);
+	}
+	return set_slot(d, u);
+}
+
+static int uring_retarget(void *dev, struct pinl_mapping *m)
+{
+	struct uring_dev *d = dev;
+	struct uring_map *u = m->priv;
+	uint64_t old;
+	int err;
+
+	pthread_mutex_lock(&d->lock);
+	old = u->tag;
+	err = set_slot(d, u);
+	if (err == -ENOMEM) {
+		old = 0;
+		err = retarget_tight(d, u);
+	}
+	if (!err && old)
+		u->waiting = old;
+	if (!err) {
+		u->stopped = false;
+		if (!u->waiting)
+			uring_let_go(d, u);
+	}
+	pthread_mutex_unlock(&d->lock);
+	return err ? pin_error(err, m->end - m->start) : 0;
+}
+
+int pinl_uring_cqe(struct pinl_device *dev, uint64_t user_data)
+{
+	struct uring_dev *d;
+	int ours;
+
+	if ((user_data & 0xffffffff00000000ull) != PL_URING_TAG) /* the common case: no lock, no call */
+		return 0;
+	d = pinl_device_priv(dev, &pl_uring_ops);
+	if (!d)
+		return 0;
+	pthread_mutex_lock(&d->lock);
+	ours = uring_tag_seen(d, user_data);
+	pthread_mutex_unlock(&d->lock);
+	return ours;
+}
+
+const struct pinl_device_ops pl_uring_ops = {
+	.size = sizeof(struct pinl_device_ops),
+	.name = "uring",
+	.open = uring_open,
+	.close = uring_close,
+	.map = uring_map,
+	.unmap = uring_unmap,
+	.stop = uring_stop,
+	.drain = uring_drain,
+	.read = uring_read,
+	.retarget = uring_retarget,
+};

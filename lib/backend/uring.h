@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The io_uring backend's own objects; shared by uring.c and uring_drain.c. */
+#ifndef PL_BACKEND_URING_H
+#define PL_BACKEND_URING_H
+
+#include <liburing.h>
+#include <pinlease/device.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+/*
+ * Tags: user_data of the completions that say "the last request on this slot's old content has ended".
+ * The upper half marks them as ours, the lower half counts.
+ */
+#define PL_URING_TAG ((uint64_t)0x70696e6c << 32)
+
+struct uring_map {
+	struct uring_map *next; /* of uring_dev.maps */
+	struct pinl_mapping *m;
+	unsigned slot;	      /* in the program's ring, and minus first in the private one */
+	uint64_t tag;	      /* of what is in the slot now; 0: slot is empty */
+	uint64_t waiting;     /* tag of the content taken out last; 0: its requests have ended */
+	bool stopped;	      /* slot empty for good, until retarget */
+	bool held;	      /* the private ring shares the old content, for read */
+};
+
+/* The program's completion ring, mapped a second time: ours whatever the program does with its own. */
+struct uring_cq {
+	void *map;
+	size_t len;
+	unsigned *head, *tail, mask, shift;
+	struct io_uring_cqe *cqes;
+};
+
+struct uring_dev {
+	pthread_mutex_t lock; /* covers all below that changes */
+	int ring;	      /* our duplicate of the ring's descriptor */
+	int given;	      /* the program's descriptor, to see that it is still the same ring */
+	unsigned first, nr;   /* slots that leases may use */
+	bool own_table;
+	uint8_t *used; /* nr bytes */
+	unsigned next_slot;
+	struct uring_map *maps;
+	uint32_t tags;
+	struct uring_cq cq;
+	struct io_uring priv; /* reads what leases pin, through clones of their slots */
+	bool can_read;
+	int bounce; /* memfd between the private ring and a caller's buffer */
+};
+
+int uring_cq_open(struct uring_dev *d, const struct io_uring *ring);
+void uring_cq_close(struct uring_dev *d);
+
+/* dev->lock held: note the tags that stand unread in the completion ring. */
+void uring_cq_look(struct uring_dev *d);
+bool uring_tag_seen(struct uring_dev *d, uint64_t user_data);
+
+int uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns);
+int uring_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf);
+
+/* dev->lock held: share the slot's content with the private ring, or let go of it. */
+int uring_hold(struct uring_dev *d, struct uring_map *u);
+void uring_let_go(struct uring_dev *d, struct uring_map *u);
+
+#endif

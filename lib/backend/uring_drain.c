@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * When is a request that used an old buffer over? The kernel says it with a completion carrying the
+ * buffer's tag, in the program's queue. The program passes it on (pinl_uring_cqe); while it doesn't,
+ * because it hangs or waits for us, the entry is found by looking at the queue without taking it out.
+ *
+ * Looking is safe beside the program and the kernel: an entry is read between head and tail, and a
+ * value torn by reuse can only be mistaken for a tag that was really posted, tags being unique.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "backend/uring.h"
+#include "backend/uring_table.h"
+
+#define PAGE 4096ul
+
+int uring_cq_open(struct uring_dev *d, const struct io_uring *ring)
+{
+	struct uring_cq *cq = &d->cq;
+	const char *base = ring->cq.ring_ptr;
+	char *map;
+
+	cq->len = ring->cq.ring_sz;
+	map = mmap(NULL, cq->len, PROT_READ, MAP_SHARED, d->ring, IORING_OFF_CQ_RING);
+	if (map == MAP_FAILED) { /* a ring in the program's own memory */
+		cq->map = NULL;
+		return -errno;
+	}
+	cq->map = map;
+	cq->head = (unsigned *)(map + ((char *)ring->cq.khead - base));
+	cq->tail = (unsigned *)(map + ((char *)ring->cq.ktail - base));
+	cq->cqes = (struct io_uring_cqe *)(map + ((char *)ring->cq.cqes - base));
+	cq->mask = *(unsigned *)(map + ((char *)ring->cq.kring_mask - base));
+	cq->shift = ring->flags & IORING_SETUP_CQE32 ? 1 : 0;
+	return 0;
+}
+
+void uring_cq_close(struct uring_dev *d)
+{
+	if (d->cq.map)
+		munmap(d->cq.map, d->cq.len);
+}
+
+bool uring_tag_seen(struct uring_dev *d, uint64_t user_data)
+{
+	if ((user_data & 0xffffffff00000000ull) != PL_URING_TAG || (uint32_t)user_data > d->tags)
+		return false;
+	for (struct uring_map *u = d->maps; u; u = u->next)
+		if (u->waiting == user_data)
+			u->waiting = 0;
+	return true;
+}
+
+void uring_cq_look(struct uring_dev *d)
+{
+	struct uring_cq *cq = &d->cq;
+	unsigned head, tail;
+
+	if (!cq->map)
+		return;
+	head = __atomic_load_n(cq->head, __ATOMIC_ACQUIRE);
+	tail = __atomic_load_n(cq->tail, __ATOMIC_ACQUIRE);
+	if (tail - head > cq->mask + 1)
+		return;
+	for (; head != tail; head++)
+		uring_tag_seen(d, __atomic_load_n(&cq->cqes[(head & cq->mask) << cq->shift].user_data, __ATOMIC_RELAXED));
+}
+
+int uring_hold(struct uring_dev *d, struct uring_map *u)
+{
+	int err;
+
+	if (u->held || !u->tag)
+		return u->held ? 0 : -ENODATA;
+	err = pl_slot_clone(d->ring, d->first + u->slot, d->priv.ring_fd, u->slot);
+	u->held = !err;
+	return err;
+}
+
+void uring_let_go(struct uring_dev *d, struct uring_map *u)
+{
+	if (u->held && !pl_slot_set(d->priv.ring_fd, u->slot, NULL, 0, 0))
+		u->held = false;
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
+}
+
+static bool ended(struct uring_dev *d, struct uring_map *u)
+{
+	bool yes;
+
+	pthread_mutex_lock(&d->lock);
+	if (u->waiting)
+		uring_cq_look(d);
+	yes = !u->waiting;
+	if (yes && !u->stopped)
+		uring_let_go(d, u);
+	pthread_mutex_unlock(&d->lock);
+	return yes;
+}
+
+/* First let requests end by themselves, at half time cancel. Backs off from 20 us to 1 ms. */
+int uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
+{
+	struct uring_dev *d = dev;
+	struct uring_map *u = m->priv;
+	uint64_t start = now_ns(), half = start + (deadline_ns > start ? (deadline_ns - start) / 2 : 0);
+	struct timespec pause = { 0, 20000 };
+	bool cancelled = false;
+
+	while (!ended(d, u)) {
+		uint64_t now = now_ns();
+
+		if (now >= deadline_ns)
+			return pinl_set_error(-ETIMEDOUT, "requests on the old pages had not ended by the deadline, or their "
+							  "completions were not passed to pinl_uring_cqe");
+		if (now >= half && !cancelled) {
+			cancelled = true;
+			pl_ring_cancel_fixed(d->ring, (deadline_ns - now) / 2);
+		}
+		nanosleep(&pause, NULL);
+		if (pause.tv_nsec < 1000000)
+			pause.tv_nsec *= 2;
+	}
+	return 0;
+}
+
+/* One part through the bounce file: the private ring writes the pinned pages there. */
+static int read_part(struct uring_dev *d, struct uring_map *u, uintptr_t at, size_t len, char *buf)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&d->priv);
+	struct io_uring_cqe *cqe;
+	int ret;
+
+	if (!sqe)
+		return -EAGAIN;
+	io_uring_prep_write_fixed(sqe, d->bounce, (void *)at, len, 0, u->slot);
+	do
+		ret = io_uring_submit_and_wait(&d->priv, 1);
+	while (ret == -EINTR);
+	if (ret < 0)
+		return ret;
+	ret = io_uring_wait_cqe(&d->priv, &cqe);
+	if (ret)
+		return ret;
+	ret = cqe->res;
+	io_uring_cqe_seen(&d->priv, cqe);
+	if (ret < 0)
+		return ret;
+	if (ret == 0 || pread(d->bounce, buf, ret, 0) != ret)
+		return -EIO;
+	return ret;
+}
+
+int uring_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf)
+{
+	struct uring_dev *d = dev;
+	struct uring_map *u = m->priv;
+	int ret;
+
+	if (!d->can_read)
+		return pinl_set_error(-EOPNOTSUPP, "this kernel can't share a fixed buffer with a second ring; 6.13 can");
+	pthread_mutex_lock(&d->lock);
+	ret = uring_hold(d, u);
+	for (size_t done = 0; ret >= 0 && done < len;) {
+		size_t n = len - done < (256ul << 10) ? len - done : 256ul << 10;
+
+		ret = read_part(d, u, m->start + offset + done, n, (char *)buf + done);
+		done += ret > 0 ? ret : 0;
+	}
+	pthread_mutex_unlock(&d->lock);
+	return ret < 0 ? pinl_set_error(ret, "can't read the device's pages: %s", strerror(-ret)) : 0;
+}

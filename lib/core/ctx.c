@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The context: opening and closing, sources, counters, and the marks that tell a forked child and the
+ * library's own threads apart.
+ */
+#include "core/ctx.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/text.h"
+
+#ifndef MADV_WIPEONFORK
+#define MADV_WIPEONFORK 18
+#endif
+
+/* Open contexts of this process, for the summary of a program that exits without closing. */
+static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct pinl_ctx *open_list;
+
+bool pl_alive(const struct pinl_ctx *ctx)
+{
+	return __atomic_load_n(ctx->alive, __ATOMIC_RELAXED);
+}
+
+int pl_stale(void)
+{
+	return pinl_set_error(-ESTALE, "this object belongs to the parent process; a child of fork() inherits no lease, "
+				       "open a context of its own");
+}
+
+uint64_t pl_now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
+}
+
+int pl_exempt_enter(struct pinl_ctx *ctx)
+{
+	pid_t self = gettid();
+
+	for (int i = 0; i < PL_MAX_EXEMPT; i++) {
+		pid_t empty = 0;
+
+		if (atomic_compare_exchange_strong(&ctx->exempt[i], &empty, self))
+			return i;
+	}
+	return -1; /* its change will be asked about twice, which is harmless */
+}
+
+void pl_exempt_leave(struct pinl_ctx *ctx, int slot)
+{
+	if (slot >= 0)
+		atomic_store(&ctx->exempt[slot], 0);
+}
+
+int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid)
+{
+	for (int i = 0; i < PL_MAX_EXEMPT; i++)
+		if (atomic_load_explicit(&ctx->exempt[i], memory_order_relaxed) == tid)
+			return 1;
+	return 0;
+}
+
+void pinl_changing_begin(struct pinl_ctx *ctx)
+{
+	if (atomic_fetch_add(&ctx->changing, 1) == 0)
+		atomic_fetch_add(&ctx->sequence, 1);
+}
+
+void pinl_changing_end(struct pinl_ctx *ctx)
+{
+	if (atomic_fetch_sub(&ctx->changing, 1) == 1)
+		atomic_fetch_add(&ctx->sequence, 1);
+}
+
+void pinl_applying_begin(struct pinl_ctx *ctx)
+{
+	atomic_fetch_add(&ctx->applying, 1);
+}
+
+void pinl_applying_end(struct pinl_ctx *ctx)
+{
+	atomic_fetch_add(&ctx->applying, 1);
+}
+
+/* One source applies at a time (the userfaultfd reader), so odd means under way. */
+void pl_wait_applied(struct pinl_ctx *ctx)
+{
+	unsigned seen = atomic_load(&ctx->applying);
+	struct timespec pause = { 0, 20000 };
+
+	while ((seen & 1) && atomic_load(&ctx->applying) == seen)
+		nanosleep(&pause, NULL);
+}
+
+int pinl_wants_hold(struct pinl_ctx *ctx, unsigned ops)
+{
+	return (atomic_load_explicit(&ctx->wants_hold, memory_order_acquire) & ops) != 0;
+}
+
+static int check_opts(const struct pinl_opts *given, struct pinl_opts *opts)
+{
+	if (given && (given->size < sizeof(size_t) || given->size > 4096))
+		return pinl_set_error(-EINVAL, "pinl_opts.size must be sizeof(struct pinl_opts)");
+	if (given)
+		memcpy(opts, given, given->size < sizeof *opts ? given->size : sizeof *opts);
+	if (opts->sources & ~PINL_SOURCE_ALL)
+		return pinl_set_error(-EINVAL, "pinl_opts.sources has unknown bits %#x", opts->sources);
+	if (!opts->sources)
+		opts->sources = PINL_SOURCE_ALL;
+	if (!opts->ceiling_ms)
+		opts->ceiling_ms = 10000;
+	if (!opts->drain_ms)
+		opts->drain_ms = 1000;
+	if (!opts->summary_fd)
+		opts->summary_fd = STDERR_FILENO;
+	return 0;
+}
+
+static int make_alive(struct pinl_ctx *ctx)
+{
+	uint8_t *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (page == MAP_FAILED)
+		return -ENOMEM;
+	ctx->alive = page;
+	if (madvise(page, 4096, MADV_WIPEONFORK))
+		return -errno;
+	*page = 1;
+	return 0;
+}
+
+static void init_sync(struct pinl_ctx *ctx)
+{
+	pthread_condattr_t attr;
+
+	pthread_mutex_init(&ctx->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&ctx->settled, &attr);
+	pthread_cond_init(&ctx->work, &attr);
+	pthread_condattr_destroy(&attr);
+	ctx->jobs_tail = &ctx->jobs;
+}
+
+static void ctx_free(struct pinl_ctx *ctx)
+{
+	if (ctx->worker_started) {
+		pthread_mutex_lock(&ctx->lock);
+		ctx->stopping = true;
+		pthread_cond_signal(&ctx->work);
+		pthread_mutex_unlock(&ctx->lock);
+		pthread_join(ctx->worker, NULL);
+	}
+	for (int i = ctx->n_sources; i-- > 0;)
+		ctx->sources[i].ops->close(ctx->sources[i].priv);
+	pl_events_free(ctx->events);
+	pl_swap_free(ctx->swap);
+	if (ctx->alive)
+		munmap(ctx->alive, 4096);
+	pthread_cond_destroy(&ctx->settled);
+	pthread_cond_destroy(&ctx->work);
+	pthread_mutex_destroy(&ctx->lock);
+	free(ctx->summary);
+	free(ctx);
+}
+
+static void list_add(struct pinl_ctx *ctx)
+{
+	pthread_mutex_lock(&open_lock);
+	ctx->next_open = open_list;
+	open_list = ctx;
+	pthread_mutex_unlock(&open_lock);
+}
+
+static void list_remove(struct pinl_ctx *ctx)
+{
+	pthread_mutex_lock(&open_lock);
+	for (struct pinl_ctx **p = &open_list; *p; p = &(*p)->next_open)
+		if (*p == ctx) {
+			*p = ctx->next_open;
+			break;
+		}
+	pthread_mutex_unlock(&open_lock);
+}
+
+/* A program that exits without pinl_close() still gets its orphans said (I5). */
+static void __attribute__((destructor)) summary_at_exit(void)
+{
+	if (pthread_mutex_trylock(&open_lock))
+		return;
+	for (struct pinl_ctx *ctx = open_list; ctx; ctx = ctx->next_open)
+		if (pl_alive(ctx))
+			pl_orphan_summary(ctx);
+	pthread_mutex_unlock(&open_lock);
+}
+
+int pl_open_core(const struct pinl_opts *given, struct pinl_ctx **out)
+{
+	struct pinl_ctx *ctx;
+	struct pinl_opts opts = { .size = sizeof opts };
+	int err = check_opts(given, &opts);
+
+	if (err)
+		return err;
+	ctx = calloc(1, sizeof *ctx);
+	if (!ctx)
+		return pinl_set_error(-ENOMEM, "out of memory for a context");
+	ctx->opts = opts;
+	init_sync(ctx);
+	ctx->summary = calloc(PL_MAX_SUMMARY, sizeof *ctx->summary);
+	err = ctx->summary ? make_alive(ctx) : -ENOMEM;
+	if (!err)
+		err = pl_swap_new(&ctx->swap);
+	if (!err && !(ctx->events = pl_events_new(&opts)))
+		err = errno ? -errno : -ENOMEM;
+	if (!err)
+		err = -pthread_create(&ctx->worker, NULL, pl_worker, ctx);
+	if (err) {
+		ctx_free(ctx);
+		return pinl_set_error(err, "can't make a context: %s%s", strerror(-err),
+				      err == -EMFILE ? "; raise ulimit -n" : "");
+	}
+	ctx->worker_started = true;
+	list_add(ctx);
+	*out = ctx;
+	return 0;
+}
+
+int pinl_source_add(struct pinl_ctx *ctx, const struct pinl_source_ops *ops, const void *arg)
+{
+	size_t used = strlen(ctx->source_notes);
+	void *priv = NULL;
+	int err;
+
+	if (!pl_alive(ctx))
+		return pl_stale();
+	if (ctx->n_sources == PL_MAX_SOURCES)
+		return pinl_set_error(-ENOSPC, "no more than %d sources", PL_MAX_SOURCES);
+	err = ops->open(ctx, arg, &priv);
+	if (err) {
+		snprintf(ctx->source_notes + used, sizeof ctx->source_notes - used, "%s: missing: %s\n", ops->name,
+			 pinl_error());
+		return err;
+	}
+	ctx->sources[ctx->n_sources].ops = ops;
+	ctx->sources[ctx->n_sources].priv = priv;
+	ctx->n_sources++;
+	return 0;
+}
+
+void *pl_source_priv(struct pinl_ctx *ctx, const struct pinl_source_ops *ops)
+{
+	for (int i = 0; i < ctx->n_sources; i++)
+		if (ctx->sources[i].ops == ops)
+			return ctx->sources[i].priv;
+	return NULL;
+}
+
+int pinl_sources(struct pinl_ctx *ctx, char *buf, size_t len)
+{
+	struct pl_text t = { buf, len, 0 };
+
+	if (!pl_alive(ctx))
+		return pl_stale();
+	for (int i = 0; i < ctx->n_sources; i++)
+		pl_text_add(&t, "%s: running\n", ctx->sources[i].ops->name);
+	pl_text_add(&t, "%s", ctx->source_notes);
+	if (!pl_swap_can_fill(ctx->swap))
+		pl_text_add(&t, "copy: missing: no userfaultfd, RECALL with COPY is refused\n");
+	else if (pl_swap_user_only(ctx->swap))
+		pl_text_add(&t, "copy: running, weaker: without CAP_SYS_PTRACE a system call on a range that is being "
+				"copied may fail with EFAULT\n");
+	return t.used;
+}
+
+int pinl_counters(struct pinl_ctx *ctx, struct pinl_counters *out)
+{
+	size_t size = out->size;
+
+	if (!pl_alive(ctx))
+		return pl_stale();
+	pthread_mutex_lock(&ctx->lock);
+	ctx->counters.sequence = atomic_load(&ctx->sequence);
+	memcpy(out, &ctx->counters, size < sizeof *out ? size : sizeof *out);
+	pthread_mutex_unlock(&ctx->lock);
+	out->size = size;
+	return 0;
+}
+
+void pinl_close(struct pinl_ctx *ctx)
+{
+	if (!ctx || !pl_alive(ctx))
+		return;
+	while (ctx->devices)
+		pinl_device_close(ctx->devices);
+	list_remove(ctx);
+	pl_orphan_summary(ctx);
+	ctx_free(ctx);
+}

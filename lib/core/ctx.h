@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The core's objects and their locks.
+ *
+ * ctx->lock covers: the lease index, the file table, every lease's state, recall and job fields, the
+ * held changes, the gates, the device list and the counters. It is held only for short work on these:
+ * nothing is allocated, freed, mapped or unmapped under it, no callback, backend or source is called
+ * under it (I8), so a source thread may take it at any time.
+ * events->lock covers the event ring; taken inside ctx->lock, never the other way round.
+ * lease->busy: whoever set it (the worker or the thread in unmap) may call the backend for this lease;
+ * it replaces a per-lease lock and is waited for on ctx->settled.
+ *
+ * Lifetimes: a lease lives from map to unmap; the worker touches it only while it is queued or busy,
+ * and unmap waits for both to end.
+ */
+#ifndef PL_CORE_CTX_H
+#define PL_CORE_CTX_H
+
+#include <pinlease/device.h>
+#include <pinlease/source.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "core/index.h"
+#include "core/policy.h"
+#include "core/revoke.h"
+#include "os/swap.h"
+
+#define PL_MAX_SOURCES 8
+#define PL_MAX_DETACHED 8
+#define PL_MAX_ORPHANS 4
+#define PL_MAX_GATES 64
+#define PL_MAX_EXEMPT 256
+#define PL_FILE_BUCKETS 1024
+#define PL_MAX_SUMMARY 256
+
+struct pl_range {
+	uintptr_t start, end;
+};
+
+struct pl_source {
+	const struct pinl_source_ops *ops;
+	void *priv;
+};
+
+struct pinl_device {
+	struct pinl_ctx *ctx;
+	struct pinl_device *next;
+	const struct pinl_device_ops *given; /* as opened, for pinl_device_priv */
+	struct pinl_device_ops ops;	     /* defaults filled in */
+	struct pinl_device_info info;
+	void *priv;
+	bool closing;
+};
+
+/* Pages the device still has although file or mapping let them go. */
+struct pl_orphan {
+	struct pl_range va;
+	enum pinl_op op;
+	uint64_t since_ns;
+	pid_t actor;
+	void *baseline; /* their content when found; NULL: the device can't be read */
+};
+
+struct pl_recall {
+	struct pl_range va; /* union of the changes' overlaps */
+	enum pinl_op op;
+	enum pl_effect effect;
+	bool late;	/* the pages were detached before the notice */
+	bool quiesced;	/* by the holder */
+	bool va_gone;	/* the address range is no longer mapped by it */
+	uint64_t deadline_ns, change_id;
+	pid_t actor_pid, actor_tid;
+	const char *source;
+};
+
+#define PL_JOB_ORPHAN 1u
+#define PL_JOB_FOLLOW 2u
+#define PL_JOB_TAKE   4u
+
+struct pinl_lease {
+	struct pl_node node;
+	struct pinl_lease *file_next;	       /* file table */
+	struct pinl_lease *noticed_next;       /* leases with a deadline */
+	struct pinl_lease *job_next;	       /* leases with work for the worker */
+	struct pinl_ctx *ctx;
+	struct pinl_device *dev;
+	struct pinl_mapping m;
+	struct pinl_memory mem;
+	struct pinl_policy policy;
+	unsigned flags;
+	uint64_t id, since_ns;
+	pid_t owner, owner_thread;
+	const void *caller;
+	void *cookie;
+	uint8_t coverage[PINL_OP_NR];
+	unsigned watched; /* bit per source */
+
+	enum pinl_state state;
+	enum pinl_outcome outcome;
+	bool busy, queued;
+	unsigned jobs;
+	struct pl_recall recall;
+	struct pl_recall next; /* late changes that came while FORCING */
+	bool has_next;
+	struct pl_range detached[PL_MAX_DETACHED];
+	int n_detached;
+	struct pl_range follow;	       /* PL_JOB_FOLLOW */
+	struct pl_recall lost;	       /* PL_JOB_ORPHAN: what was lost and to whom */
+	struct pl_orphan orphans[PL_MAX_ORPHANS];
+	int n_orphans;
+};
+
+/* A change that was allowed and may not have happened yet: no new lease on its range. */
+struct pl_gate {
+	uint64_t id;
+	bool on_file;
+	uint64_t dev, ino, start, end;
+};
+
+struct pl_events;
+
+struct pinl_ctx {
+	pthread_mutex_t lock;
+	pthread_cond_t settled; /* a lease left busy/queued, or a state changed */
+	pthread_cond_t work;	/* the worker has something to do */
+	uint8_t *alive;		/* one page, wiped in a forked child */
+	struct pinl_opts opts;
+
+	struct pl_source sources[PL_MAX_SOURCES];
+	int n_sources;
+	char source_notes[1024]; /* why the missing ones are missing */
+
+	struct pl_index index;
+	struct pinl_lease *files[PL_FILE_BUCKETS];
+	struct pinl_device *devices;
+	struct pinl_lease *noticed, *jobs, **jobs_tail;
+	struct pinl_change *held;
+	struct pl_gate gates[PL_MAX_GATES];
+	uint64_t next_id;
+	bool stopping, worker_started;
+	pthread_t worker;
+
+	struct pl_swap *swap;
+	struct pl_events *events;
+	struct pinl_counters counters;
+	char (*summary)[256];
+	int n_summary;
+
+	atomic_uint_fast64_t sequence;
+	atomic_int changing;
+	atomic_uint applying; /* odd: reports are being taken */
+	atomic_uint wants_hold; /* PINL_OPBITs wanted held by any lease so far */
+	_Atomic pid_t exempt[PL_MAX_EXEMPT];
+
+	struct pinl_ctx *next_open; /* for the exit summary */
+};
+
+/* ctx.c */
+int pl_open_core(const struct pinl_opts *opts, struct pinl_ctx **ctx);
+void *pl_source_priv(struct pinl_ctx *ctx, const struct pinl_source_ops *ops);
+bool pl_alive(const struct pinl_ctx *ctx);
+int pl_stale(void);
+uint64_t pl_now(void);
+void pl_wait_applied(struct pinl_ctx *ctx);
+int pl_exempt_enter(struct pinl_ctx *ctx);
+void pl_exempt_leave(struct pinl_ctx *ctx, int slot);
+
+/* lease.c */
+bool pl_lease_overlap(const struct pinl_lease *lease, const struct pinl_change *change, struct pl_range *va);
+struct pinl_lease *pl_file_bucket(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino);
+void pl_lease_cut_detached(const struct pinl_lease *lease, struct pl_range *va);
+void pl_lease_end(struct pinl_lease *lease, bool leaked);
+size_t pl_lease_live_bytes(const struct pinl_lease *lease);
+
+/* recall.c (ctx->lock held) */
+void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered);
+void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered);
+void pl_lease_input(struct pinl_lease *lease, enum pl_input input);
+bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem);
+bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem);
+
+/* worker.c */
+void *pl_worker(void *ctx);
+void pl_job_add(struct pinl_lease *lease, unsigned jobs); /* ctx->lock held */
+
+/* take.c, orphan.c (lease busy, no lock) */
+struct pl_taken {
+	enum pinl_outcome outcome;
+	bool whole;
+	int err; /* what fell short */
+};
+void pl_take(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
+void pl_orphan_begin(struct pinl_lease *lease, const struct pl_recall *lost);
+void pl_orphan_end(struct pinl_lease *lease);
+void pl_orphan_check(struct pinl_lease *lease);
+void pl_orphan_summary(struct pinl_ctx *ctx);
+
+/* event.c */
+struct pl_events *pl_events_new(const struct pinl_opts *opts);
+void pl_events_free(struct pl_events *events);
+void pl_event_push(struct pinl_ctx *ctx, const struct pinl_event *event);
+void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type, const struct pl_recall *recall,
+		    struct pinl_event *event);
+int pl_events_fd(struct pl_events *events);
+int pl_events_pop(struct pl_events *events, struct pinl_event *event);
+
+#endif

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The sentence for a thread's last failed call. */
+#include <pinlease/device.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+static _Thread_local char sentence[512];
+
+int pinl_set_error(int err, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(sentence, sizeof sentence, fmt, ap);
+	va_end(ap);
+	return err;
+}
+
+const char *pinl_error(void)
+{
+	return sentence;
+}

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Events: a ring made at open, so that reporting allocates nothing. When it is full the oldest are
+ * lost and counted; the next event read says how many. The counters and the orphan summary don't
+ * depend on it.
+ *
+ * With a callback, a thread of its own takes the events out: a callback may block, free watched memory
+ * or call back into the library without stopping a recall.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "core/ctx.h"
+
+#define RING 4096
+
+struct pl_events {
+	pthread_mutex_t lock;
+	int fd; /* eventfd: counts one while the ring is not empty */
+	unsigned head, count;
+	uint64_t dropped;
+	void (*on_event)(const struct pinl_event *event, void *arg);
+	void *arg;
+	int stop;
+	bool started;
+	pthread_t dispatcher;
+	struct pinl_event ring[RING];
+};
+
+static void *dispatch(void *arg)
+{
+	struct pl_events *e = arg;
+	struct pollfd p[2] = { { e->fd, POLLIN, 0 }, { e->stop, POLLIN, 0 } };
+	struct pinl_event event;
+
+	while (!(p[1].revents & POLLIN)) {
+		if (poll(p, 2, -1) < 0)
+			continue;
+		while (!pl_events_pop(e, &event))
+			e->on_event(&event, e->arg);
+	}
+	return NULL;
+}
+
+struct pl_events *pl_events_new(const struct pinl_opts *opts)
+{
+	struct pl_events *e = calloc(1, sizeof *e);
+
+	if (!e)
+		return NULL;
+	pthread_mutex_init(&e->lock, NULL);
+	e->on_event = opts->on_event;
+	e->arg = opts->on_event_arg;
+	e->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	e->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (e->fd < 0 || e->stop < 0)
+		goto fail;
+	if (e->on_event) {
+		errno = pthread_create(&e->dispatcher, NULL, dispatch, e);
+		if (errno)
+			goto fail;
+		e->started = true;
+	}
+	return e;
+fail:
+	pl_events_free(e);
+	return NULL;
+}
+
+void pl_events_free(struct pl_events *e)
+{
+	int saved = errno;
+
+	if (!e)
+		return;
+	if (e->started) {
+		eventfd_write(e->stop, 1);
+		pthread_join(e->dispatcher, NULL);
+	}
+	if (e->fd >= 0)
+		close(e->fd);
+	if (e->stop >= 0)
+		close(e->stop);
+	pthread_mutex_destroy(&e->lock);
+	free(e);
+	errno = saved;
+}
+
+void pl_event_push(struct pinl_ctx *ctx, const struct pinl_event *event)
+{
+	struct pl_events *e = ctx->events;
+	struct pinl_event *slot;
+
+	pthread_mutex_lock(&e->lock);
+	if (e->count == RING) {
+		e->head = (e->head + 1) % RING;
+		e->count--;
+		e->dropped++;
+	}
+	slot = &e->ring[(e->head + e->count++) % RING];
+	*slot = *event;
+	slot->size = sizeof *slot;
+	if (!slot->time_ns)
+		slot->time_ns = pl_now();
+	eventfd_write(e->fd, 1);
+	pthread_mutex_unlock(&e->lock);
+}
+
+int pl_events_pop(struct pl_events *e, struct pinl_event *event)
+{
+	eventfd_t n;
+	int err = -EAGAIN;
+
+	pthread_mutex_lock(&e->lock);
+	if (e->dropped) {
+		*event = (struct pinl_event){ .size = sizeof *event,
+					      .type = PINL_EV_DROPPED,
+					      .time_ns = pl_now(),
+					      .bytes = e->dropped };
+		e->dropped = 0;
+		err = 0;
+	} else if (e->count) {
+		*event = e->ring[e->head];
+		e->head = (e->head + 1) % RING;
+		e->count--;
+		err = 0;
+	}
+	if (!e->count)
+		eventfd_read(e->fd, &n);
+	pthread_mutex_unlock(&e->lock);
+	return err;
+}
+
+int pl_events_fd(struct pl_events *e)
+{
+	return e->fd;
+}
+
+void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type, const struct pl_recall *r,
+		    struct pinl_event *ev)
+{
+	*ev = (struct pinl_event){
+		.size = sizeof *ev,
+		.type = type,
+		.lease_id = lease->id,
+		.cookie = lease->cookie,
+		.holder = lease->owner,
+		.start = lease->m.start,
+		.end = lease->m.end,
+		.file_dev = lease->mem.dev,
+		.file_ino = lease->mem.ino,
+		.op = PINL_OP_NR,
+	};
+	if (r) {
+		ev->op = r->op;
+		ev->start = r->va.start;
+		ev->end = r->va.end;
+		ev->deadline_ns = r->deadline_ns;
+		ev->change_id = r->change_id;
+		ev->actor_pid = r->actor_pid;
+		ev->actor_tid = r->actor_tid;
+		if (r->source)
+			strncpy(ev->source, r->source, sizeof ev->source - 1);
+	}
+	if (lease->mem.ino) {
+		ev->file_start = lease->mem.offset + (ev->start - lease->m.start);
+		ev->file_end = ev->file_start + (ev->end - ev->start);
+	}
+	ev->bytes = ev->end - ev->start;
+}
+
+int pinl_fd(struct pinl_ctx *ctx)
+{
+	return pl_alive(ctx) ? pl_events_fd(ctx->events) : pl_stale();
+}
+
+int pinl_next_event(struct pinl_ctx *ctx, struct pinl_event *event)
+{
+	return pl_alive(ctx) ? pl_events_pop(ctx->events, event) : pl_stale();
+}

@@ -1,0 +1,483 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Leases: making, ending and describing them.
+ *
+ * Making one is watch -> visible -> pinned, so a change is never missed between pin and watch: it finds
+ * the lease in the index while `busy` still keeps the worker off the half-made mapping, and the recall
+ * starts as soon as the pin is there. Nothing is allocated or freed under ctx->lock.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/ctx.h"
+#include "core/text.h"
+#include "os/compat.h"
+#include "os/vma.h"
+
+#define PAGE 4096ul
+#define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL)
+
+static unsigned bucket_of(uint64_t dev, uint64_t ino)
+{
+	return ((ino * 0x9e3779b97f4a7c15ull) ^ dev) % PL_FILE_BUCKETS;
+}
+
+struct pinl_lease *pl_file_bucket(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino)
+{
+	return ctx->files[bucket_of(dev, ino)];
+}
+
+void pl_lease_cut_detached(const struct pinl_lease *l, struct pl_range *va)
+{
+	for (int again = 1; again;) {
+		again = 0;
+		for (int i = 0; i < l->n_detached; i++) {
+			const struct pl_range *d = &l->detached[i];
+
+			if (va->start < va->end && d->start <= va->start && d->end > va->start) {
+				va->start = d->end < va->end ? d->end : va->end;
+				again = 1;
+			} else if (va->start < va->end && d->end >= va->end && d->start < va->end) {
+				va->end = d->start;
+				again = 1;
+			}
+		}
+	}
+}
+
+size_t pl_lease_live_bytes(const struct pinl_lease *l)
+{
+	size_t bytes = l->m.end - l->m.start;
+
+	for (int i = 0; i < l->n_detached; i++)
+		bytes -= l->detached[i].end - l->detached[i].start;
+	return bytes;
+}
+
+bool pl_lease_overlap(const struct pinl_lease *l, const struct pinl_change *ch, struct pl_range *va)
+{
+	uint64_t len = l->m.end - l->m.start, from, to;
+
+	if (ch->on_file) {
+		if (l->mem.dev != ch->file_dev || l->mem.ino != ch->file_ino || !l->mem.ino ||
+		    ch->file_end <= l->mem.offset || ch->file_start >= l->mem.offset + len)
+			return false;
+		from = ch->file_start > l->mem.offset ? ch->file_start - l->mem.offset : 0;
+		to = ch->file_end - l->mem.offset < len ? ch->file_end - l->mem.offset : len;
+	} else {
+		if (ch->end <= l->m.start || ch->start >= l->m.end)
+			return false;
+		from = ch->start > l->m.start ? ch->start - l->m.start : 0;
+		to = ch->end < l->m.end ? ch->end - l->m.start : len;
+	}
+	va->start = l->m.start + (from & ~(PAGE - 1));
+	va->end = l->m.start + ((to + PAGE - 1) & ~(PAGE - 1));
+	pl_lease_cut_detached(l, va);
+	return va->start < va->end;
+}
+
+static int check_args(uintptr_t start, uintptr_t end, unsigned flags, const struct pinl_policy *p)
+{
+	if ((start | end) & (PAGE - 1))
+		return pinl_set_error(-EINVAL, "[%#lx, %#lx) is not page aligned; leases are whole pages of %lu bytes",
+				      start, end, PAGE);
+	if (start >= end)
+		return pinl_set_error(-EINVAL, "[%#lx, %#lx) is empty or its end lies before its start", start, end);
+	if (end > PL_VA_MAX)
+		return pinl_set_error(-EINVAL, "[%#lx, %#lx) reaches beyond user space (%#lx)", start, end, PL_VA_MAX);
+	if (flags & ~KNOWN_FLAGS)
+		return pinl_set_error(-EINVAL, "unknown flags %#x", flags & ~KNOWN_FLAGS);
+	if (!p || p->size < sizeof *p)
+		return pinl_set_error(-EINVAL, "a policy is needed, with size = sizeof(struct pinl_policy)");
+	if ((unsigned)p->kind > PINL_FOLLOW || (unsigned)p->then > PINL_THEN_COPY)
+		return pinl_set_error(-EINVAL, "unknown policy kind %d or outcome %d", p->kind, p->then);
+	if (p->refuse & ~PINL_OPS_ALL)
+		return pinl_set_error(-EINVAL, "pinl_policy.refuse has unknown bits %#x", p->refuse & ~PINL_OPS_ALL);
+	if (p->kind == PINL_REFUSE && !p->refuse)
+		return pinl_set_error(-EINVAL, "REFUSE without an operation in pinl_policy.refuse refuses nothing; use KEEP");
+	return 0;
+}
+
+static void collect_coverage(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+
+	for (int op = 0; op < PINL_OP_NR; op++)
+		for (int i = 0; i < ctx->n_sources; i++)
+			if (l->watched & (1u << i))
+				l->coverage[op] |= ctx->sources[i].ops->coverage(ctx->sources[i].priv, &l->mem, op);
+}
+
+static bool source_matters(struct pl_source *s, const struct pinl_memory *mem)
+{
+	for (int op = 0; op < PINL_OP_NR; op++)
+		if (s->ops->coverage(s->priv, mem, op))
+			return true;
+	return false;
+}
+
+static void unwatch(struct pinl_lease *l)
+{
+	for (int i = 0; i < l->ctx->n_sources; i++)
+		if (l->watched & (1u << i))
+			l->ctx->sources[i].ops->unwatch(l->ctx->sources[i].priv, &l->mem);
+	l->watched = 0;
+}
+
+static int watch(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	bool must = !(l->flags & PINL_COOPERATIVE) && l->policy.kind != PINL_KEEP;
+
+	for (int i = 0; i < ctx->n_sources; i++) {
+		struct pl_source *s = &ctx->sources[i];
+		int err;
+
+		if (!source_matters(s, &l->mem))
+			continue;
+		err = s->ops->watch(s->priv, &l->mem);
+		if (!err)
+			l->watched |= 1u << i;
+		else if (must)
+			return err;
+	}
+	return 0;
+}
+
+static int validate(struct pinl_lease *l)
+{
+	struct pl_plan plan = {
+		.policy = &l->policy,
+		.flags = l->flags,
+		.device_class = l->dev->info.device_class,
+		.caps = l->dev->info.caps,
+		.device_why = l->dev->info.why,
+		.kind = l->mem.kind,
+		.shared = l->mem.shared,
+		.sealable = l->mem.is_memfd && l->mem.fd >= 0 && fcntl(l->mem.fd, F_GET_SEALS) >= 0 &&
+			    !(fcntl(l->mem.fd, F_GET_SEALS) & F_SEAL_SEAL),
+		.can_copy = pl_swap_can_fill(l->ctx->swap),
+		.coverage = l->coverage,
+	};
+	const char *why = "";
+	int err = pl_policy_validate(&plan, &why);
+
+	if (err && plan.device_why)
+		return pinl_set_error(err, "%s (%s %s: %s)", why, "device", l->dev->given->name, plan.device_why);
+	if (err)
+		return pinl_set_error(err, "%s", why);
+	if (l->flags & PINL_SEAL)
+		return plan.sealable ? 0 : pinl_set_error(-EOPNOTSUPP, "PINL_SEAL needs a memfd made with MFD_ALLOW_SEALING");
+	return 0;
+}
+
+static int seal(struct pinl_lease *l)
+{
+	int fd, err = 0;
+
+	if (!(l->flags & PINL_SEAL))
+		return 0;
+	fd = pl_reopen(l->mem.fd, O_RDWR);
+	if (fd < 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE))
+		err = pinl_set_error(-errno, "can't seal the memfd: %s", strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	for (int op = 0; !err && op < PINL_OP_NR; op++)
+		if (op == PINL_OP_TRUNCATE || op == PINL_OP_PUNCH || op == PINL_OP_REMOVE)
+			l->coverage[op] |= PINL_CAN_REFUSE;
+	return err;
+}
+
+static struct pinl_lease *overlapping_on_device(struct pinl_lease *l)
+{
+	struct pl_node *n = pl_index_first(&l->ctx->index, l->m.start, l->m.end);
+
+	for (; n; n = pl_index_next(n, l->m.start, l->m.end))
+		if (((struct pinl_lease *)n)->dev == l->dev)
+			return (struct pinl_lease *)n;
+	return NULL;
+}
+
+static void publish_locked(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	unsigned bucket = bucket_of(l->mem.dev, l->mem.ino);
+
+	l->node.start = l->m.start;
+	l->node.end = l->m.end;
+	pl_index_insert(&ctx->index, &l->node);
+	if (l->mem.ino) {
+		l->file_next = ctx->files[bucket];
+		ctx->files[bucket] = l;
+	}
+	if (l->policy.kind == PINL_RECALL)
+		atomic_fetch_or(&ctx->wants_hold, pl_policy_relevant_ops(l->mem.kind, l->mem.shared));
+	ctx->counters.leases++;
+	ctx->counters.mapped++;
+	ctx->counters.bytes += l->m.end - l->m.start;
+}
+
+/* Visible and busy, or the reason why not. */
+static int publish(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	struct pinl_lease *other;
+	uint64_t other_id = 0;
+	int err = 0;
+
+	pthread_mutex_lock(&ctx->lock);
+	other = overlapping_on_device(l);
+	if (other) {
+		err = -EEXIST;
+		other_id = other->id;
+	} else if (l->dev->closing) {
+		err = -ENODEV;
+	} else if (pl_gate_blocks(ctx, &l->mem) || pl_change_pending_on(ctx, &l->mem)) {
+		err = -EBUSY;
+	} else {
+		l->id = ++ctx->next_id;
+		l->busy = true;
+		publish_locked(l);
+	}
+	pthread_mutex_unlock(&ctx->lock);
+	if (err == -EEXIST)
+		pinl_set_error(err, "[%#lx, %#lx) overlaps lease %lu on the same device; unmap that first", l->m.start,
+			       l->m.end, (unsigned long)other_id);
+	else if (err == -EBUSY)
+		pinl_set_error(err, "a change of [%#lx, %#lx) or of the file under it is under way; try again when it is done",
+			       l->m.start, l->m.end);
+	else if (err)
+		pinl_set_error(err, "the device is being closed");
+	return err;
+}
+
+static void unpublish_locked(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	struct pinl_lease **p;
+
+	pl_index_remove(&ctx->index, &l->node);
+	if (l->mem.ino)
+		for (p = &ctx->files[bucket_of(l->mem.dev, l->mem.ino)]; *p; p = &(*p)->file_next)
+			if (*p == l) {
+				*p = l->file_next;
+				break;
+			}
+	ctx->counters.leases--;
+	ctx->counters.unmapped++;
+	ctx->counters.bytes -= l->m.end - l->m.start;
+	if (!ctx->counters.leases)
+		atomic_store(&ctx->wants_hold, 0);
+}
+
+/* Leave the index and let waiting changes look again. */
+static void withdraw(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	struct pinl_change *answered = NULL;
+
+	pthread_mutex_lock(&ctx->lock);
+	if (l->state == PINL_NOTICED)
+		pl_lease_input(l, PL_IN_UNMAP);
+	unpublish_locked(l);
+	pl_settle(ctx, &answered);
+	pthread_cond_broadcast(&ctx->settled);
+	pthread_mutex_unlock(&ctx->lock);
+	pl_answer_all(ctx, answered);
+}
+
+static void lease_free(struct pinl_lease *l)
+{
+	if (l->mem.fd >= 0)
+		close(l->mem.fd);
+	free(l);
+}
+
+static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	int err = l->dev->ops.map(l->dev->priv, &l->m, addrs);
+
+	if (err) {
+		withdraw(l);
+		return err;
+	}
+	pthread_mutex_lock(&ctx->lock);
+	l->busy = false;
+	if (l->jobs)
+		pl_job_add(l, 0);
+	pthread_cond_broadcast(&ctx->settled);
+	pthread_mutex_unlock(&ctx->lock);
+	return 0;
+}
+
+static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
+		     const struct pinl_policy *policy, struct pinl_lease **out)
+{
+	struct pinl_lease *l = calloc(1, sizeof *l);
+	int err;
+
+	if (!l)
+		return pinl_set_error(-ENOMEM, "out of memory for a lease");
+	l->ctx = dev->ctx;
+	l->dev = dev;
+	l->flags = flags;
+	l->policy = *policy;
+	if (l->policy.grace_ms > dev->ctx->opts.ceiling_ms)
+		l->policy.grace_ms = dev->ctx->opts.ceiling_ms;
+	l->m = (struct pinl_mapping){ .start = start, .end = end, .flags = flags & (PINL_WRITE | PINL_PIN) };
+	l->owner = getpid();
+	l->owner_thread = gettid();
+	l->since_ns = pl_now();
+	l->mem.fd = -1;
+	err = pl_vma_query(start, end, &l->mem);
+	if (!err && (flags & PINL_WRITE) && !l->mem.writable)
+		err = pinl_set_error(-EACCES, "[%#lx, %#lx) is mapped read-only, and PINL_WRITE was asked for", start, end);
+	if (err) {
+		lease_free(l);
+		return err;
+	}
+	*out = l;
+	return 0;
+}
+
+int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
+		   const struct pinl_policy *policy, struct pinl_addr *addrs, struct pinl_lease **out)
+{
+	struct pinl_lease *l = NULL;
+	int err;
+
+	if (!dev || !out)
+		return pinl_set_error(-EINVAL, "a device and a place for the lease are needed");
+	if (!pl_alive(dev->ctx))
+		return pl_stale();
+	err = check_args(start, end, flags, policy);
+	if (!err)
+		err = lease_new(dev, start, end, flags, policy, &l);
+	if (err)
+		return err;
+	l->caller = __builtin_return_address(0);
+	err = watch(l);
+	collect_coverage(l);
+	if (!err)
+		err = validate(l);
+	if (!err)
+		err = seal(l);
+	if (!err) {
+		pl_wait_applied(l->ctx);
+		err = publish(l);
+	}
+	if (!err)
+		err = pin(l, addrs);
+	if (err) {
+		unwatch(l);
+		lease_free(l);
+		return err;
+	}
+	*out = l;
+	return 0;
+}
+
+/* Take the lease for ourselves: the worker is off it and stays off. */
+static enum pinl_state claim(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	enum pinl_state before;
+
+	pthread_mutex_lock(&ctx->lock);
+	while (l->busy || l->queued)
+		pthread_cond_wait(&ctx->settled, &ctx->lock);
+	before = l->state;
+	pl_lease_input(l, PL_IN_UNMAP);
+	l->busy = true;
+	pthread_mutex_unlock(&ctx->lock);
+	return before;
+}
+
+static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked)
+{
+	struct pinl_event ev;
+
+	if (before == PINL_NOTICED) {
+		pl_event_lease(l, PINL_EV_QUIESCED, &l->recall, &ev);
+		ev.outcome = PINL_OUT_QUIESCED;
+		pl_event_push(l->ctx, &ev);
+		ev.type = PINL_EV_RELEASED;
+		ev.time_ns = 0;
+		pl_event_push(l->ctx, &ev);
+	}
+	if (!leaked)
+		return;
+	pl_event_lease(l, PINL_EV_LEAK, NULL, &ev);
+	ev.bytes = l->m.end - l->m.start;
+	pl_event_push(l->ctx, &ev);
+}
+
+void pl_lease_end(struct pinl_lease *l, bool leaked)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	enum pinl_state before = claim(l);
+	uint64_t deadline = pl_now() + ctx->opts.drain_ms * 1000000ull;
+	int drained;
+
+	if (before != PINL_RELEASED)
+		pl_orphan_check(l);
+	l->dev->ops.stop(l->dev->priv, &l->m);
+	drained = l->dev->ops.drain(l->dev->priv, &l->m, deadline);
+	pl_orphan_end(l);
+	l->dev->ops.unmap(l->dev->priv, &l->m);
+	say_ended(l, before, leaked);
+	pthread_mutex_lock(&ctx->lock);
+	ctx->counters.leaks += leaked;
+	ctx->counters.quiesced += before == PINL_NOTICED;
+	ctx->counters.drains_unconfirmed += drained == -ETIMEDOUT;
+	pthread_mutex_unlock(&ctx->lock);
+	withdraw(l);
+	unwatch(l);
+	lease_free(l);
+}
+
+void pinl_unmap_range(struct pinl_lease *lease)
+{
+	if (lease && pl_alive(lease->ctx))
+		pl_lease_end(lease, false);
+}
+
+int pinl_quiesced(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	int err = 0;
+
+	if (!pl_alive(ctx))
+		return pl_stale();
+	pthread_mutex_lock(&ctx->lock);
+	if (l->state == PINL_FORCING || l->state == PINL_RELEASED) {
+		err = -EALREADY;
+	} else {
+		if (l->state == PINL_ACTIVE)
+			l->recall = (struct pl_recall){ .va = { l->m.start, l->m.end }, .op = PINL_OP_NR };
+		l->recall.quiesced = true;
+		pl_lease_input(l, PL_IN_QUIESCED);
+		while (l->state == PINL_FORCING)
+			pthread_cond_wait(&ctx->settled, &ctx->lock);
+	}
+	pthread_mutex_unlock(&ctx->lock);
+	return err ? pinl_set_error(err, "the lease has been taken back already") : 0;
+}
+
+uint32_t pinl_lease_key(struct pinl_lease *lease)
+{
+	return lease->m.key;
+}
+
+void pinl_lease_set_cookie(struct pinl_lease *lease, void *cookie)
+{
+	if (!pl_alive(lease->ctx))
+		return;
+	pthread_mutex_lock(&lease->ctx->lock);
+	lease->cookie = cookie;
+	pthread_mutex_unlock(&lease->ctx->lock);
+}

@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Orphans: pages a device still has although file or mapping let them go. Never silent (I5): an event
+ * when found, an event with what the device wrote there when released, a line in the exit summary.
+ *
+ * What was written is found by comparing the device's pages with a copy taken when the orphan was
+ * found; so bytes written between the change and its discovery count as content, not as written.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/ctx.h"
+
+#define PAGE 4096ul
+#define STEP (64ul << 10)
+
+static void *snapshot(struct pinl_lease *l, const struct pl_range *va)
+{
+	size_t len = va->end - va->start, off = va->start - l->m.start;
+	char *copy = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (copy == MAP_FAILED)
+		return NULL;
+	if (l->dev->ops.read(l->dev->priv, &l->m, off, len, copy)) {
+		munmap(copy, len);
+		return NULL;
+	}
+	return copy;
+}
+
+static bool known(const struct pinl_lease *l, const struct pl_range *va)
+{
+	for (int i = 0; i < l->n_orphans; i++)
+		if (l->orphans[i].va.start <= va->start && l->orphans[i].va.end >= va->end)
+			return true;
+	return false;
+}
+
+/* Cut off what is known already at either end, so that bytes are counted once. */
+static void cut_known(const struct pinl_lease *l, struct pl_range *va)
+{
+	for (int i = 0; i < l->n_orphans; i++) {
+		const struct pl_range *k = &l->orphans[i].va;
+
+		if (k->start <= va->start && k->end > va->start)
+			va->start = k->end < va->end ? k->end : va->end;
+		else if (k->end >= va->end && k->start < va->end)
+			va->end = k->start;
+	}
+}
+
+void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
+{
+	struct pl_recall lost = *given;
+	struct pinl_ctx *ctx = l->ctx;
+	struct pinl_event ev;
+	void *baseline;
+
+	if (known(l, &lost.va))
+		return;
+	cut_known(l, &lost.va);
+	if (l->n_orphans == PL_MAX_ORPHANS) /* the first ones can't be told apart any more: report them now */
+		pl_orphan_end(l);
+	baseline = snapshot(l, &lost.va);
+	pl_event_lease(l, PINL_EV_ORPHAN, &lost, &ev);
+	pthread_mutex_lock(&ctx->lock);
+	l->orphans[l->n_orphans++] = (struct pl_orphan){ lost.va, lost.op, pl_now(), lost.actor_pid, baseline };
+	ctx->counters.orphans++;
+	ctx->counters.orphan_bytes += lost.va.end - lost.va.start;
+	pthread_mutex_unlock(&ctx->lock);
+	pl_event_push(ctx, &ev);
+}
+
+struct written {
+	uint64_t bytes, first;
+};
+
+static int compare(struct pinl_lease *l, const struct pl_orphan *o, struct written *w)
+{
+	size_t len = o->va.end - o->va.start, off = o->va.start - l->m.start;
+	const char *old = o->baseline;
+	char *now = mmap(NULL, STEP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int err = now == MAP_FAILED ? -ENOMEM : 0;
+
+	if (err)
+		return err;
+	for (size_t at = 0; at < len && !err; at += STEP) {
+		size_t n = len - at < STEP ? len - at : STEP;
+
+		err = l->dev->ops.read(l->dev->priv, &l->m, off + at, n, now);
+		for (size_t i = 0; !err && i < n; i++) {
+			if (now[i] == old[at + i])
+				continue;
+			if (!w->bytes++)
+				w->first = at + i;
+		}
+	}
+	munmap(now, STEP);
+	return err;
+}
+
+static void summary_line(struct pinl_lease *l, const struct pl_orphan *o, const struct pinl_event *ev,
+			 const struct written *w)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	char *line, what[96];
+	int n;
+
+	if (ev->err)
+		snprintf(what, sizeof what, "what it wrote there is not known");
+	else
+		snprintf(what, sizeof what, "it changed %lu bytes there", (unsigned long)w->bytes);
+	pthread_mutex_lock(&ctx->lock);
+	n = ctx->n_summary++;
+	if (n < PL_MAX_SUMMARY) {
+		line = ctx->summary[n];
+		if (l->mem.ino)
+			snprintf(line, sizeof ctx->summary[n],
+				 "lease %lu: after %s device %s still had bytes %lu-%lu of file %lu:%lu for %.1f ms; %s",
+				 (unsigned long)l->id, pinl_op_name(o->op), l->dev->given->name,
+				 (unsigned long)ev->file_start, (unsigned long)ev->file_end, (unsigned long)l->mem.dev,
+				 (unsigned long)l->mem.ino, ev->waited_ns / 1e6, what);
+		else
+			snprintf(line, sizeof ctx->summary[n],
+				 "lease %lu: after %s device %s still had [%#lx, %#lx) for %.1f ms; %s",
+				 (unsigned long)l->id, pinl_op_name(o->op), l->dev->given->name, (unsigned long)o->va.start,
+				 (unsigned long)o->va.end, ev->waited_ns / 1e6, what);
+	}
+	ctx->counters.orphan_bytes_written += w->bytes;
+	pthread_mutex_unlock(&ctx->lock);
+}
+
+static void end_one(struct pinl_lease *l, struct pl_orphan *o)
+{
+	struct pl_recall r = { .va = o->va, .op = o->op, .actor_pid = o->actor };
+	struct written w = { 0, 0 };
+	struct pinl_event ev;
+
+	pl_event_lease(l, PINL_EV_ORPHAN_END, &r, &ev);
+	ev.err = o->baseline ? compare(l, o, &w) : -EOPNOTSUPP;
+	ev.bytes = w.bytes;
+	ev.time_ns = pl_now();
+	ev.waited_ns = ev.time_ns - o->since_ns;
+	summary_line(l, o, &ev, &w);
+	pl_event_push(l->ctx, &ev);
+	if (o->baseline)
+		munmap(o->baseline, o->va.end - o->va.start);
+}
+
+void pl_orphan_end(struct pinl_lease *l)
+{
+	struct pl_orphan ended[PL_MAX_ORPHANS];
+	int n;
+
+	pthread_mutex_lock(&l->ctx->lock);
+	n = l->n_orphans;
+	memcpy(ended, l->orphans, sizeof ended);
+	l->n_orphans = 0;
+	pthread_mutex_unlock(&l->ctx->lock);
+	for (int i = 0; i < n; i++)
+		end_one(l, &ended[i]);
+}
+
+static void found(struct pinl_lease *l, uintptr_t start, uintptr_t end, enum pinl_op op)
+{
+	struct pl_recall lost = { .va = { start, end }, .op = op, .source = "check" };
+
+	pl_lease_cut_detached(l, &lost.va);
+	if (lost.va.start < lost.va.end)
+		pl_orphan_begin(l, &lost);
+}
+
+/* Pinned pages of tmpfs are in its page cache: a hole, or the end of the file, means they were let go. */
+static void check_shmem(struct pinl_lease *l)
+{
+	off_t first = l->mem.offset, last = first + (l->m.end - l->m.start);
+	struct stat st;
+
+	if (l->mem.fd < 0 || fstat(l->mem.fd, &st))
+		return;
+	st.st_size = (st.st_size + PAGE - 1) & ~(off_t)(PAGE - 1);
+	if (st.st_size < last) {
+		off_t from = st.st_size > first ? st.st_size : first;
+
+		found(l, l->m.start + (from - first), l->m.end, PINL_OP_TRUNCATE);
+		last = from;
+	}
+	for (off_t at = first; at < last;) {
+		off_t hole = lseek(l->mem.fd, at, SEEK_HOLE), data;
+
+		if (hole < 0 || hole >= last)
+			return;
+		data = lseek(l->mem.fd, hole, SEEK_DATA);
+		if (data < 0 || data > last)
+			data = last;
+		found(l, l->m.start + (hole - first), l->m.start + (data - first), PINL_OP_PUNCH);
+		at = data;
+	}
+}
+
+/* Pinned private pages stay in the page table: an empty entry means they were let go (or guarded). */
+static void check_private(struct pinl_lease *l)
+{
+	uint64_t entries[512];
+	uintptr_t gone = 0, at = l->m.start;
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+	while (fd >= 0 && at < l->m.end) {
+		size_t pages = (l->m.end - at) / PAGE, n = pages < 512 ? pages : 512;
+
+		if (pread(fd, entries, n * 8, at / PAGE * 8) != (ssize_t)(n * 8))
+			break;
+		for (size_t i = 0; i < n; i++, at += PAGE) {
+			bool present = entries[i] >> 62; /* present or swapped */
+
+			if (!present && !gone)
+				gone = at;
+			if (present && gone) {
+				found(l, gone, at, PINL_OP_NR);
+				gone = 0;
+			}
+		}
+	}
+	if (gone)
+		found(l, gone, at, PINL_OP_NR);
+	if (fd >= 0)
+		close(fd);
+}
+
+/* Before a lease ends: was anything let go that no source told of? */
+void pl_orphan_check(struct pinl_lease *l)
+{
+	if (!(l->flags & PINL_PIN))
+		return;
+	if (l->mem.kind == PINL_MEM_SHMEM && l->mem.shared)
+		check_shmem(l);
+	else if (l->mem.kind == PINL_MEM_ANON || l->mem.kind == PINL_MEM_FILE_PRIVATE)
+		check_private(l);
+}
+
+void pl_orphan_summary(struct pinl_ctx *ctx)
+{
+	int n = ctx->n_summary, shown = n < PL_MAX_SUMMARY ? n : PL_MAX_SUMMARY, fd = ctx->opts.summary_fd;
+
+	for (struct pl_node *node = pl_index_first(&ctx->index, 0, UINTPTR_MAX); node && fd >= 0;
+	     node = pl_index_next(node, 0, UINTPTR_MAX)) {
+		const struct pinl_lease *l = (const struct pinl_lease *)node;
+
+		for (int i = 0; i < l->n_orphans; i++)
+			dprintf(fd, "pinlease: lease %lu ends with the process: device %s still has %lu orphaned bytes at %#lx\n",
+				(unsigned long)l->id, l->dev->given->name,
+				(unsigned long)(l->orphans[i].va.end - l->orphans[i].va.start),
+				(unsigned long)l->orphans[i].va.start);
+	}
+	if (!n || fd < 0)
+		return;
+	dprintf(fd, "pinlease: %d orphan%s in this process:\n", n, n == 1 ? "" : "s");
+	for (int i = 0; i < shown; i++)
+		dprintf(fd, "pinlease:   %s\n", ctx->summary[i]);
+	if (shown < n)
+		dprintf(fd, "pinlease:   and %d more\n", n - shown);
+}

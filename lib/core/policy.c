@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The one place where it is decided what happens to a change. Invariants, checked over the whole
+ * product of inputs by tests/test_policy.c:
+ * - without an effect nothing is done, whatever the policy;
+ * - REFUSE is only answered to a source that can refuse this change;
+ * - nobody is held whose source can't hold;
+ * - an effect on pinned pages ends in exactly one of: refused, recalled, reported.
+ */
+#include "policy.h"
+
+#include <errno.h>
+
+enum pl_effect pl_op_effect(enum pinl_op op, enum pinl_memory_kind kind, bool shared)
+{
+	bool file = kind != PINL_MEM_ANON && kind != PINL_MEM_DEVICE && kind != PINL_MEM_SECRET;
+
+	switch (op) {
+	case PINL_OP_TRUNCATE:
+	case PINL_OP_PUNCH:
+	case PINL_OP_ZERO:
+	case PINL_OP_COLLAPSE:
+	case PINL_OP_INSERT:
+		return file ? PL_DISCARD : PL_NO_EFFECT;
+	case PINL_OP_UNMAP:
+	case PINL_OP_OVERMAP:
+	case PINL_OP_REMAP:
+		return PL_GONE;
+	case PINL_OP_DONTNEED: /* a shared mapping finds the same page again */
+		return shared ? PL_NO_EFFECT : PL_DISCARD;
+	case PINL_OP_FREE: /* anonymous memory only; EINVAL elsewhere */
+		return kind == PINL_MEM_ANON ? PL_DISCARD : PL_NO_EFFECT;
+	case PINL_OP_REMOVE: /* shared file mappings only; EINVAL elsewhere */
+		return file && shared ? PL_DISCARD : PL_NO_EFFECT;
+	case PINL_OP_GUARD:
+		return PL_DISCARD;
+	case PINL_OP_NR:
+		break;
+	}
+	return PL_NO_EFFECT;
+}
+
+struct pl_verdict pl_policy_decide(const struct pl_question *q)
+{
+	struct pl_verdict v = { .action = PL_ALLOW };
+	bool hold = q->can & PINL_CAN_HOLD, before = q->can & PINL_CAN_BEFORE;
+
+	if (q->effect == PL_NO_EFFECT)
+		return v;
+	v.hold = hold;
+	if (q->policy == PINL_REFUSE && (q->refuse & PINL_OPBIT(q->op))) {
+		if (q->can & PINL_CAN_REFUSE) {
+			v.action = PL_REFUSE;
+			v.hold = false;
+			return v;
+		}
+		v.degraded = true;
+	}
+	if (q->policy == PINL_RECALL) {
+		v.action = PL_RECALL;
+		v.late = q->pinned && !before;
+		v.degraded = v.late || !hold;
+	} else if (q->policy == PINL_FOLLOW || !q->pinned) {
+		v.action = PL_FOLLOW;
+	} else {
+		v.action = PL_ORPHAN;
+	}
+	return v;
+}
+
+unsigned pl_policy_relevant_ops(enum pinl_memory_kind kind, bool shared)
+{
+	unsigned ops = 0;
+
+	for (int op = 0; op < PINL_OP_NR; op++)
+		if (op != PINL_OP_GUARD && pl_op_effect(op, kind, shared) != PL_NO_EFFECT)
+			ops |= PINL_OPBIT(op);
+	return ops;
+}
+
+static unsigned ops_that_can(const uint8_t *coverage, unsigned can)
+{
+	unsigned ops = 0;
+
+	for (int op = 0; op < PINL_OP_NR; op++)
+		if ((coverage[op] & can) == can)
+			ops |= PINL_OPBIT(op);
+	return ops;
+}
+
+static int no(const char **why, const char *sentence)
+{
+	*why = sentence;
+	return -EOPNOTSUPP;
+}
+
+static int validate_device(const struct pl_plan *p, const char **why)
+{
+	if ((p->flags & PINL_PIN) && !(p->caps & PINL_DEVCAP_PIN))
+		return no(why, "the device can't pin; leave out PINL_PIN");
+	if (!(p->flags & PINL_PIN) && !(p->caps & PINL_DEVCAP_ONDEMAND))
+		return no(why, "the device can't map on demand; pass PINL_PIN");
+	if (p->kind == PINL_MEM_DEVICE)
+		return no(why, "device memory is never pinned; it has to come from its exporter");
+	if (p->kind == PINL_MEM_SECRET)
+		return no(why, "secret memory (memfd_secret) can't be given to a device; use memfd_create");
+	return 0;
+}
+
+static int validate_recall(const struct pl_plan *p, const char **why)
+{
+	unsigned relevant = pl_policy_relevant_ops(p->kind, p->shared);
+	enum pinl_then then = p->policy->then;
+
+	if (p->device_class < PINL_DEV_REVOCABLE)
+		return no(why, p->device_class == PINL_DEV_NONE
+				       ? "RECALL needs a device that can be revoked, and this one can't; use KEEP or REFUSE"
+				       : "RECALL needs a device that can be revoked, and this one can only be drained by its "
+					 "holder; use KEEP or REFUSE");
+	if (then != PINL_THEN_FAIL && !(p->caps & PINL_DEVCAP_RETARGET))
+		return no(why, "SCRATCH and COPY need a device that can be retargeted; use RECALL with FAIL");
+	if (then != PINL_THEN_FAIL && p->kind == PINL_MEM_HUGETLB)
+		return no(why, "SCRATCH and COPY don't replace huge page mappings; use RECALL with FAIL");
+	if (then == PINL_THEN_COPY && (!(p->flags & PINL_PIN) || !(p->caps & PINL_DEVCAP_READ)))
+		return no(why, "COPY takes the content from the device's own pins, and this lease has none that can "
+			       "be read (PINL_PIN, and for io_uring kernel 6.13); use SCRATCH, FAIL or FOLLOW");
+	if (then == PINL_THEN_COPY && !p->can_copy)
+		return no(why, "COPY needs userfaultfd to switch without losing a store, and this process can't have "
+			       "one; use SCRATCH or FAIL");
+	if (!(p->flags & PINL_COOPERATIVE) && (relevant & ~ops_that_can(p->coverage, PINL_CAN_TELL)))
+		return no(why, "RECALL must hear of changes, and no source here tells of all that can happen to this "
+			       "memory (see pinl_sources); PINL_COOPERATIVE accepts that changes come by pinl_ calls only");
+	if ((p->flags & PINL_STRICT) && (relevant & ~ops_that_can(p->coverage, PINL_CAN_HOLD)))
+		return no(why, "PINL_STRICT asks that every change is held, and no source here holds all that can happen "
+			       "to this memory");
+	return 0;
+}
+
+static int validate_refuse(const struct pl_plan *p, const char **why)
+{
+	unsigned effective = p->policy->refuse & pl_policy_relevant_ops(p->kind, p->shared);
+	unsigned can = ops_that_can(p->coverage, PINL_CAN_REFUSE);
+
+	if (p->sealable && (p->flags & PINL_SEAL))
+		can |= PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_PUNCH) | PINL_OPBIT(PINL_OP_REMOVE);
+	if (!(p->flags & PINL_COOPERATIVE) && (effective & ~can))
+		return no(why, "REFUSE asks for an operation that no source here can refuse on this memory; "
+			       "PINL_SEAL does it for a sealable memfd (truncate, punch), PINL_COOPERATIVE accepts that "
+			       "only pinl_ calls are refused");
+	return 0;
+}
+
+int pl_policy_validate(const struct pl_plan *p, const char **why)
+{
+	int err = validate_device(p, why);
+
+	if (err)
+		return err;
+	switch (p->policy->kind) {
+	case PINL_KEEP:
+		return 0;
+	case PINL_RECALL:
+		return validate_recall(p, why);
+	case PINL_REFUSE:
+		return validate_refuse(p, why);
+	case PINL_FOLLOW:
+		if (p->device_class != PINL_DEV_FAULTING || (p->flags & PINL_PIN))
+			return no(why, "FOLLOW needs an on-demand device and a lease without PINL_PIN; use RECALL");
+		if (!(p->flags & PINL_COOPERATIVE) &&
+		    (pl_policy_relevant_ops(p->kind, p->shared) & ~ops_that_can(p->coverage, PINL_CAN_TELL)))
+			return no(why, "FOLLOW must hear of changes, and no source here tells of all that can happen to "
+				       "this memory (see pinl_sources)");
+		return 0;
+	}
+	*why = "unknown policy kind";
+	return -EINVAL;
+}

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Pure functions: what an operation does to memory, what a policy says to it, and whether a policy can
+ * be kept at all. No state, no kernel, no clock. */
+#ifndef PL_CORE_POLICY_H
+#define PL_CORE_POLICY_H
+
+#include <pinlease/device.h>
+#include <pinlease/source.h>
+#include <stdbool.h>
+
+enum pl_effect {
+	PL_NO_EFFECT, /* the device's pages stay those of the mapping */
+	PL_DISCARD,   /* the pages go, the address range stays mapped */
+	PL_GONE,      /* the address range goes */
+};
+
+enum pl_effect pl_op_effect(enum pinl_op op, enum pinl_memory_kind kind, bool shared);
+
+enum pl_action {
+	PL_ALLOW,  /* nothing to do */
+	PL_ORPHAN, /* let it happen and report what the device keeps */
+	PL_FOLLOW, /* invalidate the on-demand device */
+	PL_RECALL, /* notice, grace, force */
+	PL_REFUSE, /* the operation fails */
+};
+
+struct pl_question {
+	enum pinl_op op;
+	unsigned can; /* PINL_CAN_* of this very change */
+	enum pl_effect effect;
+	enum pinl_policy_kind policy;
+	unsigned refuse;
+	enum pinl_device_class device_class;
+	bool pinned;
+};
+
+struct pl_verdict {
+	enum pl_action action;
+	bool hold;     /* the actor waits until the action is done */
+	bool late;     /* RECALL: the pages are detached already, so it is an orphan until released */
+	bool degraded; /* the policy asked for more than this source can do */
+};
+
+struct pl_verdict pl_policy_decide(const struct pl_question *q);
+
+struct pl_plan {
+	const struct pinl_policy *policy;
+	unsigned flags;
+	enum pinl_device_class device_class;
+	unsigned caps; /* PINL_DEVCAP_* */
+	const char *device_why;
+	enum pinl_memory_kind kind;
+	bool shared;
+	bool sealable;			      /* memfd that allows seals */
+	bool can_copy;			      /* this process has a userfaultfd for the swap */
+	const uint8_t *coverage;	      /* [PINL_OP_NR], raw changes */
+};
+
+/* 0, or -EOPNOTSUPP / -EINVAL with *why = one sentence (static). */
+int pl_policy_validate(const struct pl_plan *plan, const char **why);
+
+/* Operations that detach pages of this memory and that a lease has to hear of. */
+unsigned pl_policy_relevant_ops(enum pinl_memory_kind kind, bool shared);
+
+#endif

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Questions about one lease. */
+#include <errno.h>
+#include <string.h>
+
+#include "core/ctx.h"
+#include "core/text.h"
+
+int pinl_lease_check(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	bool changed;
+
+	if (!pl_alive(ctx))
+		return pl_stale();
+	if (atomic_load_explicit(&ctx->changing, memory_order_acquire))
+		return -EAGAIN;
+	pthread_mutex_lock(&ctx->lock);
+	changed = l->state != PINL_ACTIVE || l->n_detached || l->n_orphans || (l->jobs & ~PL_JOB_FOLLOW);
+	pthread_mutex_unlock(&ctx->lock);
+	return changed ? -ESTALE : 0;
+}
+
+int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
+{
+	struct pinl_lease_info i = { .size = out->size };
+	struct pinl_ctx *ctx = l->ctx;
+
+	if (!pl_alive(ctx))
+		return pl_stale();
+	pthread_mutex_lock(&ctx->lock);
+	i.id = l->id;
+	i.owner = l->owner;
+	i.owner_thread = l->owner_thread;
+	i.caller = l->caller;
+	i.start = l->m.start;
+	i.end = l->m.end;
+	i.since_ns = l->since_ns;
+	i.age_ns = pl_now() - l->since_ns;
+	i.state = l->state;
+	i.outcome = l->outcome;
+	i.memory = l->mem.kind;
+	i.file_dev = l->mem.dev;
+	i.file_ino = l->mem.ino;
+	i.file_offset = l->mem.offset;
+	i.policy = l->policy;
+	i.flags = l->flags;
+	i.detached_bytes = (l->m.end - l->m.start) - pl_lease_live_bytes(l);
+	for (int k = 0; k < l->n_orphans; k++)
+		i.orphan_bytes += l->orphans[k].va.end - l->orphans[k].va.start;
+	memcpy(i.coverage, l->coverage, sizeof l->coverage);
+	pthread_mutex_unlock(&ctx->lock);
+	memcpy(out, &i, out->size < sizeof i ? out->size : sizeof i);
+	return 0;
+}
+
+int pinl_lease_describe(struct pinl_lease *l, char *buf, size_t len)
+{
+	int n;
+
+	if (!pl_alive(l->ctx))
+		return pl_stale();
+	pthread_mutex_lock(&l->ctx->lock);
+	n = pl_describe(l, buf, len);
+	pthread_mutex_unlock(&l->ctx->lock);
+	return n;
+}
+
+/* Keep the worker off the lease while fn's backend call runs. */
+static void own(struct pinl_lease *l)
+{
+	pthread_mutex_lock(&l->ctx->lock);
+	while (l->busy)
+		pthread_cond_wait(&l->ctx->settled, &l->ctx->lock);
+	l->busy = true;
+	pthread_mutex_unlock(&l->ctx->lock);
+}
+
+static void disown(struct pinl_lease *l)
+{
+	struct pinl_change *answered = NULL;
+
+	pthread_mutex_lock(&l->ctx->lock);
+	l->busy = false;
+	if (l->jobs)
+		pl_job_add(l, 0);
+	pl_settle(l->ctx, &answered);
+	pthread_cond_broadcast(&l->ctx->settled);
+	pthread_mutex_unlock(&l->ctx->lock);
+	pl_answer_all(l->ctx, answered);
+}
+
+static int check_part(struct pinl_lease *l, uintptr_t start, uintptr_t end)
+{
+	if (!pl_alive(l->ctx))
+		return pl_stale();
+	if (start < l->m.start || end > l->m.end || start >= end)
+		return pinl_set_error(-EINVAL, "[%#lx, %#lx) is not inside the lease", start, end);
+	return 0;
+}
+
+int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
+{
+	size_t size = l->m.end - l->m.start;
+	int err;
+
+	if (!pl_alive(l->ctx))
+		return pl_stale();
+	if (offset > size || len > size - offset)
+		return pinl_set_error(-EINVAL, "%zu bytes at %zu are not inside the lease of %zu", len, offset, size);
+	own(l);
+	err = l->dev->ops.read(l->dev->priv, &l->m, offset, len, buf);
+	disown(l);
+	return err;
+}
+
+int pinl_device_protect(struct pinl_lease *l, uintptr_t start, uintptr_t end)
+{
+	int err = check_part(l, start, end);
+
+	if (err)
+		return err;
+	own(l);
+	err = l->dev->ops.protect(l->dev->priv, &l->m, start, end);
+	disown(l);
+	return err;
+}
+
+int pinl_device_dirty(struct pinl_lease *l, uintptr_t start, uintptr_t end, uint8_t *dirty)
+{
+	int err = check_part(l, start, end);
+
+	if (err)
+		return err;
+	own(l);
+	err = l->dev->ops.dirty(l->dev->priv, &l->m, start, end, dirty);
+	disown(l);
+	return err;
+}

@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Changes: from a source's report to its answer.
+ *
+ * A change is decided once, for all leases it overlaps: if one refuses, nothing else happens; else each
+ * lease gets its own action and the change is held while any of them is not done and the source can
+ * hold. Invariant: a change on ctx->held overlaps a lease that is NOTICED, FORCING or has a job, so
+ * somebody will settle it; pl_settle() runs after everything that could end that.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "core/ctx.h"
+
+/* Walk the leases a change may touch: the index for addresses, one file bucket for files. */
+static struct pinl_lease *first_lease(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	if (ch->on_file)
+		return pl_file_bucket(ctx, ch->file_dev, ch->file_ino);
+	return (struct pinl_lease *)pl_index_first(&ctx->index, ch->start, ch->end);
+}
+
+static struct pinl_lease *next_lease(struct pinl_lease *l, const struct pinl_change *ch)
+{
+	if (ch->on_file)
+		return l->file_next;
+	return (struct pinl_lease *)pl_index_next(&l->node, ch->start, ch->end);
+}
+
+#define for_each_lease(l, ctx, ch) for (l = first_lease(ctx, ch); l; l = next_lease(l, ch))
+
+static struct pl_verdict ask(const struct pinl_lease *l, const struct pinl_change *ch, enum pl_effect *effect)
+{
+	struct pl_question q = {
+		.op = ch->op,
+		.can = ch->can,
+		.effect = pl_op_effect(ch->op, l->mem.kind, l->mem.shared),
+		.policy = l->policy.kind,
+		.refuse = l->policy.refuse,
+		.device_class = l->dev->info.device_class,
+		.pinned = l->flags & PINL_PIN,
+	};
+
+	*effect = q.effect;
+	return pl_policy_decide(&q);
+}
+
+static bool lease_pending(const struct pinl_lease *l)
+{
+	return l->jobs || l->queued || l->busy || l->state == PINL_NOTICED || l->state == PINL_FORCING;
+}
+
+static void widen(struct pl_range *r, const struct pl_range *more)
+{
+	if (r->start == r->end) {
+		*r = *more;
+		return;
+	}
+	if (more->start < r->start)
+		r->start = more->start;
+	if (more->end > r->end)
+		r->end = more->end;
+}
+
+static void make_recall(const struct pinl_lease *l, const struct pinl_change *ch, const struct pl_range *va,
+			enum pl_effect effect, struct pl_recall *r)
+{
+	uint64_t deadline = pl_now() + l->policy.grace_ms * 1000000ull;
+
+	*r = (struct pl_recall){
+		.va = *va,
+		.op = ch->op,
+		.effect = effect,
+		.late = !(ch->can & PINL_CAN_BEFORE),
+		.va_gone = effect == PL_GONE && !(ch->can & PINL_CAN_BEFORE),
+		.deadline_ns = deadline < ch->ceiling_ns ? deadline : ch->ceiling_ns,
+		.change_id = ch->id,
+		.actor_pid = ch->actor_pid,
+		.actor_tid = ch->actor_tid,
+		.source = ch->source,
+	};
+}
+
+static void merge_recall(struct pl_recall *r, const struct pl_recall *more)
+{
+	widen(&r->va, &more->va);
+	r->late |= more->late;
+	r->va_gone |= more->va_gone;
+	if (more->effect == PL_GONE)
+		r->effect = PL_GONE;
+	if (more->deadline_ns < r->deadline_ns)
+		r->deadline_ns = more->deadline_ns;
+}
+
+static void notice(struct pinl_lease *l)
+{
+	struct pinl_event ev;
+
+	l->noticed_next = l->ctx->noticed;
+	l->ctx->noticed = l;
+	l->ctx->counters.notices++;
+	pl_event_lease(l, PINL_EV_NOTICE, &l->recall, &ev);
+	pl_event_push(l->ctx, &ev);
+	pthread_cond_signal(&l->ctx->work);
+}
+
+static void unnotice(struct pinl_lease *l)
+{
+	for (struct pinl_lease **p = &l->ctx->noticed; *p; p = &(*p)->noticed_next)
+		if (*p == l) {
+			*p = l->noticed_next;
+			return;
+		}
+}
+
+/* Every input to the state machine goes through here. */
+void pl_lease_input(struct pinl_lease *l, enum pl_input input)
+{
+	struct pl_transition t = pl_revoke(l->state, input);
+
+	if (l->state == PINL_NOTICED && t.next != PINL_NOTICED)
+		unnotice(l);
+	l->state = t.next;
+	if (t.step == PL_STEP_NOTIFY)
+		notice(l);
+	else if (t.step == PL_STEP_TAKE && input != PL_IN_UNMAP)
+		pl_job_add(l, PL_JOB_TAKE);
+}
+
+static void recall(struct pinl_lease *l, const struct pl_recall *r)
+{
+	if (l->state == PINL_FORCING) {
+		/* Held changes are looked at again; those that can't wait are kept for after the force. */
+		if (r->late && !l->has_next)
+			l->next = *r;
+		else if (r->late)
+			merge_recall(&l->next, r);
+		l->has_next |= r->late;
+		return;
+	}
+	if (l->state == PINL_ACTIVE)
+		l->recall = *r;
+	else
+		merge_recall(&l->recall, r);
+	pl_lease_input(l, PL_IN_CHANGE);
+}
+
+static void orphaned(struct pinl_lease *l, const struct pl_recall *r)
+{
+	if (l->jobs & PL_JOB_ORPHAN)
+		widen(&l->lost.va, &r->va);
+	else
+		l->lost = *r;
+	pl_job_add(l, PL_JOB_ORPHAN);
+}
+
+static void degraded(struct pinl_lease *l, const struct pl_recall *r, int err)
+{
+	struct pinl_event ev;
+
+	pl_event_lease(l, PINL_EV_DEGRADED, r, &ev);
+	ev.err = err;
+	pl_event_push(l->ctx, &ev);
+}
+
+static void apply(struct pinl_lease *l, struct pinl_change *ch, const struct pl_range *va)
+{
+	enum pl_effect effect;
+	struct pl_verdict v = ask(l, ch, &effect);
+	struct pl_recall r;
+
+	if (v.action == PL_ALLOW || l->state == PINL_RELEASED)
+		return;
+	make_recall(l, ch, va, effect, &r);
+	ch->recalled = 1;
+	if (v.degraded)
+		degraded(l, &r, l->policy.kind == PINL_REFUSE ? -EBUSY : -EALREADY);
+	if (v.action == PL_FOLLOW) {
+		widen(&l->follow, va);
+		pl_job_add(l, PL_JOB_FOLLOW);
+	} else if (v.action == PL_ORPHAN) {
+		orphaned(l, &r);
+	} else if (v.action == PL_RECALL) {
+		if (v.late)
+			orphaned(l, &r);
+		recall(l, &r);
+	}
+}
+
+static bool refused(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	struct pinl_lease *l;
+	struct pl_range va;
+	enum pl_effect effect;
+
+	for_each_lease (l, ctx, ch) {
+		struct pinl_event ev;
+
+		if (l->state == PINL_RELEASED || !pl_lease_overlap(l, ch, &va) ||
+		    ask(l, ch, &effect).action != PL_REFUSE)
+			continue;
+		pl_event_lease(l, PINL_EV_REFUSED, NULL, &ev);
+		ev.op = ch->op;
+		ev.start = va.start;
+		ev.end = va.end;
+		ev.change_id = ch->id;
+		ev.actor_pid = ch->actor_pid;
+		ev.actor_tid = ch->actor_tid;
+		ev.err = -EBUSY;
+		strncpy(ev.source, ch->source, sizeof ev.source - 1);
+		pl_event_push(ctx, &ev);
+		ctx->counters.refused++;
+		return true;
+	}
+	return false;
+}
+
+static bool blocked(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	struct pinl_lease *l;
+	struct pl_range va;
+
+	for_each_lease (l, ctx, ch)
+		if (l->state != PINL_RELEASED && lease_pending(l) && pl_lease_overlap(l, ch, &va))
+			return true;
+	return false;
+}
+
+static void gate_add(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	if (!(ch->can & PINL_WILL_SAY_DONE))
+		return;
+	for (int i = 0; i < PL_MAX_GATES; i++) {
+		struct pl_gate *g = &ctx->gates[i];
+
+		if (g->id)
+			continue;
+		*g = (struct pl_gate){ ch->id, ch->on_file, ch->file_dev, ch->file_ino,
+				       ch->on_file ? ch->file_start : ch->start, ch->on_file ? ch->file_end : ch->end };
+		return;
+	}
+}
+
+static void answered_event(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	struct pinl_event ev = {
+		.size = sizeof ev,
+		.type = PINL_EV_ANSWERED,
+		.op = ch->op,
+		.change_id = ch->id,
+		.waited_ns = pl_now() - ch->since_ns,
+		.actor_pid = ch->actor_pid,
+		.actor_tid = ch->actor_tid,
+		.start = ch->start,
+		.end = ch->end,
+		.file_dev = ch->file_dev,
+		.file_ino = ch->file_ino,
+		.file_start = ch->file_start,
+		.file_end = ch->file_end,
+	};
+
+	strncpy(ev.source, ch->source, sizeof ev.source - 1);
+	pl_event_push(ctx, &ev);
+	ctx->counters.answered++;
+}
+
+/* The change may go on: gate its range and hand it to the caller to answer without the lock. */
+static void let_go(struct pinl_ctx *ctx, struct pinl_change *ch, struct pinl_change **answered)
+{
+	if (ch->recalled)
+		answered_event(ctx, ch);
+	gate_add(ctx, ch);
+	ch->next = *answered;
+	*answered = ch;
+}
+
+/* After a force in part, a held change may reach pages of the same lease that live on. */
+static void recall_rest(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	struct pinl_lease *l;
+	struct pl_range va;
+	enum pl_effect effect;
+	struct pl_recall r;
+
+	for_each_lease (l, ctx, ch) {
+		if (l->state != PINL_ACTIVE || l->policy.kind != PINL_RECALL || !pl_lease_overlap(l, ch, &va))
+			continue;
+		if (ask(l, ch, &effect).action != PL_RECALL)
+			continue;
+		make_recall(l, ch, &va, effect, &r);
+		recall(l, &r);
+	}
+}
+
+void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered)
+{
+	for (struct pinl_change **p = &ctx->held; *p;) {
+		struct pinl_change *ch = *p;
+
+		if (!ctx->stopping)
+			recall_rest(ctx, ch);
+		if (!ctx->stopping && blocked(ctx, ch)) {
+			p = &ch->next;
+			continue;
+		}
+		*p = ch->next;
+		let_go(ctx, ch, answered);
+	}
+}
+
+void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered)
+{
+	while (answered) {
+		struct pinl_change *ch = answered;
+
+		answered = ch->next;
+		ch->answer(ch, 0);
+	}
+}
+
+void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	struct pinl_lease *l;
+	struct pinl_change *answered = NULL;
+	struct pl_range va;
+	bool no;
+
+	pthread_mutex_lock(&ctx->lock);
+	ch->id = ++ctx->next_id;
+	ch->since_ns = pl_now();
+	ch->ceiling_ns = ch->since_ns + ctx->opts.ceiling_ms * 1000000ull;
+	ch->recalled = 0;
+	if (ch->on_file && (ch->can & PINL_CAN_BEFORE))
+		ch->can |= PINL_WILL_SAY_DONE;
+	no = refused(ctx, ch);
+	if (!no) {
+		for_each_lease (l, ctx, ch)
+			if (pl_lease_overlap(l, ch, &va))
+				apply(l, ch, &va);
+		if ((ch->can & PINL_CAN_HOLD) && ch->recalled && !ctx->stopping && blocked(ctx, ch)) {
+			ch->next = ctx->held;
+			ctx->held = ch;
+		} else {
+			let_go(ctx, ch, &answered);
+		}
+	}
+	pthread_mutex_unlock(&ctx->lock);
+	if (no)
+		ch->answer(ch, -EBUSY);
+	else
+		pl_answer_all(ctx, answered);
+}
+
+void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id)
+{
+	pthread_mutex_lock(&ctx->lock);
+	for (int i = 0; change_id && i < PL_MAX_GATES; i++)
+		if (ctx->gates[i].id == change_id)
+			ctx->gates[i].id = 0;
+	pthread_mutex_unlock(&ctx->lock);
+}
+
+bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem)
+{
+	uint64_t len = mem->end - mem->start;
+
+	for (int i = 0; i < PL_MAX_GATES; i++) {
+		const struct pl_gate *g = &ctx->gates[i];
+
+		if (!g->id)
+			continue;
+		if (!g->on_file && g->start < mem->end && g->end > mem->start)
+			return true;
+		if (g->on_file && mem->ino && g->dev == mem->dev && g->ino == mem->ino &&
+		    g->start < mem->offset + len && g->end > mem->offset)
+			return true;
+	}
+	return false;
+}
+
+bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem)
+{
+	uint64_t len = mem->end - mem->start;
+
+	for (const struct pinl_change *ch = ctx->held; ch; ch = ch->next) {
+		if (!ch->on_file && ch->start < mem->end && ch->end > mem->start)
+			return true;
+		if (ch->on_file && mem->ino && ch->file_dev == mem->dev && ch->file_ino == mem->ino &&
+		    ch->file_start < mem->offset + len && ch->file_end > mem->offset)
+			return true;
+	}
+	return false;
+}

@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The worker: deadlines and all work on devices that a recall needs. It allocates nothing and holds no
+ * lock while it works on a lease; `busy` keeps everyone else off the lease meanwhile.
+ */
+#include <errno.h>
+#include <time.h>
+
+#include "core/ctx.h"
+
+void pl_job_add(struct pinl_lease *l, unsigned jobs)
+{
+	struct pinl_ctx *ctx = l->ctx;
+
+	l->jobs |= jobs;
+	if (l->queued || l->busy) /* whoever clears busy queues it again */
+		return;
+	l->queued = true;
+	l->job_next = NULL;
+	*ctx->jobs_tail = l;
+	ctx->jobs_tail = &l->job_next;
+	pthread_cond_signal(&ctx->work);
+}
+
+static struct pinl_lease *job_pop(struct pinl_ctx *ctx)
+{
+	struct pinl_lease *l = ctx->jobs;
+
+	if (!l)
+		return NULL;
+	ctx->jobs = l->job_next;
+	if (!ctx->jobs)
+		ctx->jobs_tail = &ctx->jobs;
+	l->queued = false;
+	return l;
+}
+
+/* Returns the next deadline, UINT64_MAX for none. */
+static uint64_t expire(struct pinl_ctx *ctx)
+{
+	uint64_t now = pl_now(), next = UINT64_MAX;
+
+	for (struct pinl_lease *l = ctx->noticed, *after; l; l = after) {
+		after = l->noticed_next; /* the input takes l off the list */
+		if (l->recall.deadline_ns <= now)
+			pl_lease_input(l, PL_IN_DEADLINE);
+		else if (l->recall.deadline_ns < next)
+			next = l->recall.deadline_ns;
+	}
+	return next;
+}
+
+static void sleep_until(struct pinl_ctx *ctx, uint64_t when)
+{
+	struct timespec t = { .tv_sec = when / 1000000000u, .tv_nsec = when % 1000000000u };
+
+	if (when == UINT64_MAX)
+		pthread_cond_wait(&ctx->work, &ctx->lock);
+	else
+		pthread_cond_timedwait(&ctx->work, &ctx->lock, &t);
+}
+
+/* The parts stay disjoint: what touches the new one is merged into it. */
+static void detach(struct pinl_lease *l, const struct pl_range *va)
+{
+	struct pl_range all = *va;
+	int kept = 0;
+
+	for (int i = 0; i < l->n_detached; i++) {
+		struct pl_range d = l->detached[i];
+
+		if (d.start <= all.end && d.end >= all.start) {
+			all.start = d.start < all.start ? d.start : all.start;
+			all.end = d.end > all.end ? d.end : all.end;
+		} else {
+			l->detached[kept++] = d;
+		}
+	}
+	l->detached[kept++] = all;
+	l->n_detached = kept;
+}
+
+static void taken_events(struct pinl_lease *l, const struct pl_recall *r, const struct pl_taken *taken)
+{
+	struct pinl_event ev;
+
+	pl_event_lease(l, r->quiesced ? PINL_EV_QUIESCED : PINL_EV_FORCED, r, &ev);
+	ev.outcome = taken->outcome;
+	ev.err = taken->err;
+	pl_event_push(l->ctx, &ev);
+	ev.type = PINL_EV_RELEASED;
+	ev.time_ns = 0;
+	pl_event_push(l->ctx, &ev);
+}
+
+/* ctx->lock held. */
+static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const struct pl_taken *taken)
+{
+	struct pinl_ctx *ctx = l->ctx;
+
+	l->outcome = taken->outcome;
+	if (!taken->whole)
+		detach(l, &r->va);
+	if (r->quiesced)
+		ctx->counters.quiesced++;
+	else
+		ctx->counters.forced++;
+	if (taken->err == -ETIMEDOUT)
+		ctx->counters.drains_unconfirmed++;
+	taken_events(l, r, taken);
+	if (taken->whole || !pl_lease_live_bytes(l))
+		pl_lease_input(l, PL_IN_DONE_WHOLE);
+	else
+		pl_lease_input(l, PL_IN_DONE_PART);
+	if (l->has_next && l->state == PINL_ACTIVE) {
+		l->has_next = false;
+		l->recall = l->next;
+		pl_lease_cut_detached(l, &l->recall.va);
+		if (l->recall.va.start < l->recall.va.end)
+			pl_lease_input(l, PL_IN_CHANGE);
+	}
+}
+
+static void follow(struct pinl_lease *l, const struct pl_range *va)
+{
+	struct pinl_event ev;
+	int err = l->dev->ops.invalidate(l->dev->priv, &l->m, va->start, va->end);
+
+	pl_event_lease(l, PINL_EV_FOLLOWED, NULL, &ev);
+	ev.start = va->start;
+	ev.end = va->end;
+	ev.err = err;
+	pl_event_push(l->ctx, &ev);
+}
+
+/* ctx->lock held; dropped while working. */
+static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
+{
+	struct pl_recall recall = l->recall, lost = l->lost;
+	struct pl_range follow_va = l->follow;
+	struct pinl_change *answered = NULL;
+	struct pl_taken taken = { 0 };
+	unsigned jobs = l->jobs;
+
+	l->jobs = 0;
+	l->busy = true;
+	l->follow = (struct pl_range){ 0, 0 };
+	pthread_mutex_unlock(&ctx->lock);
+
+	if (jobs & PL_JOB_ORPHAN)
+		pl_orphan_begin(l, &lost);
+	if (jobs & PL_JOB_FOLLOW)
+		follow(l, &follow_va);
+	if (jobs & PL_JOB_TAKE) {
+		if (l->n_detached == PL_MAX_DETACHED) /* no room for another part: all of it */
+			recall.va = (struct pl_range){ l->m.start, l->m.end };
+		pl_take(l, &recall, &taken);
+	}
+
+	pthread_mutex_lock(&ctx->lock);
+	if (jobs & PL_JOB_FOLLOW)
+		ctx->counters.followed++;
+	l->busy = false;
+	if (jobs & PL_JOB_TAKE)
+		apply_taken(l, &recall, &taken);
+	if (l->jobs)
+		pl_job_add(l, 0);
+	pl_settle(ctx, &answered);
+	pthread_cond_broadcast(&ctx->settled);
+	pthread_mutex_unlock(&ctx->lock);
+	pl_answer_all(ctx, answered);
+	pthread_mutex_lock(&ctx->lock);
+}
+
+void *pl_worker(void *arg)
+{
+	struct pinl_ctx *ctx = arg;
+	struct pinl_change *answered = NULL;
+	struct pinl_lease *l;
+	uint64_t next;
+
+	pl_exempt_enter(ctx);
+	pthread_mutex_lock(&ctx->lock);
+	while (!ctx->stopping) {
+		next = expire(ctx);
+		l = job_pop(ctx);
+		if (!l)
+			sleep_until(ctx, next);
+		else if (!l->busy)
+			do_jobs(ctx, l);
+	}
+	pl_settle(ctx, &answered);
+	pthread_mutex_unlock(&ctx->lock);
+	pl_answer_all(ctx, answered);
+	return NULL;
+}

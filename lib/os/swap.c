@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The switch of a range to private memory.
+ *
+ * A fresh mapping is registered with a userfaultfd of our own for MISSING faults and moved over the
+ * range by mremap(MREMAP_FIXED): for every thread an access is either before the switch, on the old
+ * pages, or after it, on the new mapping, where it waits in a fault until its page is filled. Because
+ * the filling starts after the switch, it reads every store made before it. Invariant: no page of the
+ * range is ever visible unfilled, and no store goes to the old pages after the switch.
+ *
+ * The moved mapping keeps its userfaultfd only with EVENT_REMAP, and then the mover waits until the
+ * event is read: that, and noting which pages threads wait for, is what the fault thread is for. It
+ * allocates nothing and takes no lock. The pages are filled by the caller: wanted pages first, then
+ * the rest in order.
+ */
+#include "os/swap.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "os/compat.h"
+
+#define PAGE  4096ul
+#define CHUNK (256ul << 10)
+#define WANTED 64
+
+struct pl_swap {
+	int uffd, stop;
+	bool user_only, started;
+	pthread_t thread;
+	pthread_mutex_t lock; /* one switch at a time */
+	/* Pages that threads wait for: written by the fault thread, taken by the filler. */
+	atomic_uintptr_t wanted[WANTED];
+	char *staging;
+};
+
+static int uffd_open(bool *user_only)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMAP };
+	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	*user_only = false;
+	if (fd < 0 && errno == EPERM) {
+		fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+		*user_only = true;
+	}
+	if (fd < 0)
+		return -errno;
+	if (ioctl(fd, UFFDIO_API, &api)) {
+		int err = -errno;
+
+		close(fd);
+		return err;
+	}
+	return fd;
+}
+
+static void note_wanted(struct pl_swap *s, uintptr_t page)
+{
+	for (int i = 0; i < WANTED; i++) {
+		uintptr_t empty = 0;
+
+		if (atomic_compare_exchange_strong(&s->wanted[i], &empty, page))
+			return;
+	}
+	/* Full: the page comes when the filler gets there. */
+}
+
+static void *fault_thread(void *arg)
+{
+	struct pl_swap *s = arg;
+	struct pollfd p[2] = { { s->uffd, POLLIN, 0 }, { s->stop, POLLIN, 0 } };
+	struct uffd_msg msg;
+
+	while (!(p[1].revents & POLLIN)) {
+		if (poll(p, 2, -1) < 0)
+			continue;
+		while (read(s->uffd, &msg, sizeof msg) == sizeof msg)
+			if (msg.event == UFFD_EVENT_PAGEFAULT)
+				note_wanted(s, msg.arg.pagefault.address & ~(PAGE - 1));
+	}
+	return NULL;
+}
+
+int pl_swap_new(struct pl_swap **out)
+{
+	struct pl_swap *s = calloc(1, sizeof *s);
+
+	if (!s)
+		return -ENOMEM;
+	s->stop = -1;
+	pthread_mutex_init(&s->lock, NULL);
+	s->staging = mmap(NULL, CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	s->uffd = uffd_open(&s->user_only);
+	if (s->staging == MAP_FAILED)
+		goto nomem;
+	if (s->uffd >= 0) {
+		s->stop = eventfd(0, EFD_CLOEXEC);
+		if (s->stop < 0 || pthread_create(&s->thread, NULL, fault_thread, s)) {
+			close(s->uffd);
+			s->uffd = -1;
+		} else {
+			s->started = true;
+		}
+	}
+	*out = s;
+	return 0;
+nomem:
+	s->staging = NULL;
+	pl_swap_free(s);
+	return -ENOMEM;
+}
+
+void pl_swap_free(struct pl_swap *s)
+{
+	if (!s)
+		return;
+	if (s->started) {
+		eventfd_write(s->stop, 1);
+		pthread_join(s->thread, NULL);
+	}
+	if (s->stop >= 0)
+		close(s->stop);
+	if (s->uffd >= 0)
+		close(s->uffd);
+	if (s->staging)
+		munmap(s->staging, CHUNK);
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+}
+
+bool pl_swap_can_fill(const struct pl_swap *s)
+{
+	return s->uffd >= 0;
+}
+
+bool pl_swap_user_only(const struct pl_swap *s)
+{
+	return s->user_only;
+}
+
+/* Put len staged bytes at dst. A page that is there already stays as it is. */
+static int copy_in(struct pl_swap *s, uintptr_t dst, size_t len)
+{
+	for (size_t done = 0; done < len;) {
+		struct uffdio_copy c = { .dst = dst + done, .src = (uintptr_t)s->staging + done, .len = len - done };
+
+		if (!ioctl(s->uffd, UFFDIO_COPY, &c))
+			return 0;
+		if (c.copy > 0)
+			done += c.copy;
+		else if (errno == EEXIST)
+			done += PAGE;
+		else if (errno != EAGAIN) /* EAGAIN: the move's event isn't read yet */
+			return -errno;
+	}
+	return 0;
+}
+
+struct filler {
+	struct pl_swap *s;
+	uintptr_t start, end;
+	pl_fill_fn fill;
+	void *arg;
+	int err;
+};
+
+/* A part that can't be read becomes zeroes and is reported: a thread must not wait for ever. */
+static void fill_part(struct filler *f, uintptr_t at, size_t len)
+{
+	int err = f->fill(f->arg, at - f->start, len, f->s->staging);
+
+	if (err)
+		memset(f->s->staging, 0, len);
+	if (!err)
+		err = copy_in(f->s, at, len);
+	else
+		copy_in(f->s, at, len);
+	if (err && !f->err)
+		f->err = err;
+}
+
+static void fill_wanted(struct filler *f)
+{
+	for (int i = 0; i < WANTED; i++) {
+		uintptr_t page = atomic_exchange(&f->s->wanted[i], 0);
+
+		if (page >= f->start && page < f->end)
+			fill_part(f, page, PAGE);
+	}
+}
+
+static int move_over(struct pl_swap *s, uintptr_t start, size_t len, int prot, bool missing)
+{
+	void *fresh = mmap(NULL, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	struct uffdio_register reg = { .range = { (uintptr_t)fresh, len }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	int err;
+
+	if (fresh == MAP_FAILED)
+		return -errno;
+	if (missing && ioctl(s->uffd, UFFDIO_REGISTER, &reg))
+		goto fail;
+	if (mremap(fresh, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)start) == MAP_FAILED)
+		goto fail;
+	return 0;
+fail:
+	err = -errno;
+	munmap(fresh, len);
+	return err;
+}
+
+static int fill_all(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_fn fill, void *arg)
+{
+	struct filler f = { .s = s, .start = start, .end = end, .fill = fill, .arg = arg };
+	struct uffdio_range range = { start, end - start };
+
+	for (uintptr_t at = start; at < end; at += CHUNK) {
+		fill_wanted(&f);
+		fill_part(&f, at, end - at < CHUNK ? end - at : CHUNK);
+	}
+	ioctl(s->uffd, UFFDIO_UNREGISTER, &range); /* also wakes whoever still waits */
+	return f.err;
+}
+
+int pl_swap_replace(struct pl_swap *s, uintptr_t start, uintptr_t end, bool writable, pl_fill_fn fill, void *arg)
+{
+	int prot = PROT_READ | (writable ? PROT_WRITE : 0), err;
+
+	if (fill && s->uffd < 0)
+		return -EOPNOTSUPP;
+	pthread_mutex_lock(&s->lock);
+	err = move_over(s, start, end - start, prot, fill != NULL);
+	if (!err && fill)
+		err = fill_all(s, start, end, fill, arg);
+	pthread_mutex_unlock(&s->lock);
+	return err;
+}
+
+int pl_swap_place(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_fn fill, void *arg)
+{
+	size_t len = end - start;
+	void *at = mmap((void *)start, len, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	int err = 0;
+
+	if (at == MAP_FAILED)
+		return -errno;
+	if (at != (void *)start) { /* kernels before 4.17 ignore the flag */
+		munmap(at, len);
+		return -EEXIST;
+	}
+	pthread_mutex_lock(&s->lock);
+	for (size_t off = 0; fill && off < len && !err; off += CHUNK) {
+		size_t n = len - off < CHUNK ? len - off : CHUNK;
+
+		err = fill(arg, off, n, s->staging);
+		if (!err)
+			memcpy((char *)start + off, s->staging, n);
+	}
+	pthread_mutex_unlock(&s->lock);
+	if (err)
+		munmap(at, len);
+	return err;
+}
+
+void pl_swap_unplace(uintptr_t start, uintptr_t end)
+{
+	munmap((void *)start, end - start);
+}

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Inside of the files source: files.c is the side that the core calls, files_gate.c the thread that
+ * reads and answers fanotify (the gate), files_report.c the thread that calls the core for it. They meet
+ * in the lists under `lock`.
+ *
+ *	blocked task -> gate -> reports -> reporter -> core -> answer() -> answered -> gate -> task
+ *
+ * The gate has a descriptor table of its own. fanotify lets blocked tasks go when the last descriptor
+ * of the group is closed; in a shared table every fork() would copy it, and a child that outlives this
+ * process would keep all changes of the files blocked for ever. Nobody can inherit from the gate, and
+ * the descriptor that comes with every event doesn't count against the program's limit either.
+ * Therefore only the gate touches group_a, group_b and pl_held.fd, and does so by raw system calls,
+ * because the sanitizers model one table per process. And therefore it may not call the core, which has
+ * descriptors of its own to write to.
+ */
+#ifndef PL_SOURCE_FILES_H
+#define PL_SOURCE_FILES_H
+
+#include <pinlease/source.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "os/task.h"
+
+#define PL_FILES_MAX_HELD 1024
+
+enum pl_held_state {
+	PL_HELD_FREE,
+	PL_HELD_ASKED,	 /* to be submitted, or submitted and not answered */
+	PL_HELD_ALLOWED, /* let go, not known to have happened */
+	PL_HELD_DONE,	 /* to be told to the core, then free */
+};
+
+/* A task that fanotify has stopped, from its event until its change has happened. */
+struct pl_held {
+	struct pinl_change change;
+	struct pl_files *src;
+	struct pl_held *next;	  /* on free or allowed (gate), reports or answered (lock) */
+	enum pl_held_state state; /* gate; read by the reporter while on reports */
+	int fd;			  /* gate */
+	int err;		  /* the answer; lock */
+	pid_t tid;
+	bool known; /* call is what it does */
+	struct pl_syscall call;
+	int64_t new_size;
+	uint64_t allowed_ns;
+	bool size_seen;
+};
+
+/* Something a caller wants done with the groups; lives on the caller's stack until done. */
+enum pl_files_todo { PL_TODO_PROBE, PL_TODO_MARK_FS, PL_TODO_MARK, PL_TODO_UNMARK };
+
+struct pl_files_ask {
+	struct pl_files_ask *next;
+	enum pl_files_todo todo;
+	char path[64]; /* the file, by a path that works from the gate's table */
+	int err;
+	bool done; /* lock */
+};
+
+struct pl_watched; /* files.c */
+struct pl_fs_seen {
+	uint64_t dev;
+	long magic;
+	bool known, can;
+};
+
+#define PL_FILES_BUCKETS 256
+#define PL_FILES_FS	 16
+
+struct pl_files {
+	struct pinl_ctx *ctx;
+	pthread_t gate, reporter;
+	int wake; /* eventfd, in both tables: wakes the gate */
+
+	pthread_mutex_t lock; /* the next seven; short, nothing is called under it */
+	pthread_cond_t done;  /* an ask is done, the gate has started */
+	pthread_cond_t work;  /* reports has something */
+	struct pl_files_ask *asks;
+	struct pl_held *reports, **reports_tail;
+	struct pl_held *answered; /* and those whose end has been told */
+	bool stop, started;
+
+	int start_err; /* written before started */
+	const char *start_step;
+
+	pthread_mutex_t
+		watch_lock; /* watched, fs; held while the gate serves an ask, never by the gate */
+	struct pl_watched *watched[PL_FILES_BUCKETS];
+	struct pl_fs_seen fs[PL_FILES_FS];
+	unsigned next_fs;
+
+	/* The gate's own. */
+	int group_a, group_b;
+	struct pl_held *free, *allowed;
+	unsigned n_free, n_held, poll_ms;
+	struct pl_held *held; /* [n_held] */
+};
+
+/* files_gate.c */
+void *pl_files_gate(void *src);
+void pl_files_wake(struct pl_files *s);
+
+/* files_report.c */
+void *pl_files_reporter(void *src);
+void pl_files_report(struct pl_files *s, struct pl_held *h); /* gate */
+
+#endif

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The sources there are. One line per source. */
+#ifndef PL_SOURCE_SOURCES_H
+#define PL_SOURCE_SOURCES_H
+
+#include <pinlease/source.h>
+
+extern const struct pinl_source_ops pl_uffd_ops;
+extern const struct pinl_source_ops pl_files_ops;
+extern const struct pinl_source_ops pl_notify_ops;
+
+int pl_files_watch_fs(void *files, const char *path);
+
+#endif

@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The source for changes of mappings: userfaultfd in asynchronous write-protect mode. Nothing is ever
+ * write-protected and no fault is served; what is used are the events for munmap, mremap and madvise.
+ *
+ * Invariant: what a lease watches stays registered from watch to unwatch, apart from suspend. Anonymous
+ * memory is registered as whole mappings and stays so (unregistering walks page tables, splitting costs
+ * mappings); of files only the leased range, populated first, because a registered file mapping loses
+ * fault-around. Staying registered is harmless: the events say nothing new.
+ *
+ * lock covers: the table of watched file ranges, and registering against unregistering.
+ */
+#include "source/uffd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <pinlease/device.h>
+
+#include "os/compat.h"
+#include "source/sources.h"
+
+static int add_range(struct pl_uffd *u, uintptr_t start, uintptr_t end)
+{
+	struct uffdio_register reg = { .range = { start, end - start },
+				       .mode = UFFDIO_REGISTER_MODE_WP };
+
+	return ioctl(u->fd, UFFDIO_REGISTER, &reg) ? -errno : 0;
+}
+
+static void remove_range(struct pl_uffd *u, uintptr_t start, uintptr_t end)
+{
+	struct uffdio_range range = { start, end - start };
+
+	ioctl(u->fd, UFFDIO_UNREGISTER, &range);
+}
+
+/* ------------------------------------------------------------------------------ open, close -- */
+
+static int start_reader(struct pl_uffd *u)
+{
+	size_t page = sysconf(_SC_PAGESIZE);
+	void *probe = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	sigset_t all, old;
+	int err;
+
+	if (probe == MAP_FAILED)
+		return pinl_set_error(-ENOMEM, "out of memory for userfaultfd's probe");
+	u->probe = (struct pl_uffd_area){ (uintptr_t)probe, (uintptr_t)probe + page };
+	u->opener = gettid();
+	err = add_range(u, u->probe.start, u->probe.end);
+	if (!err) {
+		sigfillset(&all);
+		pthread_sigmask(SIG_SETMASK, &all, &old);
+		err = -pthread_create(&u->thread, NULL, pl_uffd_reader, u);
+		pthread_sigmask(SIG_SETMASK, &old, NULL);
+		if (err)
+			remove_range(u, u->probe.start, u->probe.end);
+	}
+	munmap(probe, page); /* waits for calibrate() */
+	if (err)
+		return pinl_set_error(err, "userfaultfd can't start watching: %s", strerror(-err));
+	pthread_setname_np(u->thread, "pinl-uffd");
+	return 0;
+}
+
+static void uffd_free(struct pl_uffd *u)
+{
+	if (u->fd >= 0)
+		pl_uffd_close_fd(u->fd);
+	if (u->maps >= 0)
+		close(u->maps);
+	if (u->asks)
+		pl_uffd_asks_put(u->asks);
+	pthread_mutex_destroy(&u->lock);
+	free(u->files);
+	free(u);
+}
+
+static int uffd_open(struct pinl_ctx *ctx, const void *arg, void **src)
+{
+	struct pl_uffd *u = calloc(1, sizeof *u);
+	int err;
+
+	if (!u)
+		return pinl_set_error(-ENOMEM, "out of memory for the userfaultfd source");
+	u->ctx = ctx;
+	pthread_mutex_init(&u->lock, NULL);
+	u->maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	u->fd = pl_uffd_open_fd();
+	err = u->fd < 0 ? u->fd : 0;
+	if (!err) {
+		u->asks = u->hold.asks = pl_uffd_asks_new(ctx);
+		err = u->asks ? start_reader(u)
+			      : pinl_set_error(-errno, "no descriptor or memory for userfaultfd: raise "
+						       "ulimit -n");
+	}
+	if (err) {
+		uffd_free(u);
+		return err;
+	}
+	*src = u;
+	return 0;
+}
+
+/* Whoever is blocked is let go by the close of the descriptor. */
+static void uffd_close(void *src)
+{
+	struct pl_uffd *u = src;
+
+	atomic_store(&u->stop, true);
+	eventfd_write(u->asks->kick, 1);
+	pthread_join(u->thread, NULL);
+	uffd_free(u);
+}
+
+/* ------------------------------------------------------------------------------------ watch -- */
+
+static unsigned uffd_coverage(void *src, const struct pinl_memory *mem, enum pinl_op op)
+{
+	struct pl_uffd *u = src;
+	unsigned hold = atomic_load(&u->can_hold) ? PINL_CAN_HOLD : 0;
+
+	if (mem->kind == PINL_MEM_DEVICE || mem->kind == PINL_MEM_SECRET)
+		return 0;
+	switch (op) {
+	case PINL_OP_UNMAP:
+	case PINL_OP_OVERMAP:
+	case PINL_OP_REMAP:
+		return PINL_CAN_TELL | hold;
+	case PINL_OP_DONTNEED:
+	case PINL_OP_FREE:
+	case PINL_OP_REMOVE:
+		return PINL_CAN_TELL | hold | (hold ? PINL_CAN_BEFORE : 0);
+	default:
+		return 0;
+	}
+}
+
+static int explain_watch(int err, const struct pinl_memory *mem)
+{
+	const char *kind = pinl_memory_name(mem->kind);
+	unsigned long at = mem->start;
+
+	switch (err) {
+	case -EBUSY:
+		return pinl_set_error(
+			err,
+			"another userfaultfd owns the mapping at %#lx (libfabric's or PSM3's memory "
+			"monitor, for example): turn that off, or lease with PINL_COOPERATIVE",
+			at);
+	case -EPERM:
+		return pinl_set_error(
+			-EOPNOTSUPP,
+			"the file mapped at %#lx was opened read-only and mapped shared, which "
+			"userfaultfd doesn't watch: open it O_RDWR or map it private",
+			at);
+	case -ENOMEM:
+		return pinl_set_error(
+			err, "no room to watch the mapping at %#lx: raise vm.max_map_count", at);
+	}
+	return pinl_set_error(-EOPNOTSUPP, "userfaultfd can't watch this memory (%s at %#lx): %s", kind,
+			      at, strerror(-err));
+}
+
+/* First entry that starts at or after `start`. */
+static size_t files_find(const struct pl_uffd *u, uintptr_t start)
+{
+	size_t low = 0, high = u->nr_files;
+
+	while (low < high) {
+		size_t mid = (low + high) / 2;
+
+		if (u->files[mid].start < start)
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	return low;
+}
+
+static int files_add(struct pl_uffd *u, uintptr_t start, uintptr_t end)
+{
+	size_t at = files_find(u, start);
+
+	if (u->nr_files == u->max_files) {
+		size_t max = u->max_files ? 2 * u->max_files : 64;
+		struct pl_uffd_area *more = realloc(u->files, max * sizeof *more);
+
+		if (!more)
+			return -ENOMEM;
+		u->files = more;
+		u->max_files = max;
+	}
+	memmove(u->files + at + 1, u->files + at, (u->nr_files - at) * sizeof *u->files);
+	u->files[at] = (struct pl_uffd_area){ start, end };
+	u->nr_files++;
+	if (end - start > u->longest)
+		u->longest = end - start;
+	return 0;
+}
+
+static bool files_remove(struct pl_uffd *u, uintptr_t start, uintptr_t end)
+{
+	for (size_t i = files_find(u, start); i < u->nr_files && u->files[i].start == start; i++)
+		if (u->files[i].end == end) {
+			u->nr_files--;
+			memmove(u->files + i, u->files + i + 1, (u->nr_files - i) * sizeof *u->files);
+			return true;
+		}
+	return false;
+}
+
+static bool files_overlap(const struct pl_uffd *u, uintptr_t start, uintptr_t end)
+{
+	for (size_t i = files_find(u, end); i-- > 0 && u->files[i].start + u->longest > start;)
+		if (u->files[i].end > start)
+			return true;
+	return false;
+}
+
+/* True if only files are mapped there: anonymous memory put there meanwhile may be somebody's lease. */
+static bool still_files(const struct pl_uffd *u, uintptr_t start, uintptr_t end)
+{
+	struct pl_procmap_query q;
+
+	for (; start < end; start = q.vma_end) {
+		q = (struct pl_procmap_query){ .size = sizeof q,
+					       .query_addr = start,
+					       .query_flags = PL_PROCMAP_COVERING_OR_NEXT_VMA };
+		if (ioctl(u->maps, PL_PROCMAP_QUERY, &q))
+			return errno == ENOENT;
+		if (q.vma_start < end && !q.inode)
+			return false;
+	}
+	return true;
+}
+
+static int watch_whole(struct pl_uffd *u, const struct pinl_memory *mem)
+{
+	int err = add_range(u, mem->vma_start, mem->vma_end);
+
+	return err ? add_range(u, mem->start, mem->end) : 0;
+}
+
+static int uffd_watch(void *src, const struct pinl_memory *mem)
+{
+	struct pl_uffd *u = src;
+	int err = 0;
+
+	if (mem->kind == PINL_MEM_DEVICE || mem->kind == PINL_MEM_SECRET)
+		return explain_watch(-EINVAL, mem);
+	if (mem->kind != PINL_MEM_ANON && mem->kind != PINL_MEM_HUGETLB)
+		madvise((void *)mem->start, mem->end - mem->start,
+			mem->writable && mem->shared ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+	pthread_mutex_lock(&u->lock);
+	if (mem->kind != PINL_MEM_ANON)
+		err = files_add(u, mem->start, mem->end);
+	if (!err && (mem->kind == PINL_MEM_ANON || mem->kind == PINL_MEM_HUGETLB))
+		err = watch_whole(u, mem);
+	else if (!err)
+		err = add_range(u, mem->start, mem->end);
+	if (err)
+		files_remove(u, mem->start, mem->end);
+	pthread_mutex_unlock(&u->lock);
+	if (err)
+		return explain_watch(err, mem);
+	if (mem->shared)
+		atomic_fetch_add(&u->ambiguous, 1);
+	return 0;
+}
+
+static void uffd_unwatch(void *src, const struct pinl_memory *mem)
+{
+	struct pl_uffd *u = src;
+
+	if (mem->shared)
+		atomic_fetch_sub(&u->ambiguous, 1);
+	pthread_mutex_lock(&u->lock);
+	if (mem->kind != PINL_MEM_ANON && files_remove(u, mem->start, mem->end) &&
+	    mem->kind != PINL_MEM_HUGETLB && !files_overlap(u, mem->start, mem->end) &&
+	    still_files(u, mem->start, mem->end))
+		remove_range(u, mem->start, mem->end);
+	pthread_mutex_unlock(&u->lock);
+}
+
+/* If the kernel won't, the worker's change is seen as that of an exempt thread and ends all holding. */
+static void uffd_suspend(void *src, uintptr_t start, uintptr_t end, int suspended)
+{
+	struct pl_uffd *u = src;
+
+	if (suspended)
+		remove_range(u, start, end);
+	else
+		add_range(u, start, end);
+}
+
+const struct pinl_source_ops pl_uffd_ops = {
+	.size = sizeof pl_uffd_ops,
+	.name = "uffd",
+	.open = uffd_open,
+	.close = uffd_close,
+	.coverage = uffd_coverage,
+	.watch = uffd_watch,
+	.unwatch = uffd_unwatch,
+	.suspend = uffd_suspend,
+};

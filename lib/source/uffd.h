@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Inside of the userfaultfd source: uffd.c is the side the core calls, uffd_open.c gets the descriptor,
+ * uffd_read.c is the thread. */
+#ifndef PL_SOURCE_UFFD_H
+#define PL_SOURCE_UFFD_H
+
+#include <pthread.h>
+
+#include "source/uffd_hold.h"
+
+struct pl_uffd_area {
+	uintptr_t start, end;
+};
+
+struct pl_uffd {
+	struct pinl_ctx *ctx;
+	struct pl_uffd_asks *asks;
+	int fd, maps;
+	atomic_bool stop;
+	atomic_bool can_hold; /* found by the thread before its first event is read */
+	/* Watches of shared files: MADV_DONTNEED does nothing to them, MADV_REMOVE does, and only the
+	 * caller tells which it was. */
+	atomic_int ambiguous;
+	pthread_t thread;
+	struct pl_uffd_hold hold; /* the thread's */
+	struct pl_uffd_area probe;
+	pid_t opener;
+
+	pthread_mutex_t lock;	    /* covers all below, and registering against unregistering */
+	struct pl_uffd_area *files; /* watched, sorted by start; one per lease, may overlap */
+	size_t nr_files, max_files;
+	size_t longest;
+};
+
+/* -errno and a sentence. */
+int pl_uffd_open_fd(void);
+void pl_uffd_close_fd(int fd);
+
+void *pl_uffd_reader(void *uffd);
+
+#endif

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Who is blocked in which change of the address space, and which of them may go on. A userfaultfd event
+ * says what happened only to a reader who thereby lets the caller go, so a caller that has to be held is
+ * found by looking at the process's threads instead.
+ */
+#ifndef PL_SOURCE_UFFD_HOLD_H
+#define PL_SOURCE_UFFD_HOLD_H
+
+#include <pinlease/source.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "source/uffd_scan.h"
+
+#define PL_UFFD_CALLERS 16
+#define PL_UFFD_ASKS	64
+
+/* A change that the core was asked about. */
+struct pl_uffd_ask {
+	struct pinl_change change;
+	struct pl_uffd_asks *asks;
+	atomic_int state;
+};
+
+/*
+ * All of a source's. Outlives the source while an answer is missing: refs counts the source and every
+ * ask under way. `kick` is an eventfd, written when an answer came.
+ */
+struct pl_uffd_asks {
+	struct pinl_ctx *ctx;
+	int kick;
+	atomic_int refs;
+	struct pl_uffd_ask ask[PL_UFFD_ASKS];
+};
+
+struct pl_uffd_asks *pl_uffd_asks_new(struct pinl_ctx *ctx);
+void pl_uffd_asks_put(struct pl_uffd_asks *asks);
+
+/* Tell of a change nobody is held for; tid 0: not known. */
+void pl_uffd_tell(struct pl_uffd_asks *asks, const struct pl_uffd_range *range, pid_t tid);
+
+/* A thread that is blocked until its event is read. */
+struct pl_uffd_caller {
+	pid_t tid;
+	struct pl_syscall call;
+	struct pl_uffd_range range[2];
+	struct pl_uffd_ask *ask[2]; /* NULL: not asked */
+	int nr;			    /* of ranges; 0: not known what it changes */
+	unsigned group;
+	uint64_t since_ns, seen_ns;
+	bool seen, gone; /* by the last scan */
+	bool exempt;	 /* the core's own doing: never held, its events are no news */
+	bool idle;	 /* no lease cares about it */
+};
+
+/* A thread that was let go on into madvise; its change is done when it is out of the call. */
+struct pl_uffd_leaving {
+	pid_t tid;
+	struct pl_syscall call;
+	uint64_t change_id, until_ns;
+};
+
+/* The reader thread's own; no lock. */
+struct pl_uffd_hold {
+	struct pl_uffd_asks *asks;
+	bool wchan; /* pl_uffd_waits() works here */
+	bool overflow;
+	unsigned group;
+	int nr, n_leaving;
+	struct pl_uffd_caller caller[PL_UFFD_CALLERS]; /* oldest first */
+	struct pl_uffd_leaving leaving[PL_UFFD_CALLERS];
+};
+
+/* Look at all threads; `ask` the core about those newly blocked. */
+void pl_uffd_hold_scan(struct pl_uffd_hold *hold, bool ask);
+
+/* How many of the oldest callers may go on now; 0: nobody yet. Needs at least one caller. */
+int pl_uffd_hold_ready(struct pl_uffd_hold *hold);
+
+/*
+ * Which of the oldest `nr` callers an event with this range is from. PL_UFFD_KNOWN: the core knows of it
+ * already; PL_UFFD_SEEN: op and tid are set to what the caller does; PL_UFFD_UNSEEN: don't know.
+ */
+enum pl_uffd_found { PL_UFFD_UNSEEN, PL_UFFD_SEEN, PL_UFFD_KNOWN };
+enum pl_uffd_found pl_uffd_hold_find(const struct pl_uffd_hold *hold, int nr,
+				     struct pl_uffd_range *range, pid_t *tid);
+
+/* The events of the oldest `nr` callers were read. */
+void pl_uffd_hold_drop(struct pl_uffd_hold *hold, int nr);
+
+/* Finish what can be finished of those leaving; true if some remain. */
+bool pl_uffd_hold_leave(struct pl_uffd_hold *hold);
+
+#endif

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The reader thread. Invariant: the sequence is raised before an event is read, because reading lets its
+ * caller go on, and lowered when the core knows of it. The thread allocates nothing, frees nothing and
+ * takes no lock of the source's or of the application's.
+ */
+#include "source/uffd.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "os/compat.h"
+
+#define RESCAN_MS 10
+
+static void apply(struct pl_uffd *u, const struct uffd_msg *msg, int callers)
+{
+	struct pl_uffd_range r = { PINL_OP_UNMAP, msg->arg.remove.start, msg->arg.remove.end };
+	enum pl_uffd_found found;
+	pid_t tid = 0;
+
+	if (msg->event == UFFD_EVENT_REMAP) {
+		r.op = PINL_OP_REMAP;
+		r.start = msg->arg.remap.from;
+		r.end = r.start + msg->arg.remap.len;
+	} else if (msg->event == UFFD_EVENT_REMOVE) {
+		r.op = PINL_OP_DONTNEED;
+	} else if (msg->event != UFFD_EVENT_UNMAP) {
+		return;
+	}
+	found = pl_uffd_hold_find(&u->hold, callers, &r, &tid);
+	if (found == PL_UFFD_KNOWN)
+		return;
+	pl_uffd_tell(u->asks, &r, tid);
+	if (found == PL_UFFD_UNSEEN && r.op == PINL_OP_DONTNEED) {
+		r.op = PINL_OP_REMOVE; /* or this one: the event is the same, and no memory minds both */
+		pl_uffd_tell(u->asks, &r, 0);
+	}
+}
+
+/* Who may be let go now: sets how many messages to read, returns how many known callers these are. */
+static int wait_hold(struct pl_uffd *u, unsigned *messages)
+{
+	struct pollfd kick = { .fd = u->asks->kick, .events = POLLIN };
+	eventfd_t n;
+
+	*messages = 0;
+	if (!atomic_load(&u->can_hold) || !pinl_wants_hold(u->ctx, PINL_OPS_VA)) {
+		if (atomic_load(&u->can_hold) && atomic_load(&u->ambiguous))
+			pl_uffd_hold_scan(&u->hold, false);
+		*messages = UINT32_MAX;
+		return u->hold.nr;
+	}
+	for (int empty = 0; !atomic_load(&u->stop);) {
+		int ready;
+
+		pl_uffd_hold_scan(&u->hold, true);
+		ready = u->hold.nr ? pl_uffd_hold_ready(&u->hold) : 0;
+		if (!u->hold.nr && ++empty == 3) /* another process's call, or one not understood */
+			*messages = 1;
+		if (ready)
+			*messages = ready;
+		if (*messages)
+			return ready;
+		if (u->hold.nr && poll(&kick, 1, RESCAN_MS) > 0)
+			eventfd_read(kick.fd, &n);
+	}
+	return 0;
+}
+
+static void take_events(struct pl_uffd *u)
+{
+	struct uffd_msg msg;
+	unsigned messages;
+	int callers;
+
+	pinl_changing_begin(u->ctx);
+	callers = wait_hold(u, &messages);
+	pinl_applying_begin(u->ctx);
+	while (messages-- && read(u->fd, &msg, sizeof msg) == sizeof msg)
+		apply(u, &msg, callers);
+	pinl_applying_end(u->ctx);
+	pl_uffd_hold_drop(&u->hold, callers);
+	pinl_changing_end(u->ctx);
+}
+
+/*
+ * open() unmaps a page while this looks at it: whether the thread's call can be read, and whether the
+ * kernel says what it waits for. So what is said in coverage() has been seen.
+ */
+static void calibrate(struct pl_uffd *u)
+{
+	struct pollfd p = { .fd = u->fd, .events = POLLIN };
+	struct pl_syscall call;
+	struct pl_uffd_range r[2];
+	struct uffd_msg msg;
+	int err = -EAGAIN;
+
+	poll(&p, 1, -1);
+	for (int i = 0; i < 1000 && err == -EAGAIN; i++) {
+		if (i)
+			sched_yield();
+		err = pl_task_syscall(getpid(), u->opener, &call);
+	}
+	if (!err && pl_uffd_decode(&call, 0, r) == 1 && r[0].start == u->probe.start &&
+	    r[0].end == u->probe.end) {
+		u->hold.wchan = pl_uffd_waits(u->opener) == 1;
+		atomic_store(&u->can_hold, true);
+	}
+	while (read(u->fd, &msg, sizeof msg) < 0 && errno == EINTR)
+		;
+}
+
+void *pl_uffd_reader(void *arg)
+{
+	struct pl_uffd *u = arg;
+	struct pollfd p[2] = { { .fd = u->fd, .events = POLLIN },
+			       { .fd = u->asks->kick, .events = POLLIN } };
+	eventfd_t n;
+
+	calibrate(u);
+	while (!atomic_load(&u->stop)) {
+		if (poll(p, 2, u->hold.n_leaving ? 1 : -1) < 0)
+			continue;
+		if (p[1].revents)
+			eventfd_read(u->asks->kick, &n);
+		if (u->hold.n_leaving)
+			pl_uffd_hold_leave(&u->hold);
+		if (p[0].revents & POLLIN)
+			take_events(u);
+		else if (u->hold.nr) /* killed while they waited */
+			pl_uffd_hold_drop(&u->hold, u->hold.nr);
+	}
+	pl_uffd_hold_drop(&u->hold, u->hold.nr);
+	return NULL;
+}

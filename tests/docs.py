@@ -1,0 +1,83 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the documents say about the tree is true, and the tree has what every file of it must have."""
+import pathlib
+import re
+import sys
+import textwrap
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import tree
+
+DOCUMENTS = [tree.ROOT / 'README.md', tree.ROOT / 'CONTRIBUTING.md', *sorted((tree.ROOT / 'docs').glob('*.md'))]
+DIRECTORIES = ('bench', 'bridge', 'daemon', 'examples', 'include', 'lib', 'man', 'proto', 'scripts', 'tests', 'tools')
+
+
+def read(path):
+    return path.read_text(encoding='utf-8')
+
+
+def readme_example():
+    source = re.search(r'/\* README: begin \*/\n(.*?)\n\s*/\* README: end \*/', read(tree.ROOT / 'examples/uring-lease.c'), re.S)
+    shown = re.search(r'```c\n(.*?)\n```', read(tree.ROOT / 'README.md'), re.S)
+    expected = textwrap.dedent(source[1]).expandtabs(8)
+    if shown[1].expandtabs(8) != expected:
+        raise tree.Failure(f'README.md differs from examples/uring-lease.c; it must show:\n{expected}')
+
+
+def links():
+    bad = []
+    for document in DOCUMENTS:
+        for target in re.findall(r'\]\(([^)#\s]+)', read(document)):
+            if '://' not in target and not (document.parent / target).exists():
+                bad.append(f'{tree.relative(document)}: {target}')
+    if bad:
+        raise tree.Failure('no such file:\n' + '\n'.join(bad))
+
+
+def readme_tree():
+    block = read(tree.ROOT / 'README.md').split('## The tree\n')[1].split('\n## ')[0]
+    places = [place for line in block.splitlines() if line.startswith('    ')
+              for place in re.findall(r'[\w./-]+/(?=[\s,]|$)', line[:24])]
+    missing = [place for place in places if not (tree.ROOT / place).is_dir()]
+    if missing or len(places) < 8:
+        raise tree.Failure(f'README names {places}; missing: {missing}')
+
+
+def spdx():
+    files = [tree.ROOT / 'Makefile', tree.ROOT / '.ci/run', tree.ROOT / 'meson.build']
+    for directory in DIRECTORIES:
+        files += (f for f in (tree.ROOT / directory).rglob('*') if f.is_file() and '__pycache__' not in f.parts)
+    bad = [tree.relative(f) for f in files
+           if not re.search(r'SPDX-License-Identifier: (LGPL-2\.1|GPL-2\.0)-or-later', f.read_bytes()[:300].decode('utf-8', 'replace'))]
+    if bad:
+        raise tree.Failure('no SPDX line in: ' + ', '.join(sorted(bad)))
+
+
+def licences():
+    for name in ('LGPL-2.1-or-later', 'GPL-2.0-or-later'):
+        if 'GENERAL PUBLIC LICENSE' not in read(tree.ROOT / f'LICENSES/{name}.txt'):
+            raise tree.Failure(f'LICENSES/{name}.txt is not the licence')
+
+
+def manual_names():
+    """Every library function a man page or document names exists."""
+    known = tree.declared_functions()
+    bad = []
+    for page in [*(tree.ROOT / 'man').glob('*.scd'), *DOCUMENTS]:
+        named = set(re.findall(r'\b(pinl_\w+)\*?\*?\(\)', read(page).replace('\\_', '_')))
+        bad += [f'{tree.relative(page)}: {name}()' for name in sorted(named - known)]
+    if bad:
+        raise tree.Failure('no such function:\n' + '\n'.join(bad))
+
+
+if __name__ == '__main__':
+    sys.exit(tree.tap([
+        ("the README's example is the one that is built", readme_example),
+        ('links lead to files', links),
+        ("the README's tree is the tree", readme_tree),
+        ('every source file has its SPDX line', spdx),
+        ('the licence texts are there', licences),
+        ('functions named in documents exist', manual_names),
+    ]))
