@@ -19,6 +19,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 enum pinl_device_class {
 	PINL_DEV_NONE,	       /* can't be taken anything away from */
@@ -92,6 +93,7 @@ void *pinl_device_priv(struct pinl_device *dev, const struct pinl_device_ops *op
 /* Set this thread's error sentence and return err. printf-like. */
 int pinl_set_error(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

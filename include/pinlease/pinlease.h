@@ -49,6 +49,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 struct pinl_ctx;
 struct pinl_device;
@@ -425,6 +426,7 @@ int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice);
 int pinl_ftruncate(struct pinl_ctx *ctx, int fd, off_t size);
 int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -15,6 +15,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /*
  * Beside PINL_CAN_* in pinl_change.can: the source calls pinl_change_done() once the allowed change has
@@ -110,6 +111,7 @@ int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid);
  */
 int pinl_script_run(struct pinl_ctx *ctx, const char *script);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif
