@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What every backend promises: one table of tests, run against each fixture through the public API.
+ * A test that needs what a fixture hasn't is not run on it; that the lack is reported and not ignored
+ * is tested by impossible_policies_are_refused, lease_can_be_read and dirty_pages.
+ */
+#include "contract_rig.h"
+
+#include <linux/capability.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+
+#include <pinlease/device.h>
+
+static const struct fixture fixtures[] = {
+	{"soft-faulting-ondemand", "soft", PINL_DEV_FAULTING, 0,
+	 REVOCABLE | READS | ONDEMAND | TRACKS_DIRTY | CHECKS_WRITES},
+	{"soft-faulting-pinned", "soft", PINL_DEV_FAULTING, PINL_PIN,
+	 REVOCABLE | COPIES | READS | PINS | TRACKS_DIRTY | CHECKS_WRITES},
+	{"soft-revocable", "soft", PINL_DEV_REVOCABLE, PINL_PIN,
+	 REVOCABLE | COPIES | READS | PINS | CHECKS_WRITES},
+	{"soft-quiesce-only", "soft", PINL_DEV_QUIESCE_ONLY, PINL_PIN, READS | PINS | CHECKS_WRITES},
+	{"soft-none", "soft", PINL_DEV_NONE, PINL_PIN, PINS | CHECKS_WRITES},
+	{"uring", "uring", 0, PINL_PIN, REVOCABLE | COPIES | READS | PINS},
+};
+
+/* ---------------------------------------------------------------------------------- map and use -- */
+
+static void one_address_per_page(void **state)
+{
+	struct rig *r = *state;
+	char buf[PAGE];
+
+	map(r, plain_policy(PINL_KEEP));
+	for (unsigned i = 0; i < PAGES; i++) {
+		memset(buf, 'a' + i, PAGE);
+		assert_ok(dev_io(r, i, 1, buf, 1));
+	}
+	for (unsigned i = 0; i < PAGES; i++)
+		assert_filled("page", r->va + i * PAGE, 'a' + i, PAGE);
+}
+
+static void device_sees_stores(void **state)
+{
+	struct rig *r = *state;
+	char buf[SIZE];
+
+	map(r, plain_policy(PINL_KEEP));
+	memset(r->va, '1', SIZE);
+	assert_ok(dev_io(r, 0, PAGES, buf, 0));
+	assert_filled("device read", buf, '1', SIZE);
+	memset(r->va + PAGE, '2', PAGE);
+	assert_ok(dev_io(r, 1, 1, buf, 0));
+	assert_filled("device read", buf, '2', PAGE);
+}
+
+static void unmap_ends_access(void **state)
+{
+	struct rig *r = *state;
+	char buf[PAGE];
+
+	map(r, plain_policy(PINL_KEEP));
+	unmap(r);
+	assert_true(dev_write(r, 0, 1, 'x') < 0);
+	assert_true(dev_io(r, 0, 1, buf, 0) < 0);
+	assert_filled("memory", r->va, 'F', SIZE);
+}
+
+static void overlap_is_refused(void **state)
+{
+	struct rig *r = *state;
+	struct pinl_policy keep = plain_policy(PINL_KEEP);
+	uintptr_t start = (uintptr_t)r->va;
+	struct pinl_lease *other = NULL;
+	unsigned flags = PINL_WRITE | PINL_COOPERATIVE | r->f->flags;
+
+	assert_ok(pinl_map_range(r->dev, start, start + 2 * PAGE, flags, &keep, r->addrs, &r->lease));
+	assert_int_equal(
+		pinl_map_range(r->dev, start + PAGE, start + 3 * PAGE, flags, &keep, NULL, &other),
+		-EEXIST);
+	assert_null(other);
+	assert_true(*pinl_error());
+	assert_ok(pinl_map_range(r->dev, start + 2 * PAGE, start + SIZE, flags, &keep, NULL, &other));
+	pinl_unmap_range(other);
+	unmap(r);
+	map(r, keep);
+}
+
+static void lease_can_be_read(void **state)
+{
+	struct rig *r = *state;
+	char buf[SIZE] = {0};
+
+	map(r, plain_policy(PINL_KEEP));
+	for (unsigned i = 0; i < PAGES; i++)
+		memset(r->va + i * PAGE, 'a' + i, PAGE);
+	if (!(r->f->can & READS)) {
+		assert_int_equal(pinl_lease_read(r->lease, 0, SIZE, buf), -EOPNOTSUPP);
+		assert_true(*pinl_error());
+		assert_filled("output", buf, 0, SIZE);
+		return;
+	}
+	assert_ok(pinl_lease_read(r->lease, 0, SIZE, buf));
+	assert_memory_equal(buf, r->va, SIZE);
+	assert_ok(pinl_lease_read(r->lease, PAGE - 3, PAGE, buf));
+	assert_memory_equal(buf, r->va + PAGE - 3, PAGE);
+}
+
+static void write_needs_permission(void **state)
+{
+	struct rig *r = *state;
+	struct pinl_policy keep = plain_policy(PINL_KEEP);
+	char buf[PAGE];
+
+	assert_ok(try_map(r, &keep, 0));
+	assert_ok(dev_io(r, 0, 1, buf, 0));
+	assert_int_equal(dev_write(r, 0, 1, 'x'), -EFAULT);
+	assert_filled("memory", r->va, 'F', PAGE);
+}
+
+static void readonly_memory(void **state)
+{
+	struct rig *r = *state;
+	struct pinl_policy keep = plain_policy(PINL_KEEP);
+	char buf[PAGE];
+
+	assert_int_equal(mprotect(r->va, SIZE, PROT_READ), 0);
+	assert_int_equal(try_map(r, &keep, PINL_WRITE), -EACCES);
+	assert_true(*pinl_error());
+	if (r->f->flags & PINL_PIN) {
+		assert_int_equal(try_map(r, &keep, 0), -EOPNOTSUPP);
+		assert_true(*pinl_error());
+		return;
+	}
+	assert_ok(try_map(r, &keep, 0));
+	assert_ok(dev_io(r, 0, 1, buf, 0));
+	assert_filled("device read", buf, 'F', PAGE);
+	assert_int_equal(dev_write(r, 0, 1, 'x'), -EFAULT);
+}
+
+static void pins_balance(void **state)
+{
+	struct rig *r = *state;
+	long size = r->f->flags & PINL_PIN ? SIZE / 1024 : 0;
+
+	await_pinned(0);
+	for (int i = 0; i < 20; i++) {
+		map(r, plain_policy(PINL_KEEP));
+		assert_int_equal(pinned_kb(), size);
+		unmap(r);
+	}
+	await_pinned(0);
+}
+
+/* CAP_IPC_LOCK in the effective set of this thread, where the process has it at all. */
+static void set_ipc_lock(int on)
+{
+	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[2];
+
+	assert_int_equal(syscall(SYS_capget, &head, data), 0);
+	data[0].effective &= ~(1u << CAP_IPC_LOCK);
+	if (on)
+		data[0].effective |= data[0].permitted & (1u << CAP_IPC_LOCK);
+	assert_int_equal(syscall(SYS_capset, &head, data), 0);
+}
+
+static void memlock_limit_is_named(void **state)
+{
+	struct rig *r = *state;
+	struct pinl_policy keep = plain_policy(PINL_KEEP);
+	struct rlimit was, low;
+	char why[512];
+	int err;
+
+	assert_int_equal(getrlimit(RLIMIT_MEMLOCK, &was), 0);
+	low = was;
+	low.rlim_cur = PAGE;
+	close_device(r);
+	set_ipc_lock(0);
+	open_device(r); /* an io_uring is itself charged, and asks for the capability when it is made */
+	setrlimit(RLIMIT_MEMLOCK, &low);
+	err = try_map(r, &keep, PINL_WRITE);
+	snprintf(why, sizeof why, "%s", pinl_error());
+	setrlimit(RLIMIT_MEMLOCK, &was);
+	set_ipc_lock(1);
+	assert_int_equal(err, -ENOMEM);
+	assert_non_null(strstr(why, "RLIMIT_MEMLOCK"));
+	assert_non_null(strstr(why, "ulimit -l"));
+}
+
+/* ------------------------------------------------------------------------------ dirty, protect -- */
+
+static void dirty_pages(void **state)
+{
+	struct rig *r = *state;
+	uintptr_t start = (uintptr_t)r->va;
+	uint8_t dirty[PAGES] = {9, 9, 9, 9};
+
+	map(r, plain_policy(PINL_KEEP));
+	if (!(r->f->can & TRACKS_DIRTY)) {
+		assert_int_equal(pinl_device_dirty(r->lease, start, start + SIZE, dirty), -EOPNOTSUPP);
+		assert_int_equal(dirty[0], 9);
+		assert_true(*pinl_error());
+		assert_int_equal(pinl_device_protect(r->lease, start, start + SIZE), -EOPNOTSUPP);
+		assert_true(*pinl_error());
+		return;
+	}
+	assert_ok(dev_write(r, 1, 2, 'D'));
+	assert_ok(pinl_device_dirty(r->lease, start, start + SIZE, dirty));
+	assert_memory_equal(dirty, ((uint8_t[]){0, 1, 1, 0}), PAGES);
+	assert_ok(pinl_device_dirty(r->lease, start + PAGE, start + 2 * PAGE, dirty));
+	assert_int_equal(dirty[0], 0);
+	assert_ok(pinl_device_protect(r->lease, start, start + SIZE));
+	assert_ok(dev_write(r, 3, 1, 'D'));
+	assert_ok(pinl_device_dirty(r->lease, start, start + SIZE, dirty));
+	assert_memory_equal(dirty, ((uint8_t[]){0, 0, 0, 1}), PAGES);
+}
+
+/* --------------------------------------------------------------------------------------- runner -- */
+
+#define TEST(fn, needs)                                                                                 \
+	{                                                                                               \
+#fn, fn, needs                                                                          \
+	}
+static const struct {
+	const char *name;
+	CMUnitTestFunction run;
+	unsigned needs;
+} contract[] = {
+	TEST(one_address_per_page, 0),
+	TEST(device_sees_stores, 0),
+	TEST(unmap_ends_access, 0),
+	TEST(overlap_is_refused, 0),
+	TEST(lease_can_be_read, 0),
+	TEST(write_needs_permission, CHECKS_WRITES),
+	TEST(readonly_memory, 0),
+	TEST(pins_balance, 0),
+	TEST(memlock_limit_is_named, PINS),
+	TEST(impossible_policies_are_refused, 0),
+	TEST(recall_fail, REVOCABLE),
+	TEST(recall_scratch, REVOCABLE),
+	TEST(recall_copy, COPIES),
+	TEST(part_scratch, REVOCABLE),
+	TEST(part_copy, COPIES),
+	TEST(part_fail_ends_a_flight, REVOCABLE),
+	TEST(scratch_unpins, REVOCABLE | PINS),
+	TEST(copy_unpins, COPIES | PINS),
+	TEST(keep_leaves_a_readable_orphan, PINS),
+	TEST(follow, ONDEMAND),
+	TEST(quiesced_answers, REVOCABLE),
+	TEST(unmap_answers, REVOCABLE),
+	TEST(dirty_pages, 0),
+	TEST(flight_fail, REVOCABLE),
+	TEST(flight_scratch, REVOCABLE),
+	TEST(flight_copy, COPIES),
+	TEST(flight_at_unmap, 0),
+	TEST(load_fail, REVOCABLE),
+	TEST(load_scratch, REVOCABLE),
+	TEST(load_copy, COPIES),
+};
+
+#define NR_CONTRACT (sizeof contract / sizeof *contract)
+#define NR_FIXTURES (sizeof fixtures / sizeof *fixtures)
+
+static struct CMUnitTest tests[NR_FIXTURES * NR_CONTRACT];
+static char names[NR_FIXTURES * NR_CONTRACT][80];
+
+/* Every test on every fixture that has what it needs. */
+static size_t list_tests(void)
+{
+	size_t n = 0;
+
+	for (size_t f = 0; f < NR_FIXTURES; f++)
+		for (size_t t = 0; t < NR_CONTRACT; t++) {
+			if (contract[t].needs & ~fixtures[f].can)
+				continue;
+			snprintf(names[n], sizeof names[n], "%s/%s", fixtures[f].name, contract[t].name);
+			tests[n] = (struct CMUnitTest){
+				.name = names[n],
+				.test_func = contract[t].run,
+				.setup_func = rig_up,
+				.teardown_func = rig_down,
+				.initial_state = (void *)&fixtures[f],
+			};
+			n++;
+		}
+	return n;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc > 1) /* a pattern: only these */
+		cmocka_set_test_filter(argv[1]);
+	return _cmocka_run_group_tests("contract", tests, list_tests(), NULL, NULL);
+}
