@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The contract of a recall: what happens to device, CPU and old pages when the file is truncated. */
+/* The contract of a recall: what happens to device, CPU and old pages when the file is truncated, also
+ * when it meets the device at work. */
 #include "contract_rig.h"
 
 #include <fcntl.h>
@@ -174,57 +175,6 @@ void follow(void **state)
 	assert_ok(dev_write(r, 1, 1, 'z'));
 	assert_int_equal(pread(r->fd, buf, PAGE, PAGE), PAGE);
 	assert_filled("file", buf, 'z', PAGE);
-}
-
-/* -------------------------------------------------------------------------- the holder's answer -- */
-
-struct actor {
-	struct rig *r;
-	int err;
-	uint64_t took_ns;
-};
-
-static void *truncate_to_nothing(void *arg)
-{
-	struct actor *a = arg;
-	uint64_t since = now_ns();
-
-	a->err = pinl_ftruncate(a->r->ctx, a->r->fd, 0);
-	a->took_ns = now_ns() - since;
-	return NULL;
-}
-
-static void answered_by(struct rig *r, int by_unmap)
-{
-	struct actor a = {.r = r, .err = 1};
-	pthread_t thread;
-
-	map(r, recall_policy(PINL_THEN_FAIL, 8000));
-	assert_int_equal(pthread_create(&thread, NULL, truncate_to_nothing, &a), 0);
-	await_event(r, PINL_EV_NOTICE);
-	assert_ok(dev_write(r, 0, PAGES, 'G')); /* in the grace the device may go on */
-	if (by_unmap)
-		unmap(r);
-	else
-		assert_ok(pinl_quiesced(r->lease));
-	pthread_join(thread, NULL);
-	assert_int_equal(a.err, 0);
-	assert_true(a.took_ns < 4000000000ull);
-	assert_true(dev_write(r, 0, 1, 'x') < 0);
-}
-
-void quiesced_answers(void **state)
-{
-	struct rig *r = *state;
-
-	answered_by(r, 0);
-}
-
-void unmap_answers(void **state)
-{
-	struct rig *r = *state;
-
-	answered_by(r, 1);
 }
 
 /* ------------------------------------------------------------------------------------ in flight -- */

@@ -7,6 +7,7 @@
 #include "contract_rig.h"
 
 #include <linux/capability.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -188,6 +189,57 @@ static void memlock_limit_is_named(void **state)
 	assert_int_equal(err, -ENOMEM);
 	assert_non_null(strstr(why, "RLIMIT_MEMLOCK"));
 	assert_non_null(strstr(why, "ulimit -l"));
+}
+
+/* -------------------------------------------------------------------------- the holder's answer -- */
+
+struct actor {
+	struct rig *r;
+	int err;
+	uint64_t took_ns;
+};
+
+static void *truncate_to_nothing(void *arg)
+{
+	struct actor *a = arg;
+	uint64_t since = now_ns();
+
+	a->err = pinl_ftruncate(a->r->ctx, a->r->fd, 0);
+	a->took_ns = now_ns() - since;
+	return NULL;
+}
+
+static void answered_by(struct rig *r, int by_unmap)
+{
+	struct actor a = {.r = r, .err = 1};
+	pthread_t thread;
+
+	map(r, recall_policy(PINL_THEN_FAIL, 8000));
+	assert_int_equal(pthread_create(&thread, NULL, truncate_to_nothing, &a), 0);
+	await_event(r, PINL_EV_NOTICE);
+	assert_ok(dev_write(r, 0, PAGES, 'G')); /* in the grace the device may go on */
+	if (by_unmap)
+		unmap(r);
+	else
+		assert_ok(pinl_quiesced(r->lease));
+	pthread_join(thread, NULL);
+	assert_int_equal(a.err, 0);
+	assert_true(a.took_ns < 4000000000ull);
+	assert_true(dev_write(r, 0, 1, 'x') < 0);
+}
+
+static void quiesced_answers(void **state)
+{
+	struct rig *r = *state;
+
+	answered_by(r, 0);
+}
+
+static void unmap_answers(void **state)
+{
+	struct rig *r = *state;
+
+	answered_by(r, 1);
 }
 
 /* ------------------------------------------------------------------------------ dirty, protect -- */

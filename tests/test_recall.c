@@ -600,6 +600,93 @@ static void pins_balance(void **state)
 	close_rig(r);
 }
 
+/* I2, I7: a holder that asks for more time than the ceiling doesn't get it. */
+static void the_ceiling_cuts_the_grace(void **state)
+{
+	struct rig *r = open_rig(NULL);
+	struct pinl_opts opts = { .size = sizeof opts, .ceiling_ms = 30, .summary_fd = -1 };
+	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &r->ring };
+	struct pinl_policy p = recall(PINL_THEN_FAIL, 3600 * 1000);
+	struct pinl_event ev;
+
+	pinl_close(r->ctx);
+	assert_int_equal(pinl_open(&opts, &r->ctx), 0);
+	assert_int_equal(pinl_device_open(r->ctx, "uring", &arg, &r->dev), 0);
+	lease(r, &p);
+	assert_int_equal(pinl_ftruncate(r->ctx, r->fd, 0), 0); /* nobody quiesces */
+	assert_int_equal(count(r, PINL_EV_NOTICE, &ev), 1);
+	assert_true(ev.deadline_ns - ev.time_ns <= 30000000);
+	pinl_unmap_range(r->lease);
+	close_rig(r);
+}
+
+struct late_report {
+	struct rig *r;
+	atomic_bool begun;
+	struct pinl_change change;
+};
+
+static void nobody_waits(struct pinl_change *change, int err)
+{
+}
+
+/* A source that has taken a report from the kernel and is slow to hand it in: it gives a lease that doesn't
+ * wait for it every chance to be made first. */
+static void *report_late(void *arg)
+{
+	struct late_report *late = arg;
+	struct pinl_counters c = { .size = sizeof c };
+
+	pinl_applying_begin(late->r->ctx);
+	atomic_store(&late->begun, true);
+	for (int i = 0; i < 500 && !c.leases; i++) {
+		usleep(100);
+		pinl_counters(late->r->ctx, &c);
+	}
+	late->change = (struct pinl_change){ .op = PINL_OP_UNMAP, .can = PINL_CAN_TELL, .source = "test",
+					     .start = (uintptr_t)late->r->mem, .end = (uintptr_t)late->r->mem + SIZE,
+					     .answer = nobody_waits };
+	pinl_change_submit(late->r->ctx, &late->change);
+	pinl_applying_end(late->r->ctx);
+	return NULL;
+}
+
+/* I1's other side: the old report of an unmap must not hit a new lease at the recycled address. */
+static void old_reports_miss_new_leases(void **state)
+{
+	struct rig *r = open_rig(NULL);
+	struct pinl_policy p = recall(PINL_THEN_FAIL, 1000);
+	struct late_report late = { .r = r };
+	struct pinl_event ev;
+	pthread_t t;
+
+	pthread_create(&t, NULL, report_late, &late);
+	while (!atomic_load(&late.begun))
+		;
+	lease(r, &p);
+	pthread_join(t, NULL);
+	assert_int_equal(count(r, PINL_EV_NOTICE, &ev), 0);
+	assert_int_equal(pinl_lease_check(r->lease), 0);
+	pinl_unmap_range(r->lease);
+	close_rig(r);
+}
+
+/* Ending leases stays quick when the program doesn't empty its completion queue. */
+static void a_full_queue_delays_nothing(void **state)
+{
+	struct rig *r = open_rig(NULL);
+	struct pinl_policy p = { .size = sizeof p, .kind = PINL_KEEP };
+	struct pinl_counters c = { .size = sizeof c };
+
+	for (int i = 0; i < 200; i++) {
+		lease(r, &p);
+		pinl_unmap_range(r->lease);
+	}
+	pinl_counters(r->ctx, &c);
+	assert_true(c.drains_unconfirmed > 0); /* and it's said */
+	close_rig(r);
+}
+
 static void describe_says_the_limits(void **state)
 {
 	struct rig *r = open_rig(NULL);
@@ -639,6 +726,9 @@ int main(void)
 		cmocka_unit_test(close_reports_leaks),
 		cmocka_unit_test(a_script_recalls),
 		cmocka_unit_test(pins_balance),
+		cmocka_unit_test(the_ceiling_cuts_the_grace),
+		cmocka_unit_test(old_reports_miss_new_leases),
+		cmocka_unit_test(a_full_queue_delays_nothing),
 		cmocka_unit_test(describe_says_the_limits),
 	};
 

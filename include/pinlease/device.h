@@ -44,6 +44,7 @@ struct pinl_mapping {
 	uintptr_t start, end;
 	unsigned flags; /* PINL_WRITE, PINL_PIN */
 	uint32_t key;	/* set by map */
+	int holder_done; /* the holder itself ends the lease: it says nothing of its own is in flight */
 	void *priv;	/* the backend's own */
 };
 

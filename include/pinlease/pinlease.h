@@ -360,7 +360,8 @@ enum pinl_event_type {
 	PINL_EV_FOLLOWED,   /* an on-demand device was invalidated */
 	PINL_EV_ORPHAN,	    /* the device has pages that file or mapping let go */
 	PINL_EV_ORPHAN_END, /* they are released; bytes = what the device wrote there meanwhile */
-	PINL_EV_DEGRADED,   /* a guarantee is weaker than asked for; err says why */
+	PINL_EV_DEGRADED,   /* a guarantee is weaker than asked for: err -EBUSY could not be refused,
+			       -EALREADY told only after it took effect, -EOPNOTSUPP op is not seen raw */
 	PINL_EV_LEAK,	    /* the device or context was closed with this lease on it */
 	PINL_EV_DROPPED,    /* bytes = events lost because nobody read them */
 };

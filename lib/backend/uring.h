@@ -30,6 +30,7 @@ struct uring_cq {
 	void *map;
 	size_t len;
 	unsigned *head, *tail, mask, shift;
+	unsigned *flags; /* of the submission side: says that completions overflowed; may be NULL */
 	struct io_uring_cqe *cqes;
 };
 

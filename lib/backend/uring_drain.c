@@ -35,6 +35,8 @@ int uring_cq_open(struct uring_dev *d, const struct io_uring *ring)
 	cq->tail = (unsigned *)(map + ((char *)ring->cq.ktail - base));
 	cq->cqes = (struct io_uring_cqe *)(map + ((char *)ring->cq.cqes - base));
 	cq->mask = *(unsigned *)(map + ((char *)ring->cq.kring_mask - base));
+	if ((ring->features & IORING_FEAT_SINGLE_MMAP) && ring->sq.ring_ptr == ring->cq.ring_ptr)
+		cq->flags = (unsigned *)(map + ((char *)ring->sq.kflags - base));
 	cq->shift = ring->flags & IORING_SETUP_CQE32 ? 1 : 0;
 	return 0;
 }
@@ -109,6 +111,12 @@ static bool ended(struct uring_dev *d, struct uring_map *u)
 	return yes;
 }
 
+/* Completions that found no room are out of sight until the program makes some. */
+static bool overflowed(const struct uring_dev *d)
+{
+	return d->cq.flags && (__atomic_load_n(d->cq.flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW);
+}
+
 /* First let requests end by themselves, at half time cancel. Backs off from 20 us to 1 ms. */
 int uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 {
@@ -121,7 +129,7 @@ int uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 	while (!ended(d, u)) {
 		uint64_t now = now_ns();
 
-		if (now >= deadline_ns)
+		if (now >= deadline_ns || (m->holder_done && overflowed(d)))
 			return pinl_set_error(-ETIMEDOUT, "requests on the old pages had not ended by the deadline, or their "
 							  "completions were not passed to pinl_uring_cqe");
 		if (now >= half && !cancelled) {

@@ -314,6 +314,22 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 	return 0;
 }
 
+/* A lease that asked for nothing may be unseen in part: said once, at the start. */
+static void say_unseen(struct pinl_lease *l)
+{
+	unsigned relevant = pl_policy_relevant_ops(l->mem.kind, l->mem.shared);
+	struct pinl_event ev;
+
+	for (int op = 0; op < PINL_OP_NR && !(l->flags & PINL_COOPERATIVE); op++) {
+		if (!(relevant & PINL_OPBIT(op)) || (l->coverage[op] & PINL_CAN_TELL))
+			continue;
+		pl_event_lease(l, PINL_EV_DEGRADED, NULL, &ev);
+		ev.op = op;
+		ev.err = -EOPNOTSUPP;
+		pl_event_push(l->ctx, &ev);
+	}
+}
+
 static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
 		     const struct pinl_policy *policy, struct pinl_lease **out)
 {
@@ -377,6 +393,7 @@ int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsi
 		lease_free(l);
 		return err;
 	}
+	say_unseen(l);
 	*out = l;
 	return 0;
 }
@@ -425,6 +442,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 
 	if (before != PINL_RELEASED)
 		pl_orphan_check(l);
+	l->m.holder_done = !leaked;
 	l->dev->ops.stop(l->dev->priv, &l->m);
 	drained = l->dev->ops.drain(l->dev->priv, &l->m, deadline);
 	pl_orphan_end(l);

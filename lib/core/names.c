@@ -93,7 +93,9 @@ int pinl_event_format(const struct pinl_event *ev, char *buf, size_t len)
 	if (ev->type == PINL_EV_DROPPED)
 		pl_text_add(&t, " %lu events", (unsigned long)ev->bytes);
 	if (ev->type == PINL_EV_DEGRADED)
-		pl_text_add(&t, ev->err == -EBUSY ? ": could not be refused" : ": not held before it took effect");
+		pl_text_add(&t, ev->err == -EBUSY	   ? ": could not be refused"
+				: ev->err == -EOPNOTSUPP ? ": not seen when done raw"
+							 : ": not held before it took effect");
 	else if (ev->err)
 		pl_text_add(&t, " (%s)", strerror(-ev->err));
 	return t.used;

@@ -243,12 +243,14 @@ void pl_orphan_check(struct pinl_lease *l)
 		check_private(l);
 }
 
-void pl_orphan_summary(struct pinl_ctx *ctx)
+/* What is still out when the process ends. Exit doesn't wait for a lock. */
+static void summary_of_live(struct pinl_ctx *ctx, int fd)
 {
-	int n = ctx->n_summary, shown = n < PL_MAX_SUMMARY ? n : PL_MAX_SUMMARY, fd = ctx->opts.summary_fd;
+	struct pl_node *node;
 
-	for (struct pl_node *node = pl_index_first(&ctx->index, 0, UINTPTR_MAX); node && fd >= 0;
-	     node = pl_index_next(node, 0, UINTPTR_MAX)) {
+	if (pthread_mutex_trylock(&ctx->lock))
+		return;
+	for (node = pl_index_first(&ctx->index, 0, UINTPTR_MAX); node; node = pl_index_next(node, 0, UINTPTR_MAX)) {
 		const struct pinl_lease *l = (const struct pinl_lease *)node;
 
 		for (int i = 0; i < l->n_orphans; i++)
@@ -257,7 +259,17 @@ void pl_orphan_summary(struct pinl_ctx *ctx)
 				(unsigned long)(l->orphans[i].va.end - l->orphans[i].va.start),
 				(unsigned long)l->orphans[i].va.start);
 	}
-	if (!n || fd < 0)
+	pthread_mutex_unlock(&ctx->lock);
+}
+
+void pl_orphan_summary(struct pinl_ctx *ctx)
+{
+	int n = ctx->n_summary, shown = n < PL_MAX_SUMMARY ? n : PL_MAX_SUMMARY, fd = ctx->opts.summary_fd;
+
+	if (fd < 0)
+		return;
+	summary_of_live(ctx, fd);
+	if (!n)
 		return;
 	dprintf(fd, "pinlease: %d orphan%s in this process:\n", n, n == 1 ? "" : "s");
 	for (int i = 0; i < shown; i++)

@@ -97,11 +97,18 @@ static bool hole(const struct pl_file_event *ev, enum pinl_op op, uint64_t offse
 	return found(out, op, page_up(ev, offset), end);
 }
 
-/* From the page of the offset to the end; nothing is there at or beyond the end of the file. */
+/*
+ * From the page of the offset to the end; nothing is there at or beyond the end of the file. XFS drops
+ * the page before, too.
+ */
 static bool shift(const struct pl_file_event *ev, enum pinl_op op, uint64_t offset,
 		  struct pl_file_op *out)
 {
-	return offset < ev->size && found(out, op, page_down(ev, offset), PL_FILE_END);
+	uint64_t start = page_down(ev, offset);
+
+	if (!ev->keeps_edges && start)
+		start -= ev->page;
+	return offset < ev->size && found(out, op, start, PL_FILE_END);
 }
 
 /*
