@@ -129,6 +129,21 @@ static void recall_unpins(struct rig *r, enum pinl_then then)
 	await_pinned(0);
 }
 
+/* FAIL gives the memory back: that is what the actor truncated for. */
+void fail_unpins(void **state)
+{
+	struct rig *r = *state;
+	char buf[PAGE];
+
+	await_pinned(0);
+	map(r, recall_policy(PINL_THEN_FAIL, 0));
+	await_pinned(SIZE / 1024);
+	assert_ok(pinl_ftruncate(r->ctx, r->fd, 0));
+	await_pinned(0);
+	assert_int_equal(pinl_lease_read(r->lease, 0, PAGE, buf), -ENODATA);
+	unmap(r);
+}
+
 void scratch_unpins(void **state)
 {
 	struct rig *r = *state;

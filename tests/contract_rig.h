@@ -110,6 +110,7 @@ void recall_scratch(void **state);
 void recall_copy(void **state);
 void part_scratch(void **state);
 void part_copy(void **state);
+void fail_unpins(void **state);
 void scratch_unpins(void **state);
 void copy_unpins(void **state);
 void keep_leaves_a_readable_orphan(void **state);

@@ -297,6 +297,7 @@ static const struct {
 	TEST(part_scratch, REVOCABLE),
 	TEST(part_copy, COPIES),
 	TEST(part_fail_ends_a_flight, REVOCABLE),
+	TEST(fail_unpins, REVOCABLE | PINS),
 	TEST(scratch_unpins, REVOCABLE | PINS),
 	TEST(copy_unpins, COPIES | PINS),
 	TEST(keep_leaves_a_readable_orphan, PINS),

@@ -109,7 +109,7 @@ static int device_write(struct rig *r, unsigned page)
 
 static int count(struct rig *r, enum pinl_event_type type, struct pinl_event *last)
 {
-	struct pinl_event ev;
+	struct pinl_event ev = { 0 };
 	int n = 0;
 
 	while (!pinl_next_event(r->ctx, &ev))
@@ -133,7 +133,7 @@ static void keep_reports_the_orphan(void **state)
 {
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy keep = { .size = sizeof keep, .kind = PINL_KEEP };
-	struct pinl_event ev;
+	struct pinl_event ev = { 0 };
 	char text[4096] = "", back[PAGE];
 
 	lease(r, &keep);
@@ -163,7 +163,7 @@ static void forced_fail(void **state)
 {
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_FAIL, 0);
-	struct pinl_event ev;
+	struct pinl_event ev = { 0 };
 
 	lease(r, &p);
 	assert_int_equal(pinl_ftruncate(r->ctx, r->fd, 0), 0);
@@ -219,7 +219,7 @@ static void part_of_a_lease(void **state)
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_COPY, 0);
 	struct pinl_lease_info info = { .size = sizeof info };
-	struct pinl_event ev;
+	struct pinl_event ev = { 0 };
 
 	lease(r, &p);
 	assert_int_equal(pinl_fallocate(r->ctx, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * PAGE, PAGE), 0);
@@ -277,7 +277,7 @@ static void refuse_refuses_what_it_names(void **state)
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = { .size = sizeof p, .kind = PINL_REFUSE,
 				 .refuse = PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_UNMAP) };
-	struct pinl_event ev;
+	struct pinl_event ev = { 0 };
 
 	lease(r, &p);
 	assert_int_equal(pinl_ftruncate(r->ctx, r->fd, 0), -EBUSY);
@@ -344,7 +344,7 @@ static void every_operation(void **state)
 		for (int then = PINL_THEN_FAIL; then <= PINL_THEN_COPY; then++) {
 			struct rig *r = open_rig(NULL);
 			struct pinl_policy p = recall(then, 0);
-			struct pinl_event ev;
+			struct pinl_event ev = { 0 };
 			char *witness = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, r->fd, 0);
 			int err, res;
 
@@ -385,7 +385,7 @@ static void *truncate_it(void *arg)
 
 static void wait_for(struct rig *r, enum pinl_event_type type)
 {
-	struct pinl_event ev;
+	struct pinl_event ev = { 0 };
 
 	for (;;)
 		if (!pinl_next_event(r->ctx, &ev)) {
@@ -401,7 +401,7 @@ static void holder_in_time(void **state)
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_COPY, 10000);
 	struct held h = { .r = r };
-	struct pinl_event ev;
+	struct pinl_event ev = { 0 };
 	pthread_t t;
 
 	lease(r, &p);
@@ -461,7 +461,7 @@ static void two_leases_on_one_file(void **state)
 	struct pinl_policy p = recall(PINL_THEN_FAIL, 0), q = recall(PINL_THEN_COPY, 0);
 	struct pinl_lease *other;
 	char *again = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
-	struct pinl_event ev;
+	struct pinl_event ev = { 0 };
 
 	lease(r, &p);
 	assert_int_equal(pinl_map_range(r->dev, (uintptr_t)again, (uintptr_t)again + SIZE, FLAGS, &q, NULL, &other), 0);
@@ -486,7 +486,7 @@ static void a_child_inherits_no_lease(void **state)
 	pid = fork();
 	if (!pid) {
 		struct pinl_lease *l;
-		struct pinl_event ev;
+		struct pinl_event ev = { 0 };
 
 		if (pinl_lease_info(r->lease, &info) != -ESTALE || pinl_next_event(r->ctx, &ev) != -ESTALE ||
 		    pinl_ftruncate(r->ctx, r->fd, 0) != -ESTALE || pinl_quiesced(r->lease) != -ESTALE ||
@@ -535,7 +535,7 @@ static void close_reports_leaks(void **state)
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = { .size = sizeof p, .kind = PINL_KEEP };
 	struct pinl_counters c = { .size = sizeof c };
-	struct pinl_event ev;
+	struct pinl_event ev = { 0 };
 
 	lease(r, &p);
 	pinl_device_close(r->dev);
@@ -607,7 +607,7 @@ static void the_ceiling_cuts_the_grace(void **state)
 	struct pinl_opts opts = { .size = sizeof opts, .ceiling_ms = 30, .summary_fd = -1 };
 	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &r->ring };
 	struct pinl_policy p = recall(PINL_THEN_FAIL, 3600 * 1000);
-	struct pinl_event ev;
+	struct pinl_event ev = { 0 };
 
 	pinl_close(r->ctx);
 	assert_int_equal(pinl_open(&opts, &r->ctx), 0);
@@ -657,7 +657,7 @@ static void old_reports_miss_new_leases(void **state)
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_FAIL, 1000);
 	struct late_report late = { .r = r };
-	struct pinl_event ev;
+	struct pinl_event ev = { 0 };
 	pthread_t t;
 
 	pthread_create(&t, NULL, report_late, &late);

@@ -70,8 +70,12 @@ struct pinl_device_ops {
 	 * end by itself. -ETIMEDOUT at the deadline: not confirmed. */
 	int (*drain)(void *dev, struct pinl_mapping *m, uint64_t deadline_ns);
 
-	/* Content of the pages from before the last retarget. */
+	/* Content of the pages from before the last retarget, from the device's own pins: during a COPY
+	 * [start, end) itself is being filled by this and must not be touched by address. */
 	int (*read)(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf);
+
+	/* After stop and drain, and no retarget to come: `read` is no longer needed, let the pages go. */
+	void (*drop)(void *dev, struct pinl_mapping *m);
 
 	/* Give the device what is mapped at [start, end) now, at the same device addresses. Atomic for the
 	 * device, if not stopped: each transfer has the old pages or the new ones. */

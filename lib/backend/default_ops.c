@@ -42,6 +42,10 @@ static int no_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len,
 	return pinl_set_error(-EOPNOTSUPP, "the memory this device holds can't be read back");
 }
 
+static void no_drop(void *dev, struct pinl_mapping *m)
+{
+}
+
 static int no_retarget(void *dev, struct pinl_mapping *m)
 {
 	return pinl_set_error(-EOPNOTSUPP, "this device can't be given other pages at the same address");
@@ -72,6 +76,7 @@ const struct pinl_device_ops pl_default_device_ops = {
 	.stop = no_stop,
 	.drain = no_drain,
 	.read = no_read,
+	.drop = no_drop,
 	.retarget = no_retarget,
 	.invalidate = no_invalidate,
 	.protect = no_protect,
@@ -96,6 +101,7 @@ void pl_device_ops_fill(const struct pinl_device_ops *ops, struct pinl_device_op
 	PL_OVERLAY(stop);
 	PL_OVERLAY(drain);
 	PL_OVERLAY(read);
+	PL_OVERLAY(drop);
 	PL_OVERLAY(retarget);
 	PL_OVERLAY(invalidate);
 	PL_OVERLAY(protect);

@@ -250,6 +250,7 @@ const struct pinl_device_ops pl_soft_ops = {
 	.stop = pl_soft_stop,
 	.drain = pl_soft_drain,
 	.read = pl_soft_read,
+	.drop = pl_soft_drop,
 	.retarget = pl_soft_retarget,
 	.invalidate = pl_soft_invalidate,
 	.protect = pl_soft_protect,

@@ -18,7 +18,7 @@ struct pl_soft_map {
 	uintptr_t start, end;
 	int writable;
 	int stopped;	    /* no entry is valid, none can be faulted in */
-	struct pl_pin *pin; /* NULL: on demand */
+	struct pl_pin *pin; /* NULL: on demand, or dropped */
 	struct pl_pin *old; /* pins of before a retarget that no drain has confirmed, newest first */
 	unsigned char pte[];
 };
@@ -98,6 +98,7 @@ void pl_soft_free_pins(struct pl_soft *s, struct pl_pin *pin);
 int pl_soft_stop(void *dev, struct pinl_mapping *m);
 int pl_soft_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns);
 int pl_soft_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf);
+void pl_soft_drop(void *dev, struct pinl_mapping *m);
 int pl_soft_retarget(void *dev, struct pinl_mapping *m);
 int pl_soft_invalidate(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t end);
 int pl_soft_protect(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t end);

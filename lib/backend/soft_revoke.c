@@ -10,7 +10,7 @@
  *	    retarget +--+             +-- drain: no transfer in flight has its pages
  *
  * retarget of a running mapping moves its pin to `old`, where the transfers that began with it, and
- * `read`, still find it; a drain that is confirmed, or unmap, lets it go.
+ * `read`, still find it; a drain that is confirmed, or unmap, lets it go. drop, in stopped, lets all go.
  */
 #include "backend/soft_engine.h"
 
@@ -141,11 +141,30 @@ int pl_soft_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, v
 	pthread_mutex_lock(&s->lock);
 	pin = map->old ? map->old : map->pin;
 	pthread_mutex_unlock(&s->lock);
+	if (!pin && (m->flags & PINL_PIN))
+		return pinl_set_error(-ENODATA, "the soft device's pages have been let go");
 	err = pl_soft_access(s, pin, map->start + offset, buf, len, 0);
 	if (err)
 		return pinl_set_error(err, "can't read the soft device's pages at offset %zu: %s",
 				      offset, strerror(-err));
 	return 0;
+}
+
+void pl_soft_drop(void *dev, struct pinl_mapping *m)
+{
+	struct pl_soft *s = dev;
+	struct pl_soft_map *map = m->priv;
+	struct pl_pin *pin = NULL, *old = NULL;
+
+	pthread_mutex_lock(&s->lock);
+	if (map->stopped && !pl_soft_in_flight(s, map)) {
+		pin = map->pin;
+		old = map->old;
+		map->pin = map->old = NULL;
+	}
+	pthread_mutex_unlock(&s->lock);
+	pl_soft_free_pins(s, pin);
+	pl_soft_free_pins(s, old);
 }
 
 /* With the lock held. Returns the pins that nobody can have any more. */
@@ -177,7 +196,7 @@ int pl_soft_retarget(void *dev, struct pinl_mapping *m)
 
 	if (s->device_class < PINL_DEV_REVOCABLE)
 		return pl_soft_unsupported(s, "be given other pages");
-	if (map->pin) {
+	if (m->flags & PINL_PIN) {
 		err = pl_pin_new(s->pins, map->start, map->end, &pin);
 		if (err)
 			return err;
@@ -226,7 +245,7 @@ int pl_soft_invalidate(void *dev, struct pinl_mapping *m, uintptr_t start, uintp
 
 	if (s->device_class != PINL_DEV_FAULTING)
 		return pl_soft_unsupported(s, "be invalidated");
-	if (map->pin)
+	if (m->flags & PINL_PIN)
 		return pinl_set_error(-EOPNOTSUPP,
 				      "a lease with PINL_PIN can't be invalidated: its pages stay");
 	return drop_ptes(s, map, start, end, PL_PTE_VALID | PL_PTE_WRITABLE);

@@ -312,6 +312,15 @@ static int uring_stop(void *dev, struct pinl_mapping *m)
 	return 0;
 }
 
+static void uring_drop(void *dev, struct pinl_mapping *m)
+{
+	struct uring_dev *d = dev;
+
+	pthread_mutex_lock(&d->lock);
+	uring_let_go(d, m->priv);
+	pthread_mutex_unlock(&d->lock);
+}
+
 /* The old pages count against RLIMIT_MEMLOCK until they are gone: make room, at the price of requests
  * failing meanwhile. */
 static int retarget_tight(struct uring_dev *d, struct uring_map *u)
@@ -380,5 +389,6 @@ const struct pinl_device_ops pl_uring_ops = {
 	.stop = uring_stop,
 	.drain = uring_drain,
 	.read = uring_read,
+	.drop = uring_drop,
 	.retarget = uring_retarget,
 };

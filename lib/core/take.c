@@ -114,6 +114,7 @@ void pl_take(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *t
 	}
 	*taken = (struct pl_taken){ r->quiesced ? PINL_OUT_QUIESCED : PINL_OUT_FAIL, true, stop_and_drain(l) };
 	pl_orphan_end(l);
+	l->dev->ops.drop(l->dev->priv, &l->m);
 	if (!taken->err)
 		taken->err = err;
 }
