@@ -14,7 +14,8 @@
 static void check_one(const struct pl_question *q)
 {
 	struct pl_verdict v = pl_policy_decide(q);
-	bool hold = q->can & PINL_CAN_HOLD, named = q->refuse & PINL_OPBIT(q->op);
+	unsigned names = PINL_OPBIT(q->op) | (q->op == PINL_OP_REMOVE ? PINL_OPBIT(PINL_OP_PUNCH) : 0);
+	bool hold = q->can & PINL_CAN_HOLD, named = q->refuse & names;
 
 	if (q->effect == PL_NO_EFFECT) {
 		assert_int_equal(v.action, PL_ALLOW);
@@ -53,7 +54,7 @@ static void whole_product(void **state)
 						for (int class = PINL_DEV_NONE; class <= PINL_DEV_FAULTING; class++)
 							for (int pinned = 0; pinned < 2; pinned++, n++) {
 								unsigned masks[] = { 0, PINL_OPBIT(op), PINL_OPS_ALL & ~PINL_OPBIT(op) };
-								struct pl_question q = { op, can, effect, policy, masks[mask], class, pinned };
+								struct pl_question q = { op, 0, can, effect, policy, masks[mask], class, pinned };
 
 								check_one(&q);
 							}
@@ -63,18 +64,36 @@ static void whole_product(void **state)
 static void effects(void **state)
 {
 	/* The measured exceptions of the kernel: kernel-facts, section 2. */
-	assert_int_equal(pl_op_effect(PINL_OP_DONTNEED, PINL_MEM_ANON, false), PL_DISCARD);
-	assert_int_equal(pl_op_effect(PINL_OP_DONTNEED, PINL_MEM_SHMEM, true), PL_NO_EFFECT);
-	assert_int_equal(pl_op_effect(PINL_OP_DONTNEED, PINL_MEM_FILE_SHARED, true), PL_NO_EFFECT);
-	assert_int_equal(pl_op_effect(PINL_OP_DONTNEED, PINL_MEM_FILE_PRIVATE, false), PL_DISCARD);
-	assert_int_equal(pl_op_effect(PINL_OP_TRUNCATE, PINL_MEM_FILE_PRIVATE, false), PL_DISCARD);
-	assert_int_equal(pl_op_effect(PINL_OP_TRUNCATE, PINL_MEM_ANON, false), PL_NO_EFFECT);
-	assert_int_equal(pl_op_effect(PINL_OP_REMOVE, PINL_MEM_SHMEM, true), PL_DISCARD);
-	assert_int_equal(pl_op_effect(PINL_OP_REMOVE, PINL_MEM_ANON, false), PL_NO_EFFECT);
-	assert_int_equal(pl_op_effect(PINL_OP_FREE, PINL_MEM_ANON, false), PL_DISCARD);
+	assert_int_equal(pl_op_effect(PINL_OP_DONTNEED, PINL_MEM_ANON, false, true), PL_DISCARD);
+	assert_int_equal(pl_op_effect(PINL_OP_DONTNEED, PINL_MEM_SHMEM, true, true), PL_NO_EFFECT);
+	assert_int_equal(pl_op_effect(PINL_OP_DONTNEED, PINL_MEM_FILE_SHARED, true, true), PL_NO_EFFECT);
+	assert_int_equal(pl_op_effect(PINL_OP_DONTNEED, PINL_MEM_FILE_PRIVATE, false, true), PL_DISCARD);
+	assert_int_equal(pl_op_effect(PINL_OP_TRUNCATE, PINL_MEM_FILE_PRIVATE, false, true), PL_DISCARD);
+	/* Pages a private mapping has copied for itself outlive a hole, not a truncation. */
+	assert_int_equal(pl_op_effect(PINL_OP_PUNCH, PINL_MEM_FILE_PRIVATE, false, true), PL_NO_EFFECT);
+	assert_int_equal(pl_op_effect(PINL_OP_ZERO, PINL_MEM_FILE_PRIVATE, false, true), PL_NO_EFFECT);
+	assert_int_equal(pl_op_effect(PINL_OP_PUNCH, PINL_MEM_FILE_PRIVATE, false, false), PL_DISCARD);
+	assert_int_equal(pl_op_effect(PINL_OP_PUNCH, PINL_MEM_FILE_SHARED, true, true), PL_DISCARD);
+	assert_int_equal(pl_op_effect(PINL_OP_TRUNCATE, PINL_MEM_ANON, false, true), PL_NO_EFFECT);
+	assert_int_equal(pl_op_effect(PINL_OP_REMOVE, PINL_MEM_SHMEM, true, true), PL_DISCARD);
+	assert_int_equal(pl_op_effect(PINL_OP_REMOVE, PINL_MEM_ANON, false, true), PL_NO_EFFECT);
+	assert_int_equal(pl_op_effect(PINL_OP_FREE, PINL_MEM_ANON, false, true), PL_DISCARD);
 	for (int kind = 0; kind < PINL_MEM_NR; kind++)
 		for (int shared = 0; shared < 2; shared++)
-			assert_int_equal(pl_op_effect(PINL_OP_UNMAP, kind, shared), PL_GONE);
+			assert_int_equal(pl_op_effect(PINL_OP_UNMAP, kind, shared, true), PL_GONE);
+}
+
+static void a_change_of_unknown_name(void **state)
+{
+	struct pl_question q = { .op = PINL_OP_PUNCH, .can = 15, .effect = PL_DISCARD, .policy = PINL_REFUSE,
+				 .refuse = PINL_OPBIT(PINL_OP_TRUNCATE), .pinned = true };
+
+	assert_int_equal(pl_policy_decide(&q).action, PL_ORPHAN);
+	q.also = PINL_OPS_FILE;
+	assert_int_equal(pl_policy_decide(&q).action, PL_REFUSE);
+	q = (struct pl_question){ .op = PINL_OP_REMOVE, .can = 15, .effect = PL_DISCARD, .policy = PINL_REFUSE,
+				  .refuse = PINL_OPBIT(PINL_OP_PUNCH), .pinned = true };
+	assert_int_equal(pl_policy_decide(&q).action, PL_REFUSE);
 }
 
 static int try_plan(struct pl_plan *p, struct pinl_policy *policy, const char **why)
@@ -87,7 +106,7 @@ static int try_plan(struct pl_plan *p, struct pinl_policy *policy, const char **
 /* Whatever is accepted can be kept: the rules of R4, for every device class, memory and coverage. */
 static void check_plan(struct pl_plan *p, struct pinl_policy *policy)
 {
-	unsigned relevant = pl_policy_relevant_ops(p->kind, p->shared);
+	unsigned relevant = pl_policy_relevant_ops(p->kind, p->shared, p->flags & PINL_PIN);
 	const char *why;
 	int err = try_plan(p, policy, &why);
 
@@ -168,6 +187,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(whole_product),	  cmocka_unit_test(effects),
+		cmocka_unit_test(a_change_of_unknown_name),
 		cmocka_unit_test(validate_product), cmocka_unit_test(refuse_needs_a_refuser),
 	};
 

@@ -40,6 +40,7 @@ struct pinl_memory {
 struct pinl_change {
 	/* Set by the source. */
 	enum pinl_op op;
+	unsigned also;	       /* PINL_OPBIT()s: it may be one of these instead, nobody knows; 0: it is op */
 	unsigned can;	       /* PINL_CAN_*: what is still possible for this very change */
 	int on_file;	       /* file_* are set, else start and end */
 	uintptr_t start, end;

@@ -214,7 +214,7 @@ static void publish_locked(struct pinl_lease *l)
 		ctx->files[bucket] = l;
 	}
 	if (l->policy.kind == PINL_RECALL)
-		atomic_fetch_or(&ctx->wants_hold, pl_policy_relevant_ops(l->mem.kind, l->mem.shared));
+		atomic_fetch_or(&ctx->wants_hold, pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN));
 	ctx->counters.leases++;
 	ctx->counters.mapped++;
 	ctx->counters.bytes += l->m.end - l->m.start;
@@ -317,7 +317,7 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 /* A lease that asked for nothing may be unseen in part: said once, at the start. */
 static void say_unseen(struct pinl_lease *l)
 {
-	unsigned relevant = pl_policy_relevant_ops(l->mem.kind, l->mem.shared);
+	unsigned relevant = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN);
 	struct pinl_event ev;
 
 	for (int op = 0; op < PINL_OP_NR && !(l->flags & PINL_COOPERATIVE); op++) {

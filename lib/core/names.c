@@ -118,7 +118,7 @@ static void describe_policy(const struct pinl_lease *l, struct pl_text *t)
 static void describe_ops(const struct pinl_lease *l, struct pl_text *t, const char *label, unsigned can,
 			 unsigned cannot)
 {
-	unsigned relevant = pl_policy_relevant_ops(l->mem.kind, l->mem.shared) | PINL_OPBIT(PINL_OP_GUARD);
+	unsigned relevant = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN) | PINL_OPBIT(PINL_OP_GUARD);
 	int n = 0;
 
 	for (int op = 0; op < PINL_OP_NR; op++) {

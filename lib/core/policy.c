@@ -11,14 +11,15 @@
 
 #include <errno.h>
 
-enum pl_effect pl_op_effect(enum pinl_op op, enum pinl_memory_kind kind, bool shared)
+enum pl_effect pl_op_effect(enum pinl_op op, enum pinl_memory_kind kind, bool shared, bool pinned)
 {
 	bool file = kind != PINL_MEM_ANON && kind != PINL_MEM_DEVICE && kind != PINL_MEM_SECRET;
 
 	switch (op) {
-	case PINL_OP_TRUNCATE:
-	case PINL_OP_PUNCH:
+	case PINL_OP_PUNCH: /* pinned pages of a private mapping are its own, and only truncation takes those */
 	case PINL_OP_ZERO:
+		return file && !(kind == PINL_MEM_FILE_PRIVATE && pinned) ? PL_DISCARD : PL_NO_EFFECT;
+	case PINL_OP_TRUNCATE:
 	case PINL_OP_COLLAPSE:
 	case PINL_OP_INSERT:
 		return file ? PL_DISCARD : PL_NO_EFFECT;
@@ -40,6 +41,16 @@ enum pl_effect pl_op_effect(enum pinl_op op, enum pinl_memory_kind kind, bool sh
 	return PL_NO_EFFECT;
 }
 
+/* A policy names operations; a change may be one of several, and MADV_REMOVE is a punch, too. */
+static bool named(const struct pl_question *q)
+{
+	unsigned ops = PINL_OPBIT(q->op) | q->also;
+
+	if (q->op == PINL_OP_REMOVE)
+		ops |= PINL_OPBIT(PINL_OP_PUNCH);
+	return q->refuse & ops;
+}
+
 struct pl_verdict pl_policy_decide(const struct pl_question *q)
 {
 	struct pl_verdict v = { .action = PL_ALLOW };
@@ -48,7 +59,7 @@ struct pl_verdict pl_policy_decide(const struct pl_question *q)
 	if (q->effect == PL_NO_EFFECT)
 		return v;
 	v.hold = hold;
-	if (q->policy == PINL_REFUSE && (q->refuse & PINL_OPBIT(q->op))) {
+	if (q->policy == PINL_REFUSE && named(q)) {
 		if (q->can & PINL_CAN_REFUSE) {
 			v.action = PL_REFUSE;
 			v.hold = false;
@@ -68,12 +79,12 @@ struct pl_verdict pl_policy_decide(const struct pl_question *q)
 	return v;
 }
 
-unsigned pl_policy_relevant_ops(enum pinl_memory_kind kind, bool shared)
+unsigned pl_policy_relevant_ops(enum pinl_memory_kind kind, bool shared, bool pinned)
 {
 	unsigned ops = 0;
 
 	for (int op = 0; op < PINL_OP_NR; op++)
-		if (op != PINL_OP_GUARD && pl_op_effect(op, kind, shared) != PL_NO_EFFECT)
+		if (op != PINL_OP_GUARD && pl_op_effect(op, kind, shared, pinned) != PL_NO_EFFECT)
 			ops |= PINL_OPBIT(op);
 	return ops;
 }
@@ -109,7 +120,7 @@ static int validate_device(const struct pl_plan *p, const char **why)
 
 static int validate_recall(const struct pl_plan *p, const char **why)
 {
-	unsigned relevant = pl_policy_relevant_ops(p->kind, p->shared);
+	unsigned relevant = pl_policy_relevant_ops(p->kind, p->shared, p->flags & PINL_PIN);
 	enum pinl_then then = p->policy->then;
 
 	if (p->device_class < PINL_DEV_REVOCABLE)
@@ -138,7 +149,7 @@ static int validate_recall(const struct pl_plan *p, const char **why)
 
 static int validate_refuse(const struct pl_plan *p, const char **why)
 {
-	unsigned effective = p->policy->refuse & pl_policy_relevant_ops(p->kind, p->shared);
+	unsigned effective = p->policy->refuse & pl_policy_relevant_ops(p->kind, p->shared, p->flags & PINL_PIN);
 	unsigned can = ops_that_can(p->coverage, PINL_CAN_REFUSE);
 
 	if (p->sealable && (p->flags & PINL_SEAL))
@@ -167,7 +178,7 @@ int pl_policy_validate(const struct pl_plan *p, const char **why)
 		if (p->device_class != PINL_DEV_FAULTING || (p->flags & PINL_PIN))
 			return no(why, "FOLLOW needs an on-demand device and a lease without PINL_PIN; use RECALL");
 		if (!(p->flags & PINL_COOPERATIVE) &&
-		    (pl_policy_relevant_ops(p->kind, p->shared) & ~ops_that_can(p->coverage, PINL_CAN_TELL)))
+		    (pl_policy_relevant_ops(p->kind, p->shared, p->flags & PINL_PIN) & ~ops_that_can(p->coverage, PINL_CAN_TELL)))
 			return no(why, "FOLLOW must hear of changes, and no source here tells of all that can happen to "
 				       "this memory (see pinl_sources)");
 		return 0;

@@ -14,7 +14,7 @@ enum pl_effect {
 	PL_GONE,      /* the address range goes */
 };
 
-enum pl_effect pl_op_effect(enum pinl_op op, enum pinl_memory_kind kind, bool shared);
+enum pl_effect pl_op_effect(enum pinl_op op, enum pinl_memory_kind kind, bool shared, bool pinned);
 
 enum pl_action {
 	PL_ALLOW,  /* nothing to do */
@@ -26,6 +26,7 @@ enum pl_action {
 
 struct pl_question {
 	enum pinl_op op;
+	unsigned also; /* other operations it may be: PINL_OPBIT()s */
 	unsigned can; /* PINL_CAN_* of this very change */
 	enum pl_effect effect;
 	enum pinl_policy_kind policy;
@@ -60,6 +61,6 @@ struct pl_plan {
 int pl_policy_validate(const struct pl_plan *plan, const char **why);
 
 /* Operations that detach pages of this memory and that a lease has to hear of. */
-unsigned pl_policy_relevant_ops(enum pinl_memory_kind kind, bool shared);
+unsigned pl_policy_relevant_ops(enum pinl_memory_kind kind, bool shared, bool pinned);
 
 #endif

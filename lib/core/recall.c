@@ -33,14 +33,18 @@ static struct pl_verdict ask(const struct pinl_lease *l, const struct pinl_chang
 {
 	struct pl_question q = {
 		.op = ch->op,
+		.also = ch->also,
 		.can = ch->can,
-		.effect = pl_op_effect(ch->op, l->mem.kind, l->mem.shared),
+		.effect = pl_op_effect(ch->op, l->mem.kind, l->mem.shared, l->flags & PINL_PIN),
 		.policy = l->policy.kind,
 		.refuse = l->policy.refuse,
 		.device_class = l->dev->info.device_class,
 		.pinned = l->flags & PINL_PIN,
 	};
 
+	for (int op = 0; op < PINL_OP_NR && q.effect == PL_NO_EFFECT; op++)
+		if (ch->also & PINL_OPBIT(op))
+			q.effect = pl_op_effect(op, l->mem.kind, l->mem.shared, q.pinned);
 	*effect = q.effect;
 	return pl_policy_decide(&q);
 }

@@ -103,22 +103,55 @@ int pl_reopen(int fd, int flags)
 	return open(path, flags | O_CLOEXEC | O_NONBLOCK);
 }
 
-static bool is_file(int fd, const struct vma *v, struct stat *st)
+static bool may_be_file(int fd, const struct vma *v, struct stat *st)
 {
 	return !fstat(fd, st) && st->st_ino == v->ino;
 }
 
-/* O_PATH first: opening for real must not reach a device or wait for a lease. */
-static int try_path(const char *path, const struct vma *v, struct stat *st)
+/* btrfs gives every subvolume a st_dev that /proc/self/maps doesn't know: map a page and see what it says. */
+static bool maps_as(int fd, const struct vma *v)
 {
-	int p = open(path, O_PATH | O_CLOEXEC), fd = -1;
+	void *page = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, v->offset);
+	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	struct vma other;
+	bool same = page != MAP_FAILED && !vma_at(maps, (uintptr_t)page, &other) && other.ino == v->ino &&
+		    other.major == v->major && other.minor == v->minor;
+
+	if (maps >= 0)
+		close(maps);
+	if (page != MAP_FAILED)
+		munmap(page, 4096);
+	return same;
+}
+
+/* A readable descriptor of the file behind p, if that is the mapped one. Takes no ownership of p. */
+static int confirmed(int p, const struct vma *v, struct stat *st, bool exact)
+{
+	bool same_dev;
+	int fd;
+
+	if (!may_be_file(p, v, st))
+		return -1;
+	same_dev = st->st_dev == makedev(v->major, v->minor);
+	if (!S_ISREG(st->st_mode))
+		return same_dev || exact ? dup(p) : -1;
+	fd = pl_reopen(p, O_RDONLY);
+	if (fd < 0 && errno == EACCES)
+		fd = pl_reopen(p, O_WRONLY);
+	if (fd < 0 || same_dev || exact || maps_as(fd, v))
+		return fd;
+	close(fd);
+	return -1;
+}
+
+/* O_PATH first: opening for real must not reach a device or wait for a lease. */
+static int try_path(const char *path, const struct vma *v, struct stat *st, bool exact)
+{
+	int p = open(path, O_PATH | O_CLOEXEC), fd;
 
 	if (p < 0)
 		return -1;
-	if (is_file(p, v, st) && makedev(v->major, v->minor) == st->st_dev)
-		fd = S_ISREG(st->st_mode) ? pl_reopen(p, O_RDONLY) : dup(p);
-	if (fd < 0 && errno == EACCES)
-		fd = pl_reopen(p, O_WRONLY);
+	fd = confirmed(p, v, st, exact);
 	close(p);
 	return fd;
 }
@@ -133,10 +166,8 @@ static int try_own_fds(const struct vma *v, struct stat *st)
 	while (d && fd < 0 && (e = readdir(d))) {
 		int n = atoi(e->d_name);
 
-		if (e->d_name[0] == '.' || n == dirfd(d) || !is_file(n, v, st) || !S_ISREG(st->st_mode) ||
-		    st->st_dev != makedev(v->major, v->minor))
-			continue;
-		fd = pl_reopen(n, O_RDONLY);
+		if (e->d_name[0] != '.' && n != dirfd(d))
+			fd = confirmed(n, v, st, false);
 	}
 	if (d)
 		closedir(d);
@@ -149,9 +180,9 @@ static int file_of(const struct vma *v, struct stat *st)
 	int fd;
 
 	snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", v->start, v->end);
-	fd = try_path(path, v, st);
+	fd = try_path(path, v, st, true);
 	if (fd < 0 && v->name[0] == '/')
-		fd = try_path(v->name, v, st);
+		fd = try_path(v->name, v, st, false);
 	if (fd < 0)
 		fd = try_own_fds(v, st);
 	return fd;

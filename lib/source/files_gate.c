@@ -176,6 +176,7 @@ static void hold(struct pl_files *s, const struct fanotify_event_metadata *m,
 		h->call = seen->call;
 	h->change = (struct pinl_change){
 		.op = seen->op.op,
+		.also = seen->op.also,
 		.can = PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE |
 		       PINL_WILL_SAY_DONE,
 		.on_file = 1,
@@ -286,14 +287,15 @@ static bool on_asks(struct pl_files *s)
 /* ------------------------------------------------------------------------------- life of the thread --
  */
 
-/* Leave everything but stderr and the eventfd to the others; nothing is kept open by this table. */
+/* Leave everything but stderr and the eventfd to the others; nothing is kept open by this table. The
+ * tail comes first, because what the first call closes isn't even copied. */
 static int own_table(int keep)
 {
 	unsigned last = STDERR_FILENO;
 
-	if (syscall(SYS_close_range, 0u, last - 1, CLOSE_RANGE_UNSHARE) ||
+	if (syscall(SYS_close_range, keep + 1, ~0u, CLOSE_RANGE_UNSHARE) ||
 	    (keep > (int)last + 1 && syscall(SYS_close_range, last + 1, keep - 1, 0)) ||
-	    syscall(SYS_close_range, keep + 1, ~0u, 0))
+	    syscall(SYS_close_range, 0u, last - 1, 0))
 		return -errno;
 	for (unsigned i = 0; i < last; i++) /* for who prints without asking */
 		syscall(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);

@@ -110,6 +110,26 @@ pid_t pl_files_process_of(pid_t tid)
 	return at ? atoi(at + 6) : 0;
 }
 
+/*
+ * An io_uring worker has no system call to look at, but the kernel says where it waits: in io_read or
+ * io_write it leaves the pages where they are. Elsewhere, or if that can't be read, it stays unknown.
+ */
+static bool worker_transfers(pid_t tid)
+{
+	char path[32], buf[2048];
+	long n = -1;
+	int fd;
+
+	snprintf(path, sizeof path, "/proc/%d/stack", tid);
+	fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		n = syscall(SYS_read, fd, buf, sizeof buf - 1);
+		syscall(SYS_close, fd);
+	}
+	buf[n > 0 ? n : 0] = 0;
+	return strstr(buf, " io_read+") || strstr(buf, " io_write+");
+}
+
 bool pl_files_look(const struct fanotify_event_metadata *m, struct pl_files_seen *seen)
 {
 	struct pl_syscall sc;
@@ -124,5 +144,7 @@ bool pl_files_look(const struct fanotify_event_metadata *m, struct pl_files_seen
 		seen->known = false;
 	if (seen->known)
 		seen->ev.not_target = is_other_file(m->pid, pl_file_target_fd(&sc), &seen->st);
+	if (!seen->known && m->pid > 0 && worker_transfers(m->pid))
+		return false;
 	return pl_file_decode(seen->known ? &sc : NULL, &seen->ev, &seen->op);
 }

@@ -118,11 +118,17 @@ static bool shift(const struct pl_file_event *ev, enum pinl_op op, uint64_t offs
  */
 static bool worst(const struct pl_file_event *ev, struct pl_file_op *out)
 {
+	bool detaches;
+
 	if (ev->open || !ev->ranged)
-		return found(out, PINL_OP_TRUNCATE, 0, PL_FILE_END);
-	if (!ev->count)
-		return truncation(ev, ev->offset, out);
-	return shift(ev, PINL_OP_PUNCH, ev->offset, out);
+		detaches = found(out, PINL_OP_TRUNCATE, 0, PL_FILE_END);
+	else if (!ev->count)
+		detaches = truncation(ev, ev->offset, out);
+	else
+		detaches = shift(ev, PINL_OP_PUNCH, ev->offset, out);
+	if (detaches)
+		out->also = PINL_OPS_FILE;
+	return detaches;
 }
 
 static bool opening(const struct pl_file_event *ev, unsigned long flags, struct pl_file_op *out)

@@ -24,6 +24,7 @@ struct pl_noted_range {
 	struct pl_noted_range *next;
 	uintptr_t va;
 	uint64_t offset, pages;
+	int64_t blocks; /* st_blocks of the file when last looked at */
 	enum pinl_memory_kind kind;
 	unsigned unborn; /* bits set in `absent`: pages that had no page under them from the start */
 	unsigned long *absent;

@@ -154,8 +154,9 @@ static void scan_mapped(struct scan *s, uint64_t limit, bool shrunk)
 	}
 }
 
-static void scan_range(struct scan *s, const struct stat *st, bool shrunk)
+static void scan_range(struct scan *s, const struct stat *st)
 {
+	bool shrunk = st->st_blocks < s->r->blocks;
 	uint64_t limit = page_at(s->r, st->st_size, s->r->pages, true);
 
 	if (s->r->kind == PINL_MEM_HUGETLB)
@@ -190,21 +191,24 @@ void pl_noted_baseline(struct pl_noted *n, struct pl_noted_range *r)
 	struct scan s = {.n = n, .r = r, .baseline = true};
 	struct stat st;
 
-	if (!fstat(n->size_fd, &st))
-		scan_range(&s, &st, false);
+	if (fstat(n->size_fd, &st))
+		return;
+	scan_range(&s, &st);
+	r->blocks = st.st_blocks;
 }
 
 bool pl_noted_scan(struct pl_noted *n, struct pl_told **free, struct pl_told **found)
 {
 	struct scan s = {.n = n, .free = free, .found = found};
 	struct stat st;
-	bool shrunk;
 
 	if (fstat(n->size_fd, &st) || unchanged(n, &st))
 		return false;
-	shrunk = n->seen && st.st_blocks < n->st.st_blocks;
-	for (s.r = n->ranges; s.r; s.r = s.r->next)
-		scan_range(&s, &st, shrunk);
+	for (s.r = n->ranges; s.r; s.r = s.r->next) {
+		scan_range(&s, &st);
+		if (!s.again)
+			s.r->blocks = st.st_blocks;
+	}
 	if (!s.again) {
 		n->st = st;
 		n->seen = true;

@@ -108,7 +108,7 @@ static int uffd_open(struct pinl_ctx *ctx, const void *arg, void **src)
 	return 0;
 }
 
-/* Whoever is blocked is let go by the close of the descriptor. */
+/* The reader closes the descriptor, which lets go whoever is blocked. */
 static void uffd_close(void *src)
 {
 	struct pl_uffd *u = src;
@@ -116,6 +116,7 @@ static void uffd_close(void *src)
 	atomic_store(&u->stop, true);
 	eventfd_write(u->asks->kick, 1);
 	pthread_join(u->thread, NULL);
+	u->fd = -1;
 	uffd_free(u);
 }
 

@@ -22,10 +22,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define STUCK_NS   10000000u  /* a caller nobody cares about waits this long behind others */
-#define THROUGH_NS 100000000u /* and one whose own recall is over, this long */
-#define LEAVING_NS 200000000u /* a running thread: in the call still, or out of it? */
-#define AWAKE_NS   100000000u /* a woken waiter is back asleep */
+#define STUCK_NS   10000000u   /* a caller nobody cares about waits this long behind others */
+#define THROUGH_NS 100000000u  /* and one whose own recall is over, this long */
+#define LEAVING_NS 2000000000u /* a caller that was let go gets no processor for so long */
+#define ZAP_NS	   4000u       /* processor time to discard a page, and */
+#define ENTRY_NS   2000000u    /* to get to it: a running thread that used more is out of its call */
+#define AWAKE_NS   100000000u  /* a woken waiter is back asleep */
 #define MAX_PASSES 8
 #define FOR_TELL   16 /* asks that no held caller gets */
 
@@ -334,15 +336,32 @@ enum pl_uffd_found pl_uffd_hold_find(const struct pl_uffd_hold *hold, int nr, st
 	return PL_UFFD_UNSEEN;
 }
 
-/* A change that was allowed happens when its caller gets to it: only then new leases may be made there.
- */
+/* Processor time of a thread; UINT64_MAX: it is gone. */
+static uint64_t thread_ns(pid_t tid)
+{
+	clockid_t clock = ~(unsigned)tid << 3 | 6; /* CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED */
+	struct timespec t;
+
+	if (clock_gettime(clock, &t))
+		return UINT64_MAX;
+	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
+}
+
+/* A change that was allowed happens when its caller gets to it: only then new leases may be made there. */
 static void leave(struct pl_uffd_hold *hold, const struct pl_uffd_caller *c, struct pl_uffd_ask *ask)
 {
+	uint64_t pages;
+
 	if (ask && atomic_load(&ask->state) == ANSWERED && (ask->change.can & PINL_WILL_SAY_DONE) &&
 	    hold->n_leaving < PL_UFFD_CALLERS) {
-		hold->leaving[hold->n_leaving++] =
-			(struct pl_uffd_leaving){ c->tid, c->call, ask->change.id,
-						  now_ns() + LEAVING_NS };
+		pages = (ask->change.end - ask->change.start) / sysconf(_SC_PAGESIZE);
+		hold->leaving[hold->n_leaving++] = (struct pl_uffd_leaving){
+			.tid = c->tid,
+			.call = c->call,
+			.change_id = ask->change.id,
+			.until_ns = now_ns() + LEAVING_NS,
+			.until_thread_ns = thread_ns(c->tid) + ENTRY_NS + pages * ZAP_NS,
+		};
 		ask->change.can &= ~PINL_WILL_SAY_DONE;
 	}
 	forget(ask);
@@ -357,21 +376,25 @@ void pl_uffd_hold_drop(struct pl_uffd_hold *hold, int nr)
 	memmove(hold->caller, hold->caller + nr, hold->nr * sizeof *hold->caller);
 }
 
+static bool has_left(const struct pl_uffd_leaving *l)
+{
+	struct pl_syscall call = { 0 };
+	int err = pl_task_syscall(getpid(), l->tid, &call);
+
+	if (err == -EAGAIN)
+		return thread_ns(l->tid) > l->until_thread_ns || now_ns() > l->until_ns;
+	return err || memcmp(&call, &l->call, sizeof call);
+}
+
 bool pl_uffd_hold_leave(struct pl_uffd_hold *hold)
 {
-	uint64_t now = now_ns();
 	int kept = 0;
 
 	for (int i = 0; i < hold->n_leaving; i++) {
-		struct pl_uffd_leaving *l = &hold->leaving[i];
-		struct pl_syscall call = { 0 };
-		int err = pl_task_syscall(getpid(), l->tid, &call);
-		bool in_it = err == -EAGAIN || (!err && !memcmp(&call, &l->call, sizeof call));
-
-		if (in_it && now < l->until_ns)
-			hold->leaving[kept++] = *l;
+		if (has_left(&hold->leaving[i]))
+			pinl_change_done(hold->asks->ctx, hold->leaving[i].change_id);
 		else
-			pinl_change_done(hold->asks->ctx, l->change_id);
+			hold->leaving[kept++] = hold->leaving[i];
 	}
 	hold->n_leaving = kept;
 	return kept;

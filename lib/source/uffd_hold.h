@@ -58,7 +58,7 @@ struct pl_uffd_caller {
 struct pl_uffd_leaving {
 	pid_t tid;
 	struct pl_syscall call;
-	uint64_t change_id, until_ns;
+	uint64_t change_id, until_ns, until_thread_ns;
 };
 
 /* The reader thread's own; no lock. */

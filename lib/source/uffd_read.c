@@ -135,5 +135,6 @@ void *pl_uffd_reader(void *arg)
 			pl_uffd_hold_drop(&u->hold, u->hold.nr);
 	}
 	pl_uffd_hold_drop(&u->hold, u->hold.nr);
+	pl_uffd_close_fd(u->fd); /* here: what a thread's end unmaps may lie in a watched mapping */
 	return NULL;
 }
