@@ -12,7 +12,8 @@ help:
 
 demo:
 	@scripts/deps build
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory build/build.ninja
+	ninja -C build tools/pinlease/pinlease
 	build/tools/pinlease/pinlease demo --html build/demo.html
 
 check:

@@ -600,6 +600,39 @@ static void pins_balance(void **state)
 	close_rig(r);
 }
 
+/* I5 without any source that could tell: found when the lease ends, though every page was touched again. */
+static void an_untold_orphan_is_found_at_the_end(void **state)
+{
+	struct rig *r = open_rig(NULL);
+	struct pinl_opts opts = { .size = sizeof opts, .sources = PINL_SOURCE_UFFD, .summary_fd = r->summary };
+	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &r->ring };
+	struct pinl_policy keep = { .size = sizeof keep, .kind = PINL_KEEP };
+	struct pinl_counters c = { .size = sizeof c };
+	char text[1024] = "";
+
+	pinl_close(r->ctx);
+	assert_int_equal(pinl_open(&opts, &r->ctx), 0);
+	assert_int_equal(pinl_device_open(r->ctx, "uring", &arg, &r->dev), 0);
+	lease(r, &keep);
+	r->mem[0] = 'b'; /* stores are no changes */
+	pinl_unmap_range(r->lease);
+	pinl_counters(r->ctx, &c);
+	assert_int_equal(c.orphans, 0);
+	lease(r, &keep);
+	assert_int_equal(ftruncate(r->fd, 2 * PAGE) | ftruncate(r->fd, SIZE), 0);
+	memset(r->mem, 'x', SIZE);
+	assert_int_equal(device_write(r, 3), PAGE);
+	pinl_unmap_range(r->lease);
+	pinl_counters(r->ctx, &c);
+	assert_int_equal(c.orphans, 1);
+	assert_int_equal(c.orphan_bytes, SIZE - 2 * PAGE);
+	pinl_close(r->ctx);
+	r->ctx = NULL;
+	assert_true(pread(r->summary, text, sizeof text - 1, 0) > 0);
+	assert_non_null(strstr(text, "nobody told of"));
+	close_rig(r);
+}
+
 /* I2, I7: a holder that asks for more time than the ceiling doesn't get it. */
 static void the_ceiling_cuts_the_grace(void **state)
 {
@@ -726,6 +759,7 @@ int main(void)
 		cmocka_unit_test(close_reports_leaks),
 		cmocka_unit_test(a_script_recalls),
 		cmocka_unit_test(pins_balance),
+		cmocka_unit_test(an_untold_orphan_is_found_at_the_end),
 		cmocka_unit_test(the_ceiling_cuts_the_grace),
 		cmocka_unit_test(old_reports_miss_new_leases),
 		cmocka_unit_test(a_full_queue_delays_nothing),

@@ -21,6 +21,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <time.h>
 
 #include "core/index.h"
 #include "core/policy.h"
@@ -96,6 +97,7 @@ struct pinl_lease {
 	void *cookie;
 	uint8_t coverage[PINL_OP_NR];
 	unsigned watched; /* bit per source */
+	struct timespec ctime; /* of the file when it was pinned */
 
 	enum pinl_state state;
 	enum pinl_outcome outcome;
@@ -194,6 +196,7 @@ struct pl_taken {
 void pl_take(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
 void pl_orphan_begin(struct pinl_lease *lease, const struct pl_recall *lost);
 void pl_orphan_end(struct pinl_lease *lease);
+void pl_orphan_mark(struct pinl_lease *lease);
 void pl_orphan_check(struct pinl_lease *lease);
 void pl_orphan_summary(struct pinl_ctx *ctx);
 

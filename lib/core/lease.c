@@ -101,22 +101,16 @@ static int check_args(uintptr_t start, uintptr_t end, unsigned flags, const stru
 	return 0;
 }
 
-static void collect_coverage(struct pinl_lease *l)
+/* What the source can do for this memory that no source before it can; false: nothing. */
+static bool source_adds(struct pl_source *s, const struct pinl_lease *l, uint8_t can[PINL_OP_NR])
 {
-	struct pinl_ctx *ctx = l->ctx;
+	bool adds = false;
 
-	for (int op = 0; op < PINL_OP_NR; op++)
-		for (int i = 0; i < ctx->n_sources; i++)
-			if (l->watched & (1u << i))
-				l->coverage[op] |= ctx->sources[i].ops->coverage(ctx->sources[i].priv, &l->mem, op);
-}
-
-static bool source_matters(struct pl_source *s, const struct pinl_memory *mem)
-{
-	for (int op = 0; op < PINL_OP_NR; op++)
-		if (s->ops->coverage(s->priv, mem, op))
-			return true;
-	return false;
+	for (int op = 0; op < PINL_OP_NR; op++) {
+		can[op] = s->ops->coverage(s->priv, &l->mem, op);
+		adds |= (can[op] & ~l->coverage[op]) != 0;
+	}
+	return adds;
 }
 
 static void unwatch(struct pinl_lease *l)
@@ -131,20 +125,36 @@ static int watch(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
 	bool must = !(l->flags & PINL_COOPERATIVE) && l->policy.kind != PINL_KEEP;
+	uint8_t can[PINL_OP_NR];
 
 	for (int i = 0; i < ctx->n_sources; i++) {
 		struct pl_source *s = &ctx->sources[i];
 		int err;
 
-		if (!source_matters(s, &l->mem))
+		if (!source_adds(s, l, can))
 			continue;
 		err = s->ops->watch(s->priv, &l->mem);
-		if (!err)
-			l->watched |= 1u << i;
-		else if (must)
+		if (err && must)
 			return err;
+		if (err)
+			continue;
+		l->watched |= 1u << i;
+		for (int op = 0; op < PINL_OP_NR; op++)
+			l->coverage[op] |= can[op];
 	}
 	return 0;
+}
+
+/* The rule, and the operations it fails for. */
+static int say_missing(int err, const char *why, unsigned ops)
+{
+	char text[160];
+	struct pl_text t = { text, sizeof text, 0 };
+
+	for (int op = 0; op < PINL_OP_NR; op++)
+		if (ops & PINL_OPBIT(op))
+			pl_text_add(&t, "%s%s", t.used ? ", " : "", pinl_op_name(op));
+	return pinl_set_error(err, "%s: %s", why, text);
 }
 
 static int validate(struct pinl_lease *l)
@@ -165,6 +175,8 @@ static int validate(struct pinl_lease *l)
 	const char *why = "";
 	int err = pl_policy_validate(&plan, &why);
 
+	if (err && plan.missing)
+		return say_missing(err, why, plan.missing);
 	if (err && plan.device_why)
 		return pinl_set_error(err, "%s (%s %s: %s)", why, "device", l->dev->given->name, plan.device_why);
 	if (err)
@@ -305,6 +317,7 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 		withdraw(l);
 		return err;
 	}
+	pl_orphan_mark(l);
 	pthread_mutex_lock(&ctx->lock);
 	l->busy = false;
 	if (l->jobs)
@@ -377,7 +390,6 @@ int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsi
 		return err;
 	l->caller = __builtin_return_address(0);
 	err = watch(l);
-	collect_coverage(l);
 	if (!err)
 		err = validate(l);
 	if (!err)

@@ -7,16 +7,13 @@
  * found; so bytes written between the change and its discovery count as content, not as written.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/ctx.h"
 
-#define PAGE 4096ul
 #define STEP (64ul << 10)
 
 static void *snapshot(struct pinl_lease *l, const struct pl_range *va)
@@ -104,6 +101,11 @@ static int compare(struct pinl_lease *l, const struct pl_orphan *o, struct writt
 	return err;
 }
 
+static const char *op_words(enum pinl_op op)
+{
+	return op < PINL_OP_NR ? pinl_op_name(op) : "a change nobody told of";
+}
+
 static void summary_line(struct pinl_lease *l, const struct pl_orphan *o, const struct pinl_event *ev,
 			 const struct written *w)
 {
@@ -122,13 +124,13 @@ static void summary_line(struct pinl_lease *l, const struct pl_orphan *o, const 
 		if (l->mem.ino)
 			snprintf(line, sizeof ctx->summary[n],
 				 "lease %lu: after %s device %s still had bytes %lu-%lu of file %lu:%lu for %.1f ms; %s",
-				 (unsigned long)l->id, pinl_op_name(o->op), l->dev->given->name,
+				 (unsigned long)l->id, op_words(o->op), l->dev->given->name,
 				 (unsigned long)ev->file_start, (unsigned long)ev->file_end, (unsigned long)l->mem.dev,
 				 (unsigned long)l->mem.ino, ev->waited_ns / 1e6, what);
 		else
 			snprintf(line, sizeof ctx->summary[n],
 				 "lease %lu: after %s device %s still had [%#lx, %#lx) for %.1f ms; %s",
-				 (unsigned long)l->id, pinl_op_name(o->op), l->dev->given->name, (unsigned long)o->va.start,
+				 (unsigned long)l->id, op_words(o->op), l->dev->given->name, (unsigned long)o->va.start,
 				 (unsigned long)o->va.end, ev->waited_ns / 1e6, what);
 	}
 	ctx->counters.orphan_bytes_written += w->bytes;
@@ -164,83 +166,6 @@ void pl_orphan_end(struct pinl_lease *l)
 	pthread_mutex_unlock(&l->ctx->lock);
 	for (int i = 0; i < n; i++)
 		end_one(l, &ended[i]);
-}
-
-static void found(struct pinl_lease *l, uintptr_t start, uintptr_t end, enum pinl_op op)
-{
-	struct pl_recall lost = { .va = { start, end }, .op = op, .source = "check" };
-
-	pl_lease_cut_detached(l, &lost.va);
-	if (lost.va.start < lost.va.end)
-		pl_orphan_begin(l, &lost);
-}
-
-/* Pinned pages of tmpfs are in its page cache: a hole, or the end of the file, means they were let go. */
-static void check_shmem(struct pinl_lease *l)
-{
-	off_t first = l->mem.offset, last = first + (l->m.end - l->m.start);
-	struct stat st;
-
-	if (l->mem.fd < 0 || fstat(l->mem.fd, &st))
-		return;
-	st.st_size = (st.st_size + PAGE - 1) & ~(off_t)(PAGE - 1);
-	if (st.st_size < last) {
-		off_t from = st.st_size > first ? st.st_size : first;
-
-		found(l, l->m.start + (from - first), l->m.end, PINL_OP_TRUNCATE);
-		last = from;
-	}
-	for (off_t at = first; at < last;) {
-		off_t hole = lseek(l->mem.fd, at, SEEK_HOLE), data;
-
-		if (hole < 0 || hole >= last)
-			return;
-		data = lseek(l->mem.fd, hole, SEEK_DATA);
-		if (data < 0 || data > last)
-			data = last;
-		found(l, l->m.start + (hole - first), l->m.start + (data - first), PINL_OP_PUNCH);
-		at = data;
-	}
-}
-
-/* Pinned private pages stay in the page table: an empty entry means they were let go (or guarded). */
-static void check_private(struct pinl_lease *l)
-{
-	uint64_t entries[512];
-	uintptr_t gone = 0, at = l->m.start;
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-
-	while (fd >= 0 && at < l->m.end) {
-		size_t pages = (l->m.end - at) / PAGE, n = pages < 512 ? pages : 512;
-
-		if (pread(fd, entries, n * 8, at / PAGE * 8) != (ssize_t)(n * 8))
-			break;
-		for (size_t i = 0; i < n; i++, at += PAGE) {
-			bool present = entries[i] >> 62; /* present or swapped */
-
-			if (!present && !gone)
-				gone = at;
-			if (present && gone) {
-				found(l, gone, at, PINL_OP_NR);
-				gone = 0;
-			}
-		}
-	}
-	if (gone)
-		found(l, gone, at, PINL_OP_NR);
-	if (fd >= 0)
-		close(fd);
-}
-
-/* Before a lease ends: was anything let go that no source told of? */
-void pl_orphan_check(struct pinl_lease *l)
-{
-	if (!(l->flags & PINL_PIN))
-		return;
-	if (l->mem.kind == PINL_MEM_SHMEM && l->mem.shared)
-		check_shmem(l);
-	else if (l->mem.kind == PINL_MEM_ANON || l->mem.kind == PINL_MEM_FILE_PRIVATE)
-		check_private(l);
 }
 
 /* What is still out when the process ends. Exit doesn't wait for a lock. */

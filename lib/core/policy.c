@@ -118,7 +118,10 @@ static int validate_device(const struct pl_plan *p, const char **why)
 	return 0;
 }
 
-static int validate_recall(const struct pl_plan *p, const char **why)
+static const char untold[] = "RECALL and FOLLOW must hear of changes, and no source here tells of these on this memory "
+			     "(pinl_sources says why; PINL_COOPERATIVE accepts that changes come by pinl_ calls only)";
+
+static int validate_recall(struct pl_plan *p, const char **why)
 {
 	unsigned relevant = pl_policy_relevant_ops(p->kind, p->shared, p->flags & PINL_PIN);
 	enum pinl_then then = p->policy->then;
@@ -138,30 +141,31 @@ static int validate_recall(const struct pl_plan *p, const char **why)
 	if (then == PINL_THEN_COPY && !p->can_copy)
 		return no(why, "COPY needs userfaultfd to switch without losing a store, and this process can't have "
 			       "one; use SCRATCH or FAIL");
-	if (!(p->flags & PINL_COOPERATIVE) && (relevant & ~ops_that_can(p->coverage, PINL_CAN_TELL)))
-		return no(why, "RECALL must hear of changes, and no source here tells of all that can happen to this "
-			       "memory (see pinl_sources); PINL_COOPERATIVE accepts that changes come by pinl_ calls only");
-	if ((p->flags & PINL_STRICT) && (relevant & ~ops_that_can(p->coverage, PINL_CAN_HOLD)))
-		return no(why, "PINL_STRICT asks that every change is held, and no source here holds all that can happen "
-			       "to this memory");
+	p->missing = p->flags & PINL_COOPERATIVE ? 0 : relevant & ~ops_that_can(p->coverage, PINL_CAN_TELL);
+	if (p->missing)
+		return no(why, untold);
+	p->missing = p->flags & PINL_STRICT ? relevant & ~ops_that_can(p->coverage, PINL_CAN_HOLD) : 0;
+	if (p->missing)
+		return no(why, "PINL_STRICT asks that every change is held, and no source here holds these on this memory");
 	return 0;
 }
 
-static int validate_refuse(const struct pl_plan *p, const char **why)
+static int validate_refuse(struct pl_plan *p, const char **why)
 {
 	unsigned effective = p->policy->refuse & pl_policy_relevant_ops(p->kind, p->shared, p->flags & PINL_PIN);
 	unsigned can = ops_that_can(p->coverage, PINL_CAN_REFUSE);
 
 	if (p->sealable && (p->flags & PINL_SEAL))
 		can |= PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_PUNCH) | PINL_OPBIT(PINL_OP_REMOVE);
-	if (!(p->flags & PINL_COOPERATIVE) && (effective & ~can))
-		return no(why, "REFUSE asks for an operation that no source here can refuse on this memory; "
-			       "PINL_SEAL does it for a sealable memfd (truncate, punch), PINL_COOPERATIVE accepts that "
-			       "only pinl_ calls are refused");
+	p->missing = p->flags & PINL_COOPERATIVE ? 0 : effective & ~can;
+	if (p->missing)
+		return no(why, "REFUSE asks for operations that no source here can refuse on this memory (PINL_SEAL refuses "
+			       "truncate and punch of a sealable memfd, PINL_COOPERATIVE accepts that only pinl_ calls are "
+			       "refused)");
 	return 0;
 }
 
-int pl_policy_validate(const struct pl_plan *p, const char **why)
+int pl_policy_validate(struct pl_plan *p, const char **why)
 {
 	int err = validate_device(p, why);
 
@@ -177,10 +181,11 @@ int pl_policy_validate(const struct pl_plan *p, const char **why)
 	case PINL_FOLLOW:
 		if (p->device_class != PINL_DEV_FAULTING || (p->flags & PINL_PIN))
 			return no(why, "FOLLOW needs an on-demand device and a lease without PINL_PIN; use RECALL");
-		if (!(p->flags & PINL_COOPERATIVE) &&
-		    (pl_policy_relevant_ops(p->kind, p->shared, p->flags & PINL_PIN) & ~ops_that_can(p->coverage, PINL_CAN_TELL)))
-			return no(why, "FOLLOW must hear of changes, and no source here tells of all that can happen to "
-				       "this memory (see pinl_sources)");
+		p->missing = pl_policy_relevant_ops(p->kind, p->shared, false) & ~ops_that_can(p->coverage, PINL_CAN_TELL);
+		if (p->flags & PINL_COOPERATIVE)
+			p->missing = 0;
+		if (p->missing)
+			return no(why, untold);
 		return 0;
 	}
 	*why = "unknown policy kind";

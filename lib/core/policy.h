@@ -55,10 +55,11 @@ struct pl_plan {
 	bool sealable;			      /* memfd that allows seals */
 	bool can_copy;			      /* this process has a userfaultfd for the swap */
 	const uint8_t *coverage;	      /* [PINL_OP_NR], raw changes */
+	unsigned missing;		      /* out: operations that are not covered as asked */
 };
 
 /* 0, or -EOPNOTSUPP / -EINVAL with *why = one sentence (static). */
-int pl_policy_validate(const struct pl_plan *plan, const char **why);
+int pl_policy_validate(struct pl_plan *plan, const char **why);
 
 /* Operations that detach pages of this memory and that a lease has to hear of. */
 unsigned pl_policy_relevant_ops(enum pinl_memory_kind kind, bool shared, bool pinned);

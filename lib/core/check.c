@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The last look before a lease ends: was anything let go that no source told of? Runs in the thread that
+ * ends the lease, with the lease busy and no lock.
+ *
+ * Cheap tests first: a hole in tmpfs, an empty entry in the page table. They miss pages that were let go
+ * and touched again. If the file changed since it was pinned (its ctime says so) and changes of it are not
+ * held, device and CPU are compared word by word. A word that differs is read again: only one that stays
+ * the same on the CPU's side and different on the device's is an orphan's, so stores going on don't mislead.
+ * Equal content is no loss.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "core/ctx.h"
+
+#define PAGE 4096ul
+#define WORDS (PAGE / sizeof(uint64_t))
+
+static void found(struct pinl_lease *l, uintptr_t start, uintptr_t end, enum pinl_op op)
+{
+	struct pl_recall lost = { .va = { start, end }, .op = op, .source = "check" };
+
+	pl_lease_cut_detached(l, &lost.va);
+	if (lost.va.start < lost.va.end)
+		pl_orphan_begin(l, &lost);
+}
+
+/* Pinned pages of tmpfs are in its page cache: a hole, or the end of the file, means they were let go. */
+static void check_shmem(struct pinl_lease *l)
+{
+	off_t first = l->mem.offset, last = first + (l->m.end - l->m.start);
+	struct stat st;
+
+	if (l->mem.fd < 0 || fstat(l->mem.fd, &st))
+		return;
+	st.st_size = (st.st_size + PAGE - 1) & ~(off_t)(PAGE - 1);
+	if (st.st_size < last) {
+		off_t from = st.st_size > first ? st.st_size : first;
+
+		found(l, l->m.start + (from - first), l->m.end, PINL_OP_TRUNCATE);
+		last = from;
+	}
+	for (off_t at = first; at < last;) {
+		off_t hole = lseek(l->mem.fd, at, SEEK_HOLE), data;
+
+		if (hole < 0 || hole >= last)
+			return;
+		data = lseek(l->mem.fd, hole, SEEK_DATA);
+		if (data < 0 || data > last)
+			data = last;
+		found(l, l->m.start + (hole - first), l->m.start + (data - first), PINL_OP_PUNCH);
+		at = data;
+	}
+}
+
+/* Pinned private pages stay in the page table: an empty entry means they were let go (or guarded). */
+static void check_private(struct pinl_lease *l)
+{
+	uint64_t entries[512];
+	uintptr_t gone = 0, at = l->m.start;
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+	while (fd >= 0 && at < l->m.end) {
+		size_t pages = (l->m.end - at) / PAGE, n = pages < 512 ? pages : 512;
+
+		if (pread(fd, entries, n * 8, at / PAGE * 8) != (ssize_t)(n * 8))
+			break;
+		for (size_t i = 0; i < n; i++, at += PAGE) {
+			bool present = entries[i] >> 62; /* present or swapped */
+
+			if (!present && !gone)
+				gone = at;
+			if (present && gone) {
+				found(l, gone, at, PINL_OP_NR);
+				gone = 0;
+			}
+		}
+	}
+	if (gone)
+		found(l, gone, at, PINL_OP_NR);
+	if (fd >= 0)
+		close(fd);
+}
+
+struct views {
+	uint64_t device[WORDS], cpu[WORDS];
+};
+
+/* 0; 1: the CPU can't reach the page any more; -errno: the device can't be read. */
+static int look(struct pinl_lease *l, uintptr_t at, struct views *v)
+{
+	struct iovec to = { v->cpu, PAGE }, from = { (void *)at, PAGE };
+	int err = l->dev->ops.read(l->dev->priv, &l->m, at - l->m.start, PAGE, v->device);
+
+	if (err)
+		return err;
+	return process_vm_readv(getpid(), &to, 1, &from, 1, 0) != (ssize_t)PAGE;
+}
+
+static bool differs(struct pinl_lease *l, uintptr_t at, struct views v[2])
+{
+	int err = look(l, at, &v[0]);
+
+	if (err)
+		return err > 0;
+	if (!memcmp(v[0].device, v[0].cpu, PAGE) || look(l, at, &v[1]))
+		return false;
+	for (size_t i = 0; i < WORDS; i++)
+		if (v[0].cpu[i] == v[1].cpu[i] && v[0].device[i] != v[0].cpu[i] && v[1].device[i] != v[1].cpu[i])
+			return true;
+	return false;
+}
+
+static void check_content(struct pinl_lease *l)
+{
+	struct views v[2];
+	uintptr_t gone = 0, at;
+	struct stat st;
+
+	if (l->mem.fd < 0 || (l->coverage[PINL_OP_TRUNCATE] & PINL_CAN_HOLD) || fstat(l->mem.fd, &st) ||
+	    !memcmp(&st.st_ctim, &l->ctime, sizeof l->ctime))
+		return;
+	for (at = l->m.start; at < l->m.end; at += PAGE) {
+		bool orphan = differs(l, at, v);
+
+		if (orphan && !gone)
+			gone = at;
+		if (!orphan && gone) {
+			found(l, gone, at, PINL_OP_NR);
+			gone = 0;
+		}
+	}
+	if (gone)
+		found(l, gone, at, PINL_OP_NR);
+}
+
+void pl_orphan_check(struct pinl_lease *l)
+{
+	if (!(l->flags & PINL_PIN))
+		return;
+	if (l->mem.kind == PINL_MEM_SHMEM && l->mem.shared)
+		check_shmem(l);
+	else if (l->mem.kind == PINL_MEM_ANON || l->mem.kind == PINL_MEM_FILE_PRIVATE)
+		check_private(l);
+	check_content(l);
+}
+
+
+void pl_orphan_mark(struct pinl_lease *l)
+{
+	struct stat st;
+
+	if (l->mem.fd >= 0 && !fstat(l->mem.fd, &st))
+		l->ctime = st.st_ctim;
+}
