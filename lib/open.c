@@ -13,9 +13,9 @@ int pinl_open(const struct pinl_opts *opts, struct pinl_ctx **out)
 		unsigned bit;
 		const struct pinl_source_ops *ops;
 	} all[] = {
-		{ PINL_SOURCE_UFFD, &pl_uffd_ops },
-		{ PINL_SOURCE_FILES, &pl_files_ops },
-		{ PINL_SOURCE_NOTIFY, &pl_notify_ops },
+		{PINL_SOURCE_UFFD, &pl_uffd_ops},
+		{PINL_SOURCE_FILES, &pl_files_ops},
+		{PINL_SOURCE_NOTIFY, &pl_notify_ops},
 	};
 	struct pinl_ctx *ctx;
 	int err = pl_open_core(opts, &ctx);
@@ -28,8 +28,8 @@ int pinl_open(const struct pinl_opts *opts, struct pinl_ctx **out)
 		err = pinl_source_add(ctx, all[i].ops, NULL);
 		if (err == -EMFILE || err == -ENFILE || err == -ENOMEM || err == -EAGAIN) {
 			pinl_close(ctx);
-			return pinl_set_error(err, "can't open source %s: %s%s", all[i].ops->name, strerror(-err),
-					      err == -EMFILE ? "; raise ulimit -n" : "");
+			return pinl_set_error(err, "can't open source %s: %s%s", all[i].ops->name,
+					      strerror(-err), err == -EMFILE ? "; raise ulimit -n" : "");
 		}
 	}
 	*out = ctx;
@@ -38,7 +38,7 @@ int pinl_open(const struct pinl_opts *opts, struct pinl_ctx **out)
 
 int pinl_device_open(struct pinl_ctx *ctx, const char *kind, const void *arg, struct pinl_device **dev)
 {
-	static const struct pinl_device_ops *const kinds[] = { &pl_soft_ops, &pl_uring_ops };
+	static const struct pinl_device_ops *const kinds[] = {&pl_soft_ops, &pl_uring_ops};
 
 	if (!kind || !dev)
 		return pinl_set_error(-EINVAL, "a device kind and a place for the device are needed");
@@ -56,6 +56,7 @@ int pinl_watch_fs(struct pinl_ctx *ctx, const char *path)
 		return pl_stale();
 	files = pl_source_priv(ctx, &pl_files_ops);
 	if (!files)
-		return pinl_set_error(-EOPNOTSUPP, "the files source doesn't run here (see pinl_sources)");
+		return pinl_set_error(-EOPNOTSUPP,
+				      "the files source doesn't run here (see pinl_sources)");
 	return pl_files_watch_fs(files, path);
 }

@@ -30,7 +30,8 @@ static void force_ends_only_when_done(void **state)
 
 static void notice_comes_before_force(void **state)
 {
-	/* From ACTIVE no change and no deadline gets to FORCING without a notice; only the holder does. */
+	/* From ACTIVE no change and no deadline gets to FORCING without a notice; only the holder does.
+	 */
 	assert_int_equal(pl_revoke(PINL_ACTIVE, PL_IN_CHANGE).next, PINL_NOTICED);
 	assert_int_equal(pl_revoke(PINL_ACTIVE, PL_IN_CHANGE).step, PL_STEP_NOTIFY);
 	assert_int_equal(pl_revoke(PINL_ACTIVE, PL_IN_DEADLINE).next, PINL_ACTIVE);
@@ -54,14 +55,16 @@ static int overlaps(const struct pl_node *n, uintptr_t start, uintptr_t end)
 	return n->start < end && n->end > start;
 }
 
-static void check_query(struct pl_index *x, struct pl_node *nodes, const char *in, uintptr_t start, uintptr_t end)
+static void check_query(struct pl_index *x, struct pl_node *nodes, const char *in, uintptr_t start,
+			uintptr_t end)
 {
 	int expect = 0, got = 0;
 	uintptr_t last = 0;
 
 	for (int i = 0; i < NODES; i++)
 		expect += in[i] && overlaps(&nodes[i], start, end);
-	for (struct pl_node *n = pl_index_first(x, start, end); n; n = pl_index_next(n, start, end), got++) {
+	for (struct pl_node *n = pl_index_first(x, start, end); n;
+	     n = pl_index_next(n, start, end), got++) {
 		assert_true(overlaps(n, start, end));
 		assert_true(n->start >= last);
 		last = n->start;
@@ -73,7 +76,7 @@ static void index_finds_what_a_scan_finds(void **state)
 {
 	static struct pl_node nodes[NODES];
 	static char in[NODES];
-	struct pl_index x = { 0 };
+	struct pl_index x = {0};
 	unsigned seed = 20261121;
 
 	for (int step = 0; step < 20000; step++) {
@@ -95,8 +98,10 @@ static void index_finds_what_a_scan_finds(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(released_is_final),	   cmocka_unit_test(force_ends_only_when_done),
-		cmocka_unit_test(notice_comes_before_force), cmocka_unit_test(wrong_inputs_change_nothing),
+		cmocka_unit_test(released_is_final),
+		cmocka_unit_test(force_ends_only_when_done),
+		cmocka_unit_test(notice_comes_before_force),
+		cmocka_unit_test(wrong_inputs_change_nothing),
 		cmocka_unit_test(index_finds_what_a_scan_finds),
 	};
 

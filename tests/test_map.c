@@ -20,8 +20,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAGE 4096ul
-#define SIZE (16 * PAGE)
+#define PAGE  4096ul
+#define SIZE  (16 * PAGE)
 #define FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE)
 
 struct rig {
@@ -31,12 +31,12 @@ struct rig {
 	char *mem;
 };
 
-static const struct pinl_policy keep = { .size = sizeof keep, .kind = PINL_KEEP };
+static const struct pinl_policy keep = {.size = sizeof keep, .kind = PINL_KEEP};
 
 static int setup(void **state)
 {
 	struct rig *r = calloc(1, sizeof *r);
-	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &r->ring, .slots = 4 };
+	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &r->ring, .slots = 4};
 
 	r->mem = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	*state = r;
@@ -55,11 +55,11 @@ static int teardown(void **state)
 	return 0;
 }
 
-static void refuse(struct rig *r, uintptr_t start, uintptr_t end, unsigned flags, const struct pinl_policy *p,
-		   int err, const char *word)
+static void refuse(struct rig *r, uintptr_t start, uintptr_t end, unsigned flags,
+		   const struct pinl_policy *p, int err, const char *word)
 {
 	struct pinl_lease *lease = (void *)1;
-	struct pinl_counters c = { .size = sizeof c };
+	struct pinl_counters c = {.size = sizeof c};
 	int got = pinl_map_range(r->dev, start, end, flags, p, NULL, &lease);
 
 	if (got != err)
@@ -105,8 +105,11 @@ static void mixed_kinds(void **state)
 	int fd = memfd_create("mixed", 0);
 
 	assert_int_equal(ftruncate(fd, PAGE), 0);
-	assert_ptr_equal(mmap(r->mem + PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0), r->mem + PAGE);
-	refuse(r, (uintptr_t)r->mem, (uintptr_t)r->mem + 3 * PAGE, FLAGS, &keep, -EINVAL, "different kinds");
+	assert_ptr_equal(
+		mmap(r->mem + PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0),
+		r->mem + PAGE);
+	refuse(r, (uintptr_t)r->mem, (uintptr_t)r->mem + 3 * PAGE, FLAGS, &keep, -EINVAL,
+	       "different kinds");
 	close(fd);
 }
 
@@ -123,20 +126,20 @@ static void policies(void **state)
 {
 	struct rig *r = *state;
 	uintptr_t m = (uintptr_t)r->mem;
-	struct pinl_policy p = { .size = sizeof p, .kind = 77 };
+	struct pinl_policy p = {.size = sizeof p, .kind = 77};
 
 	refuse(r, m, m + SIZE, FLAGS, &p, -EINVAL, "unknown policy");
-	p = (struct pinl_policy){ .size = 3, .kind = PINL_KEEP };
+	p = (struct pinl_policy){.size = 3, .kind = PINL_KEEP};
 	refuse(r, m, m + SIZE, FLAGS, &p, -EINVAL, "size");
-	p = (struct pinl_policy){ .size = sizeof p, .kind = PINL_REFUSE };
+	p = (struct pinl_policy){.size = sizeof p, .kind = PINL_REFUSE};
 	refuse(r, m, m + SIZE, FLAGS, &p, -EINVAL, "refuses nothing");
 	p.refuse = 1u << 30;
 	refuse(r, m, m + SIZE, FLAGS, &p, -EINVAL, "unknown bits");
 	p.refuse = PINL_OPBIT(PINL_OP_UNMAP);
 	refuse(r, m, m + SIZE, PINL_WRITE | PINL_PIN, &p, -EOPNOTSUPP, "refuse");
-	p = (struct pinl_policy){ .size = sizeof p, .kind = PINL_FOLLOW };
+	p = (struct pinl_policy){.size = sizeof p, .kind = PINL_FOLLOW};
 	refuse(r, m, m + SIZE, FLAGS, &p, -EOPNOTSUPP, "FOLLOW");
-	p = (struct pinl_policy){ .size = sizeof p, .kind = PINL_KEEP };
+	p = (struct pinl_policy){.size = sizeof p, .kind = PINL_KEEP};
 	refuse(r, m, m + SIZE, PINL_WRITE, &p, -EOPNOTSUPP, "PINL_PIN");
 	refuse(r, m, m + SIZE, FLAGS | PINL_SEAL, &p, -EOPNOTSUPP, "memfd");
 }
@@ -148,14 +151,18 @@ static void overlap_and_full_table(void **state)
 	struct pinl_lease *l[4], *more = NULL;
 
 	for (int i = 0; i < 4; i++)
-		assert_int_equal(pinl_map_range(r->dev, m + i * PAGE, m + (i + 1) * PAGE, FLAGS, &keep, NULL, &l[i]), 0);
+		assert_int_equal(pinl_map_range(r->dev, m + i * PAGE, m + (i + 1) * PAGE, FLAGS, &keep,
+						NULL, &l[i]),
+				 0);
 	assert_int_equal(pinl_map_range(r->dev, m, m + 2 * PAGE, FLAGS, &keep, NULL, &more), -EEXIST);
 	assert_non_null(strstr(pinl_error(), "overlaps"));
-	assert_int_equal(pinl_map_range(r->dev, m + 4 * PAGE, m + 5 * PAGE, FLAGS, &keep, NULL, &more), -ENOSPC);
+	assert_int_equal(pinl_map_range(r->dev, m + 4 * PAGE, m + 5 * PAGE, FLAGS, &keep, NULL, &more),
+			 -ENOSPC);
 	assert_non_null(strstr(pinl_error(), "slots"));
 	assert_null(more);
 	pinl_unmap_range(l[3]);
-	assert_int_equal(pinl_map_range(r->dev, m + 4 * PAGE, m + 5 * PAGE, FLAGS, &keep, NULL, &l[3]), 0);
+	assert_int_equal(pinl_map_range(r->dev, m + 4 * PAGE, m + 5 * PAGE, FLAGS, &keep, NULL, &l[3]),
+			 0);
 	for (int i = 0; i < 4; i++)
 		pinl_unmap_range(l[i]);
 }
@@ -192,7 +199,8 @@ static void secret_and_device_memory(void **state)
 		assert_int_equal(ftruncate(fd, SIZE), 0);
 		m = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 		if (m != MAP_FAILED)
-			refuse(r, (uintptr_t)m, (uintptr_t)m + SIZE, FLAGS, &keep, -EOPNOTSUPP, "secret");
+			refuse(r, (uintptr_t)m, (uintptr_t)m + SIZE, FLAGS, &keep, -EOPNOTSUPP,
+			       "secret");
 		if (m != MAP_FAILED)
 			munmap(m, SIZE);
 		close(fd);
@@ -211,8 +219,8 @@ static void bad_devices(void **state)
 	struct rig *r = *state;
 	struct pinl_device *dev = (void *)1;
 	struct io_uring ring;
-	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &ring };
-	struct pinl_uring_arg taken = { .size = sizeof arg, .ring = &r->ring };
+	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &ring};
+	struct pinl_uring_arg taken = {.size = sizeof arg, .ring = &r->ring};
 
 	assert_int_equal(pinl_device_open(r->ctx, "gpu", NULL, &dev), -EINVAL);
 	assert_int_equal(pinl_device_open(r->ctx, NULL, NULL, &dev), -EINVAL);
@@ -240,7 +248,7 @@ static void part_of_a_table(void **state)
 {
 	struct rig *r = *state;
 	struct io_uring ring;
-	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &ring, .first_slot = 2, .nr_slots = 2 };
+	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &ring, .first_slot = 2, .nr_slots = 2};
 	struct pinl_device *dev;
 	struct pinl_lease *l;
 	uintptr_t m = (uintptr_t)r->mem;
@@ -262,7 +270,7 @@ static void ring_closed_under_the_device(void **state)
 {
 	struct rig *r = *state;
 	struct io_uring ring;
-	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &ring };
+	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &ring};
 	struct pinl_device *dev;
 	struct pinl_lease *kept, *l = NULL;
 	uintptr_t m = (uintptr_t)r->mem;
@@ -285,10 +293,10 @@ static void ring_closed_under_the_device(void **state)
 static void bad_opts(void **state)
 {
 	struct pinl_ctx *ctx = (void *)1;
-	struct pinl_opts opts = { .size = 1 };
+	struct pinl_opts opts = {.size = 1};
 
 	assert_int_equal(pinl_open(&opts, &ctx), -EINVAL);
-	opts = (struct pinl_opts){ .size = sizeof opts, .sources = 1u << 20 };
+	opts = (struct pinl_opts){.size = sizeof opts, .sources = 1u << 20};
 	assert_int_equal(pinl_open(&opts, &ctx), -EINVAL);
 	assert_ptr_equal(ctx, (void *)1);
 }
@@ -315,7 +323,7 @@ static void descriptors_run_out(void **state)
 	getrlimit(RLIMIT_NOFILE, &old);
 	for (int room = 0; room < 60; room++) {
 		struct io_uring ring;
-		struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &ring };
+		struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &ring};
 		struct pinl_ctx *ctx = NULL;
 		struct pinl_device *dev = NULL;
 		struct pinl_lease *l = NULL;
@@ -324,7 +332,7 @@ static void descriptors_run_out(void **state)
 		assert_int_equal(io_uring_queue_init(4, &ring, 0), 0);
 		top = dup(0);
 		close(top);
-		tight = (struct rlimit){ top + room, old.rlim_max };
+		tight = (struct rlimit){top + room, old.rlim_max};
 		setrlimit(RLIMIT_NOFILE, &tight);
 		err = pinl_open(NULL, &ctx);
 		if (!err)
@@ -350,22 +358,28 @@ static void memlock_limit(void **state)
 	int status;
 
 	if (!pid) {
-		struct rlimit rl = { 64 << 10, 64 << 10 };
+		struct rlimit rl = {64 << 10, 64 << 10};
 		struct io_uring ring;
-		struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &ring };
+		struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &ring};
 		struct pinl_ctx *ctx;
 		struct pinl_device *dev;
 		struct pinl_lease *l;
-		char *m = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		char *m =
+			mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		int err;
 
 		setrlimit(RLIMIT_MEMLOCK, &rl);
 		if (setgid(65534) || setuid(65534))
 			_exit(10);
-		if (io_uring_queue_init(4, &ring, 0) || pinl_open(NULL, &ctx) || pinl_device_open(ctx, "uring", &arg, &dev))
+		if (io_uring_queue_init(4, &ring, 0) || pinl_open(NULL, &ctx) ||
+		    pinl_device_open(ctx, "uring", &arg, &dev))
 			_exit(11);
-		err = pinl_map_range(dev, (uintptr_t)m, (uintptr_t)m + (1 << 20), FLAGS, &keep, NULL, &l);
-		_exit(err == -ENOMEM && strstr(pinl_error(), "RLIMIT_MEMLOCK") && strstr(pinl_error(), "ulimit -l") ? 0 : 12);
+		err = pinl_map_range(dev, (uintptr_t)m, (uintptr_t)m + (1 << 20), FLAGS, &keep, NULL,
+				     &l);
+		_exit(err == -ENOMEM && strstr(pinl_error(), "RLIMIT_MEMLOCK") &&
+				      strstr(pinl_error(), "ulimit -l")
+			      ? 0
+			      : 12);
 	}
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_true(WIFEXITED(status));

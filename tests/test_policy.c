@@ -51,10 +51,16 @@ static void whole_product(void **state)
 			for (int effect = PL_NO_EFFECT; effect <= PL_GONE; effect++)
 				for (int policy = PINL_KEEP; policy <= PINL_FOLLOW; policy++)
 					for (int mask = 0; mask < 3; mask++)
-						for (int class = PINL_DEV_NONE; class <= PINL_DEV_FAULTING; class++)
+						for (int class = PINL_DEV_NONE;
+						     class <= PINL_DEV_FAULTING; class ++)
 							for (int pinned = 0; pinned < 2; pinned++, n++) {
-								unsigned masks[] = { 0, PINL_OPBIT(op), PINL_OPS_ALL & ~PINL_OPBIT(op) };
-								struct pl_question q = { op, 0, can, effect, policy, masks[mask], class, pinned };
+								unsigned masks[] = {
+									0, PINL_OPBIT(op),
+									PINL_OPS_ALL & ~PINL_OPBIT(op)};
+								struct pl_question q = {
+									op,	0,	can,
+									effect, policy, masks[mask],
+									class,	pinned};
 
 								check_one(&q);
 							}
@@ -85,14 +91,22 @@ static void effects(void **state)
 
 static void a_change_of_unknown_name(void **state)
 {
-	struct pl_question q = { .op = PINL_OP_PUNCH, .can = 15, .effect = PL_DISCARD, .policy = PINL_REFUSE,
-				 .refuse = PINL_OPBIT(PINL_OP_TRUNCATE), .pinned = true };
+	struct pl_question q = {.op = PINL_OP_PUNCH,
+				.can = 15,
+				.effect = PL_DISCARD,
+				.policy = PINL_REFUSE,
+				.refuse = PINL_OPBIT(PINL_OP_TRUNCATE),
+				.pinned = true};
 
 	assert_int_equal(pl_policy_decide(&q).action, PL_ORPHAN);
 	q.also = PINL_OPS_FILE;
 	assert_int_equal(pl_policy_decide(&q).action, PL_REFUSE);
-	q = (struct pl_question){ .op = PINL_OP_REMOVE, .can = 15, .effect = PL_DISCARD, .policy = PINL_REFUSE,
-				  .refuse = PINL_OPBIT(PINL_OP_PUNCH), .pinned = true };
+	q = (struct pl_question){.op = PINL_OP_REMOVE,
+				 .can = 15,
+				 .effect = PL_DISCARD,
+				 .policy = PINL_REFUSE,
+				 .refuse = PINL_OPBIT(PINL_OP_PUNCH),
+				 .pinned = true};
 	assert_int_equal(pl_policy_decide(&q).action, PL_REFUSE);
 }
 
@@ -135,8 +149,8 @@ static void check_plan(struct pl_plan *p, struct pinl_policy *policy)
 
 static void validate_product(void **state)
 {
-	uint8_t coverage[4][PINL_OP_NR] = { { 0 } };
-	unsigned flags[] = { 0, PINL_PIN, PINL_PIN | PINL_COOPERATIVE, PINL_PIN | PINL_STRICT };
+	uint8_t coverage[4][PINL_OP_NR] = {{0}};
+	unsigned flags[] = {0, PINL_PIN, PINL_PIN | PINL_COOPERATIVE, PINL_PIN | PINL_STRICT};
 	unsigned accepted = 0, all = 0;
 
 	memset(coverage[1], PINL_CAN_TELL, PINL_OP_NR);
@@ -145,14 +159,21 @@ static void validate_product(void **state)
 	for (int kind = 0; kind < PINL_MEM_NR; kind++)
 		for (int policy = 0; policy <= PINL_FOLLOW; policy++)
 			for (int then = 0; then <= PINL_THEN_COPY; then++)
-				for (int class = 0; class <= PINL_DEV_FAULTING; class++)
+				for (int class = 0; class <= PINL_DEV_FAULTING; class ++)
 					for (unsigned caps = 0; caps < 16; caps++)
 						for (int c = 0; c < 4; c++)
 							for (int f = 0; f < 4; f++, all++) {
-								struct pinl_policy p = { sizeof p, policy, then, 10, PINL_OPS_FILE };
-								struct pl_plan plan = { .flags = flags[f], .device_class = class, .caps = caps,
-											.kind = kind, .shared = kind != 0, .can_copy = f & 1,
-											.coverage = coverage[c] };
+								struct pinl_policy p = {sizeof p, policy,
+											then, 10,
+											PINL_OPS_FILE};
+								struct pl_plan plan = {
+									.flags = flags[f],
+									.device_class = class,
+									.caps = caps,
+									.kind = kind,
+									.shared = kind != 0,
+									.can_copy = f & 1,
+									.coverage = coverage[c]};
 								const char *why;
 
 								check_plan(&plan, &p);
@@ -164,9 +185,13 @@ static void validate_product(void **state)
 static void refuse_needs_a_refuser(void **state)
 {
 	uint8_t told[PINL_OP_NR], refused[PINL_OP_NR];
-	struct pinl_policy p = { sizeof p, PINL_REFUSE, 0, 0, PINL_OPBIT(PINL_OP_TRUNCATE) };
-	struct pl_plan plan = { .flags = PINL_PIN, .device_class = PINL_DEV_NONE, .caps = PINL_DEVCAP_PIN,
-				.kind = PINL_MEM_SHMEM, .shared = true, .coverage = told };
+	struct pinl_policy p = {sizeof p, PINL_REFUSE, 0, 0, PINL_OPBIT(PINL_OP_TRUNCATE)};
+	struct pl_plan plan = {.flags = PINL_PIN,
+			       .device_class = PINL_DEV_NONE,
+			       .caps = PINL_DEVCAP_PIN,
+			       .kind = PINL_MEM_SHMEM,
+			       .shared = true,
+			       .coverage = told};
 	const char *why;
 
 	memset(told, PINL_CAN_TELL, sizeof told);
@@ -186,9 +211,11 @@ static void refuse_needs_a_refuser(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(whole_product),	  cmocka_unit_test(effects),
+		cmocka_unit_test(whole_product),
+		cmocka_unit_test(effects),
 		cmocka_unit_test(a_change_of_unknown_name),
-		cmocka_unit_test(validate_product), cmocka_unit_test(refuse_needs_a_refuser),
+		cmocka_unit_test(validate_product),
+		cmocka_unit_test(refuse_needs_a_refuser),
 	};
 
 	return cmocka_run_group_tests_name("policy", tests, NULL, NULL);

@@ -24,9 +24,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAGE 4096ul
+#define PAGE  4096ul
 #define PAGES 8
-#define SIZE (PAGES * PAGE)
+#define SIZE  (PAGES * PAGE)
 #define FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE)
 
 struct rig {
@@ -41,15 +41,17 @@ struct rig {
 
 static struct pinl_policy recall(enum pinl_then then, unsigned grace_ms)
 {
-	return (struct pinl_policy){ .size = sizeof(struct pinl_policy), .kind = PINL_RECALL, .then = then,
-				     .grace_ms = grace_ms };
+	return (struct pinl_policy){.size = sizeof(struct pinl_policy),
+				    .kind = PINL_RECALL,
+				    .then = then,
+				    .grace_ms = grace_ms};
 }
 
 static struct rig *open_rig(void (*on_event)(const struct pinl_event *, void *))
 {
 	struct rig *r = calloc(1, sizeof *r);
-	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &r->ring };
-	struct pinl_opts opts = { .size = sizeof opts, .on_event = on_event, .on_event_arg = r };
+	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &r->ring};
+	struct pinl_opts opts = {.size = sizeof opts, .on_event = on_event, .on_event_arg = r};
 	char page[PAGE];
 
 	memset(page, 'D', sizeof page);
@@ -81,7 +83,8 @@ static void close_rig(struct rig *r)
 
 static void lease(struct rig *r, const struct pinl_policy *policy)
 {
-	if (pinl_map_range(r->dev, (uintptr_t)r->mem, (uintptr_t)r->mem + SIZE, FLAGS, policy, NULL, &r->lease))
+	if (pinl_map_range(r->dev, (uintptr_t)r->mem, (uintptr_t)r->mem + SIZE, FLAGS, policy, NULL,
+			   &r->lease))
 		fail_msg("%s", pinl_error());
 }
 
@@ -91,7 +94,8 @@ static int device_write(struct rig *r, unsigned page)
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&r->ring);
 	struct io_uring_cqe *cqe;
 
-	io_uring_prep_read_fixed(sqe, r->source, r->mem + page * PAGE, PAGE, 0, pinl_lease_key(r->lease));
+	io_uring_prep_read_fixed(sqe, r->source, r->mem + page * PAGE, PAGE, 0,
+				 pinl_lease_key(r->lease));
 	sqe->user_data = 1;
 	io_uring_submit(&r->ring);
 	for (;;) {
@@ -109,7 +113,7 @@ static int device_write(struct rig *r, unsigned page)
 
 static int count(struct rig *r, enum pinl_event_type type, struct pinl_event *last)
 {
-	struct pinl_event ev = { 0 };
+	struct pinl_event ev = {0};
 	int n = 0;
 
 	while (!pinl_next_event(r->ctx, &ev))
@@ -132,8 +136,8 @@ static char file_byte(struct rig *r, off_t at)
 static void keep_reports_the_orphan(void **state)
 {
 	struct rig *r = open_rig(NULL);
-	struct pinl_policy keep = { .size = sizeof keep, .kind = PINL_KEEP };
-	struct pinl_event ev = { 0 };
+	struct pinl_policy keep = {.size = sizeof keep, .kind = PINL_KEEP};
+	struct pinl_event ev = {0};
 	char text[4096] = "", back[PAGE];
 
 	lease(r, &keep);
@@ -163,7 +167,7 @@ static void forced_fail(void **state)
 {
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_FAIL, 0);
-	struct pinl_event ev = { 0 };
+	struct pinl_event ev = {0};
 
 	lease(r, &p);
 	assert_int_equal(pinl_ftruncate(r->ctx, r->fd, 0), 0);
@@ -218,11 +222,13 @@ static void part_of_a_lease(void **state)
 {
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_COPY, 0);
-	struct pinl_lease_info info = { .size = sizeof info };
-	struct pinl_event ev = { 0 };
+	struct pinl_lease_info info = {.size = sizeof info};
+	struct pinl_event ev = {0};
 
 	lease(r, &p);
-	assert_int_equal(pinl_fallocate(r->ctx, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * PAGE, PAGE), 0);
+	assert_int_equal(pinl_fallocate(r->ctx, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+					2 * PAGE, PAGE),
+			 0);
 	assert_int_equal(device_write(r, 1), PAGE); /* still the file */
 	assert_int_equal(file_byte(r, PAGE), 'D');
 	assert_int_equal(device_write(r, 2), PAGE); /* the copy */
@@ -233,7 +239,9 @@ static void part_of_a_lease(void **state)
 	assert_int_equal(info.detached_bytes, PAGE);
 	count(r, PINL_EV_RELEASED, &ev);
 	/* The same hole again finds nothing to recall; the rest is recalled in its turn. */
-	assert_int_equal(pinl_fallocate(r->ctx, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * PAGE, PAGE), 0);
+	assert_int_equal(pinl_fallocate(r->ctx, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+					2 * PAGE, PAGE),
+			 0);
 	assert_int_equal(count(r, PINL_EV_NOTICE, &ev), 0);
 	assert_int_equal(pinl_ftruncate(r->ctx, r->fd, 0), 0);
 	assert_int_equal(ftruncate(r->fd, SIZE), 0);
@@ -258,9 +266,14 @@ static void many_parts(void **state)
 	munmap(r->mem, SIZE);
 	assert_int_equal(ftruncate(r->fd, 64 * PAGE), 0);
 	r->mem = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
-	assert_int_equal(pinl_map_range(r->dev, (uintptr_t)r->mem, (uintptr_t)r->mem + 64 * PAGE, FLAGS, &p, NULL, &r->lease), 0);
+	assert_int_equal(pinl_map_range(r->dev, (uintptr_t)r->mem, (uintptr_t)r->mem + 64 * PAGE, FLAGS,
+					&p, NULL, &r->lease),
+			 0);
 	for (int i = 0; i < 32; i++)
-		assert_int_equal(pinl_fallocate(r->ctx, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * i * PAGE, PAGE), 0);
+		assert_int_equal(pinl_fallocate(r->ctx, r->fd,
+						FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * i * PAGE,
+						PAGE),
+				 0);
 	for (int i = 0; i < 64; i += 2) {
 		assert_int_equal(device_write(r, i), PAGE);
 		assert_int_equal(file_byte(r, i * PAGE), 0);
@@ -275,9 +288,10 @@ static void many_parts(void **state)
 static void refuse_refuses_what_it_names(void **state)
 {
 	struct rig *r = open_rig(NULL);
-	struct pinl_policy p = { .size = sizeof p, .kind = PINL_REFUSE,
-				 .refuse = PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_UNMAP) };
-	struct pinl_event ev = { 0 };
+	struct pinl_policy p = {.size = sizeof p,
+				.kind = PINL_REFUSE,
+				.refuse = PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_UNMAP)};
+	struct pinl_event ev = {0};
 
 	lease(r, &p);
 	assert_int_equal(pinl_ftruncate(r->ctx, r->fd, 0), -EBUSY);
@@ -285,7 +299,8 @@ static void refuse_refuses_what_it_names(void **state)
 	assert_int_equal(count(r, PINL_EV_REFUSED, &ev), 2);
 	assert_int_equal(file_byte(r, 0), 'a');
 	assert_int_equal(pinl_ftruncate(r->ctx, r->fd, SIZE), 0); /* takes nothing away */
-	assert_int_equal(pinl_fallocate(r->ctx, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE), 0);
+	assert_int_equal(
+		pinl_fallocate(r->ctx, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE), 0);
 	assert_int_equal(count(r, PINL_EV_ORPHAN, &ev), 1); /* not named: as under KEEP */
 	pinl_unmap_range(r->lease);
 	assert_int_equal(pinl_ftruncate(r->ctx, r->fd, 0), 0);
@@ -296,11 +311,12 @@ static void refuse_refuses_what_it_names(void **state)
 static void seals_refuse_raw_calls(void **state)
 {
 	struct rig *r = open_rig(NULL);
-	struct pinl_policy p = { .size = sizeof p, .kind = PINL_REFUSE,
-				 .refuse = PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_PUNCH) };
+	struct pinl_policy p = {.size = sizeof p,
+				.kind = PINL_REFUSE,
+				.refuse = PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_PUNCH)};
 
-	if (pinl_map_range(r->dev, (uintptr_t)r->mem, (uintptr_t)r->mem + SIZE, PINL_WRITE | PINL_PIN | PINL_SEAL, &p, NULL,
-			   &r->lease))
+	if (pinl_map_range(r->dev, (uintptr_t)r->mem, (uintptr_t)r->mem + SIZE,
+			   PINL_WRITE | PINL_PIN | PINL_SEAL, &p, NULL, &r->lease))
 		fail_msg("%s", pinl_error());
 	assert_int_equal(ftruncate(r->fd, 0), -1);
 	assert_int_equal(errno, EPERM);
@@ -320,14 +336,16 @@ static int do_op(struct rig *r, enum pinl_op op)
 	case PINL_OP_TRUNCATE:
 		return pinl_ftruncate(r->ctx, r->fd, 0);
 	case PINL_OP_PUNCH:
-		return pinl_fallocate(r->ctx, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, SIZE);
+		return pinl_fallocate(r->ctx, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+				      SIZE);
 	case PINL_OP_UNMAP:
 		return pinl_munmap(r->ctx, r->mem, SIZE);
 	case PINL_OP_OVERMAP:
 		out = mmap(NULL, SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		return pinl_mremap(r->ctx, out, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, r->mem, &out);
 	case PINL_OP_REMAP:
-		return pinl_mremap(r->ctx, r->mem, SIZE, 2 * SIZE, MREMAP_MAYMOVE, NULL, &out) ?: munmap(out, 2 * SIZE);
+		return pinl_mremap(r->ctx, r->mem, SIZE, 2 * SIZE, MREMAP_MAYMOVE, NULL, &out)
+			       ?: munmap(out, 2 * SIZE);
 	case PINL_OP_REMOVE:
 		return pinl_madvise(r->ctx, r->mem, SIZE, MADV_REMOVE);
 	default:
@@ -337,14 +355,14 @@ static int do_op(struct rig *r, enum pinl_op op)
 
 static void every_operation(void **state)
 {
-	static const enum pinl_op ops[] = { PINL_OP_TRUNCATE, PINL_OP_PUNCH, PINL_OP_UNMAP,
-					    PINL_OP_OVERMAP,  PINL_OP_REMAP, PINL_OP_REMOVE };
+	static const enum pinl_op ops[] = {PINL_OP_TRUNCATE, PINL_OP_PUNCH, PINL_OP_UNMAP,
+					   PINL_OP_OVERMAP,  PINL_OP_REMAP, PINL_OP_REMOVE};
 
 	for (size_t i = 0; i < sizeof ops / sizeof *ops; i++)
 		for (int then = PINL_THEN_FAIL; then <= PINL_THEN_COPY; then++) {
 			struct rig *r = open_rig(NULL);
 			struct pinl_policy p = recall(then, 0);
-			struct pinl_event ev = { 0 };
+			struct pinl_event ev = {0};
 			char *witness = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, r->fd, 0);
 			int err, res;
 
@@ -385,7 +403,7 @@ static void *truncate_it(void *arg)
 
 static void wait_for(struct rig *r, enum pinl_event_type type)
 {
-	struct pinl_event ev = { 0 };
+	struct pinl_event ev = {0};
 
 	for (;;)
 		if (!pinl_next_event(r->ctx, &ev)) {
@@ -400,8 +418,8 @@ static void holder_in_time(void **state)
 {
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_COPY, 10000);
-	struct held h = { .r = r };
-	struct pinl_event ev = { 0 };
+	struct held h = {.r = r};
+	struct pinl_event ev = {0};
 	pthread_t t;
 
 	lease(r, &p);
@@ -423,7 +441,7 @@ static void unmap_answers_a_notice(void **state)
 {
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_FAIL, 10000);
-	struct held h = { .r = r };
+	struct held h = {.r = r};
 	pthread_t t;
 
 	lease(r, &p);
@@ -439,7 +457,7 @@ static void no_new_lease_during_a_change(void **state)
 {
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_FAIL, 10000);
-	struct held h = { .r = r };
+	struct held h = {.r = r};
 	struct pinl_lease *other;
 	pthread_t t;
 	char *again = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
@@ -447,7 +465,9 @@ static void no_new_lease_during_a_change(void **state)
 	lease(r, &p);
 	pthread_create(&t, NULL, truncate_it, &h);
 	wait_for(r, PINL_EV_NOTICE);
-	assert_int_equal(pinl_map_range(r->dev, (uintptr_t)again, (uintptr_t)again + SIZE, FLAGS, &p, NULL, &other), -EBUSY);
+	assert_int_equal(pinl_map_range(r->dev, (uintptr_t)again, (uintptr_t)again + SIZE, FLAGS, &p,
+					NULL, &other),
+			 -EBUSY);
 	assert_non_null(strstr(pinl_error(), "under way"));
 	pinl_unmap_range(r->lease);
 	pthread_join(t, NULL);
@@ -461,10 +481,12 @@ static void two_leases_on_one_file(void **state)
 	struct pinl_policy p = recall(PINL_THEN_FAIL, 0), q = recall(PINL_THEN_COPY, 0);
 	struct pinl_lease *other;
 	char *again = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
-	struct pinl_event ev = { 0 };
+	struct pinl_event ev = {0};
 
 	lease(r, &p);
-	assert_int_equal(pinl_map_range(r->dev, (uintptr_t)again, (uintptr_t)again + SIZE, FLAGS, &q, NULL, &other), 0);
+	assert_int_equal(pinl_map_range(r->dev, (uintptr_t)again, (uintptr_t)again + SIZE, FLAGS, &q,
+					NULL, &other),
+			 0);
 	assert_int_equal(pinl_ftruncate(r->ctx, r->fd, 0), 0);
 	assert_int_equal(count(r, PINL_EV_RELEASED, &ev), 2);
 	assert_int_equal(again[0], 'a');
@@ -478,7 +500,7 @@ static void a_child_inherits_no_lease(void **state)
 {
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_FAIL, 0);
-	struct pinl_lease_info info = { .size = sizeof info };
+	struct pinl_lease_info info = {.size = sizeof info};
 	int status;
 	pid_t pid;
 
@@ -486,11 +508,13 @@ static void a_child_inherits_no_lease(void **state)
 	pid = fork();
 	if (!pid) {
 		struct pinl_lease *l;
-		struct pinl_event ev = { 0 };
+		struct pinl_event ev = {0};
 
-		if (pinl_lease_info(r->lease, &info) != -ESTALE || pinl_next_event(r->ctx, &ev) != -ESTALE ||
+		if (pinl_lease_info(r->lease, &info) != -ESTALE ||
+		    pinl_next_event(r->ctx, &ev) != -ESTALE ||
 		    pinl_ftruncate(r->ctx, r->fd, 0) != -ESTALE || pinl_quiesced(r->lease) != -ESTALE ||
-		    pinl_map_range(r->dev, 0, PAGE, FLAGS, &p, NULL, &l) != -ESTALE || !strstr(pinl_error(), "fork"))
+		    pinl_map_range(r->dev, 0, PAGE, FLAGS, &p, NULL, &l) != -ESTALE ||
+		    !strstr(pinl_error(), "fork"))
 			_exit(1);
 		pinl_unmap_range(r->lease);
 		pinl_device_close(r->dev);
@@ -514,7 +538,8 @@ static void on_notice_unmap(const struct pinl_event *ev, void *arg)
 	if (ev->type == PINL_EV_NOTICE) {
 		assert_ptr_equal(ev->cookie, r);
 		/* I8: change the leased file from inside the callback, too */
-		pinl_fallocate(r->ctx, r->fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 100 * PAGE, PAGE);
+		pinl_fallocate(r->ctx, r->fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 100 * PAGE,
+			       PAGE);
 		pinl_unmap_range(r->lease);
 	}
 }
@@ -533,9 +558,9 @@ static void a_callback_may_call_back(void **state)
 static void close_reports_leaks(void **state)
 {
 	struct rig *r = open_rig(NULL);
-	struct pinl_policy p = { .size = sizeof p, .kind = PINL_KEEP };
-	struct pinl_counters c = { .size = sizeof c };
-	struct pinl_event ev = { 0 };
+	struct pinl_policy p = {.size = sizeof p, .kind = PINL_KEEP};
+	struct pinl_counters c = {.size = sizeof c};
+	struct pinl_event ev = {0};
 
 	lease(r, &p);
 	pinl_device_close(r->dev);
@@ -550,11 +575,12 @@ static void a_script_recalls(void **state)
 {
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_SCRATCH, 0);
-	struct pinl_lease_info info = { .size = sizeof info };
+	struct pinl_lease_info info = {.size = sizeof info};
 	char script[512];
 
 	lease(r, &p);
-	snprintf(script, sizeof script, "# recorded\ntruncate file %lu %lu 0x2000 eof\n\npunch file %lu %lu 0 4096 tbh\n",
+	snprintf(script, sizeof script,
+		 "# recorded\ntruncate file %lu %lu 0x2000 eof\n\npunch file %lu %lu 0 4096 tbh\n",
 		 (unsigned long)r->st.st_dev, (unsigned long)r->st.st_ino, (unsigned long)r->st.st_dev,
 		 (unsigned long)r->st.st_ino);
 	assert_int_equal(pinl_script_run(r->ctx, script), 0);
@@ -572,7 +598,7 @@ static void pins_balance(void **state)
 {
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_COPY, 0);
-	struct pinl_counters c = { .size = sizeof c };
+	struct pinl_counters c = {.size = sizeof c};
 	char path[64], line[256];
 	int buffers = 0;
 	FILE *f;
@@ -600,14 +626,16 @@ static void pins_balance(void **state)
 	close_rig(r);
 }
 
-/* I5 without any source that could tell: found when the lease ends, though every page was touched again. */
+/* I5 without any source that could tell: found when the lease ends, though every page was touched again.
+ */
 static void an_untold_orphan_is_found_at_the_end(void **state)
 {
 	struct rig *r = open_rig(NULL);
-	struct pinl_opts opts = { .size = sizeof opts, .sources = PINL_SOURCE_UFFD, .summary_fd = r->summary };
-	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &r->ring };
-	struct pinl_policy keep = { .size = sizeof keep, .kind = PINL_KEEP };
-	struct pinl_counters c = { .size = sizeof c };
+	struct pinl_opts opts = {
+		.size = sizeof opts, .sources = PINL_SOURCE_UFFD, .summary_fd = r->summary};
+	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &r->ring};
+	struct pinl_policy keep = {.size = sizeof keep, .kind = PINL_KEEP};
+	struct pinl_counters c = {.size = sizeof c};
 	char text[1024] = "";
 
 	pinl_close(r->ctx);
@@ -637,10 +665,10 @@ static void an_untold_orphan_is_found_at_the_end(void **state)
 static void the_ceiling_cuts_the_grace(void **state)
 {
 	struct rig *r = open_rig(NULL);
-	struct pinl_opts opts = { .size = sizeof opts, .ceiling_ms = 30, .summary_fd = -1 };
-	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &r->ring };
+	struct pinl_opts opts = {.size = sizeof opts, .ceiling_ms = 30, .summary_fd = -1};
+	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &r->ring};
 	struct pinl_policy p = recall(PINL_THEN_FAIL, 3600 * 1000);
-	struct pinl_event ev = { 0 };
+	struct pinl_event ev = {0};
 
 	pinl_close(r->ctx);
 	assert_int_equal(pinl_open(&opts, &r->ctx), 0);
@@ -663,12 +691,12 @@ static void nobody_waits(struct pinl_change *change, int err)
 {
 }
 
-/* A source that has taken a report from the kernel and is slow to hand it in: it gives a lease that doesn't
- * wait for it every chance to be made first. */
+/* A source that has taken a report from the kernel and is slow to hand it in: it gives a lease that
+ * doesn't wait for it every chance to be made first. */
 static void *report_late(void *arg)
 {
 	struct late_report *late = arg;
-	struct pinl_counters c = { .size = sizeof c };
+	struct pinl_counters c = {.size = sizeof c};
 
 	pinl_applying_begin(late->r->ctx);
 	atomic_store(&late->begun, true);
@@ -676,9 +704,12 @@ static void *report_late(void *arg)
 		usleep(100);
 		pinl_counters(late->r->ctx, &c);
 	}
-	late->change = (struct pinl_change){ .op = PINL_OP_UNMAP, .can = PINL_CAN_TELL, .source = "test",
-					     .start = (uintptr_t)late->r->mem, .end = (uintptr_t)late->r->mem + SIZE,
-					     .answer = nobody_waits };
+	late->change = (struct pinl_change){.op = PINL_OP_UNMAP,
+					    .can = PINL_CAN_TELL,
+					    .source = "test",
+					    .start = (uintptr_t)late->r->mem,
+					    .end = (uintptr_t)late->r->mem + SIZE,
+					    .answer = nobody_waits};
 	pinl_change_submit(late->r->ctx, &late->change);
 	pinl_applying_end(late->r->ctx);
 	return NULL;
@@ -689,8 +720,8 @@ static void old_reports_miss_new_leases(void **state)
 {
 	struct rig *r = open_rig(NULL);
 	struct pinl_policy p = recall(PINL_THEN_FAIL, 1000);
-	struct late_report late = { .r = r };
-	struct pinl_event ev = { 0 };
+	struct late_report late = {.r = r};
+	struct pinl_event ev = {0};
 	pthread_t t;
 
 	pthread_create(&t, NULL, report_late, &late);
@@ -708,8 +739,8 @@ static void old_reports_miss_new_leases(void **state)
 static void a_full_queue_delays_nothing(void **state)
 {
 	struct rig *r = open_rig(NULL);
-	struct pinl_policy p = { .size = sizeof p, .kind = PINL_KEEP };
-	struct pinl_counters c = { .size = sizeof c };
+	struct pinl_policy p = {.size = sizeof p, .kind = PINL_KEEP};
+	struct pinl_counters c = {.size = sizeof c};
 
 	for (int i = 0; i < 200; i++) {
 		lease(r, &p);

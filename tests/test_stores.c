@@ -19,11 +19,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define PAGE 4096ul
-#define PAGES 64
-#define SIZE (PAGES * PAGE)
-#define THREADS 3
-#define ROUNDS 60
+#define PAGE	    4096ul
+#define PAGES	    64
+#define SIZE	    (PAGES * PAGE)
+#define THREADS	    3
+#define ROUNDS	    60
 #define DEVICE_PAGE 32 /* the threads leave this page to the device */
 
 struct round {
@@ -79,10 +79,11 @@ static int device_write(struct io_uring *ring, struct pinl_device *dev, int fd, 
 	}
 }
 
-static void one_round(struct pinl_ctx *ctx, struct io_uring *ring, struct pinl_device *dev, int source, int keep_pages)
+static void one_round(struct pinl_ctx *ctx, struct io_uring *ring, struct pinl_device *dev, int source,
+		      int keep_pages)
 {
 	static struct round r;
-	struct pinl_policy policy = { .size = sizeof policy, .kind = PINL_RECALL, .then = PINL_THEN_COPY };
+	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL, .then = PINL_THEN_COPY};
 	struct storer s[THREADS];
 	pthread_t t[THREADS];
 	struct pinl_lease *lease;
@@ -95,9 +96,10 @@ static void one_round(struct pinl_ctx *ctx, struct io_uring *ring, struct pinl_d
 	device_at = mem + DEVICE_PAGE * PAGE;
 	r.words = (_Atomic uint64_t *)mem;
 	assert_int_equal(pinl_map_range(dev, (uintptr_t)mem, (uintptr_t)mem + SIZE,
-					PINL_WRITE | PINL_PIN | PINL_COOPERATIVE, &policy, NULL, &lease), 0);
+					PINL_WRITE | PINL_PIN | PINL_COOPERATIVE, &policy, NULL, &lease),
+			 0);
 	for (int i = 0; i < THREADS; i++) {
-		s[i] = (struct storer){ &r, i };
+		s[i] = (struct storer){&r, i};
 		assert_int_equal(pthread_create(&t[i], NULL, store, &s[i]), 0);
 	}
 	while (!atomic_load(&r.last[0]) || !atomic_load(&r.last[1]) || !atomic_load(&r.last[2]))
@@ -111,7 +113,8 @@ static void one_round(struct pinl_ctx *ctx, struct io_uring *ring, struct pinl_d
 	assert_int_equal(atomic_load(&r.lost), 0);
 	for (int page = 0; page < PAGES; page++)
 		if (page != DEVICE_PAGE)
-			assert_int_equal(atomic_load(&r.words[page * (PAGE / 8) + page % THREADS]), atomic_load(&r.last[page]));
+			assert_int_equal(atomic_load(&r.words[page * (PAGE / 8) + page % THREADS]),
+					 atomic_load(&r.last[page]));
 	assert_int_equal(device_at[0], 'D');
 	pinl_unmap_range(lease);
 	munmap(mem, SIZE);
@@ -121,7 +124,7 @@ static void one_round(struct pinl_ctx *ctx, struct io_uring *ring, struct pinl_d
 static void no_store_is_lost(void **state)
 {
 	struct io_uring ring;
-	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &ring };
+	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &ring};
 	struct pinl_ctx *ctx;
 	struct pinl_device *dev;
 	char page[PAGE];
@@ -142,7 +145,7 @@ static void no_store_is_lost(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(no_store_is_lost) };
+	const struct CMUnitTest tests[] = {cmocka_unit_test(no_store_is_lost)};
 
 	return cmocka_run_group_tests_name("stores", tests, NULL, NULL);
 }

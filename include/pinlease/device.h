@@ -42,10 +42,10 @@ struct pinl_device_info {
 /* One lease as its backend sees it. */
 struct pinl_mapping {
 	uintptr_t start, end;
-	unsigned flags; /* PINL_WRITE, PINL_PIN */
-	uint32_t key;	/* set by map */
+	unsigned flags;	 /* PINL_WRITE, PINL_PIN */
+	uint32_t key;	 /* set by map */
 	int holder_done; /* the holder itself ends the lease: it says nothing of its own is in flight */
-	void *priv;	/* the backend's own */
+	void *priv;	 /* the backend's own */
 };
 
 struct pinl_device_ops {
@@ -74,11 +74,12 @@ struct pinl_device_ops {
 	 * [start, end) itself is being filled by this and must not be touched by address. */
 	int (*read)(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf);
 
-	/* After stop and drain, and no retarget to come: `read` is no longer needed, let the pages go. */
+	/* After stop and drain, and no retarget to come: `read` is no longer needed, let the pages go.
+	 */
 	void (*drop)(void *dev, struct pinl_mapping *m);
 
-	/* Give the device what is mapped at [start, end) now, at the same device addresses. Atomic for the
-	 * device, if not stopped: each transfer has the old pages or the new ones. */
+	/* Give the device what is mapped at [start, end) now, at the same device addresses. Atomic for
+	 * the device, if not stopped: each transfer has the old pages or the new ones. */
 	int (*retarget)(void *dev, struct pinl_mapping *m);
 
 	/* FAULTING: drop the entries of [start, end) and wait for transfers using them. */

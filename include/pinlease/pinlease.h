@@ -79,12 +79,12 @@ enum pinl_op {
 };
 
 #define PINL_OPBIT(op) (1u << (op))
-#define PINL_OPS_FILE                                                                              \
-	(PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_PUNCH) | PINL_OPBIT(PINL_OP_ZERO) |     \
+#define PINL_OPS_FILE                                                                                   \
+	(PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_PUNCH) | PINL_OPBIT(PINL_OP_ZERO) |          \
 	 PINL_OPBIT(PINL_OP_COLLAPSE) | PINL_OPBIT(PINL_OP_INSERT))
-#define PINL_OPS_VA                                                                                \
-	(PINL_OPBIT(PINL_OP_UNMAP) | PINL_OPBIT(PINL_OP_OVERMAP) | PINL_OPBIT(PINL_OP_REMAP) |     \
-	 PINL_OPBIT(PINL_OP_DONTNEED) | PINL_OPBIT(PINL_OP_FREE) | PINL_OPBIT(PINL_OP_REMOVE) |    \
+#define PINL_OPS_VA                                                                                     \
+	(PINL_OPBIT(PINL_OP_UNMAP) | PINL_OPBIT(PINL_OP_OVERMAP) | PINL_OPBIT(PINL_OP_REMAP) |          \
+	 PINL_OPBIT(PINL_OP_DONTNEED) | PINL_OPBIT(PINL_OP_FREE) | PINL_OPBIT(PINL_OP_REMOVE) |         \
 	 PINL_OPBIT(PINL_OP_GUARD))
 #define PINL_OPS_ALL (PINL_OPS_FILE | PINL_OPS_VA)
 
@@ -221,8 +221,7 @@ struct pinl_soft_arg {
  * thread (IORING_SETUP_SINGLE_ISSUER) or the kernel lacks what the backend needs; -EBADF closed
  * ring; -EBUSY the ring has a buffer table and no slot range was given; -ENOMEM.
  */
-int pinl_device_open(struct pinl_ctx *ctx, const char *kind, const void *arg,
-		     struct pinl_device **dev);
+int pinl_device_open(struct pinl_ctx *ctx, const char *kind, const void *arg, struct pinl_device **dev);
 
 /* Ends the leases that are left on the device (reported as leaks with their owners), then the device. */
 void pinl_device_close(struct pinl_device *dev);
@@ -280,8 +279,7 @@ struct pinl_addr {
  * -EMFILE      no descriptors left
  */
 int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
-		   const struct pinl_policy *policy, struct pinl_addr *addrs,
-		   struct pinl_lease **lease);
+		   const struct pinl_policy *policy, struct pinl_addr *addrs, struct pinl_lease **lease);
 
 /* Takes the memory from the device (bounded by pinl_opts.drain_ms) and ends the lease and the handle.
  * Data the device wrote is in the file's dirty pages or the private memory as after any store. */

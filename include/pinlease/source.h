@@ -26,23 +26,23 @@ extern "C" {
 /* The memory under a lease. Owned by the lease; `fd` is open as long as the lease lives. */
 struct pinl_memory {
 	enum pinl_memory_kind kind;
-	uintptr_t start, end;	    /* the leased range */
+	uintptr_t start, end;	      /* the leased range */
 	uintptr_t vma_start, vma_end; /* the mapping(s) around it */
-	uint64_t dev, ino;	    /* of the file; 0: none */
-	uint64_t offset;	    /* file offset of `start` */
-	long fs_magic;		    /* statfs f_type; 0: no file or not reachable */
-	int fd;			    /* a descriptor of the file, or -1 */
-	int shared;		    /* MAP_SHARED */
-	int writable;		    /* PROT_WRITE */
+	uint64_t dev, ino;	      /* of the file; 0: none */
+	uint64_t offset;	      /* file offset of `start` */
+	long fs_magic;		      /* statfs f_type; 0: no file or not reachable */
+	int fd;			      /* a descriptor of the file, or -1 */
+	int shared;		      /* MAP_SHARED */
+	int writable;		      /* PROT_WRITE */
 	int is_memfd;
 };
 
 struct pinl_change {
 	/* Set by the source. */
 	enum pinl_op op;
-	unsigned also;	       /* PINL_OPBIT()s: it may be one of these instead, nobody knows; 0: it is op */
-	unsigned can;	       /* PINL_CAN_*: what is still possible for this very change */
-	int on_file;	       /* file_* are set, else start and end */
+	unsigned also; /* PINL_OPBIT()s: it may be one of these instead, nobody knows; 0: it is op */
+	unsigned can;  /* PINL_CAN_*: what is still possible for this very change */
+	int on_file;   /* file_* are set, else start and end */
 	uintptr_t start, end;
 	uint64_t file_dev, file_ino, file_start, file_end;
 	pid_t actor_pid, actor_tid; /* 0: not known */

@@ -13,6 +13,7 @@
  * `read`, still find it; a drain that is confirmed, or unmap, lets it go. drop, in stopped, lets all go.
  */
 #include "backend/soft_engine.h"
+#include "os/clock.h"
 
 #include <errno.h>
 #include <string.h>
@@ -21,14 +22,6 @@
 #define NSEC_PER_SEC 1000000000ULL
 /* An access of one page that takes longer hangs in a page fault: it is not waited for. */
 #define ACCESS_MAX_NS (2 * NSEC_PER_SEC)
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * NSEC_PER_SEC + ts.tv_nsec;
-}
 
 /* 0 or -ETIMEDOUT. */
 static int wait_change_until(struct pl_soft *s, uint64_t ns)
@@ -89,7 +82,7 @@ static int in_use(struct pl_soft *s, struct pl_soft_map *map)
 /* With the lock held. What is still in flight after half of the time is cancelled, if the class can. */
 static int wait_unused(struct pl_soft *s, struct pl_soft_map *map, uint64_t deadline_ns)
 {
-	uint64_t now = now_ns(), until = deadline_ns;
+	uint64_t now = pl_clock_ns(), until = deadline_ns;
 	int cancelled = s->device_class < PINL_DEV_REVOCABLE;
 
 	if (!cancelled && now < deadline_ns)
@@ -225,7 +218,7 @@ static int busy_within(struct pl_soft *s, struct pl_soft_map *map, uintptr_t sta
 static int drop_ptes(struct pl_soft *s, struct pl_soft_map *map, uintptr_t start, uintptr_t end,
 		     int bits)
 {
-	uint64_t deadline = now_ns() + ACCESS_MAX_NS;
+	uint64_t deadline = pl_clock_ns() + ACCESS_MAX_NS;
 	int err = 0;
 
 	pthread_mutex_lock(&s->lock);

@@ -5,7 +5,7 @@
  *
  * REVOCABLE: a slot can be emptied or given other pages by any thread with the ring's descriptor, at
  * once for new requests; requests in flight keep the old pages until they end, which the kernel tells
- * by a completion with the slot's tag (uring_drain.c). Rings with IORING_SETUP_SINGLE_ISSUER let only
+ * by a completion with the slot's tag (pl_uring_drain.c). Rings with IORING_SETUP_SINGLE_ISSUER let only
  * their own thread do that and are refused.
  *
  * `read` works through a private ring that shares (clones) a slot's content: the pages stay pinned and
@@ -27,10 +27,10 @@
 #include "backend/backends.h"
 #include "backend/uring_table.h"
 
-#define PAGE 4096ul
+#define PAGE	      4096ul
 #define DEFAULT_SLOTS 1024
 #define SINGLE_ISSUER (1u << 12)
-#define KCMP_FILE 0
+#define KCMP_FILE     0
 
 /* The program may have closed the ring, and another file may have got its number. */
 static int ring_alive(const struct uring_dev *d)
@@ -45,17 +45,23 @@ static int ring_alive(const struct uring_dev *d)
 static int table_error(int err, unsigned slots)
 {
 	if (err == -EBUSY)
-		return pinl_set_error(err, "the ring has a fixed buffer table already; give first_slot and nr_slots, the part "
+		return pinl_set_error(err, "the ring has a fixed buffer table already; give first_slot "
+					   "and nr_slots, the part "
 					   "of it that leases may use");
 	if (err == -EOPNOTSUPP || err == -EBADF)
 		return pinl_set_error(-EBADF, "that is no open io_uring ring");
 	if (err == -EINVAL || err == -EMFILE)
-		return pinl_set_error(-EINVAL, "the kernel makes no sparse table of %u fixed buffers (sparse tables need 5.19, "
-					       "at most 16384 buffers); ask for fewer slots", slots);
+		return pinl_set_error(
+			-EINVAL,
+			"the kernel makes no sparse table of %u fixed buffers (sparse tables need 5.19, "
+			"at most 16384 buffers); ask for fewer slots",
+			slots);
 	if (err == -EEXIST)
-		return pinl_set_error(-EOPNOTSUPP, "only one thread may register on this ring; set it up without "
-						   "IORING_SETUP_SINGLE_ISSUER");
-	return pinl_set_error(err, "can't make a fixed buffer table of %u slots: %s", slots, strerror(-err));
+		return pinl_set_error(-EOPNOTSUPP,
+				      "only one thread may register on this ring; set it up without "
+				      "IORING_SETUP_SINGLE_ISSUER");
+	return pinl_set_error(err, "can't make a fixed buffer table of %u slots: %s", slots,
+			      strerror(-err));
 }
 
 static int use_table(struct uring_dev *d, const struct pinl_uring_arg *arg)
@@ -73,8 +79,9 @@ static int use_table(struct uring_dev *d, const struct pinl_uring_arg *arg)
 	d->nr = arg->nr_slots;
 	err = pl_table_size(d->ring, &have);
 	if (err || (uint64_t)d->first + d->nr > have)
-		return pinl_set_error(-EINVAL, "slots %u to %u are not all in the ring's fixed buffer table", d->first,
-				      d->first + d->nr - 1);
+		return pinl_set_error(-EINVAL,
+				      "slots %u to %u are not all in the ring's fixed buffer table",
+				      d->first, d->first + d->nr - 1);
 	return 0;
 }
 
@@ -120,7 +127,7 @@ static void dev_free(struct uring_dev *d)
 		io_uring_queue_exit(&d->priv);
 	if (d->bounce >= 0)
 		close(d->bounce);
-	uring_cq_close(d);
+	pl_uring_cq_close(d);
 	if (d->own_table)
 		pl_table_drop(d->ring);
 	if (d->ring >= 0)
@@ -133,7 +140,8 @@ static void dev_free(struct uring_dev *d)
 static int check_arg(const struct pinl_uring_arg *arg)
 {
 	if (!arg || arg->size < sizeof *arg || !arg->ring)
-		return pinl_set_error(-EINVAL, "device uring needs a struct pinl_uring_arg with size and ring set");
+		return pinl_set_error(
+			-EINVAL, "device uring needs a struct pinl_uring_arg with size and ring set");
 	if (arg->ring->flags & SINGLE_ISSUER)
 		return table_error(-EEXIST, 0);
 	if (arg->ring->ring_fd < 0 || fcntl(arg->ring->ring_fd, F_GETFD) < 0)
@@ -157,7 +165,8 @@ static int uring_open(const void *given, struct pinl_device_info *info, void **o
 	d->given = arg->ring->ring_fd;
 	d->ring = fcntl(d->given, F_DUPFD_CLOEXEC, 0);
 	if (d->ring < 0)
-		err = pinl_set_error(-errno, "can't duplicate the ring's descriptor: %s", strerror(errno));
+		err = pinl_set_error(-errno, "can't duplicate the ring's descriptor: %s",
+				     strerror(errno));
 	if (!err)
 		err = use_table(d, arg);
 	if (!err && !(d->used = calloc(d->nr, 1)))
@@ -168,7 +177,7 @@ static int uring_open(const void *given, struct pinl_device_info *info, void **o
 		dev_free(d);
 		return err;
 	}
-	uring_cq_open(d, arg->ring);
+	pl_uring_cq_open(d, arg->ring);
 	info->device_class = PINL_DEV_REVOCABLE;
 	info->caps = PINL_DEVCAP_PIN | PINL_DEVCAP_RETARGET | (d->can_read ? PINL_DEVCAP_READ : 0);
 	info->why = d->can_read ? NULL : "this kernel doesn't clone single fixed buffers, 6.13 does";
@@ -193,8 +202,11 @@ static int slot_take(struct uring_dev *d, unsigned *slot)
 		*slot = s;
 		return 0;
 	}
-	return pinl_set_error(-ENOSPC, "all %u slots of the ring's fixed buffer table are leased; unmap some or open the "
-				       "device with more slots", d->nr);
+	return pinl_set_error(
+		-ENOSPC,
+		"all %u slots of the ring's fixed buffer table are leased; unmap some or open the "
+		"device with more slots",
+		d->nr);
 }
 
 static int pin_error(int err, size_t len)
@@ -202,17 +214,24 @@ static int pin_error(int err, size_t len)
 	struct rlimit rl;
 
 	if (err == -EFAULT && len > (1ul << 30))
-		return pinl_set_error(-EOPNOTSUPP, "an io_uring fixed buffer has at most 1 GiB; lease the range in parts");
+		return pinl_set_error(
+			-EOPNOTSUPP,
+			"an io_uring fixed buffer has at most 1 GiB; lease the range in parts");
 	if (err == -EFAULT || err == -EOPNOTSUPP)
-		return pinl_set_error(-EOPNOTSUPP, "io_uring can't pin this memory: it always pins for writing, which the "
-						   "kernel refuses for read-only mappings, for MAP_SHARED of files on "
-						   "ext4, XFS, btrfs (since 6.5) and for DAX and device memory; use tmpfs, memfd, "
-						   "anonymous or MAP_PRIVATE memory, or an on-demand device");
+		return pinl_set_error(
+			-EOPNOTSUPP,
+			"io_uring can't pin this memory: it always pins for writing, which the "
+			"kernel refuses for read-only mappings, for MAP_SHARED of files on "
+			"ext4, XFS, btrfs (since 6.5) and for DAX and device memory; use tmpfs, memfd, "
+			"anonymous or MAP_PRIVATE memory, or an on-demand device");
 	if (err == -ENOMEM) {
 		getrlimit(RLIMIT_MEMLOCK, &rl);
-		return pinl_set_error(err, "pinning %zu KiB exceeds RLIMIT_MEMLOCK (%lu KiB for all rings of this user), or "
-					   "memory is out; raise it (ulimit -l, LimitMEMLOCK=) or give CAP_IPC_LOCK",
-				      len >> 10, (unsigned long)rl.rlim_cur >> 10);
+		return pinl_set_error(
+			err,
+			"pinning %zu KiB exceeds RLIMIT_MEMLOCK (%lu KiB for all rings of this user), "
+			"or "
+			"memory is out; raise it (ulimit -l, LimitMEMLOCK=) or give CAP_IPC_LOCK",
+			len >> 10, (unsigned long)rl.rlim_cur >> 10);
 	}
 	if (err == -EEXIST)
 		return table_error(err, 0);
@@ -276,7 +295,7 @@ static int uring_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 	m->key = d->first + u->slot;
 	m->priv = u;
 	for (size_t i = 0; addrs && i < (m->end - m->start) / PAGE; i++)
-		addrs[i] = (struct pinl_addr){ m->start + i * PAGE, m->key, 0 };
+		addrs[i] = (struct pinl_addr){m->start + i * PAGE, m->key, 0};
 	return 0;
 }
 
@@ -287,7 +306,7 @@ static void uring_unmap(void *dev, struct pinl_mapping *m)
 
 	pthread_mutex_lock(&d->lock);
 	empty_slot(d, u);
-	uring_let_go(d, u);
+	pl_uring_let_go(d, u);
 	d->used[u->slot] = 0;
 	for (struct uring_map **p = &d->maps; *p; p = &(*p)->next)
 		if (*p == u) {
@@ -305,7 +324,7 @@ static int uring_stop(void *dev, struct pinl_mapping *m)
 
 	pthread_mutex_lock(&d->lock);
 	if (d->can_read)
-		uring_hold(d, u);
+		pl_uring_hold(d, u);
 	empty_slot(d, u);
 	u->stopped = true;
 	pthread_mutex_unlock(&d->lock);
@@ -317,7 +336,7 @@ static void uring_drop(void *dev, struct pinl_mapping *m)
 	struct uring_dev *d = dev;
 
 	pthread_mutex_lock(&d->lock);
-	uring_let_go(d, m->priv);
+	pl_uring_let_go(d, m->priv);
 	pthread_mutex_unlock(&d->lock);
 }
 
@@ -325,12 +344,12 @@ static void uring_drop(void *dev, struct pinl_mapping *m)
  * failing meanwhile. */
 static int retarget_tight(struct uring_dev *d, struct uring_map *u)
 {
-	struct timespec t = { 0, 1000000 };
+	struct timespec t = {0, 1000000};
 
-	uring_let_go(d, u);
+	pl_uring_let_go(d, u);
 	empty_slot(d, u);
 	for (int i = 0; i < 200 && u->waiting; i++) {
-		uring_cq_look(d);
+		pl_uring_cq_look(d);
 		pthread_mutex_unlock(&d->lock);
 		nanosleep(&t, NULL);
 		pthread_mutex_lock(&d->lock);
@@ -357,7 +376,7 @@ static int uring_retarget(void *dev, struct pinl_mapping *m)
 	if (!err) {
 		u->stopped = false;
 		if (!u->waiting)
-			uring_let_go(d, u);
+			pl_uring_let_go(d, u);
 	}
 	pthread_mutex_unlock(&d->lock);
 	return err ? pin_error(err, m->end - m->start) : 0;
@@ -374,7 +393,7 @@ int pinl_uring_cqe(struct pinl_device *dev, uint64_t user_data)
 	if (!d)
 		return 0;
 	pthread_mutex_lock(&d->lock);
-	ours = uring_tag_seen(d, user_data);
+	ours = pl_uring_tag_seen(d, user_data);
 	pthread_mutex_unlock(&d->lock);
 	return ours;
 }
@@ -387,8 +406,8 @@ const struct pinl_device_ops pl_uring_ops = {
 	.map = uring_map,
 	.unmap = uring_unmap,
 	.stop = uring_stop,
-	.drain = uring_drain,
-	.read = uring_read,
+	.drain = pl_uring_drain,
+	.read = pl_uring_read,
 	.drop = uring_drop,
 	.retarget = uring_retarget,
 };

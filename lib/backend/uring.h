@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The io_uring backend's own objects; shared by uring.c and uring_drain.c. */
+/* The io_uring backend's own objects; shared by uring.c and pl_uring_drain.c. */
 #ifndef PL_BACKEND_URING_H
 #define PL_BACKEND_URING_H
 
@@ -18,11 +18,11 @@
 struct uring_map {
 	struct uring_map *next; /* of uring_dev.maps */
 	struct pinl_mapping *m;
-	unsigned slot;	      /* in the program's ring, and minus first in the private one */
-	uint64_t tag;	      /* of what is in the slot now; 0: slot is empty */
-	uint64_t waiting;     /* tag of the content taken out last; 0: its requests have ended */
-	bool stopped;	      /* slot empty for good, until retarget */
-	bool held;	      /* the private ring shares the old content, for read */
+	unsigned slot;	  /* in the program's ring, and minus first in the private one */
+	uint64_t tag;	  /* of what is in the slot now; 0: slot is empty */
+	uint64_t waiting; /* tag of the content taken out last; 0: its requests have ended */
+	bool stopped;	  /* slot empty for good, until retarget */
+	bool held;	  /* the private ring shares the old content, for read */
 };
 
 /* The program's completion ring, mapped a second time: ours whatever the program does with its own. */
@@ -50,18 +50,18 @@ struct uring_dev {
 	int bounce; /* memfd between the private ring and a caller's buffer */
 };
 
-int uring_cq_open(struct uring_dev *d, const struct io_uring *ring);
-void uring_cq_close(struct uring_dev *d);
+int pl_uring_cq_open(struct uring_dev *d, const struct io_uring *ring);
+void pl_uring_cq_close(struct uring_dev *d);
 
 /* dev->lock held: note the tags that stand unread in the completion ring. */
-void uring_cq_look(struct uring_dev *d);
-bool uring_tag_seen(struct uring_dev *d, uint64_t user_data);
+void pl_uring_cq_look(struct uring_dev *d);
+bool pl_uring_tag_seen(struct uring_dev *d, uint64_t user_data);
 
-int uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns);
-int uring_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf);
+int pl_uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns);
+int pl_uring_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf);
 
 /* dev->lock held: share the slot's content with the private ring, or let go of it. */
-int uring_hold(struct uring_dev *d, struct uring_map *u);
-void uring_let_go(struct uring_dev *d, struct uring_map *u);
+int pl_uring_hold(struct uring_dev *d, struct uring_map *u);
+void pl_uring_let_go(struct uring_dev *d, struct uring_map *u);
 
 #endif

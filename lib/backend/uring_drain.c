@@ -15,10 +15,11 @@
 
 #include "backend/uring.h"
 #include "backend/uring_table.h"
+#include "os/clock.h"
 
 #define PAGE 4096ul
 
-int uring_cq_open(struct uring_dev *d, const struct io_uring *ring)
+int pl_uring_cq_open(struct uring_dev *d, const struct io_uring *ring)
 {
 	struct uring_cq *cq = &d->cq;
 	const char *base = ring->cq.ring_ptr;
@@ -41,13 +42,13 @@ int uring_cq_open(struct uring_dev *d, const struct io_uring *ring)
 	return 0;
 }
 
-void uring_cq_close(struct uring_dev *d)
+void pl_uring_cq_close(struct uring_dev *d)
 {
 	if (d->cq.map)
 		munmap(d->cq.map, d->cq.len);
 }
 
-bool uring_tag_seen(struct uring_dev *d, uint64_t user_data)
+bool pl_uring_tag_seen(struct uring_dev *d, uint64_t user_data)
 {
 	if ((user_data & 0xffffffff00000000ull) != PL_URING_TAG || (uint32_t)user_data > d->tags)
 		return false;
@@ -57,7 +58,7 @@ bool uring_tag_seen(struct uring_dev *d, uint64_t user_data)
 	return true;
 }
 
-void uring_cq_look(struct uring_dev *d)
+void pl_uring_cq_look(struct uring_dev *d)
 {
 	struct uring_cq *cq = &d->cq;
 	unsigned head, tail;
@@ -69,10 +70,11 @@ void uring_cq_look(struct uring_dev *d)
 	if (tail - head > cq->mask + 1)
 		return;
 	for (; head != tail; head++)
-		uring_tag_seen(d, __atomic_load_n(&cq->cqes[(head & cq->mask) << cq->shift].user_data, __ATOMIC_RELAXED));
+		pl_uring_tag_seen(d, __atomic_load_n(&cq->cqes[(head & cq->mask) << cq->shift].user_data,
+						     __ATOMIC_RELAXED));
 }
 
-int uring_hold(struct uring_dev *d, struct uring_map *u)
+int pl_uring_hold(struct uring_dev *d, struct uring_map *u)
 {
 	int err;
 
@@ -83,18 +85,10 @@ int uring_hold(struct uring_dev *d, struct uring_map *u)
 	return err;
 }
 
-void uring_let_go(struct uring_dev *d, struct uring_map *u)
+void pl_uring_let_go(struct uring_dev *d, struct uring_map *u)
 {
 	if (u->held && !pl_slot_set(d->priv.ring_fd, u->slot, NULL, 0, 0))
 		u->held = false;
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
 }
 
 static bool ended(struct uring_dev *d, struct uring_map *u)
@@ -103,10 +97,10 @@ static bool ended(struct uring_dev *d, struct uring_map *u)
 
 	pthread_mutex_lock(&d->lock);
 	if (u->waiting)
-		uring_cq_look(d);
+		pl_uring_cq_look(d);
 	yes = !u->waiting;
 	if (yes && !u->stopped)
-		uring_let_go(d, u);
+		pl_uring_let_go(d, u);
 	pthread_mutex_unlock(&d->lock);
 	return yes;
 }
@@ -118,20 +112,23 @@ static bool overflowed(const struct uring_dev *d)
 }
 
 /* First let requests end by themselves, at half time cancel. Backs off from 20 us to 1 ms. */
-int uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
+int pl_uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 {
 	struct uring_dev *d = dev;
 	struct uring_map *u = m->priv;
-	uint64_t start = now_ns(), half = start + (deadline_ns > start ? (deadline_ns - start) / 2 : 0);
-	struct timespec pause = { 0, 20000 };
+	uint64_t start = pl_clock_ns(),
+		 half = start + (deadline_ns > start ? (deadline_ns - start) / 2 : 0);
+	struct timespec pause = {0, 20000};
 	bool cancelled = false;
 
 	while (!ended(d, u)) {
-		uint64_t now = now_ns();
+		uint64_t now = pl_clock_ns();
 
 		if (now >= deadline_ns || (m->holder_done && overflowed(d)))
-			return pinl_set_error(-ETIMEDOUT, "requests on the old pages had not ended by the deadline, or their "
-							  "completions were not passed to pinl_uring_cqe");
+			return pinl_set_error(
+				-ETIMEDOUT,
+				"requests on the old pages had not ended by the deadline, or their "
+				"completions were not passed to pinl_uring_cqe");
 		if (now >= half && !cancelled) {
 			cancelled = true;
 			pl_ring_cancel_fixed(d->ring, (deadline_ns - now) / 2);
@@ -170,16 +167,18 @@ static int read_part(struct uring_dev *d, struct uring_map *u, uintptr_t at, siz
 	return ret;
 }
 
-int uring_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf)
+int pl_uring_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf)
 {
 	struct uring_dev *d = dev;
 	struct uring_map *u = m->priv;
 	int ret;
 
 	if (!d->can_read)
-		return pinl_set_error(-EOPNOTSUPP, "this kernel can't share a fixed buffer with a second ring; 6.13 can");
+		return pinl_set_error(
+			-EOPNOTSUPP,
+			"this kernel can't share a fixed buffer with a second ring; 6.13 can");
 	pthread_mutex_lock(&d->lock);
-	ret = uring_hold(d, u);
+	ret = pl_uring_hold(d, u);
 	for (size_t done = 0; ret >= 0 && done < len;) {
 		size_t n = len - done < (256ul << 10) ? len - done : 256ul << 10;
 

@@ -23,7 +23,7 @@ static int reg(int ring, unsigned op, void *arg, unsigned n)
 
 int pl_table_make(int ring, unsigned slots)
 {
-	struct io_uring_rsrc_register r = { .nr = slots, .flags = IORING_RSRC_REGISTER_SPARSE };
+	struct io_uring_rsrc_register r = {.nr = slots, .flags = IORING_RSRC_REGISTER_SPARSE};
 
 	return reg(ring, IORING_REGISTER_BUFFERS2, &r, sizeof r);
 }
@@ -52,8 +52,9 @@ int pl_table_size(int ring, unsigned *slots)
 
 int pl_slot_set(int ring, unsigned slot, const void *addr, size_t len, uint64_t tag)
 {
-	struct iovec iov = { (void *)addr, len };
-	struct io_uring_rsrc_update2 u = { .offset = slot, .data = (uintptr_t)&iov, .tags = (uintptr_t)&tag, .nr = 1 };
+	struct iovec iov = {(void *)addr, len};
+	struct io_uring_rsrc_update2 u = {
+		.offset = slot, .data = (uintptr_t)&iov, .tags = (uintptr_t)&tag, .nr = 1};
 	int ret = reg(ring, IORING_REGISTER_BUFFERS_UPDATE, &u, sizeof u);
 
 	return ret < 0 ? ret : ret == 1 ? 0 : -EINVAL;
@@ -81,7 +82,7 @@ static int cancel_op(int ring, uint8_t opcode, uint64_t timeout_ns)
 		int64_t sec, nsec;
 		uint8_t opcode, pad[7];
 		uint64_t pad2[3];
-	} c = { .fd = -1, .opcode = opcode };
+	} c = {.fd = -1, .opcode = opcode};
 
 	c.flags = IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY;
 	if (opcode) /* match by opcode only */
@@ -93,8 +94,8 @@ static int cancel_op(int ring, uint8_t opcode, uint64_t timeout_ns)
 
 int pl_ring_cancel_fixed(int ring, uint64_t timeout_ns)
 {
-	static const uint8_t ops[] = { IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED, IORING_OP_SEND_ZC,
-				       IORING_OP_URING_CMD };
+	static const uint8_t ops[] = {IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED, IORING_OP_SEND_ZC,
+				      IORING_OP_URING_CMD};
 	int err = 0;
 
 	for (size_t i = 0; i < sizeof ops; i++) {

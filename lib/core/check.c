@@ -4,10 +4,10 @@
  * ends the lease, with the lease busy and no lock.
  *
  * Cheap tests first: a hole in tmpfs, an empty entry in the page table. They miss pages that were let go
- * and touched again. If the file changed since it was pinned (its ctime says so) and changes of it are not
- * held, device and CPU are compared word by word. A word that differs is read again: only one that stays
- * the same on the CPU's side and different on the device's is an orphan's, so stores going on don't mislead.
- * Equal content is no loss.
+ * and touched again. If the file changed since it was pinned (its ctime says so) and changes of it are
+ * not held, device and CPU are compared word by word. A word that differs is read again: only one that
+ * stays the same on the CPU's side and different on the device's is an orphan's, so stores going on
+ * don't mislead. Equal content is no loss.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -19,19 +19,20 @@
 
 #include "core/ctx.h"
 
-#define PAGE 4096ul
+#define PAGE  4096ul
 #define WORDS (PAGE / sizeof(uint64_t))
 
 static void found(struct pinl_lease *l, uintptr_t start, uintptr_t end, enum pinl_op op)
 {
-	struct pl_recall lost = { .va = { start, end }, .op = op, .source = "check" };
+	struct pl_recall lost = {.va = {start, end}, .op = op, .source = "check"};
 
 	pl_lease_cut_detached(l, &lost.va);
 	if (lost.va.start < lost.va.end)
 		pl_orphan_begin(l, &lost);
 }
 
-/* Pinned pages of tmpfs are in its page cache: a hole, or the end of the file, means they were let go. */
+/* Pinned pages of tmpfs are in its page cache: a hole, or the end of the file, means they were let go.
+ */
 static void check_shmem(struct pinl_lease *l)
 {
 	off_t first = l->mem.offset, last = first + (l->m.end - l->m.start);
@@ -95,7 +96,7 @@ struct views {
 /* 0; 1: the CPU can't reach the page any more; -errno: the device can't be read. */
 static int look(struct pinl_lease *l, uintptr_t at, struct views *v)
 {
-	struct iovec to = { v->cpu, PAGE }, from = { (void *)at, PAGE };
+	struct iovec to = {v->cpu, PAGE}, from = {(void *)at, PAGE};
 	int err = l->dev->ops.read(l->dev->priv, &l->m, at - l->m.start, PAGE, v->device);
 
 	if (err)
@@ -112,7 +113,8 @@ static bool differs(struct pinl_lease *l, uintptr_t at, struct views v[2])
 	if (!memcmp(v[0].device, v[0].cpu, PAGE) || look(l, at, &v[1]))
 		return false;
 	for (size_t i = 0; i < WORDS; i++)
-		if (v[0].cpu[i] == v[1].cpu[i] && v[0].device[i] != v[0].cpu[i] && v[1].device[i] != v[1].cpu[i])
+		if (v[0].cpu[i] == v[1].cpu[i] && v[0].device[i] != v[0].cpu[i] &&
+		    v[1].device[i] != v[1].cpu[i])
 			return true;
 	return false;
 }
@@ -150,7 +152,6 @@ void pl_orphan_check(struct pinl_lease *l)
 		check_private(l);
 	check_content(l);
 }
-
 
 void pl_orphan_mark(struct pinl_lease *l)
 {

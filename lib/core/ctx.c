@@ -30,16 +30,10 @@ bool pl_alive(const struct pinl_ctx *ctx)
 
 int pl_stale(void)
 {
-	return pinl_set_error(-ESTALE, "this object belongs to the parent process; a child of fork() inherits no lease, "
-				       "open a context of its own");
-}
-
-uint64_t pl_now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
+	return pinl_set_error(
+		-ESTALE,
+		"this object belongs to the parent process; a child of fork() inherits no lease, "
+		"open a context of its own");
 }
 
 int pl_exempt_enter(struct pinl_ctx *ctx)
@@ -95,7 +89,7 @@ void pinl_applying_end(struct pinl_ctx *ctx)
 void pl_wait_applied(struct pinl_ctx *ctx)
 {
 	unsigned seen = atomic_load(&ctx->applying);
-	struct timespec pause = { 0, 20000 };
+	struct timespec pause = {0, 20000};
 
 	while ((seen & 1) && atomic_load(&ctx->applying) == seen)
 		nanosleep(&pause, NULL);
@@ -206,7 +200,7 @@ static void __attribute__((destructor)) summary_at_exit(void)
 int pl_open_core(const struct pinl_opts *given, struct pinl_ctx **out)
 {
 	struct pinl_ctx *ctx;
-	struct pinl_opts opts = { .size = sizeof opts };
+	struct pinl_opts opts = {.size = sizeof opts};
 	int err = check_opts(given, &opts);
 
 	if (err)
@@ -247,8 +241,8 @@ int pinl_source_add(struct pinl_ctx *ctx, const struct pinl_source_ops *ops, con
 		return pinl_set_error(-ENOSPC, "no more than %d sources", PL_MAX_SOURCES);
 	err = ops->open(ctx, arg, &priv);
 	if (err) {
-		snprintf(ctx->source_notes + used, sizeof ctx->source_notes - used, "%s: missing: %s\n", ops->name,
-			 pinl_error());
+		snprintf(ctx->source_notes + used, sizeof ctx->source_notes - used, "%s: missing: %s\n",
+			 ops->name, pinl_error());
 		return err;
 	}
 	ctx->sources[ctx->n_sources].ops = ops;
@@ -267,7 +261,7 @@ void *pl_source_priv(struct pinl_ctx *ctx, const struct pinl_source_ops *ops)
 
 int pinl_sources(struct pinl_ctx *ctx, char *buf, size_t len)
 {
-	struct pl_text t = { buf, len, 0 };
+	struct pl_text t = {buf, len, 0};
 
 	if (!pl_alive(ctx))
 		return pl_stale();
@@ -277,7 +271,8 @@ int pinl_sources(struct pinl_ctx *ctx, char *buf, size_t len)
 	if (!pl_swap_can_fill(ctx->swap))
 		pl_text_add(&t, "copy: missing: no userfaultfd, RECALL with COPY is refused\n");
 	else if (pl_swap_user_only(ctx->swap))
-		pl_text_add(&t, "copy: running, weaker: without CAP_SYS_PTRACE a system call on a range that is being "
+		pl_text_add(&t, "copy: running, weaker: without CAP_SYS_PTRACE a system call on a range "
+				"that is being "
 				"copied may fail with EFAULT\n");
 	return t.used;
 }

@@ -26,15 +26,16 @@
 #include "core/index.h"
 #include "core/policy.h"
 #include "core/revoke.h"
+#include "os/clock.h"
 #include "os/swap.h"
 
-#define PL_MAX_SOURCES 8
+#define PL_MAX_SOURCES	8
 #define PL_MAX_DETACHED 8
-#define PL_MAX_ORPHANS 4
-#define PL_MAX_GATES 64
-#define PL_MAX_EXEMPT 256
+#define PL_MAX_ORPHANS	4
+#define PL_MAX_GATES	64
+#define PL_MAX_EXEMPT	256
 #define PL_FILE_BUCKETS 1024
-#define PL_MAX_SUMMARY 256
+#define PL_MAX_SUMMARY	256
 
 struct pl_range {
 	uintptr_t start, end;
@@ -68,9 +69,9 @@ struct pl_recall {
 	struct pl_range va; /* union of the changes' overlaps */
 	enum pinl_op op;
 	enum pl_effect effect;
-	bool late;	/* the pages were detached before the notice */
-	bool quiesced;	/* by the holder */
-	bool va_gone;	/* the address range is no longer mapped by it */
+	bool late;     /* the pages were detached before the notice */
+	bool quiesced; /* by the holder */
+	bool va_gone;  /* the address range is no longer mapped by it */
 	uint64_t deadline_ns, change_id;
 	pid_t actor_pid, actor_tid;
 	const char *source;
@@ -82,9 +83,9 @@ struct pl_recall {
 
 struct pinl_lease {
 	struct pl_node node;
-	struct pinl_lease *file_next;	       /* file table */
-	struct pinl_lease *noticed_next;       /* leases with a deadline */
-	struct pinl_lease *job_next;	       /* leases with work for the worker */
+	struct pinl_lease *file_next;	 /* file table */
+	struct pinl_lease *noticed_next; /* leases with a deadline */
+	struct pinl_lease *job_next;	 /* leases with work for the worker */
 	struct pinl_ctx *ctx;
 	struct pinl_device *dev;
 	struct pinl_mapping m;
@@ -96,7 +97,7 @@ struct pinl_lease {
 	const void *caller;
 	void *cookie;
 	uint8_t coverage[PINL_OP_NR];
-	unsigned watched; /* bit per source */
+	unsigned watched;      /* bit per source */
 	struct timespec ctime; /* of the file when it was pinned */
 
 	enum pinl_state state;
@@ -108,8 +109,8 @@ struct pinl_lease {
 	bool has_next;
 	struct pl_range detached[PL_MAX_DETACHED];
 	int n_detached;
-	struct pl_range follow;	       /* PL_JOB_FOLLOW */
-	struct pl_recall lost;	       /* PL_JOB_ORPHAN: what was lost and to whom */
+	struct pl_range follow; /* PL_JOB_FOLLOW */
+	struct pl_recall lost;	/* PL_JOB_ORPHAN: what was lost and to whom */
 	struct pl_orphan orphans[PL_MAX_ORPHANS];
 	int n_orphans;
 };
@@ -152,7 +153,7 @@ struct pinl_ctx {
 
 	atomic_uint_fast64_t sequence;
 	atomic_int changing;
-	atomic_uint applying; /* odd: reports are being taken */
+	atomic_uint applying;	/* odd: reports are being taken */
 	atomic_uint wants_hold; /* PINL_OPBITs wanted held by any lease so far */
 	_Atomic pid_t exempt[PL_MAX_EXEMPT];
 
@@ -164,17 +165,23 @@ int pl_open_core(const struct pinl_opts *opts, struct pinl_ctx **ctx);
 void *pl_source_priv(struct pinl_ctx *ctx, const struct pinl_source_ops *ops);
 bool pl_alive(const struct pinl_ctx *ctx);
 int pl_stale(void);
-uint64_t pl_now(void);
 void pl_wait_applied(struct pinl_ctx *ctx);
 int pl_exempt_enter(struct pinl_ctx *ctx);
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot);
 
 /* lease.c */
-bool pl_lease_overlap(const struct pinl_lease *lease, const struct pinl_change *change, struct pl_range *va);
+bool pl_lease_overlap(const struct pinl_lease *lease, const struct pinl_change *change,
+		      struct pl_range *va);
 struct pinl_lease *pl_file_bucket(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino);
 void pl_lease_cut_detached(const struct pinl_lease *lease, struct pl_range *va);
 void pl_lease_end(struct pinl_lease *lease, bool leaked);
 size_t pl_lease_live_bytes(const struct pinl_lease *lease);
+
+/* watch.c */
+int pl_lease_watch(struct pinl_lease *lease);
+void pl_lease_unwatch(struct pinl_lease *lease);
+int pl_lease_validate(struct pinl_lease *lease);
+int pl_lease_seal(struct pinl_lease *lease);
 
 /* recall.c (ctx->lock held) */
 void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered);
@@ -204,8 +211,8 @@ void pl_orphan_summary(struct pinl_ctx *ctx);
 struct pl_events *pl_events_new(const struct pinl_opts *opts);
 void pl_events_free(struct pl_events *events);
 void pl_event_push(struct pinl_ctx *ctx, const struct pinl_event *event);
-void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type, const struct pl_recall *recall,
-		    struct pinl_event *event);
+void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type,
+		    const struct pl_recall *recall, struct pinl_event *event);
 int pl_events_fd(struct pl_events *events);
 int pl_events_pop(struct pl_events *events, struct pinl_event *event);
 

@@ -34,7 +34,7 @@ struct pl_events {
 static void *dispatch(void *arg)
 {
 	struct pl_events *e = arg;
-	struct pollfd p[2] = { { e->fd, POLLIN, 0 }, { e->stop, POLLIN, 0 } };
+	struct pollfd p[2] = {{e->fd, POLLIN, 0}, {e->stop, POLLIN, 0}};
 	struct pinl_event event;
 
 	while (!(p[1].revents & POLLIN)) {
@@ -105,7 +105,7 @@ void pl_event_push(struct pinl_ctx *ctx, const struct pinl_event *event)
 	*slot = *event;
 	slot->size = sizeof *slot;
 	if (!slot->time_ns)
-		slot->time_ns = pl_now();
+		slot->time_ns = pl_clock_ns();
 	eventfd_write(e->fd, 1);
 	pthread_mutex_unlock(&e->lock);
 }
@@ -117,10 +117,10 @@ int pl_events_pop(struct pl_events *e, struct pinl_event *event)
 
 	pthread_mutex_lock(&e->lock);
 	if (e->dropped) {
-		*event = (struct pinl_event){ .size = sizeof *event,
-					      .type = PINL_EV_DROPPED,
-					      .time_ns = pl_now(),
-					      .bytes = e->dropped };
+		*event = (struct pinl_event){.size = sizeof *event,
+					     .type = PINL_EV_DROPPED,
+					     .time_ns = pl_clock_ns(),
+					     .bytes = e->dropped};
 		e->dropped = 0;
 		err = 0;
 	} else if (e->count) {

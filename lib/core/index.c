@@ -22,7 +22,8 @@ static int before(const struct pl_node *a, const struct pl_node *b)
 	return a->start != b->start ? a->start < b->start : (uintptr_t)a < (uintptr_t)b;
 }
 
-static void replace_child(struct pl_index *x, struct pl_node *up, struct pl_node *old, struct pl_node *new)
+static void replace_child(struct pl_index *x, struct pl_node *up, struct pl_node *old,
+			  struct pl_node *new)
 {
 	if (!up)
 		x->root = new;

@@ -17,7 +17,7 @@
 #include "os/compat.h"
 #include "os/vma.h"
 
-#define PAGE 4096ul
+#define PAGE	    4096ul
 #define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL)
 
 static unsigned bucket_of(uint64_t dev, uint64_t ino)
@@ -82,125 +82,30 @@ bool pl_lease_overlap(const struct pinl_lease *l, const struct pinl_change *ch, 
 static int check_args(uintptr_t start, uintptr_t end, unsigned flags, const struct pinl_policy *p)
 {
 	if ((start | end) & (PAGE - 1))
-		return pinl_set_error(-EINVAL, "[%#lx, %#lx) is not page aligned; leases are whole pages of %lu bytes",
-				      start, end, PAGE);
+		return pinl_set_error(
+			-EINVAL, "[%#lx, %#lx) is not page aligned; leases are whole pages of %lu bytes",
+			start, end, PAGE);
 	if (start >= end)
-		return pinl_set_error(-EINVAL, "[%#lx, %#lx) is empty or its end lies before its start", start, end);
+		return pinl_set_error(-EINVAL, "[%#lx, %#lx) is empty or its end lies before its start",
+				      start, end);
 	if (end > PL_VA_MAX)
-		return pinl_set_error(-EINVAL, "[%#lx, %#lx) reaches beyond user space (%#lx)", start, end, PL_VA_MAX);
+		return pinl_set_error(-EINVAL, "[%#lx, %#lx) reaches beyond user space (%#lx)", start,
+				      end, PL_VA_MAX);
 	if (flags & ~KNOWN_FLAGS)
 		return pinl_set_error(-EINVAL, "unknown flags %#x", flags & ~KNOWN_FLAGS);
 	if (!p || p->size < sizeof *p)
-		return pinl_set_error(-EINVAL, "a policy is needed, with size = sizeof(struct pinl_policy)");
+		return pinl_set_error(-EINVAL,
+				      "a policy is needed, with size = sizeof(struct pinl_policy)");
 	if ((unsigned)p->kind > PINL_FOLLOW || (unsigned)p->then > PINL_THEN_COPY)
 		return pinl_set_error(-EINVAL, "unknown policy kind %d or outcome %d", p->kind, p->then);
 	if (p->refuse & ~PINL_OPS_ALL)
-		return pinl_set_error(-EINVAL, "pinl_policy.refuse has unknown bits %#x", p->refuse & ~PINL_OPS_ALL);
+		return pinl_set_error(-EINVAL, "pinl_policy.refuse has unknown bits %#x",
+				      p->refuse & ~PINL_OPS_ALL);
 	if (p->kind == PINL_REFUSE && !p->refuse)
-		return pinl_set_error(-EINVAL, "REFUSE without an operation in pinl_policy.refuse refuses nothing; use KEEP");
+		return pinl_set_error(
+			-EINVAL,
+			"REFUSE without an operation in pinl_policy.refuse refuses nothing; use KEEP");
 	return 0;
-}
-
-/* What the source can do for this memory that no source before it can; false: nothing. */
-static bool source_adds(struct pl_source *s, const struct pinl_lease *l, uint8_t can[PINL_OP_NR])
-{
-	bool adds = false;
-
-	for (int op = 0; op < PINL_OP_NR; op++) {
-		can[op] = s->ops->coverage(s->priv, &l->mem, op);
-		adds |= (can[op] & ~l->coverage[op]) != 0;
-	}
-	return adds;
-}
-
-static void unwatch(struct pinl_lease *l)
-{
-	for (int i = 0; i < l->ctx->n_sources; i++)
-		if (l->watched & (1u << i))
-			l->ctx->sources[i].ops->unwatch(l->ctx->sources[i].priv, &l->mem);
-	l->watched = 0;
-}
-
-static int watch(struct pinl_lease *l)
-{
-	struct pinl_ctx *ctx = l->ctx;
-	bool must = !(l->flags & PINL_COOPERATIVE) && l->policy.kind != PINL_KEEP;
-	uint8_t can[PINL_OP_NR];
-
-	for (int i = 0; i < ctx->n_sources; i++) {
-		struct pl_source *s = &ctx->sources[i];
-		int err;
-
-		if (!source_adds(s, l, can))
-			continue;
-		err = s->ops->watch(s->priv, &l->mem);
-		if (err && must)
-			return err;
-		if (err)
-			continue;
-		l->watched |= 1u << i;
-		for (int op = 0; op < PINL_OP_NR; op++)
-			l->coverage[op] |= can[op];
-	}
-	return 0;
-}
-
-/* The rule, and the operations it fails for. */
-static int say_missing(int err, const char *why, unsigned ops)
-{
-	char text[160];
-	struct pl_text t = { text, sizeof text, 0 };
-
-	for (int op = 0; op < PINL_OP_NR; op++)
-		if (ops & PINL_OPBIT(op))
-			pl_text_add(&t, "%s%s", t.used ? ", " : "", pinl_op_name(op));
-	return pinl_set_error(err, "%s: %s", why, text);
-}
-
-static int validate(struct pinl_lease *l)
-{
-	struct pl_plan plan = {
-		.policy = &l->policy,
-		.flags = l->flags,
-		.device_class = l->dev->info.device_class,
-		.caps = l->dev->info.caps,
-		.device_why = l->dev->info.why,
-		.kind = l->mem.kind,
-		.shared = l->mem.shared,
-		.sealable = l->mem.is_memfd && l->mem.fd >= 0 && fcntl(l->mem.fd, F_GET_SEALS) >= 0 &&
-			    !(fcntl(l->mem.fd, F_GET_SEALS) & F_SEAL_SEAL),
-		.can_copy = pl_swap_can_fill(l->ctx->swap),
-		.coverage = l->coverage,
-	};
-	const char *why = "";
-	int err = pl_policy_validate(&plan, &why);
-
-	if (err && plan.missing)
-		return say_missing(err, why, plan.missing);
-	if (err && plan.device_why)
-		return pinl_set_error(err, "%s (%s %s: %s)", why, "device", l->dev->given->name, plan.device_why);
-	if (err)
-		return pinl_set_error(err, "%s", why);
-	if (l->flags & PINL_SEAL)
-		return plan.sealable ? 0 : pinl_set_error(-EOPNOTSUPP, "PINL_SEAL needs a memfd made with MFD_ALLOW_SEALING");
-	return 0;
-}
-
-static int seal(struct pinl_lease *l)
-{
-	int fd, err = 0;
-
-	if (!(l->flags & PINL_SEAL))
-		return 0;
-	fd = pl_reopen(l->mem.fd, O_RDWR);
-	if (fd < 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE))
-		err = pinl_set_error(-errno, "can't seal the memfd: %s", strerror(errno));
-	if (fd >= 0)
-		close(fd);
-	for (int op = 0; !err && op < PINL_OP_NR; op++)
-		if (op == PINL_OP_TRUNCATE || op == PINL_OP_PUNCH || op == PINL_OP_REMOVE)
-			l->coverage[op] |= PINL_CAN_REFUSE;
-	return err;
 }
 
 static struct pinl_lease *overlapping_on_device(struct pinl_lease *l)
@@ -226,7 +131,8 @@ static void publish_locked(struct pinl_lease *l)
 		ctx->files[bucket] = l;
 	}
 	if (l->policy.kind == PINL_RECALL)
-		atomic_fetch_or(&ctx->wants_hold, pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN));
+		atomic_fetch_or(&ctx->wants_hold,
+				pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN));
 	ctx->counters.leases++;
 	ctx->counters.mapped++;
 	ctx->counters.bytes += l->m.end - l->m.start;
@@ -256,10 +162,13 @@ static int publish(struct pinl_lease *l)
 	}
 	pthread_mutex_unlock(&ctx->lock);
 	if (err == -EEXIST)
-		pinl_set_error(err, "[%#lx, %#lx) overlaps lease %lu on the same device; unmap that first", l->m.start,
-			       l->m.end, (unsigned long)other_id);
+		pinl_set_error(err,
+			       "[%#lx, %#lx) overlaps lease %lu on the same device; unmap that first",
+			       l->m.start, l->m.end, (unsigned long)other_id);
 	else if (err == -EBUSY)
-		pinl_set_error(err, "a change of [%#lx, %#lx) or of the file under it is under way; try again when it is done",
+		pinl_set_error(err,
+			       "a change of [%#lx, %#lx) or of the file under it is under way; try "
+			       "again when it is done",
 			       l->m.start, l->m.end);
 	else if (err)
 		pinl_set_error(err, "the device is being closed");
@@ -357,14 +266,17 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 	l->policy = *policy;
 	if (l->policy.grace_ms > dev->ctx->opts.ceiling_ms)
 		l->policy.grace_ms = dev->ctx->opts.ceiling_ms;
-	l->m = (struct pinl_mapping){ .start = start, .end = end, .flags = flags & (PINL_WRITE | PINL_PIN) };
+	l->m = (struct pinl_mapping){
+		.start = start, .end = end, .flags = flags & (PINL_WRITE | PINL_PIN)};
 	l->owner = getpid();
 	l->owner_thread = gettid();
-	l->since_ns = pl_now();
+	l->since_ns = pl_clock_ns();
 	l->mem.fd = -1;
 	err = pl_vma_query(start, end, &l->mem);
 	if (!err && (flags & PINL_WRITE) && !l->mem.writable)
-		err = pinl_set_error(-EACCES, "[%#lx, %#lx) is mapped read-only, and PINL_WRITE was asked for", start, end);
+		err = pinl_set_error(-EACCES,
+				     "[%#lx, %#lx) is mapped read-only, and PINL_WRITE was asked for",
+				     start, end);
 	if (err) {
 		lease_free(l);
 		return err;
@@ -389,11 +301,11 @@ int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsi
 	if (err)
 		return err;
 	l->caller = __builtin_return_address(0);
-	err = watch(l);
+	err = pl_lease_watch(l);
 	if (!err)
-		err = validate(l);
+		err = pl_lease_validate(l);
 	if (!err)
-		err = seal(l);
+		err = pl_lease_seal(l);
 	if (!err) {
 		pl_wait_applied(l->ctx);
 		err = publish(l);
@@ -401,7 +313,7 @@ int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsi
 	if (!err)
 		err = pin(l, addrs);
 	if (err) {
-		unwatch(l);
+		pl_lease_unwatch(l);
 		lease_free(l);
 		return err;
 	}
@@ -449,7 +361,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 {
 	struct pinl_ctx *ctx = l->ctx;
 	enum pinl_state before = claim(l);
-	uint64_t deadline = pl_now() + ctx->opts.drain_ms * 1000000ull;
+	uint64_t deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
 	int drained;
 
 	if (before != PINL_RELEASED)
@@ -466,7 +378,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	ctx->counters.drains_unconfirmed += drained == -ETIMEDOUT;
 	pthread_mutex_unlock(&ctx->lock);
 	withdraw(l);
-	unwatch(l);
+	pl_lease_unwatch(l);
 	lease_free(l);
 }
 
@@ -488,7 +400,7 @@ int pinl_quiesced(struct pinl_lease *l)
 		err = -EALREADY;
 	} else {
 		if (l->state == PINL_ACTIVE)
-			l->recall = (struct pl_recall){ .va = { l->m.start, l->m.end }, .op = PINL_OP_NR };
+			l->recall = (struct pl_recall){.va = {l->m.start, l->m.end}, .op = PINL_OP_NR};
 		l->recall.quiesced = true;
 		pl_lease_input(l, PL_IN_QUIESCED);
 		while (l->state == PINL_FORCING)

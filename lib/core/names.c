@@ -12,27 +12,28 @@
 
 const char *pinl_op_name(enum pinl_op op)
 {
-	static const char *const n[] = { "truncate", "punch",  "zero",	   "collapse", "insert", "munmap",
-					 "overmap",  "mremap", "dontneed", "free",     "remove", "guard" };
+	static const char *const n[] = {"truncate", "punch",  "zero",	  "collapse", "insert", "munmap",
+					"overmap",  "mremap", "dontneed", "free",     "remove", "guard"};
 	return NAME(n, op);
 }
 
 const char *pinl_state_name(enum pinl_state state)
 {
-	static const char *const n[] = { "active", "noticed", "forcing", "released" };
+	static const char *const n[] = {"active", "noticed", "forcing", "released"};
 	return NAME(n, state);
 }
 
 const char *pinl_outcome_name(enum pinl_outcome outcome)
 {
-	static const char *const n[] = { "none", "quiesced", "fail", "scratch", "copy" };
+	static const char *const n[] = {"none", "quiesced", "fail", "scratch", "copy"};
 	return NAME(n, outcome);
 }
 
 const char *pinl_memory_name(enum pinl_memory_kind kind)
 {
-	static const char *const n[] = { "anonymous",	      "shmem", "hugetlb", "private file mapping",
-					 "shared file mapping", "dax",	 "device memory", "secret memory" };
+	static const char *const n[] = {
+		"anonymous",	       "shmem", "hugetlb",	 "private file mapping",
+		"shared file mapping", "dax",	"device memory", "secret memory"};
 	return NAME(n, kind);
 }
 
@@ -51,8 +52,9 @@ void pl_text_add(struct pl_text *t, const char *fmt, ...)
 
 static const char *event_name(enum pinl_event_type type)
 {
-	static const char *const n[] = { "notice",   "quiesced", "forced",	"released", "answered", "refused",
-					 "followed", "orphan",	 "orphan end", "degraded", "leak",     "dropped" };
+	static const char *const n[] = {"notice",     "quiesced", "forced",   "released",
+					"answered",   "refused",  "followed", "orphan",
+					"orphan end", "degraded", "leak",     "dropped"};
 	return NAME(n, type);
 }
 
@@ -62,7 +64,8 @@ static void event_where(const struct pinl_event *ev, struct pl_text *t)
 		pl_text_add(t, " [%#lx, %#lx)", (unsigned long)ev->start, (unsigned long)ev->end);
 	if (ev->file_ino)
 		pl_text_add(t, " file %lu:%lu bytes %lu-%lu", (unsigned long)ev->file_dev,
-			    (unsigned long)ev->file_ino, (unsigned long)ev->file_start, (unsigned long)ev->file_end);
+			    (unsigned long)ev->file_ino, (unsigned long)ev->file_start,
+			    (unsigned long)ev->file_end);
 	if (ev->actor_tid)
 		pl_text_add(t, " by %d/%d", ev->actor_pid, ev->actor_tid);
 	if (ev->source[0])
@@ -71,7 +74,7 @@ static void event_where(const struct pinl_event *ev, struct pl_text *t)
 
 int pinl_event_format(const struct pinl_event *ev, char *buf, size_t len)
 {
-	struct pl_text t = { buf, len, 0 };
+	struct pl_text t = {buf, len, 0};
 
 	pl_text_add(&t, "%s", event_name(ev->type));
 	if (ev->lease_id)
@@ -86,14 +89,15 @@ int pinl_event_format(const struct pinl_event *ev, char *buf, size_t len)
 	if (ev->type == PINL_EV_ANSWERED || ev->type == PINL_EV_REFUSED)
 		pl_text_add(&t, ", waited %.3f ms", ev->waited_ns / 1e6);
 	if (ev->type == PINL_EV_ORPHAN_END && ev->err)
-		pl_text_add(&t, ", held %.3f ms, what the device wrote there is not known", ev->waited_ns / 1e6);
+		pl_text_add(&t, ", held %.3f ms, what the device wrote there is not known",
+			    ev->waited_ns / 1e6);
 	else if (ev->type == PINL_EV_ORPHAN_END)
-		pl_text_add(&t, ", held %.3f ms, the device changed %lu bytes there", ev->waited_ns / 1e6,
-			    (unsigned long)ev->bytes);
+		pl_text_add(&t, ", held %.3f ms, the device changed %lu bytes there",
+			    ev->waited_ns / 1e6, (unsigned long)ev->bytes);
 	if (ev->type == PINL_EV_DROPPED)
 		pl_text_add(&t, " %lu events", (unsigned long)ev->bytes);
 	if (ev->type == PINL_EV_DEGRADED)
-		pl_text_add(&t, ev->err == -EBUSY	   ? ": could not be refused"
+		pl_text_add(&t, ev->err == -EBUSY	 ? ": could not be refused"
 				: ev->err == -EOPNOTSUPP ? ": not seen when done raw"
 							 : ": not held before it took effect");
 	else if (ev->err)
@@ -103,8 +107,8 @@ int pinl_event_format(const struct pinl_event *ev, char *buf, size_t len)
 
 static void describe_policy(const struct pinl_lease *l, struct pl_text *t)
 {
-	static const char *const kinds[] = { "KEEP", "RECALL", "REFUSE", "FOLLOW" };
-	static const char *const thens[] = { "FAIL", "SCRATCH", "COPY" };
+	static const char *const kinds[] = {"KEEP", "RECALL", "REFUSE", "FOLLOW"};
+	static const char *const thens[] = {"FAIL", "SCRATCH", "COPY"};
 	const struct pinl_policy *p = &l->policy;
 
 	pl_text_add(t, ", policy %s", kinds[p->kind]);
@@ -118,11 +122,13 @@ static void describe_policy(const struct pinl_lease *l, struct pl_text *t)
 static void describe_ops(const struct pinl_lease *l, struct pl_text *t, const char *label, unsigned can,
 			 unsigned cannot)
 {
-	unsigned relevant = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN) | PINL_OPBIT(PINL_OP_GUARD);
+	unsigned relevant = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN) |
+			    PINL_OPBIT(PINL_OP_GUARD);
 	int n = 0;
 
 	for (int op = 0; op < PINL_OP_NR; op++) {
-		if (!(relevant & PINL_OPBIT(op)) || (l->coverage[op] & can) != can || (l->coverage[op] & cannot))
+		if (!(relevant & PINL_OPBIT(op)) || (l->coverage[op] & can) != can ||
+		    (l->coverage[op] & cannot))
 			continue;
 		pl_text_add(t, "%s %s", n++ ? "," : label, pinl_op_name(op));
 	}
@@ -130,15 +136,16 @@ static void describe_ops(const struct pinl_lease *l, struct pl_text *t, const ch
 
 int pl_describe(const struct pinl_lease *l, char *buf, size_t len)
 {
-	struct pl_text t = { buf, len, 0 };
+	struct pl_text t = {buf, len, 0};
 
-	pl_text_add(&t, "lease %lu: [%#lx, %#lx) %lu KiB of %s", (unsigned long)l->id, (unsigned long)l->m.start,
-		    (unsigned long)l->m.end, (unsigned long)(l->m.end - l->m.start) >> 10,
-		    pinl_memory_name(l->mem.kind));
+	pl_text_add(&t, "lease %lu: [%#lx, %#lx) %lu KiB of %s", (unsigned long)l->id,
+		    (unsigned long)l->m.start, (unsigned long)l->m.end,
+		    (unsigned long)(l->m.end - l->m.start) >> 10, pinl_memory_name(l->mem.kind));
 	if (l->mem.ino)
-		pl_text_add(&t, ", file %lu:%lu offset %lu", (unsigned long)l->mem.dev, (unsigned long)l->mem.ino,
-			    (unsigned long)l->mem.offset);
-	pl_text_add(&t, ", device %s, %s", l->dev->given->name, l->flags & PINL_PIN ? "pinned" : "on demand");
+		pl_text_add(&t, ", file %lu:%lu offset %lu", (unsigned long)l->mem.dev,
+			    (unsigned long)l->mem.ino, (unsigned long)l->mem.offset);
+	pl_text_add(&t, ", device %s, %s", l->dev->given->name,
+		    l->flags & PINL_PIN ? "pinned" : "on demand");
 	pl_text_add(&t, ", owner %d/%d, taken at %p", l->owner, l->owner_thread, l->caller);
 	describe_policy(l, &t);
 	pl_text_add(&t, ", %s", pinl_state_name(l->state));

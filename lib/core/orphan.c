@@ -61,12 +61,14 @@ void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
 	if (known(l, &lost.va))
 		return;
 	cut_known(l, &lost.va);
-	if (l->n_orphans == PL_MAX_ORPHANS) /* the first ones can't be told apart any more: report them now */
+	if (l->n_orphans ==
+	    PL_MAX_ORPHANS) /* the first ones can't be told apart any more: report them now */
 		pl_orphan_end(l);
 	baseline = snapshot(l, &lost.va);
 	pl_event_lease(l, PINL_EV_ORPHAN, &lost, &ev);
 	pthread_mutex_lock(&ctx->lock);
-	l->orphans[l->n_orphans++] = (struct pl_orphan){ lost.va, lost.op, pl_now(), lost.actor_pid, baseline };
+	l->orphans[l->n_orphans++] =
+		(struct pl_orphan){lost.va, lost.op, pl_clock_ns(), lost.actor_pid, baseline};
 	ctx->counters.orphans++;
 	ctx->counters.orphan_bytes += lost.va.end - lost.va.start;
 	pthread_mutex_unlock(&ctx->lock);
@@ -123,15 +125,18 @@ static void summary_line(struct pinl_lease *l, const struct pl_orphan *o, const 
 		line = ctx->summary[n];
 		if (l->mem.ino)
 			snprintf(line, sizeof ctx->summary[n],
-				 "lease %lu: after %s device %s still had bytes %lu-%lu of file %lu:%lu for %.1f ms; %s",
+				 "lease %lu: after %s device %s still had bytes %lu-%lu of file %lu:%lu "
+				 "for %.1f ms; %s",
 				 (unsigned long)l->id, op_words(o->op), l->dev->given->name,
-				 (unsigned long)ev->file_start, (unsigned long)ev->file_end, (unsigned long)l->mem.dev,
-				 (unsigned long)l->mem.ino, ev->waited_ns / 1e6, what);
+				 (unsigned long)ev->file_start, (unsigned long)ev->file_end,
+				 (unsigned long)l->mem.dev, (unsigned long)l->mem.ino,
+				 ev->waited_ns / 1e6, what);
 		else
 			snprintf(line, sizeof ctx->summary[n],
 				 "lease %lu: after %s device %s still had [%#lx, %#lx) for %.1f ms; %s",
-				 (unsigned long)l->id, op_words(o->op), l->dev->given->name, (unsigned long)o->va.start,
-				 (unsigned long)o->va.end, ev->waited_ns / 1e6, what);
+				 (unsigned long)l->id, op_words(o->op), l->dev->given->name,
+				 (unsigned long)o->va.start, (unsigned long)o->va.end,
+				 ev->waited_ns / 1e6, what);
 	}
 	ctx->counters.orphan_bytes_written += w->bytes;
 	pthread_mutex_unlock(&ctx->lock);
@@ -139,14 +144,14 @@ static void summary_line(struct pinl_lease *l, const struct pl_orphan *o, const 
 
 static void end_one(struct pinl_lease *l, struct pl_orphan *o)
 {
-	struct pl_recall r = { .va = o->va, .op = o->op, .actor_pid = o->actor };
-	struct written w = { 0, 0 };
+	struct pl_recall r = {.va = o->va, .op = o->op, .actor_pid = o->actor};
+	struct written w = {0, 0};
 	struct pinl_event ev;
 
 	pl_event_lease(l, PINL_EV_ORPHAN_END, &r, &ev);
 	ev.err = o->baseline ? compare(l, o, &w) : -EOPNOTSUPP;
 	ev.bytes = w.bytes;
-	ev.time_ns = pl_now();
+	ev.time_ns = pl_clock_ns();
 	ev.waited_ns = ev.time_ns - o->since_ns;
 	summary_line(l, o, &ev, &w);
 	pl_event_push(l->ctx, &ev);
@@ -175,11 +180,14 @@ static void summary_of_live(struct pinl_ctx *ctx, int fd)
 
 	if (pthread_mutex_trylock(&ctx->lock))
 		return;
-	for (node = pl_index_first(&ctx->index, 0, UINTPTR_MAX); node; node = pl_index_next(node, 0, UINTPTR_MAX)) {
+	for (node = pl_index_first(&ctx->index, 0, UINTPTR_MAX); node;
+	     node = pl_index_next(node, 0, UINTPTR_MAX)) {
 		const struct pinl_lease *l = (const struct pinl_lease *)node;
 
 		for (int i = 0; i < l->n_orphans; i++)
-			dprintf(fd, "pinlease: lease %lu ends with the process: device %s still has %lu orphaned bytes at %#lx\n",
+			dprintf(fd,
+				"pinlease: lease %lu ends with the process: device %s still has %lu "
+				"orphaned bytes at %#lx\n",
 				(unsigned long)l->id, l->dev->given->name,
 				(unsigned long)(l->orphans[i].va.end - l->orphans[i].va.start),
 				(unsigned long)l->orphans[i].va.start);
@@ -189,7 +197,8 @@ static void summary_of_live(struct pinl_ctx *ctx, int fd)
 
 void pl_orphan_summary(struct pinl_ctx *ctx)
 {
-	int n = ctx->n_summary, shown = n < PL_MAX_SUMMARY ? n : PL_MAX_SUMMARY, fd = ctx->opts.summary_fd;
+	int n = ctx->n_summary, shown = n < PL_MAX_SUMMARY ? n : PL_MAX_SUMMARY,
+	    fd = ctx->opts.summary_fd;
 
 	if (fd < 0)
 		return;

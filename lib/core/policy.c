@@ -16,7 +16,8 @@ enum pl_effect pl_op_effect(enum pinl_op op, enum pinl_memory_kind kind, bool sh
 	bool file = kind != PINL_MEM_ANON && kind != PINL_MEM_DEVICE && kind != PINL_MEM_SECRET;
 
 	switch (op) {
-	case PINL_OP_PUNCH: /* pinned pages of a private mapping are its own, and only truncation takes those */
+	case PINL_OP_PUNCH: /* pinned pages of a private mapping are its own, and only truncation takes
+			       those */
 	case PINL_OP_ZERO:
 		return file && !(kind == PINL_MEM_FILE_PRIVATE && pinned) ? PL_DISCARD : PL_NO_EFFECT;
 	case PINL_OP_TRUNCATE:
@@ -53,7 +54,7 @@ static bool named(const struct pl_question *q)
 
 struct pl_verdict pl_policy_decide(const struct pl_question *q)
 {
-	struct pl_verdict v = { .action = PL_ALLOW };
+	struct pl_verdict v = {.action = PL_ALLOW};
 	bool hold = q->can & PINL_CAN_HOLD, before = q->can & PINL_CAN_BEFORE;
 
 	if (q->effect == PL_NO_EFFECT)
@@ -114,12 +115,14 @@ static int validate_device(const struct pl_plan *p, const char **why)
 	if (p->kind == PINL_MEM_DEVICE)
 		return no(why, "device memory is never pinned; it has to come from its exporter");
 	if (p->kind == PINL_MEM_SECRET)
-		return no(why, "secret memory (memfd_secret) can't be given to a device; use memfd_create");
+		return no(why,
+			  "secret memory (memfd_secret) can't be given to a device; use memfd_create");
 	return 0;
 }
 
-static const char untold[] = "RECALL and FOLLOW must hear of changes, and no source here tells of these on this memory "
-			     "(pinl_sources says why; PINL_COOPERATIVE accepts that changes come by pinl_ calls only)";
+static const char untold[] =
+	"RECALL and FOLLOW must hear of changes, and no source here tells of these on this memory "
+	"(pinl_sources says why; PINL_COOPERATIVE accepts that changes come by pinl_ calls only)";
 
 static int validate_recall(struct pl_plan *p, const char **why)
 {
@@ -128,39 +131,53 @@ static int validate_recall(struct pl_plan *p, const char **why)
 
 	if (p->device_class < PINL_DEV_REVOCABLE)
 		return no(why, p->device_class == PINL_DEV_NONE
-				       ? "RECALL needs a device that can be revoked, and this one can't; use KEEP or REFUSE"
-				       : "RECALL needs a device that can be revoked, and this one can only be drained by its "
+				       ? "RECALL needs a device that can be revoked, and this one "
+					 "can't; use KEEP or REFUSE"
+				       : "RECALL needs a device that can be revoked, and this one can "
+					 "only be drained by its "
 					 "holder; use KEEP or REFUSE");
 	if (then != PINL_THEN_FAIL && !(p->caps & PINL_DEVCAP_RETARGET))
-		return no(why, "SCRATCH and COPY need a device that can be retargeted; use RECALL with FAIL");
+		return no(why,
+			  "SCRATCH and COPY need a device that can be retargeted; use RECALL with FAIL");
 	if (then != PINL_THEN_FAIL && p->kind == PINL_MEM_HUGETLB)
-		return no(why, "SCRATCH and COPY don't replace huge page mappings; use RECALL with FAIL");
+		return no(why,
+			  "SCRATCH and COPY don't replace huge page mappings; use RECALL with FAIL");
 	if (then == PINL_THEN_COPY && (!(p->flags & PINL_PIN) || !(p->caps & PINL_DEVCAP_READ)))
-		return no(why, "COPY takes the content from the device's own pins, and this lease has none that can "
-			       "be read (PINL_PIN, and for io_uring kernel 6.13); use SCRATCH, FAIL or FOLLOW");
+		return no(
+			why,
+			"COPY takes the content from the device's own pins, and this lease has none "
+			"that can "
+			"be read (PINL_PIN, and for io_uring kernel 6.13); use SCRATCH, FAIL or FOLLOW");
 	if (then == PINL_THEN_COPY && !p->can_copy)
-		return no(why, "COPY needs userfaultfd to switch without losing a store, and this process can't have "
+		return no(why, "COPY needs userfaultfd to switch without losing a store, and this "
+			       "process can't have "
 			       "one; use SCRATCH or FAIL");
-	p->missing = p->flags & PINL_COOPERATIVE ? 0 : relevant & ~ops_that_can(p->coverage, PINL_CAN_TELL);
+	p->missing =
+		p->flags & PINL_COOPERATIVE ? 0 : relevant & ~ops_that_can(p->coverage, PINL_CAN_TELL);
 	if (p->missing)
 		return no(why, untold);
 	p->missing = p->flags & PINL_STRICT ? relevant & ~ops_that_can(p->coverage, PINL_CAN_HOLD) : 0;
 	if (p->missing)
-		return no(why, "PINL_STRICT asks that every change is held, and no source here holds these on this memory");
+		return no(why, "PINL_STRICT asks that every change is held, and no source here holds "
+			       "these on this memory");
 	return 0;
 }
 
 static int validate_refuse(struct pl_plan *p, const char **why)
 {
-	unsigned effective = p->policy->refuse & pl_policy_relevant_ops(p->kind, p->shared, p->flags & PINL_PIN);
+	unsigned effective =
+		p->policy->refuse & pl_policy_relevant_ops(p->kind, p->shared, p->flags & PINL_PIN);
 	unsigned can = ops_that_can(p->coverage, PINL_CAN_REFUSE);
 
 	if (p->sealable && (p->flags & PINL_SEAL))
-		can |= PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_PUNCH) | PINL_OPBIT(PINL_OP_REMOVE);
+		can |= PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_PUNCH) |
+		       PINL_OPBIT(PINL_OP_REMOVE);
 	p->missing = p->flags & PINL_COOPERATIVE ? 0 : effective & ~can;
 	if (p->missing)
-		return no(why, "REFUSE asks for operations that no source here can refuse on this memory (PINL_SEAL refuses "
-			       "truncate and punch of a sealable memfd, PINL_COOPERATIVE accepts that only pinl_ calls are "
+		return no(why, "REFUSE asks for operations that no source here can refuse on this "
+			       "memory (PINL_SEAL refuses "
+			       "truncate and punch of a sealable memfd, PINL_COOPERATIVE accepts that "
+			       "only pinl_ calls are "
 			       "refused)");
 	return 0;
 }
@@ -180,8 +197,10 @@ int pl_policy_validate(struct pl_plan *p, const char **why)
 		return validate_refuse(p, why);
 	case PINL_FOLLOW:
 		if (p->device_class != PINL_DEV_FAULTING || (p->flags & PINL_PIN))
-			return no(why, "FOLLOW needs an on-demand device and a lease without PINL_PIN; use RECALL");
-		p->missing = pl_policy_relevant_ops(p->kind, p->shared, false) & ~ops_that_can(p->coverage, PINL_CAN_TELL);
+			return no(why, "FOLLOW needs an on-demand device and a lease without PINL_PIN; "
+				       "use RECALL");
+		p->missing = pl_policy_relevant_ops(p->kind, p->shared, false) &
+			     ~ops_that_can(p->coverage, PINL_CAN_TELL);
 		if (p->flags & PINL_COOPERATIVE)
 			p->missing = 0;
 		if (p->missing)

@@ -27,7 +27,7 @@ enum pl_action {
 struct pl_question {
 	enum pinl_op op;
 	unsigned also; /* other operations it may be: PINL_OPBIT()s */
-	unsigned can; /* PINL_CAN_* of this very change */
+	unsigned can;  /* PINL_CAN_* of this very change */
 	enum pl_effect effect;
 	enum pinl_policy_kind policy;
 	unsigned refuse;
@@ -52,10 +52,10 @@ struct pl_plan {
 	const char *device_why;
 	enum pinl_memory_kind kind;
 	bool shared;
-	bool sealable;			      /* memfd that allows seals */
-	bool can_copy;			      /* this process has a userfaultfd for the swap */
-	const uint8_t *coverage;	      /* [PINL_OP_NR], raw changes */
-	unsigned missing;		      /* out: operations that are not covered as asked */
+	bool sealable;		 /* memfd that allows seals */
+	bool can_copy;		 /* this process has a userfaultfd for the swap */
+	const uint8_t *coverage; /* [PINL_OP_NR], raw changes */
+	unsigned missing;	 /* out: operations that are not covered as asked */
 };
 
 /* 0, or -EOPNOTSUPP / -EINVAL with *why = one sentence (static). */

@@ -23,7 +23,7 @@ int pinl_lease_check(struct pinl_lease *l)
 
 int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 {
-	struct pinl_lease_info i = { .size = out->size };
+	struct pinl_lease_info i = {.size = out->size};
 	struct pinl_ctx *ctx = l->ctx;
 
 	if (!pl_alive(ctx))
@@ -36,7 +36,7 @@ int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 	i.start = l->m.start;
 	i.end = l->m.end;
 	i.since_ns = l->since_ns;
-	i.age_ns = pl_now() - l->since_ns;
+	i.age_ns = pl_clock_ns() - l->since_ns;
 	i.state = l->state;
 	i.outcome = l->outcome;
 	i.memory = l->mem.kind;
@@ -107,7 +107,8 @@ int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 	if (!pl_alive(l->ctx))
 		return pl_stale();
 	if (offset > size || len > size - offset)
-		return pinl_set_error(-EINVAL, "%zu bytes at %zu are not inside the lease of %zu", len, offset, size);
+		return pinl_set_error(-EINVAL, "%zu bytes at %zu are not inside the lease of %zu", len,
+				      offset, size);
 	own(l);
 	err = l->dev->ops.read(l->dev->priv, &l->m, offset, len, buf);
 	disown(l);

@@ -29,7 +29,8 @@ static struct pinl_lease *next_lease(struct pinl_lease *l, const struct pinl_cha
 
 #define for_each_lease(l, ctx, ch) for (l = first_lease(ctx, ch); l; l = next_lease(l, ch))
 
-static struct pl_verdict ask(const struct pinl_lease *l, const struct pinl_change *ch, enum pl_effect *effect)
+static struct pl_verdict ask(const struct pinl_lease *l, const struct pinl_change *ch,
+			     enum pl_effect *effect)
 {
 	struct pl_question q = {
 		.op = ch->op,
@@ -66,10 +67,10 @@ static void widen(struct pl_range *r, const struct pl_range *more)
 		r->end = more->end;
 }
 
-static void make_recall(const struct pinl_lease *l, const struct pinl_change *ch, const struct pl_range *va,
-			enum pl_effect effect, struct pl_recall *r)
+static void make_recall(const struct pinl_lease *l, const struct pinl_change *ch,
+			const struct pl_range *va, enum pl_effect effect, struct pl_recall *r)
 {
-	uint64_t deadline = pl_now() + l->policy.grace_ms * 1000000ull;
+	uint64_t deadline = pl_clock_ns() + l->policy.grace_ms * 1000000ull;
 
 	*r = (struct pl_recall){
 		.va = *va,
@@ -134,7 +135,8 @@ void pl_lease_input(struct pinl_lease *l, enum pl_input input)
 static void recall(struct pinl_lease *l, const struct pl_recall *r)
 {
 	if (l->state == PINL_FORCING) {
-		/* Held changes are looked at again; those that can't wait are kept for after the force. */
+		/* Held changes are looked at again; those that can't wait are kept for after the force.
+		 */
 		if (r->late && !l->has_next)
 			l->next = *r;
 		else if (r->late)
@@ -197,7 +199,8 @@ static bool refused(struct pinl_ctx *ctx, struct pinl_change *ch)
 	struct pl_range va;
 	enum pl_effect effect;
 
-	for_each_lease (l, ctx, ch) {
+	for_each_lease(l, ctx, ch)
+	{
 		struct pinl_event ev;
 
 		if (l->state == PINL_RELEASED || !pl_lease_overlap(l, ch, &va) ||
@@ -224,9 +227,8 @@ static bool blocked(struct pinl_ctx *ctx, const struct pinl_change *ch)
 	struct pinl_lease *l;
 	struct pl_range va;
 
-	for_each_lease (l, ctx, ch)
-		if (l->state != PINL_RELEASED && lease_pending(l) && pl_lease_overlap(l, ch, &va))
-			return true;
+	for_each_lease(l, ctx, ch) if (l->state != PINL_RELEASED && lease_pending(l) &&
+				       pl_lease_overlap(l, ch, &va)) return true;
 	return false;
 }
 
@@ -239,8 +241,12 @@ static void gate_add(struct pinl_ctx *ctx, const struct pinl_change *ch)
 
 		if (g->id)
 			continue;
-		*g = (struct pl_gate){ ch->id, ch->on_file, ch->file_dev, ch->file_ino,
-				       ch->on_file ? ch->file_start : ch->start, ch->on_file ? ch->file_end : ch->end };
+		*g = (struct pl_gate){ch->id,
+				      ch->on_file,
+				      ch->file_dev,
+				      ch->file_ino,
+				      ch->on_file ? ch->file_start : ch->start,
+				      ch->on_file ? ch->file_end : ch->end};
 		return;
 	}
 }
@@ -252,7 +258,7 @@ static void answered_event(struct pinl_ctx *ctx, const struct pinl_change *ch)
 		.type = PINL_EV_ANSWERED,
 		.op = ch->op,
 		.change_id = ch->id,
-		.waited_ns = pl_now() - ch->since_ns,
+		.waited_ns = pl_clock_ns() - ch->since_ns,
 		.actor_pid = ch->actor_pid,
 		.actor_tid = ch->actor_tid,
 		.start = ch->start,
@@ -286,8 +292,10 @@ static void recall_rest(struct pinl_ctx *ctx, struct pinl_change *ch)
 	enum pl_effect effect;
 	struct pl_recall r;
 
-	for_each_lease (l, ctx, ch) {
-		if (l->state != PINL_ACTIVE || l->policy.kind != PINL_RECALL || !pl_lease_overlap(l, ch, &va))
+	for_each_lease(l, ctx, ch)
+	{
+		if (l->state != PINL_ACTIVE || l->policy.kind != PINL_RECALL ||
+		    !pl_lease_overlap(l, ch, &va))
 			continue;
 		if (ask(l, ch, &effect).action != PL_RECALL)
 			continue;
@@ -331,16 +339,14 @@ void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *ch)
 
 	pthread_mutex_lock(&ctx->lock);
 	ch->id = ++ctx->next_id;
-	ch->since_ns = pl_now();
+	ch->since_ns = pl_clock_ns();
 	ch->ceiling_ns = ch->since_ns + ctx->opts.ceiling_ms * 1000000ull;
 	ch->recalled = 0;
 	if (ch->on_file && (ch->can & PINL_CAN_BEFORE))
 		ch->can |= PINL_WILL_SAY_DONE;
 	no = refused(ctx, ch);
 	if (!no) {
-		for_each_lease (l, ctx, ch)
-			if (pl_lease_overlap(l, ch, &va))
-				apply(l, ch, &va);
+		for_each_lease(l, ctx, ch) if (pl_lease_overlap(l, ch, &va)) apply(l, ch, &va);
 		if ((ch->can & PINL_CAN_HOLD) && ch->recalled && !ctx->stopping && blocked(ctx, ch)) {
 			ch->next = ctx->held;
 			ctx->held = ch;

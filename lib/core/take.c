@@ -15,7 +15,7 @@
 
 static uint64_t drain_deadline(const struct pinl_lease *l)
 {
-	return pl_now() + l->ctx->opts.drain_ms * 1000000ull;
+	return pl_clock_ns() + l->ctx->opts.drain_ms * 1000000ull;
 }
 
 static int stop_and_drain(struct pinl_lease *l)
@@ -33,7 +33,8 @@ static void suspend_sources(struct pinl_lease *l, const struct pl_range *va, int
 
 	for (int i = 0; i < ctx->n_sources; i++)
 		if (ctx->sources[i].ops->suspend)
-			ctx->sources[i].ops->suspend(ctx->sources[i].priv, va->start, va->end, suspended);
+			ctx->sources[i].ops->suspend(ctx->sources[i].priv, va->start, va->end,
+						     suspended);
 }
 
 struct copy {
@@ -51,7 +52,7 @@ static int read_device(void *arg, size_t offset, size_t len, void *buf)
 /* New private pages under the range, and the device on them. */
 static int replace(struct pinl_lease *l, const struct pl_recall *r, bool copy)
 {
-	struct copy c = { l, r->va.start - l->m.start };
+	struct copy c = {l, r->va.start - l->m.start};
 	pl_fill_fn fill = copy ? read_device : NULL;
 	struct pl_swap *swap = l->ctx->swap;
 	int err;
@@ -106,13 +107,16 @@ void pl_take(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *t
 	int err = 0;
 
 	if (!r->quiesced && then != PINL_THEN_FAIL) {
-		err = replaceable(r) ? (then == PINL_THEN_COPY ? take_copy(l, r) : take_scratch(l, r)) : -EOPNOTSUPP;
+		err = replaceable(r) ? (then == PINL_THEN_COPY ? take_copy(l, r) : take_scratch(l, r))
+				     : -EOPNOTSUPP;
 		if (!err || err == -ETIMEDOUT) {
-			*taken = (struct pl_taken){ then == PINL_THEN_COPY ? PINL_OUT_COPY : PINL_OUT_SCRATCH, false, err };
+			*taken = (struct pl_taken){
+				then == PINL_THEN_COPY ? PINL_OUT_COPY : PINL_OUT_SCRATCH, false, err};
 			return;
 		}
 	}
-	*taken = (struct pl_taken){ r->quiesced ? PINL_OUT_QUIESCED : PINL_OUT_FAIL, true, stop_and_drain(l) };
+	*taken = (struct pl_taken){r->quiesced ? PINL_OUT_QUIESCED : PINL_OUT_FAIL, true,
+				   stop_and_drain(l)};
 	pl_orphan_end(l);
 	l->dev->ops.drop(l->dev->priv, &l->m);
 	if (!taken->err)

@@ -38,7 +38,7 @@ static struct pinl_lease *job_pop(struct pinl_ctx *ctx)
 /* Returns the next deadline, UINT64_MAX for none. */
 static uint64_t expire(struct pinl_ctx *ctx)
 {
-	uint64_t now = pl_now(), next = UINT64_MAX;
+	uint64_t now = pl_clock_ns(), next = UINT64_MAX;
 
 	for (struct pinl_lease *l = ctx->noticed, *after; l; l = after) {
 		after = l->noticed_next; /* the input takes l off the list */
@@ -52,7 +52,7 @@ static uint64_t expire(struct pinl_ctx *ctx)
 
 static void sleep_until(struct pinl_ctx *ctx, uint64_t when)
 {
-	struct timespec t = { .tv_sec = when / 1000000000u, .tv_nsec = when % 1000000000u };
+	struct timespec t = {.tv_sec = when / 1000000000u, .tv_nsec = when % 1000000000u};
 
 	if (when == UINT64_MAX)
 		pthread_cond_wait(&ctx->work, &ctx->lock);
@@ -123,7 +123,7 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 
 static void follow(struct pinl_lease *l, const struct pl_range *va)
 {
-	struct pl_recall r = { .va = *va, .op = PINL_OP_NR };
+	struct pl_recall r = {.va = *va, .op = PINL_OP_NR};
 	struct pinl_event ev;
 	int err = l->dev->ops.invalidate(l->dev->priv, &l->m, va->start, va->end);
 
@@ -138,12 +138,12 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	struct pl_recall recall = l->recall, lost = l->lost;
 	struct pl_range follow_va = l->follow;
 	struct pinl_change *answered = NULL;
-	struct pl_taken taken = { 0 };
+	struct pl_taken taken = {0};
 	unsigned jobs = l->jobs;
 
 	l->jobs = 0;
 	l->busy = true;
-	l->follow = (struct pl_range){ 0, 0 };
+	l->follow = (struct pl_range){0, 0};
 	pthread_mutex_unlock(&ctx->lock);
 
 	if (jobs & PL_JOB_ORPHAN)
@@ -152,7 +152,7 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 		follow(l, &follow_va);
 	if (jobs & PL_JOB_TAKE) {
 		if (l->n_detached == PL_MAX_DETACHED) /* no room for another part: all of it */
-			recall.va = (struct pl_range){ l->m.start, l->m.end };
+			recall.va = (struct pl_range){l->m.start, l->m.end};
 		pl_take(l, &recall, &taken);
 	}
 

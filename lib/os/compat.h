@@ -25,8 +25,8 @@
 #define FAN_MARK_IGNORE 0x00000400
 #endif
 #ifndef FAN_DENY_ERRNO
-#define FAN_ERRNO_SHIFT	   24
-#define FAN_DENY_ERRNO(e) (FAN_DENY | (((uint32_t)(e) & 0xff) << FAN_ERRNO_SHIFT))
+#define FAN_ERRNO_SHIFT	  24
+#define FAN_DENY_ERRNO(e) (FAN_DENY | (((uint32_t)(e)&0xff) << FAN_ERRNO_SHIFT))
 #endif
 #ifndef FAN_EVENT_INFO_TYPE_RANGE
 #define FAN_EVENT_INFO_TYPE_RANGE 6

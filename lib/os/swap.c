@@ -28,8 +28,8 @@
 
 #include "os/compat.h"
 
-#define PAGE  4096ul
-#define CHUNK (256ul << 10)
+#define PAGE   4096ul
+#define CHUNK  (256ul << 10)
 #define WANTED 64
 
 struct pl_swap {
@@ -44,7 +44,7 @@ struct pl_swap {
 
 static int uffd_open(bool *user_only)
 {
-	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMAP };
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMAP};
 	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
 	*user_only = false;
@@ -77,7 +77,7 @@ static void note_wanted(struct pl_swap *s, uintptr_t page)
 static void *fault_thread(void *arg)
 {
 	struct pl_swap *s = arg;
-	struct pollfd p[2] = { { s->uffd, POLLIN, 0 }, { s->stop, POLLIN, 0 } };
+	struct pollfd p[2] = {{s->uffd, POLLIN, 0}, {s->stop, POLLIN, 0}};
 	struct uffd_msg msg;
 
 	while (!(p[1].revents & POLLIN)) {
@@ -98,7 +98,8 @@ int pl_swap_new(struct pl_swap **out)
 		return -ENOMEM;
 	s->stop = -1;
 	pthread_mutex_init(&s->lock, NULL);
-	s->staging = mmap(NULL, CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	s->staging = mmap(NULL, CHUNK, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	s->uffd = uffd_open(&s->user_only);
 	if (s->staging == MAP_FAILED)
 		goto nomem;
@@ -151,7 +152,8 @@ bool pl_swap_user_only(const struct pl_swap *s)
 static int copy_in(struct pl_swap *s, uintptr_t dst, size_t len)
 {
 	for (size_t done = 0; done < len;) {
-		struct uffdio_copy c = { .dst = dst + done, .src = (uintptr_t)s->staging + done, .len = len - done };
+		struct uffdio_copy c = {
+			.dst = dst + done, .src = (uintptr_t)s->staging + done, .len = len - done};
 
 		if (!ioctl(s->uffd, UFFDIO_COPY, &c))
 			return 0;
@@ -201,7 +203,8 @@ static void fill_wanted(struct filler *f)
 static int move_over(struct pl_swap *s, uintptr_t start, size_t len, int prot, bool missing)
 {
 	void *fresh = mmap(NULL, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	struct uffdio_register reg = { .range = { (uintptr_t)fresh, len }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_register reg = {.range = {(uintptr_t)fresh, len},
+				      .mode = UFFDIO_REGISTER_MODE_MISSING};
 	int err;
 
 	if (fresh == MAP_FAILED)
@@ -219,8 +222,8 @@ fail:
 
 static int fill_all(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_fn fill, void *arg)
 {
-	struct filler f = { .s = s, .start = start, .end = end, .fill = fill, .arg = arg };
-	struct uffdio_range range = { start, end - start };
+	struct filler f = {.s = s, .start = start, .end = end, .fill = fill, .arg = arg};
+	struct uffdio_range range = {start, end - start};
 
 	for (uintptr_t at = start; at < end; at += CHUNK) {
 		fill_wanted(&f);
@@ -230,7 +233,8 @@ static int fill_all(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_f
 	return f.err;
 }
 
-int pl_swap_replace(struct pl_swap *s, uintptr_t start, uintptr_t end, bool writable, pl_fill_fn fill, void *arg)
+int pl_swap_replace(struct pl_swap *s, uintptr_t start, uintptr_t end, bool writable, pl_fill_fn fill,
+		    void *arg)
 {
 	int prot = PROT_READ | (writable ? PROT_WRITE : 0), err;
 

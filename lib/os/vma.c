@@ -23,7 +23,7 @@
 #include "os/compat.h"
 
 #define HUGETLBFS 0x958458f6
-#define TMPFS 0x01021994
+#define TMPFS	  0x01021994
 #define SECRETMEM 0x5345434d
 
 struct vma {
@@ -68,8 +68,8 @@ static int query_text(uintptr_t at, struct vma *v)
 		return -errno;
 	while (err && fgets(line, sizeof line, f)) {
 		pos = 0;
-		if (sscanf(line, "%lx-%lx %7s %lx %x:%x %lu %n", &v->start, &v->end, perms, &v->offset, &v->major,
-			   &v->minor, &v->ino, &pos) < 7 ||
+		if (sscanf(line, "%lx-%lx %7s %lx %x:%x %lu %n", &v->start, &v->end, perms, &v->offset,
+			   &v->major, &v->minor, &v->ino, &pos) < 7 ||
 		    v->end <= at)
 			continue;
 		line[strcspn(line, "\n")] = 0;
@@ -108,14 +108,15 @@ static bool may_be_file(int fd, const struct vma *v, struct stat *st)
 	return !fstat(fd, st) && st->st_ino == v->ino;
 }
 
-/* btrfs gives every subvolume a st_dev that /proc/self/maps doesn't know: map a page and see what it says. */
+/* btrfs gives every subvolume a st_dev that /proc/self/maps doesn't know: map a page and see what it
+ * says. */
 static bool maps_as(int fd, const struct vma *v)
 {
 	void *page = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, v->offset);
 	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
 	struct vma other;
-	bool same = page != MAP_FAILED && !vma_at(maps, (uintptr_t)page, &other) && other.ino == v->ino &&
-		    other.major == v->major && other.minor == v->minor;
+	bool same = page != MAP_FAILED && !vma_at(maps, (uintptr_t)page, &other) &&
+		    other.ino == v->ino && other.major == v->major && other.minor == v->minor;
 
 	if (maps >= 0)
 		close(maps);
@@ -194,7 +195,8 @@ static enum pinl_memory_kind disk_kind(int fd, const struct vma *v)
 
 	if (!v->shared)
 		return PINL_MEM_FILE_PRIVATE;
-	if (!statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &sx) && (sx.stx_attributes & STATX_ATTR_DAX))
+	if (!statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &sx) &&
+	    (sx.stx_attributes & STATX_ATTR_DAX))
 		return PINL_MEM_DAX;
 	return PINL_MEM_FILE_SHARED;
 }
@@ -205,8 +207,8 @@ static enum pinl_memory_kind kind_by_name(const struct vma *v)
 		return PINL_MEM_SECRET;
 	if (!strncmp(v->name, "/anon_hugepage", 14))
 		return PINL_MEM_HUGETLB;
-	if (!strncmp(v->name, "/memfd:", 7) || !strncmp(v->name, "/dev/zero", 9) || !strncmp(v->name, "/SYSV", 5) ||
-	    !strncmp(v->name, "/dev/shm/", 9))
+	if (!strncmp(v->name, "/memfd:", 7) || !strncmp(v->name, "/dev/zero", 9) ||
+	    !strncmp(v->name, "/SYSV", 5) || !strncmp(v->name, "/dev/shm/", 9))
 		return v->shared ? PINL_MEM_SHMEM : PINL_MEM_FILE_PRIVATE;
 	if (!strncmp(v->name, "/dev/", 5))
 		return PINL_MEM_DEVICE;
@@ -215,14 +217,14 @@ static enum pinl_memory_kind kind_by_name(const struct vma *v)
 
 static void classify(const struct vma *v, struct pinl_memory *m)
 {
-	struct statfs fs = { 0 };
+	struct statfs fs = {0};
 	struct stat st;
 
 	m->shared = v->shared;
 	m->writable = v->writable;
 	if (!v->ino) {
-		m->kind = v->name[0] == '[' && strncmp(v->name, "[heap", 5) && strncmp(v->name, "[stack", 6) &&
-					  strncmp(v->name, "[anon", 5)
+		m->kind = v->name[0] == '[' && strncmp(v->name, "[heap", 5) &&
+					  strncmp(v->name, "[stack", 6) && strncmp(v->name, "[anon", 5)
 				  ? PINL_MEM_DEVICE
 				  : PINL_MEM_ANON;
 		return;
@@ -259,7 +261,7 @@ static bool continues(const struct vma *a, const struct vma *b)
 
 int pl_vma_query(uintptr_t start, uintptr_t end, struct pinl_memory *out)
 {
-	struct pinl_memory m = { .start = start, .end = end, .fd = -1 };
+	struct pinl_memory m = {.start = start, .end = end, .fd = -1};
 	struct vma first, v;
 	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC), err;
 	bool writable;
@@ -280,7 +282,9 @@ int pl_vma_query(uintptr_t start, uintptr_t end, struct pinl_memory *out)
 	if (maps >= 0)
 		close(maps);
 	if (err == -EINVAL)
-		return pinl_set_error(err, "[%#lx, %#lx) crosses mappings of different kinds; lease each by itself", start, end);
+		return pinl_set_error(
+			err, "[%#lx, %#lx) crosses mappings of different kinds; lease each by itself",
+			start, end);
 	if (err)
 		return pinl_set_error(-ENOMEM, "part of [%#lx, %#lx) is not mapped", start, end);
 	classify(&first, &m);

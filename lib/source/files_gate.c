@@ -24,6 +24,7 @@
 
 #include "os/compat.h"
 #include "source/files_look.h"
+#include "os/clock.h"
 
 #define EVENTS_B      (FAN_PRE_ACCESS | FAN_OPEN_PERM)
 #define BIGGEST_EVENT 256
@@ -75,14 +76,6 @@ static void hold_free(struct pl_files *s, struct pl_held *h)
 	s->n_free++;
 }
 
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
-}
-
 static void on_answers(struct pl_files *s)
 {
 	struct pl_held *h, *next;
@@ -103,7 +96,7 @@ static void on_answers(struct pl_files *s)
 			continue;
 		}
 		h->state = PL_HELD_ALLOWED;
-		h->allowed_ns = now_ns();
+		h->allowed_ns = pl_clock_ns();
 		h->next = s->allowed;
 		s->allowed = h;
 		s->poll_ms = 1;
@@ -147,7 +140,7 @@ static bool has_happened(struct pl_held *h, uint64_t now)
 static void confirm(struct pl_files *s, pid_t tid)
 {
 	struct pl_held **p = &s->allowed, *h;
-	uint64_t now = now_ns();
+	uint64_t now = pl_clock_ns();
 
 	while ((h = *p)) {
 		if (tid ? h->tid != tid : !has_happened(h, now)) {

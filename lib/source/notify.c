@@ -12,6 +12,8 @@
  */
 #include "source/notify.h"
 
+#include "os/clock.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -152,7 +154,7 @@ static void add_range(struct pl_notify *s, struct pl_noted *n, struct pl_noted_r
 	n->ranges = r;
 	n->refs++;
 	if (r->unborn)
-		s->young_until = pl_notify_now() + YOUNG_NS;
+		s->young_until = pl_clock_ns() + YOUNG_NS;
 	n->seen = false; /* its last scan may be older than this range's start */
 	n->dirty = true;
 	pl_notify_wake(s);

@@ -65,7 +65,6 @@ struct pl_notify {
 
 void *pl_notify_thread(void *src);
 void pl_notify_wake(struct pl_notify *s);
-uint64_t pl_notify_now(void);
 
 /* What a range has no page for at the start. */
 void pl_noted_baseline(struct pl_noted *n, struct pl_noted_range *r);

@@ -8,6 +8,8 @@
  */
 #include "source/notify.h"
 
+#include "os/clock.h"
+
 #include <errno.h>
 #include <poll.h>
 #include <sys/inotify.h>
@@ -16,14 +18,6 @@
 #include <unistd.h>
 
 #define GAP_MS 2 /* between two scans of files that are written all the time */
-
-uint64_t pl_notify_now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
-}
 
 void pl_notify_wake(struct pl_notify *s)
 {
@@ -120,7 +114,7 @@ static bool is_young(struct pl_notify *s)
 	bool young;
 
 	pthread_mutex_lock(&s->lock);
-	if (s->young_until && pl_notify_now() > s->young_until)
+	if (s->young_until && pl_clock_ns() > s->young_until)
 		s->young_until = 0;
 	young = s->young_until;
 	pthread_mutex_unlock(&s->lock);

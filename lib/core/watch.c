@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What a new lease stands on: the sources that watch its memory, what they can do together, and whether
+ * that is enough for its policy (R4). Runs in the thread that maps, before the lease is visible; no
+ * lock. Invariant: a source watches only if it adds something to those before it, so a change is not
+ * reported twice, and `coverage` is what the watching sources really can.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/ctx.h"
+#include "core/text.h"
+#include "os/compat.h"
+#include "os/vma.h"
+
+/* What the source can do for this memory that no source before it can; false: nothing. */
+static bool source_adds(struct pl_source *s, const struct pinl_lease *l, uint8_t can[PINL_OP_NR])
+{
+	bool adds = false;
+
+	for (int op = 0; op < PINL_OP_NR; op++) {
+		can[op] = s->ops->coverage(s->priv, &l->mem, op);
+		adds |= (can[op] & ~l->coverage[op]) != 0;
+	}
+	return adds;
+}
+
+void pl_lease_unwatch(struct pinl_lease *l)
+{
+	for (int i = 0; i < l->ctx->n_sources; i++)
+		if (l->watched & (1u << i))
+			l->ctx->sources[i].ops->unwatch(l->ctx->sources[i].priv, &l->mem);
+	l->watched = 0;
+}
+
+int pl_lease_watch(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	bool must = !(l->flags & PINL_COOPERATIVE) && l->policy.kind != PINL_KEEP;
+	uint8_t can[PINL_OP_NR];
+
+	for (int i = 0; i < ctx->n_sources; i++) {
+		struct pl_source *s = &ctx->sources[i];
+		int err;
+
+		if (!source_adds(s, l, can))
+			continue;
+		err = s->ops->watch(s->priv, &l->mem);
+		if (err && must)
+			return err;
+		if (err)
+			continue;
+		l->watched |= 1u << i;
+		for (int op = 0; op < PINL_OP_NR; op++)
+			l->coverage[op] |= can[op];
+	}
+	return 0;
+}
+
+/* The rule, and the operations it fails for. */
+static int say_missing(int err, const char *why, unsigned ops)
+{
+	char text[160];
+	struct pl_text t = {text, sizeof text, 0};
+
+	for (int op = 0; op < PINL_OP_NR; op++)
+		if (ops & PINL_OPBIT(op))
+			pl_text_add(&t, "%s%s", t.used ? ", " : "", pinl_op_name(op));
+	return pinl_set_error(err, "%s: %s", why, text);
+}
+
+int pl_lease_validate(struct pinl_lease *l)
+{
+	struct pl_plan plan = {
+		.policy = &l->policy,
+		.flags = l->flags,
+		.device_class = l->dev->info.device_class,
+		.caps = l->dev->info.caps,
+		.device_why = l->dev->info.why,
+		.kind = l->mem.kind,
+		.shared = l->mem.shared,
+		.sealable = l->mem.is_memfd && l->mem.fd >= 0 && fcntl(l->mem.fd, F_GET_SEALS) >= 0 &&
+			    !(fcntl(l->mem.fd, F_GET_SEALS) & F_SEAL_SEAL),
+		.can_copy = pl_swap_can_fill(l->ctx->swap),
+		.coverage = l->coverage,
+	};
+	const char *why = "";
+	int err = pl_policy_validate(&plan, &why);
+
+	if (err && plan.missing)
+		return say_missing(err, why, plan.missing);
+	if (err && plan.device_why)
+		return pinl_set_error(err, "%s (%s %s: %s)", why, "device", l->dev->given->name,
+				      plan.device_why);
+	if (err)
+		return pinl_set_error(err, "%s", why);
+	if (l->flags & PINL_SEAL)
+		return plan.sealable
+			       ? 0
+			       : pinl_set_error(-EOPNOTSUPP,
+						"PINL_SEAL needs a memfd made with MFD_ALLOW_SEALING");
+	return 0;
+}
+
+int pl_lease_seal(struct pinl_lease *l)
+{
+	int fd, err = 0;
+
+	if (!(l->flags & PINL_SEAL))
+		return 0;
+	fd = pl_reopen(l->mem.fd, O_RDWR);
+	if (fd < 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE))
+		err = pinl_set_error(-errno, "can't seal the memfd: %s", strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	for (int op = 0; !err && op < PINL_OP_NR; op++)
+		if (op == PINL_OP_TRUNCATE || op == PINL_OP_PUNCH || op == PINL_OP_REMOVE)
+			l->coverage[op] |= PINL_CAN_REFUSE;
+	return err;
+}
