@@ -204,7 +204,7 @@ static int start_error(const struct pl_files *s)
 		return pinl_set_error(
 			err,
 			"holding changes of files needs CAP_SYS_ADMIN in the initial user namespace; "
-			"run as root or use the arbiter");
+			"run as root");
 	if (err == -EINVAL || err == -ENOSYS)
 		return pinl_set_error(
 			-EOPNOTSUPP,
