@@ -254,11 +254,20 @@ static int set_slot(struct uring_dev *d, struct uring_map *u)
 	return err;
 }
 
+/* The content with this tag has been taken out; some request may still use it. */
+static void wait_for(struct uring_map *u, uint64_t tag)
+{
+	if (u->n_waiting < URING_WAITING)
+		u->waiting[u->n_waiting++] = tag;
+	else
+		u->lost = true;
+}
+
 static void empty_slot(struct uring_dev *d, struct uring_map *u)
 {
 	if (!u->tag || pl_slot_set(d->ring, d->first + u->slot, NULL, 0, 0))
 		return;
-	u->waiting = u->tag;
+	wait_for(u, u->tag);
 	u->tag = 0;
 }
 
@@ -348,7 +357,7 @@ static int retarget_tight(struct uring_dev *d, struct uring_map *u)
 
 	pl_uring_let_go(d, u);
 	empty_slot(d, u);
-	for (int i = 0; i < 200 && u->waiting; i++) {
+	for (int i = 0; i < 200 && u->n_waiting; i++) {
 		pl_uring_cq_look(d);
 		pthread_mutex_unlock(&d->lock);
 		nanosleep(&t, NULL);
@@ -372,10 +381,10 @@ static int uring_retarget(void *dev, struct pinl_mapping *m)
 		err = retarget_tight(d, u);
 	}
 	if (!err && old)
-		u->waiting = old;
+		wait_for(u, old);
 	if (!err) {
 		u->stopped = false;
-		if (!u->waiting)
+		if (!u->n_waiting && !u->lost)
 			pl_uring_let_go(d, u);
 	}
 	pthread_mutex_unlock(&d->lock);

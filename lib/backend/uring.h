@@ -15,12 +15,16 @@
  */
 #define PL_URING_TAG ((uint64_t)0x70696e6c << 32)
 
+#define URING_WAITING 8
+
 struct uring_map {
 	struct uring_map *next; /* of uring_dev.maps */
 	struct pinl_mapping *m;
 	unsigned slot;	  /* in the program's ring, and minus first in the private one */
 	uint64_t tag;	  /* of what is in the slot now; 0: slot is empty */
-	uint64_t waiting; /* tag of the content taken out last; 0: its requests have ended */
+	uint64_t waiting[URING_WAITING]; /* tags of contents taken out; requests may use them still */
+	int n_waiting;
+	bool lost; /* more than fit: never confirmed */
 	bool stopped;	  /* slot empty for good, until retarget */
 	bool held;	  /* the private ring shares the old content, for read */
 };

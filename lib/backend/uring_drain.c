@@ -53,8 +53,11 @@ bool pl_uring_tag_seen(struct uring_dev *d, uint64_t user_data)
 	if ((user_data & 0xffffffff00000000ull) != PL_URING_TAG || (uint32_t)user_data > d->tags)
 		return false;
 	for (struct uring_map *u = d->maps; u; u = u->next)
-		if (u->waiting == user_data)
-			u->waiting = 0;
+		for (int i = 0; i < u->n_waiting; i++)
+			if (u->waiting[i] == user_data) {
+				u->waiting[i] = u->waiting[--u->n_waiting];
+				return true;
+			}
 	return true;
 }
 
@@ -96,9 +99,9 @@ static bool ended(struct uring_dev *d, struct uring_map *u)
 	bool yes;
 
 	pthread_mutex_lock(&d->lock);
-	if (u->waiting)
+	if (u->n_waiting)
 		pl_uring_cq_look(d);
-	yes = !u->waiting;
+	yes = !u->n_waiting && !u->lost;
 	if (yes && !u->stopped)
 		pl_uring_let_go(d, u);
 	pthread_mutex_unlock(&d->lock);
