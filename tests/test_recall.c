@@ -496,6 +496,49 @@ static void two_leases_on_one_file(void **state)
 	close_rig(r);
 }
 
+/* SCRATCH and COPY move the memory of one device; two on one range would fall apart. */
+static void two_devices_on_one_range(void **state)
+{
+	struct rig *r = open_rig(NULL);
+	struct pinl_policy fail = recall(PINL_THEN_FAIL, 0), copy = recall(PINL_THEN_COPY, 0);
+	struct pinl_device *soft;
+	struct pinl_lease *other;
+	uintptr_t start = (uintptr_t)r->mem, end = start + SIZE;
+
+	assert_int_equal(pinl_device_open(r->ctx, "soft", NULL, &soft), 0);
+	lease(r, &fail);
+	assert_int_equal(pinl_map_range(soft, start, end, FLAGS, &copy, NULL, &other), -EOPNOTSUPP);
+	assert_non_null(strstr(pinl_error(), "another device"));
+	assert_int_equal(pinl_map_range(soft, start, end, FLAGS, &fail, NULL, &other), 0);
+	pinl_unmap_range(other);
+	pinl_unmap_range(r->lease);
+	close_rig(r);
+}
+
+/* What is mapped where a part of the lease was unmapped is never given to the device. */
+static void recycled_addresses_stay_private(void **state)
+{
+	struct rig *r = open_rig(NULL);
+	struct pinl_policy p = recall(PINL_THEN_SCRATCH, 0);
+	char *mine;
+
+	lease(r, &p);
+	assert_int_equal(pinl_munmap(r->ctx, r->mem, 2 * PAGE), 0);
+	mine = mmap(r->mem, 2 * PAGE, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	assert_ptr_equal(mine, r->mem);
+	memset(mine, 'P', 2 * PAGE);
+	assert_int_equal(device_write(r, 0), PAGE); /* scratch */
+	assert_int_equal(mine[0], 'P');
+	assert_int_equal(pinl_fallocate(r->ctx, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+					4 * PAGE, PAGE),
+			 0);
+	device_write(r, 0);
+	assert_int_equal(mine[0], 'P');
+	pinl_unmap_range(r->lease);
+	close_rig(r);
+}
+
 static void a_child_inherits_no_lease(void **state)
 {
 	struct rig *r = open_rig(NULL);
@@ -785,6 +828,8 @@ int main(void)
 		cmocka_unit_test(unmap_answers_a_notice),
 		cmocka_unit_test(no_new_lease_during_a_change),
 		cmocka_unit_test(two_leases_on_one_file),
+		cmocka_unit_test(two_devices_on_one_range),
+		cmocka_unit_test(recycled_addresses_stay_private),
 		cmocka_unit_test(a_child_inherits_no_lease),
 		cmocka_unit_test(a_callback_may_call_back),
 		cmocka_unit_test(close_reports_leaks),

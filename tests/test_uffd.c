@@ -97,10 +97,11 @@ static void fail_leaves_the_device_with_errors(void **state)
 	rig_close(&r);
 }
 
-/* MADV_DONTNEED of a shared mapping finds the same pages again; the next real change is the first event. */
+/* MADV_DONTNEED of a shared mapping finds the same pages again; the next real change is the first event.
+ */
 static void dontneed_of_a_shared_file_is_no_change(void **state)
 {
-	enum pinl_policy_kind policies[] = { PINL_RECALL, PINL_KEEP };
+	enum pinl_policy_kind policies[] = {PINL_RECALL, PINL_KEEP};
 
 	for (int i = 0; i < 2; i++) {
 		struct rig r;
@@ -135,7 +136,8 @@ static void the_holder_may_unmap_his_own_lease(void **state)
 	rig_close(&r);
 }
 
-/* ------------------------------------------------------------------------------ handlers that free -- */
+/* ------------------------------------------------------------------------------ handlers that free --
+ */
 
 struct handler {
 	struct pinl_lease *_Atomic lease;
@@ -155,14 +157,14 @@ static void free_and_quiesce(const struct pinl_event *ev, void *arg)
 }
 
 /*
- * The first page is recalled, and its holder's callback unmaps the second before he answers. The grace is
- * longer than the alarm: only a hold that gives way lets this end.
+ * The first page is recalled, and its holder's callback unmaps the second before he answers. The grace
+ * is longer than the alarm: only a hold that gives way lets this end.
  */
 static void handler_frees(const struct pinl_policy *second)
 {
-	struct pinl_policy policy = { .size = sizeof policy, .kind = PINL_RECALL, .grace_ms = 300000 };
-	struct handler h = { 0 };
-	struct pinl_opts opts = { .ceiling_ms = 600000, .on_event = free_and_quiesce, .on_event_arg = &h };
+	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL, .grace_ms = 300000};
+	struct handler h = {0};
+	struct pinl_opts opts = {.ceiling_ms = 600000, .on_event = free_and_quiesce, .on_event_arg = &h};
 	struct pinl_lease *other = NULL;
 	struct actor a;
 	struct rig r;
@@ -170,8 +172,10 @@ static void handler_frees(const struct pinl_policy *second)
 	rig_open(&r, ANON, &opts);
 	h.va = r.va + PAGE;
 	if (second)
-		assert_ok(pinl_map_range(r.dev, (uintptr_t)h.va, (uintptr_t)h.va + PAGE, PINNED, second, NULL, &other));
-	assert_ok(pinl_map_range(r.dev, (uintptr_t)r.va, (uintptr_t)r.va + PAGE, PINNED, &policy, NULL, &r.lease));
+		assert_ok(pinl_map_range(r.dev, (uintptr_t)h.va, (uintptr_t)h.va + PAGE, PINNED, second,
+					 NULL, &other));
+	assert_ok(pinl_map_range(r.dev, (uintptr_t)r.va, (uintptr_t)r.va + PAGE, PINNED, &policy, NULL,
+				 &r.lease));
 	h.lease = r.lease;
 	actor_start(&a, PINL_OP_UNMAP, r.va, PAGE, NULL);
 	actor_join(&a);
@@ -191,7 +195,7 @@ static void a_handler_may_free_watched_memory(void **state)
 /* Here its change is not idle, only through. */
 static void a_handler_may_free_leased_memory(void **state)
 {
-	struct pinl_policy keep = { .size = sizeof keep, .kind = PINL_KEEP };
+	struct pinl_policy keep = {.size = sizeof keep, .kind = PINL_KEEP};
 
 	handler_frees(&keep);
 }
@@ -202,16 +206,17 @@ static void a_handler_may_free_leased_memory(void **state)
 static void actors_are_held_each_for_his_own(void **state)
 {
 	enum { N = 4 };
-	struct pinl_policy policy = { .size = sizeof policy, .kind = PINL_RECALL, .grace_ms = 9000 };
+	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL, .grace_ms = 9000};
 	struct pinl_lease *lease[N];
-	atomic_int quiesced[N] = { 0 };
+	atomic_int quiesced[N] = {0};
 	struct actor a[N];
 	struct rig r;
 
 	rig_open(&r, ANON, NULL);
 	for (int i = 0; i < N; i++)
-		assert_ok(pinl_map_range(r.dev, (uintptr_t)r.va + i * PAGE, (uintptr_t)r.va + (i + 1) * PAGE, PINNED,
-					 &policy, NULL, &lease[i]));
+		assert_ok(pinl_map_range(r.dev, (uintptr_t)r.va + i * PAGE,
+					 (uintptr_t)r.va + (i + 1) * PAGE, PINNED, &policy, NULL,
+					 &lease[i]));
 	for (int i = 0; i < N; i++) {
 		actor_start(&a[i], PINL_OP_DONTNEED, r.va + i * PAGE, PAGE, &quiesced[i]);
 		await(&r, PINL_EV_NOTICE);
@@ -249,21 +254,21 @@ static void *churn(void *arg)
 static void bystanders_go_on(void **state)
 {
 	enum { N = 3, ROUNDS = 50 };
-	struct pinl_policy policy = { .size = sizeof policy, .kind = PINL_RECALL, .grace_ms = 5 };
+	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL, .grace_ms = 5};
 	struct churn c[N];
 	atomic_int stop = 0;
 	struct rig r;
 
 	rig_open(&r, ANON, NULL);
 	for (int i = 0; i < N; i++) {
-		c[i] = (struct churn){ .va = r.va + (4 + i) * PAGE, .stop = &stop };
+		c[i] = (struct churn){.va = r.va + (4 + i) * PAGE, .stop = &stop};
 		pthread_create(&c[i].thread, NULL, churn, &c[i]);
 	}
 	for (int i = 0; i < ROUNDS; i++) {
 		int err;
 
-		while ((err = pinl_map_range(r.dev, (uintptr_t)r.va, (uintptr_t)r.va + PAGE, PINNED, &policy, NULL,
-					     &r.lease)) == -EBUSY)
+		while ((err = pinl_map_range(r.dev, (uintptr_t)r.va, (uintptr_t)r.va + PAGE, PINNED,
+					     &policy, NULL, &r.lease)) == -EBUSY)
 			sched_yield();
 		assert_ok(err);
 		assert_int_equal(madvise(r.va, PAGE, MADV_DONTNEED), 0);
@@ -309,7 +314,7 @@ static void madvise_by_io_uring_is_told(void **state)
 /* The explicit call has asked already: its event is no news, and KEEP has one orphan, not two. */
 static void explicit_calls_are_asked_once(void **state)
 {
-	struct pinl_counters n = { .size = sizeof n };
+	struct pinl_counters n = {.size = sizeof n};
 	struct rig r;
 
 	rig_open(&r, ANON, NULL);

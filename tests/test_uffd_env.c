@@ -17,8 +17,9 @@
 
 static int other_owner(const struct rig *r)
 {
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register reg = { .range = { (uintptr_t)r->va, SIZE }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_api api = {.api = UFFD_API};
+	struct uffdio_register reg = {.range = {(uintptr_t)r->va, SIZE},
+				      .mode = UFFDIO_REGISTER_MODE_MISSING};
 	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
 	assert_true(fd >= 0);
@@ -48,7 +49,7 @@ static void memory_of_another_owner_is_busy(void **state)
 
 static void a_read_only_shared_file_is_explained(void **state)
 {
-	struct pinl_policy policy = { .size = sizeof policy, .kind = PINL_RECALL };
+	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL};
 	struct rig r;
 	char path[64], *va;
 	int fd;
@@ -58,7 +59,8 @@ static void a_read_only_shared_file_is_explained(void **state)
 	fd = open(path, O_RDONLY);
 	va = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, fd, 0);
 	assert_true(va != MAP_FAILED);
-	assert_int_equal(pinl_map_range(r.dev, (uintptr_t)va, (uintptr_t)va + SIZE, PINL_PIN, &policy, NULL, &r.lease),
+	assert_int_equal(pinl_map_range(r.dev, (uintptr_t)va, (uintptr_t)va + SIZE, PINL_PIN, &policy,
+					NULL, &r.lease),
 			 -EOPNOTSUPP);
 	assert_non_null(strstr(pinl_error(), "O_RDWR"));
 	munmap(va, SIZE);
@@ -91,7 +93,7 @@ static int forbid_userfaultfd(int err)
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | err),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
-	struct sock_fprog prog = { .len = sizeof code / sizeof *code, .filter = code };
+	struct sock_fprog prog = {.len = sizeof code / sizeof *code, .filter = code};
 
 	return setgid(65534) || setuid(65534) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
 	       prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog);
@@ -105,8 +107,8 @@ struct without {
 /* The context opens without the source, says why, and a lease that counts on it is refused. */
 static int without_userfaultfd(void *arg)
 {
-	struct pinl_policy policy = { .size = sizeof policy, .kind = PINL_RECALL, .grace_ms = 10 };
-	struct pinl_opts opts = { .size = sizeof opts, .summary_fd = -1, .sources = PINL_SOURCE_UFFD };
+	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL, .grace_ms = 10};
+	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1, .sources = PINL_SOURCE_UFFD};
 	struct without *w = arg;
 	struct pinl_device *dev;
 	struct pinl_lease *lease;
@@ -140,16 +142,17 @@ static int without_userfaultfd(void *arg)
 
 static void a_seccomp_filter_is_explained(void **state)
 {
-	struct without eperm = { EPERM, "seccomp" }, enosys = { ENOSYS, "seccomp" };
+	struct without eperm = {EPERM, "seccomp"}, enosys = {ENOSYS, "seccomp"};
 
 	assert_int_equal(in_child(without_userfaultfd, &eperm), 0);
 	assert_int_equal(in_child(without_userfaultfd, &enosys), 0);
 }
 
-/* Privileges are not needed: UFFD_USER_MODE_ONLY serves as well, events have nothing to do with faults. */
+/* Privileges are not needed: UFFD_USER_MODE_ONLY serves as well, events have nothing to do with faults.
+ */
 static int unprivileged(void *arg)
 {
-	struct pinl_opts opts = { .size = sizeof opts, .summary_fd = -1, .sources = PINL_SOURCE_UFFD };
+	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1, .sources = PINL_SOURCE_UFFD};
 	struct pinl_ctx *ctx;
 	char text[2048];
 
@@ -168,12 +171,12 @@ static void privileges_are_not_needed(void **state)
 /* However few descriptors there are: an error that says so, or a context that works. */
 static int few_descriptors(void *arg)
 {
-	struct pinl_opts opts = { .size = sizeof opts, .summary_fd = -1, .sources = PINL_SOURCE_UFFD };
+	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1, .sources = PINL_SOURCE_UFFD};
 	struct pinl_ctx *ctx;
 	int opened = 0;
 
 	for (int n = 3; n < 40; n++) {
-		struct rlimit limit = { n, 64 };
+		struct rlimit limit = {n, 64};
 		int err;
 
 		if (setrlimit(RLIMIT_NOFILE, &limit))

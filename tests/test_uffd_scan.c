@@ -21,11 +21,11 @@
 #define B   (4096 * P)
 #define BRK (9 * P)
 
-#define CALL(...) (&(struct pl_syscall){ __VA_ARGS__ })
+#define CALL(...) (&(struct pl_syscall){__VA_ARGS__})
 
 static void decodes(const struct pl_syscall *call, int nr, const struct pl_uffd_range *want)
 {
-	struct pl_uffd_range got[2] = { { 0 } };
+	struct pl_uffd_range got[2] = {{0}};
 
 	assert_int_equal(pl_uffd_decode(call, BRK, got), nr);
 	for (int i = 0; i < nr; i++) {
@@ -35,94 +35,96 @@ static void decodes(const struct pl_syscall *call, int nr, const struct pl_uffd_
 	}
 }
 
-#define ONE(call, ...) decodes(call, 1, (struct pl_uffd_range[]){ { __VA_ARGS__ } })
+#define ONE(call, ...) decodes(call, 1, (struct pl_uffd_range[]){{__VA_ARGS__}})
 #define NONE(call)     decodes(call, 0, NULL)
 
 static void munmap_is_an_unmap(void **state)
 {
-	ONE(CALL(SYS_munmap, { A, 2 * P }), PINL_OP_UNMAP, A, A + 2 * P);
-	ONE(CALL(SYS_munmap, { A, P + 1 }), PINL_OP_UNMAP, A, A + 2 * P);
-	NONE(CALL(SYS_munmap, { A, 0 }));
-	NONE(CALL(SYS_munmap, { A + 1, P }));
-	NONE(CALL(SYS_munmap, { A, ULONG_MAX }));
-	NONE(CALL(SYS_munmap, { -P, 2 * P }));
+	ONE(CALL(SYS_munmap, {A, 2 * P}), PINL_OP_UNMAP, A, A + 2 * P);
+	ONE(CALL(SYS_munmap, {A, P + 1}), PINL_OP_UNMAP, A, A + 2 * P);
+	NONE(CALL(SYS_munmap, {A, 0}));
+	NONE(CALL(SYS_munmap, {A + 1, P}));
+	NONE(CALL(SYS_munmap, {A, ULONG_MAX}));
+	NONE(CALL(SYS_munmap, {-P, 2 * P}));
 }
 
 static void only_fixed_mmap_overmaps(void **state)
 {
-	ONE(CALL(SYS_mmap, { A, P, PROT_READ, MAP_PRIVATE | MAP_FIXED, -1ul, 0 }), PINL_OP_OVERMAP, A, A + P);
-	NONE(CALL(SYS_mmap, { A, P, PROT_READ, MAP_PRIVATE, -1ul, 0 }));
-	NONE(CALL(SYS_mmap, { A, P, PROT_READ, MAP_PRIVATE | MAP_FIXED_NOREPLACE, -1ul, 0 }));
-	NONE(CALL(SYS_mmap, { A, P, PROT_READ, MAP_PRIVATE | MAP_FIXED | MAP_FIXED_NOREPLACE, -1ul, 0 }));
-	NONE(CALL(SYS_mmap, { A, 0, PROT_READ, MAP_PRIVATE | MAP_FIXED, -1ul, 0 }));
+	ONE(CALL(SYS_mmap, {A, P, PROT_READ, MAP_PRIVATE | MAP_FIXED, -1ul, 0}), PINL_OP_OVERMAP, A,
+	    A + P);
+	NONE(CALL(SYS_mmap, {A, P, PROT_READ, MAP_PRIVATE, -1ul, 0}));
+	NONE(CALL(SYS_mmap, {A, P, PROT_READ, MAP_PRIVATE | MAP_FIXED_NOREPLACE, -1ul, 0}));
+	NONE(CALL(SYS_mmap, {A, P, PROT_READ, MAP_PRIVATE | MAP_FIXED | MAP_FIXED_NOREPLACE, -1ul, 0}));
+	NONE(CALL(SYS_mmap, {A, 0, PROT_READ, MAP_PRIVATE | MAP_FIXED, -1ul, 0}));
 }
 
 static void mremap_moves_shrinks_and_overmaps(void **state)
 {
 	unsigned long move = MREMAP_MAYMOVE, to = move | MREMAP_FIXED, keep = move | MREMAP_DONTUNMAP;
-	struct pl_uffd_range both[] = { { PINL_OP_REMAP, A, A + 4 * P }, { PINL_OP_OVERMAP, B, B + 2 * P } };
+	struct pl_uffd_range both[] = {{PINL_OP_REMAP, A, A + 4 * P}, {PINL_OP_OVERMAP, B, B + 2 * P}};
 
-	decodes(CALL(SYS_mremap, { A, 4 * P, 2 * P, to, B }), 2, both);
-	decodes(CALL(SYS_mremap, { A, 3 * P + 1, P + 1, to, B }), 2, both);
-	ONE(CALL(SYS_mremap, { A, 0, 2 * P, to, B }), PINL_OP_OVERMAP, B, B + 2 * P);
-	ONE(CALL(SYS_mremap, { A, 4 * P, 8 * P, move }), PINL_OP_REMAP, A, A + 4 * P);
-	ONE(CALL(SYS_mremap, { A, 4 * P, 4 * P, keep }), PINL_OP_REMAP, A, A + 4 * P);
-	ONE(CALL(SYS_mremap, { A, 4 * P, P, 0 }), PINL_OP_UNMAP, A + P, A + 4 * P);
-	ONE(CALL(SYS_mremap, { A, 4 * P, P, move }), PINL_OP_UNMAP, A + P, A + 4 * P);
+	decodes(CALL(SYS_mremap, {A, 4 * P, 2 * P, to, B}), 2, both);
+	decodes(CALL(SYS_mremap, {A, 3 * P + 1, P + 1, to, B}), 2, both);
+	ONE(CALL(SYS_mremap, {A, 0, 2 * P, to, B}), PINL_OP_OVERMAP, B, B + 2 * P);
+	ONE(CALL(SYS_mremap, {A, 4 * P, 8 * P, move}), PINL_OP_REMAP, A, A + 4 * P);
+	ONE(CALL(SYS_mremap, {A, 4 * P, 4 * P, keep}), PINL_OP_REMAP, A, A + 4 * P);
+	ONE(CALL(SYS_mremap, {A, 4 * P, P, 0}), PINL_OP_UNMAP, A + P, A + 4 * P);
+	ONE(CALL(SYS_mremap, {A, 4 * P, P, move}), PINL_OP_UNMAP, A + P, A + 4 * P);
 }
 
 static void mremap_that_does_nothing(void **state)
 {
-	NONE(CALL(SYS_mremap, { A, 4 * P, 4 * P, MREMAP_MAYMOVE }));
-	NONE(CALL(SYS_mremap, { A, 4 * P, 8 * P, 0 }));
-	NONE(CALL(SYS_mremap, { A, 4 * P, 0, 0 }));
-	NONE(CALL(SYS_mremap, { A, 0, 4 * P, MREMAP_MAYMOVE })); /* a second mapping of shared pages */
-	NONE(CALL(SYS_mremap, { A, 4 * P, 4 * P, MREMAP_FIXED, B }));
-	NONE(CALL(SYS_mremap, { A, 4 * P, 4 * P, MREMAP_DONTUNMAP }));
-	NONE(CALL(SYS_mremap, { A, 4 * P, 2 * P, 64 }));
+	NONE(CALL(SYS_mremap, {A, 4 * P, 4 * P, MREMAP_MAYMOVE}));
+	NONE(CALL(SYS_mremap, {A, 4 * P, 8 * P, 0}));
+	NONE(CALL(SYS_mremap, {A, 4 * P, 0, 0}));
+	NONE(CALL(SYS_mremap, {A, 0, 4 * P, MREMAP_MAYMOVE})); /* a second mapping of shared pages */
+	NONE(CALL(SYS_mremap, {A, 4 * P, 4 * P, MREMAP_FIXED, B}));
+	NONE(CALL(SYS_mremap, {A, 4 * P, 4 * P, MREMAP_DONTUNMAP}));
+	NONE(CALL(SYS_mremap, {A, 4 * P, 2 * P, 64}));
 }
 
 static void madvise_discards(void **state)
 {
-	ONE(CALL(SYS_madvise, { A, P, MADV_DONTNEED }), PINL_OP_DONTNEED, A, A + P);
-	ONE(CALL(SYS_madvise, { A, 1, MADV_DONTNEED_LOCKED }), PINL_OP_DONTNEED, A, A + P);
-	ONE(CALL(SYS_madvise, { A, P, MADV_FREE }), PINL_OP_FREE, A, A + P);
-	ONE(CALL(SYS_madvise, { A, P, MADV_REMOVE }), PINL_OP_REMOVE, A, A + P);
-	NONE(CALL(SYS_madvise, { A, P, MADV_WILLNEED }));
-	NONE(CALL(SYS_madvise, { A, P, MADV_GUARD_INSTALL }));
-	NONE(CALL(SYS_madvise, { A, 0, MADV_DONTNEED }));
+	ONE(CALL(SYS_madvise, {A, P, MADV_DONTNEED}), PINL_OP_DONTNEED, A, A + P);
+	ONE(CALL(SYS_madvise, {A, 1, MADV_DONTNEED_LOCKED}), PINL_OP_DONTNEED, A, A + P);
+	ONE(CALL(SYS_madvise, {A, P, MADV_FREE}), PINL_OP_FREE, A, A + P);
+	ONE(CALL(SYS_madvise, {A, P, MADV_REMOVE}), PINL_OP_REMOVE, A, A + P);
+	NONE(CALL(SYS_madvise, {A, P, MADV_WILLNEED}));
+	NONE(CALL(SYS_madvise, {A, P, MADV_GUARD_INSTALL}));
+	NONE(CALL(SYS_madvise, {A, 0, MADV_DONTNEED}));
 }
 
 static void a_smaller_brk_unmaps(void **state)
 {
-	ONE(CALL(SYS_brk, { BRK - 2 * P }), PINL_OP_UNMAP, BRK - 2 * P, BRK);
-	ONE(CALL(SYS_brk, { BRK - 2 * P - 1 }), PINL_OP_UNMAP, BRK - 2 * P, BRK);
-	NONE(CALL(SYS_brk, { BRK }));
-	NONE(CALL(SYS_brk, { BRK + P }));
-	NONE(CALL(SYS_brk, { 0 }));
+	ONE(CALL(SYS_brk, {BRK - 2 * P}), PINL_OP_UNMAP, BRK - 2 * P, BRK);
+	ONE(CALL(SYS_brk, {BRK - 2 * P - 1}), PINL_OP_UNMAP, BRK - 2 * P, BRK);
+	NONE(CALL(SYS_brk, {BRK}));
+	NONE(CALL(SYS_brk, {BRK + P}));
+	NONE(CALL(SYS_brk, {0}));
 }
 
 static void some_calls_dont_say_what(void **state)
 {
-	decodes(CALL(SYS_shmdt, { A }), -ENODATA, NULL);
-	decodes(CALL(SYS_process_madvise, { 3, A, 1, MADV_DONTNEED }), -ENODATA, NULL);
-	NONE(CALL(SYS_read, { 0, A, P }));
+	decodes(CALL(SYS_shmdt, {A}), -ENODATA, NULL);
+	decodes(CALL(SYS_process_madvise, {3, A, 1, MADV_DONTNEED}), -ENODATA, NULL);
+	NONE(CALL(SYS_read, {0, A, P}));
 	NONE(CALL(-1));
 }
 
 /* Whatever the arguments: ranges are page aligned, not empty, and don't wrap. */
 static void any_arguments_give_sane_ranges(void **state)
 {
-	static const long calls[] = { SYS_munmap, SYS_mmap, SYS_mremap, SYS_madvise, SYS_brk };
-	static const unsigned long values[] = { 0,     1,   2,	    3,	 4,	 8,	  9,	   24,
-						P - 1, P,   P + 1, A,	 A + 1,	 16 | P,  LONG_MAX, ULONG_MAX,
-						-P,    -2 * P };
+	static const long calls[] = {SYS_munmap, SYS_mmap, SYS_mremap, SYS_madvise, SYS_brk};
+	static const unsigned long values[] = {0,     1,      2,	3,	   4,	  8,
+					       9,     24,     P - 1,	P,	   P + 1, A,
+					       A + 1, 16 | P, LONG_MAX, ULONG_MAX, -P,	  -2 * P};
 	unsigned n = sizeof values / sizeof *values;
 	struct pl_uffd_range r[2];
 
 	for (unsigned long i = 0; i < 5ul * n * n * n * n; i++) {
-		struct pl_syscall c = { calls[i % 5], { values[i / 5 % n], values[i / 5 / n % n],
-							values[i / 5 / n / n % n], values[i / 5 / n / n / n % n], A } };
+		struct pl_syscall c = {calls[i % 5],
+				       {values[i / 5 % n], values[i / 5 / n % n],
+					values[i / 5 / n / n % n], values[i / 5 / n / n / n % n], A}};
 		int nr = pl_uffd_decode(&c, BRK, r);
 
 		assert_in_range(nr, 0, 2);
@@ -145,7 +147,7 @@ static void *sleeper(void *arg)
 
 static void a_reader_of_a_pipe_waits_for_no_event(void **state)
 {
-	int fds[3] = { 0 };
+	int fds[3] = {0};
 	pthread_t t;
 	pid_t tid;
 

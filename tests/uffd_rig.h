@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * For the tests of the userfaultfd source: one context with that source only, a soft device, a mapping of
- * some kind, and an actor: a thread that does one thing to the mapping and notes what it saw.
+ * For the tests of the userfaultfd source: one context with that source only, a soft device, a mapping
+ * of some kind, and an actor: a thread that does one thing to the mapping and notes what it saw.
  */
 #ifndef UFFD_RIG_H
 #define UFFD_RIG_H
@@ -41,14 +41,15 @@ struct kind {
 #define PINNED (PINL_WRITE | PINL_PIN)
 
 static const struct kind kinds[] = {
-	{ "anonymous", NULL, MAP_PRIVATE | MAP_ANONYMOUS, PINNED,
-	  VA_OPS | PINL_OPBIT(PINL_OP_DONTNEED) | PINL_OPBIT(PINL_OP_FREE) },
-	{ "memfd", "", MAP_SHARED, PINNED | PINL_COOPERATIVE, VA_OPS | PINL_OPBIT(PINL_OP_REMOVE) },
-	{ "tmpfs", "/dev/shm", MAP_SHARED, PINNED | PINL_COOPERATIVE, VA_OPS | PINL_OPBIT(PINL_OP_REMOVE) },
-	{ "shared file", "/var/tmp", MAP_SHARED, PINL_WRITE | PINL_COOPERATIVE,
-	  VA_OPS | PINL_OPBIT(PINL_OP_REMOVE) },
-	{ "private file", "/var/tmp", MAP_PRIVATE, PINNED | PINL_COOPERATIVE,
-	  VA_OPS | PINL_OPBIT(PINL_OP_DONTNEED) },
+	{"anonymous", NULL, MAP_PRIVATE | MAP_ANONYMOUS, PINNED,
+	 VA_OPS | PINL_OPBIT(PINL_OP_DONTNEED) | PINL_OPBIT(PINL_OP_FREE)},
+	{"memfd", "", MAP_SHARED, PINNED | PINL_COOPERATIVE, VA_OPS | PINL_OPBIT(PINL_OP_REMOVE)},
+	{"tmpfs", "/dev/shm", MAP_SHARED, PINNED | PINL_COOPERATIVE,
+	 VA_OPS | PINL_OPBIT(PINL_OP_REMOVE)},
+	{"shared file", "/var/tmp", MAP_SHARED, PINL_WRITE | PINL_COOPERATIVE,
+	 VA_OPS | PINL_OPBIT(PINL_OP_REMOVE)},
+	{"private file", "/var/tmp", MAP_PRIVATE, PINNED | PINL_COOPERATIVE,
+	 VA_OPS | PINL_OPBIT(PINL_OP_DONTNEED)},
 };
 #define ANON   (&kinds[0])
 #define MEMFD  (&kinds[1])
@@ -106,7 +107,7 @@ static inline void rig_map_memory(struct rig *r, const struct kind *kind)
 
 static inline void rig_open(struct rig *r, const struct kind *kind, const struct pinl_opts *more)
 {
-	struct pinl_opts opts = { 0 };
+	struct pinl_opts opts = {0};
 
 	if (more)
 		opts = *more;
@@ -122,11 +123,11 @@ static inline void rig_open(struct rig *r, const struct kind *kind, const struct
 
 static inline int rig_lease(struct rig *r, enum pinl_policy_kind kind, unsigned grace_ms)
 {
-	struct pinl_policy policy = { .size = sizeof policy, .kind = kind, .then = PINL_THEN_FAIL,
-				      .grace_ms = grace_ms };
+	struct pinl_policy policy = {
+		.size = sizeof policy, .kind = kind, .then = PINL_THEN_FAIL, .grace_ms = grace_ms};
 
-	return pinl_map_range(r->dev, (uintptr_t)r->va, (uintptr_t)r->va + SIZE, r->kind->lease_flags, &policy,
-			      r->addrs, &r->lease);
+	return pinl_map_range(r->dev, (uintptr_t)r->va, (uintptr_t)r->va + SIZE, r->kind->lease_flags,
+			      &policy, r->addrs, &r->lease);
 }
 
 static inline void rig_close(struct rig *r)
@@ -144,10 +145,10 @@ static inline void rig_close(struct rig *r)
 /* The next event of the type, and all before it into r->evs. */
 static inline struct pinl_event await(struct rig *r, enum pinl_event_type type)
 {
-	struct pollfd p = { .fd = pinl_fd(r->ctx), .events = POLLIN };
+	struct pollfd p = {.fd = pinl_fd(r->ctx), .events = POLLIN};
 
 	for (;;) {
-		struct pinl_event ev = { .size = sizeof ev };
+		struct pinl_event ev = {.size = sizeof ev};
 
 		while (pinl_next_event(r->ctx, &ev))
 			poll(&p, 1, -1);
@@ -164,7 +165,7 @@ static inline int settled_check(struct pinl_lease *lease)
 	int err;
 
 	while ((err = pinl_lease_check(lease)) == -EAGAIN)
-		sched_yield();
+		usleep(100);
 	return err;
 }
 
@@ -178,7 +179,8 @@ static inline int do_op(enum pinl_op op, char *va, size_t len, char *target)
 		err = munmap(va, len);
 		break;
 	case PINL_OP_OVERMAP:
-		got = mmap(va, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+		got = mmap(va, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+			   0);
 		break;
 	case PINL_OP_REMAP:
 		got = mremap(va, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, target);
@@ -210,7 +212,8 @@ static inline void *act(void *arg)
 	return NULL;
 }
 
-static inline void actor_start(struct actor *a, enum pinl_op op, char *va, size_t len, atomic_int *allowed)
+static inline void actor_start(struct actor *a, enum pinl_op op, char *va, size_t len,
+			       atomic_int *allowed)
 {
 	memset(a, 0, sizeof *a);
 	a->op = op;

@@ -272,7 +272,8 @@ struct pinl_addr {
  * -EACCES      PINL_WRITE on a mapping without write permission
  * -EEXIST      overlaps a lease on the same device
  * -EOPNOTSUPP  the policy can't be kept with this device, memory and sources (R4), or this memory
- *              can't be pinned (the sentence says which part, and what would do)
+ *              can't be pinned (the sentence says which part, and what would do); SCRATCH or COPY where
+ *              another device leases the same addresses
  * -EBUSY       another userfaultfd owns the mapping, or a change of the range is under way
  * -ENOSPC      the device's table is full
  * -EBADF, -ENODEV  the ring is closed, the device is dead
@@ -359,7 +360,8 @@ enum pinl_event_type {
 	PINL_EV_ORPHAN,	    /* the device has pages that file or mapping let go */
 	PINL_EV_ORPHAN_END, /* they are released; bytes = what the device wrote there meanwhile */
 	PINL_EV_DEGRADED,   /* a guarantee is weaker than asked for: err -EBUSY could not be refused,
-			       -EALREADY told only after it took effect, -EOPNOTSUPP op is not seen raw */
+			       -EALREADY told only after it took effect, -EOPNOTSUPP op is not seen
+			       raw, -EINTR let go before the recall was over (start, end: the change) */
 	PINL_EV_LEAK,	    /* the device or context was closed with this lease on it */
 	PINL_EV_DROPPED,    /* bytes = events lost because nobody read them */
 };

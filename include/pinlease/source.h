@@ -81,12 +81,16 @@ struct pinl_source_ops {
 
 int pinl_source_add(struct pinl_ctx *ctx, const struct pinl_source_ops *ops, const void *arg);
 
-/* Report a change; see pinl_change.answer. */
+/* Report a change; see pinl_change.answer. One without PINL_CAN_HOLD, or that touches no lease, is
+ * answered within the call. */
 void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *change);
 
 /* After a change that was allowed: it has happened, or will not. Until then new leases on its range are
  * refused with -EBUSY. change_id is pinl_change.id, set by submit. */
 void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id);
+
+/* The actor of a change that is not answered yet had to be let go: say so, it is not silent. */
+void pinl_change_cut(struct pinl_ctx *ctx, const struct pinl_change *change);
 
 /* The sequence (I1): a reader raises it before it takes a change from the kernel, lowers it when the
  * change is applied. While raised, pinl_lease_check() says -EAGAIN. */

@@ -20,13 +20,13 @@
 struct uring_map {
 	struct uring_map *next; /* of uring_dev.maps */
 	struct pinl_mapping *m;
-	unsigned slot;	  /* in the program's ring, and minus first in the private one */
-	uint64_t tag;	  /* of what is in the slot now; 0: slot is empty */
+	unsigned slot;			 /* in the program's ring, and minus first in the private one */
+	uint64_t tag;			 /* of what is in the slot now; 0: slot is empty */
 	uint64_t waiting[URING_WAITING]; /* tags of contents taken out; requests may use them still */
 	int n_waiting;
-	bool lost; /* more than fit: never confirmed */
-	bool stopped;	  /* slot empty for good, until retarget */
-	bool held;	  /* the private ring shares the old content, for read */
+	bool lost;    /* more than fit: never confirmed */
+	bool stopped; /* slot empty for good, until retarget */
+	bool held;    /* the private ring shares the old content, for read */
 };
 
 /* The program's completion ring, mapped a second time: ours whatever the program does with its own. */

@@ -109,6 +109,7 @@ struct pinl_lease {
 	bool has_next;
 	struct pl_range detached[PL_MAX_DETACHED];
 	int n_detached;
+	bool va_lost; /* part of the address range went: whatever is there now is not ours to pin */
 	struct pl_range follow; /* PL_JOB_FOLLOW */
 	struct pl_recall lost;	/* PL_JOB_ORPHAN: what was lost and to whom */
 	struct pl_orphan orphans[PL_MAX_ORPHANS];
@@ -118,6 +119,7 @@ struct pinl_lease {
 /* A change that was allowed and may not have happened yet: no new lease on its range. */
 struct pl_gate {
 	uint64_t id;
+	pid_t actor_tid;
 	bool on_file;
 	uint64_t dev, ino, start, end;
 };

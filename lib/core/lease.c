@@ -118,6 +118,23 @@ static struct pinl_lease *overlapping_on_device(struct pinl_lease *l)
 	return NULL;
 }
 
+static bool moves_memory(const struct pinl_lease *l)
+{
+	return l->policy.kind == PINL_RECALL && l->policy.then != PINL_THEN_FAIL;
+}
+
+/* SCRATCH and COPY put other memory at the addresses of one lease: a second device there would be left
+ * on pages that nobody maps any more. */
+static bool moved_with_another(struct pinl_lease *l)
+{
+	struct pl_node *n = pl_index_first(&l->ctx->index, l->m.start, l->m.end);
+
+	for (; n; n = pl_index_next(n, l->m.start, l->m.end))
+		if (moves_memory(l) || moves_memory((struct pinl_lease *)n))
+			return true;
+	return false;
+}
+
 static void publish_locked(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
@@ -151,6 +168,8 @@ static int publish(struct pinl_lease *l)
 	if (other) {
 		err = -EEXIST;
 		other_id = other->id;
+	} else if (moved_with_another(l)) {
+		err = -EOPNOTSUPP;
 	} else if (l->dev->closing) {
 		err = -ENODEV;
 	} else if (pl_gate_blocks(ctx, &l->mem) || pl_change_pending_on(ctx, &l->mem)) {
@@ -165,6 +184,12 @@ static int publish(struct pinl_lease *l)
 		pinl_set_error(err,
 			       "[%#lx, %#lx) overlaps lease %lu on the same device; unmap that first",
 			       l->m.start, l->m.end, (unsigned long)other_id);
+	else if (err == -EOPNOTSUPP)
+		pinl_set_error(
+			err,
+			"another device has a lease on part of the range, and SCRATCH or COPY of one "
+			"would take the memory from under the other; use FAIL for both, or map the "
+			"file a second time");
 	else if (err == -EBUSY)
 		pinl_set_error(err,
 			       "a change of [%#lx, %#lx) or of the file under it is under way; try "

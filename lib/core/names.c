@@ -72,6 +72,19 @@ static void event_where(const struct pinl_event *ev, struct pl_text *t)
 		pl_text_add(t, " seen by %s", ev->source);
 }
 
+static const char *degraded_words(int err)
+{
+	switch (err) {
+	case -EBUSY:
+		return "could not be refused";
+	case -EOPNOTSUPP:
+		return "not seen when done raw";
+	case -EINTR:
+		return "let go before the recall was over, others were waiting behind it";
+	}
+	return "not held before it took effect";
+}
+
 int pinl_event_format(const struct pinl_event *ev, char *buf, size_t len)
 {
 	struct pl_text t = {buf, len, 0};
@@ -97,9 +110,7 @@ int pinl_event_format(const struct pinl_event *ev, char *buf, size_t len)
 	if (ev->type == PINL_EV_DROPPED)
 		pl_text_add(&t, " %lu events", (unsigned long)ev->bytes);
 	if (ev->type == PINL_EV_DEGRADED)
-		pl_text_add(&t, ev->err == -EBUSY	 ? ": could not be refused"
-				: ev->err == -EOPNOTSUPP ? ": not seen when done raw"
-							 : ": not held before it took effect");
+		pl_text_add(&t, ": %s", degraded_words(ev->err));
 	else if (ev->err)
 		pl_text_add(&t, " (%s)", strerror(-ev->err));
 	return t.used;

@@ -6,19 +6,21 @@
 #include "core/ctx.h"
 #include "core/text.h"
 
+/* `changing` is read first: a change that is over by then is in the state, one that isn't says so. */
 int pinl_lease_check(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	bool changed;
+	bool changing, changed;
 
 	if (!pl_alive(ctx))
 		return pl_stale();
-	if (atomic_load_explicit(&ctx->changing, memory_order_acquire))
-		return -EAGAIN;
+	changing = atomic_load_explicit(&ctx->changing, memory_order_acquire);
 	pthread_mutex_lock(&ctx->lock);
 	changed = l->state != PINL_ACTIVE || l->n_detached || l->n_orphans || (l->jobs & ~PL_JOB_FOLLOW);
 	pthread_mutex_unlock(&ctx->lock);
-	return changed ? -ESTALE : 0;
+	if (changed)
+		return -ESTALE;
+	return changing ? -EAGAIN : 0;
 }
 
 int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)

@@ -9,6 +9,7 @@
  */
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/ctx.h"
 
@@ -242,6 +243,7 @@ static void gate_add(struct pinl_ctx *ctx, const struct pinl_change *ch)
 		if (g->id)
 			continue;
 		*g = (struct pl_gate){ch->id,
+				      ch->actor_tid,
 				      ch->on_file,
 				      ch->file_dev,
 				      ch->file_ino,
@@ -361,6 +363,24 @@ void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *ch)
 		pl_answer_all(ctx, answered);
 }
 
+void pinl_change_cut(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	struct pinl_event ev = {
+		.size = sizeof ev,
+		.type = PINL_EV_DEGRADED,
+		.op = ch->op,
+		.err = -EINTR,
+		.change_id = ch->id,
+		.actor_pid = ch->actor_pid,
+		.actor_tid = ch->actor_tid,
+		.start = ch->start,
+		.end = ch->end,
+	};
+
+	strncpy(ev.source, ch->source, sizeof ev.source - 1);
+	pl_event_push(ctx, &ev);
+}
+
 void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id)
 {
 	pthread_mutex_lock(&ctx->lock);
@@ -377,7 +397,7 @@ bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem)
 	for (int i = 0; i < PL_MAX_GATES; i++) {
 		const struct pl_gate *g = &ctx->gates[i];
 
-		if (!g->id)
+		if (!g->id || g->actor_tid == gettid()) /* back from its own change */
 			continue;
 		if (!g->on_file && g->start < mem->end && g->end > mem->start)
 			return true;

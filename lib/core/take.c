@@ -73,10 +73,13 @@ static int replace(struct pinl_lease *l, const struct pl_recall *r, bool copy)
 	return err;
 }
 
-/* The content of a range that is being moved can't be replaced under its mover. */
-static bool replaceable(const struct pl_recall *r)
+/*
+ * The content of a range that is being moved can't be replaced under its mover; and retargeting gives
+ * the device all addresses of the lease, so none of them may have become somebody else's.
+ */
+static bool replaceable(const struct pinl_lease *l, const struct pl_recall *r)
 {
-	return r->op != PINL_OP_REMAP || r->va_gone;
+	return (r->op != PINL_OP_REMAP || r->va_gone) && !l->va_lost;
 }
 
 static int take_scratch(struct pinl_lease *l, const struct pl_recall *r)
@@ -107,8 +110,8 @@ void pl_take(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *t
 	int err = 0;
 
 	if (!r->quiesced && then != PINL_THEN_FAIL) {
-		err = replaceable(r) ? (then == PINL_THEN_COPY ? take_copy(l, r) : take_scratch(l, r))
-				     : -EOPNOTSUPP;
+		err = replaceable(l, r) ? (then == PINL_THEN_COPY ? take_copy(l, r) : take_scratch(l, r))
+					: -EOPNOTSUPP;
 		if (!err || err == -ETIMEDOUT) {
 			*taken = (struct pl_taken){
 				then == PINL_THEN_COPY ? PINL_OUT_COPY : PINL_OUT_SCRATCH, false, err};

@@ -99,8 +99,10 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 	struct pinl_ctx *ctx = l->ctx;
 
 	l->outcome = taken->outcome;
-	if (!taken->whole)
+	if (!taken->whole) {
 		detach(l, &r->va);
+		l->va_lost |= r->effect == PL_GONE;
+	}
 	if (r->quiesced)
 		ctx->counters.quiesced++;
 	else

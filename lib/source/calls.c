@@ -16,8 +16,8 @@
 #include "core/ctx.h"
 #include "os/compat.h"
 
-#define PAGE 4096ul
-#define ROUND_UP(x) (((x) + PAGE - 1) & ~(PAGE - 1))
+#define PAGE	      4096ul
+#define ROUND_UP(x)   (((x) + PAGE - 1) & ~(PAGE - 1))
 #define ROUND_DOWN(x) ((x) & ~(PAGE - 1))
 
 struct asking {
@@ -37,7 +37,8 @@ static void on_answer(struct pinl_change *ch, int err)
 /* 0: go on, then finish(). -errno: refused, nothing to finish. */
 static int ask(struct pinl_ctx *ctx, struct asking *a)
 {
-	a->change.can = PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE | PINL_WILL_SAY_DONE;
+	a->change.can =
+		PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE | PINL_WILL_SAY_DONE;
 	a->change.actor_pid = getpid();
 	a->change.actor_tid = gettid();
 	a->change.source = "calls";
@@ -49,8 +50,9 @@ static int ask(struct pinl_ctx *ctx, struct asking *a)
 		;
 	sem_destroy(&a->answered);
 	if (a->err)
-		return pinl_set_error(a->err, "a lease on the range refuses %s; unmap it first, or lease with RECALL",
-				      pinl_op_name(a->change.op));
+		return pinl_set_error(
+			a->err, "a lease on the range refuses %s; unmap it first, or lease with RECALL",
+			pinl_op_name(a->change.op));
 	a->slot = pl_exempt_enter(ctx);
 	return 0;
 }
@@ -93,7 +95,8 @@ int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len)
 }
 
 /* The target of MREMAP_FIXED is overmapped: that is a change of its own, asked first. */
-static int ask_target(struct pinl_ctx *ctx, int flags, void *new_addr, size_t new_len, struct asking *target)
+static int ask_target(struct pinl_ctx *ctx, int flags, void *new_addr, size_t new_len,
+		      struct asking *target)
 {
 	int err = va_range(target, PINL_OP_OVERMAP, new_addr, new_len);
 
@@ -105,8 +108,8 @@ static int ask_target(struct pinl_ctx *ctx, int flags, void *new_addr, size_t ne
 	return err ? err : ask(ctx, target);
 }
 
-int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags, void *new_addr,
-		void **out)
+int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,
+		void *new_addr, void **out)
 {
 	struct asking source, target;
 	bool shrink = !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && new_len <= old_len;
@@ -183,7 +186,9 @@ int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 	if (!pl_alive(ctx))
 		return pl_stale();
 	if (!madvise_op(advice, &op) || !len)
-		return madvise(addr, len, advice) ? pinl_set_error(-errno, "madvise: %s", strerror(errno)) : 0;
+		return madvise(addr, len, advice)
+			       ? pinl_set_error(-errno, "madvise: %s", strerror(errno))
+			       : 0;
 	err = va_range(&a, op, addr, len);
 	if (err)
 		return err;
@@ -193,7 +198,8 @@ int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 	return err ? err : finish(ctx, &a, madvise(addr, len, advice) ? -errno : 0);
 }
 
-static int file_range(struct asking *a, enum pinl_op op, int fd, uint64_t start, uint64_t end, struct stat *st)
+static int file_range(struct asking *a, enum pinl_op op, int fd, uint64_t start, uint64_t end,
+		      struct stat *st)
 {
 	memset(a, 0, sizeof *a);
 	if (fstat(fd, st))
@@ -219,14 +225,16 @@ int pinl_ftruncate(struct pinl_ctx *ctx, int fd, off_t size)
 		return pinl_set_error(-EINVAL, "a size below zero");
 	err = file_range(&a, PINL_OP_TRUNCATE, fd, ROUND_UP((uint64_t)size), UINT64_MAX, &st);
 	if (!err && size >= st.st_size) /* growing takes nothing away */
-		return ftruncate(fd, size) ? pinl_set_error(-errno, "ftruncate: %s", strerror(errno)) : 0;
+		return ftruncate(fd, size) ? pinl_set_error(-errno, "ftruncate: %s", strerror(errno))
+					   : 0;
 	if (!err)
 		err = ask(ctx, &a);
 	return err ? err : finish(ctx, &a, ftruncate(fd, size) ? -errno : 0);
 }
 
 /* Only whole pages leave the file; the ends of a hole are zeroed in place. */
-static int fallocate_op(int mode, off_t offset, off_t len, enum pinl_op *op, uint64_t *start, uint64_t *end)
+static int fallocate_op(int mode, off_t offset, off_t len, enum pinl_op *op, uint64_t *start,
+			uint64_t *end)
 {
 	*start = ROUND_UP((uint64_t)offset);
 	*end = ROUND_DOWN((uint64_t)offset + len);
@@ -254,7 +262,9 @@ int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t l
 	if (!pl_alive(ctx))
 		return pl_stale();
 	if (offset < 0 || len <= 0 || !fallocate_op(mode, offset, len, &op, &start, &end))
-		return fallocate(fd, mode, offset, len) ? pinl_set_error(-errno, "fallocate: %s", strerror(errno)) : 0;
+		return fallocate(fd, mode, offset, len)
+			       ? pinl_set_error(-errno, "fallocate: %s", strerror(errno))
+			       : 0;
 	err = file_range(&a, op, fd, start, end, &st);
 	if (!err)
 		err = ask(ctx, &a);

@@ -76,7 +76,8 @@ static int split(char *text, char *words[MAX_WORDS])
 {
 	int n = 0;
 
-	for (char *save, *w = strtok_r(text, " \t", &save); w && n < MAX_WORDS; w = strtok_r(NULL, " \t", &save))
+	for (char *save, *w = strtok_r(text, " \t", &save); w && n < MAX_WORDS;
+	     w = strtok_r(NULL, " \t", &save))
 		words[n++] = w;
 	return n;
 }
@@ -126,17 +127,21 @@ static int play(struct pinl_ctx *ctx, struct line *l)
 
 static int play_line(struct pinl_ctx *ctx, char *text, int number)
 {
-	struct line l = { .err = 0 };
+	struct line l = {.err = 0};
 	char *words[MAX_WORDS];
 	int n = split(text, words);
 
 	if (!n || words[0][0] == '#')
 		return 0;
 	if (parse(words, n, &l.change))
-		return pinl_set_error(-EINVAL, "line %d of the script is not OP va START END [CAN] or OP file DEV INO START "
-					       "END [CAN]", number);
+		return pinl_set_error(
+			-EINVAL,
+			"line %d of the script is not OP va START END [CAN] or OP file DEV INO START "
+			"END [CAN]",
+			number);
 	if (play(ctx, &l))
-		return pinl_set_error(l.err, "line %d of the script, %s, was refused", number, pinl_op_name(l.change.op));
+		return pinl_set_error(l.err, "line %d of the script, %s, was refused", number,
+				      pinl_op_name(l.change.op));
 	return 0;
 }
 
@@ -151,7 +156,8 @@ int pinl_script_run(struct pinl_ctx *ctx, const char *script)
 		size_t len = strcspn(script, "\n");
 
 		if (len >= sizeof line)
-			return pinl_set_error(-EINVAL, "line %d of the script is longer than %zu", number, sizeof line - 1);
+			return pinl_set_error(-EINVAL, "line %d of the script is longer than %zu",
+					      number, sizeof line - 1);
 		memcpy(line, script, len);
 		line[len] = 0;
 		script += len + (script[len] == '\n');

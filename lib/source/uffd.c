@@ -27,15 +27,14 @@
 
 static int add_range(struct pl_uffd *u, uintptr_t start, uintptr_t end)
 {
-	struct uffdio_register reg = { .range = { start, end - start },
-				       .mode = UFFDIO_REGISTER_MODE_WP };
+	struct uffdio_register reg = {.range = {start, end - start}, .mode = UFFDIO_REGISTER_MODE_WP};
 
 	return ioctl(u->fd, UFFDIO_REGISTER, &reg) ? -errno : 0;
 }
 
 static void remove_range(struct pl_uffd *u, uintptr_t start, uintptr_t end)
 {
-	struct uffdio_range range = { start, end - start };
+	struct uffdio_range range = {start, end - start};
 
 	ioctl(u->fd, UFFDIO_UNREGISTER, &range);
 }
@@ -51,7 +50,7 @@ static int start_reader(struct pl_uffd *u)
 
 	if (probe == MAP_FAILED)
 		return pinl_set_error(-ENOMEM, "out of memory for userfaultfd's probe");
-	u->probe = (struct pl_uffd_area){ (uintptr_t)probe, (uintptr_t)probe + page };
+	u->probe = (struct pl_uffd_area){(uintptr_t)probe, (uintptr_t)probe + page};
 	u->opener = gettid();
 	err = add_range(u, u->probe.start, u->probe.end);
 	if (!err) {
@@ -199,7 +198,7 @@ static int files_add(struct pl_uffd *u, uintptr_t start, uintptr_t end)
 		u->max_files = max;
 	}
 	memmove(u->files + at + 1, u->files + at, (u->nr_files - at) * sizeof *u->files);
-	u->files[at] = (struct pl_uffd_area){ start, end };
+	u->files[at] = (struct pl_uffd_area){start, end};
 	u->nr_files++;
 	if (end - start > u->longest)
 		u->longest = end - start;
@@ -231,9 +230,9 @@ static bool still_files(const struct pl_uffd *u, uintptr_t start, uintptr_t end)
 	struct pl_procmap_query q;
 
 	for (; start < end; start = q.vma_end) {
-		q = (struct pl_procmap_query){ .size = sizeof q,
-					       .query_addr = start,
-					       .query_flags = PL_PROCMAP_COVERING_OR_NEXT_VMA };
+		q = (struct pl_procmap_query){.size = sizeof q,
+					      .query_addr = start,
+					      .query_flags = PL_PROCMAP_COVERING_OR_NEXT_VMA};
 		if (ioctl(u->maps, PL_PROCMAP_QUERY, &q))
 			return errno == ENOENT;
 		if (q.vma_start < end && !q.inode)

@@ -21,7 +21,7 @@ struct pl_uffd {
 	/* Watches of shared files: MADV_DONTNEED does nothing to them, MADV_REMOVE does, and only the
 	 * caller tells which it was. */
 	atomic_int ambiguous;
-	pthread_t thread; /* owns fd once it runs */
+	pthread_t thread;	  /* owns fd once it runs */
 	struct pl_uffd_hold hold; /* the thread's */
 	struct pl_uffd_area probe;
 	pid_t opener;

@@ -1,17 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Invariants:
- * - Events are read in the order in which their callers were blocked, so the oldest n callers of the table
- *   are those the next n reads let go. A scan is repeated until a pass finds nobody new; then everybody
- *   found (one group) was blocked before anybody who isn't found yet. Within a group the order is unknown:
- *   a group goes as a whole.
- * - Nobody waits long for a caller that could be waiting for him: a caller that no lease cares about, that
- *   acts for the core, or whose change is unknown or answered, ends the hold of those before it (I8).
- * - An ask is in use from submit to answer. Who holds it: WAITED = the reader and the core, ANSWERED = the
- *   reader, TOLD = the core alone. Whoever leaves last makes it FREE.
+ * Events are read in the order in which their callers were blocked, so the oldest n callers of the table
+ * are those the next n reads let go. All that one scan finds are a group: their order is unknown, so a
+ * group goes as a whole. Who blocks while a scan runs can be older than another whom that scan finds;
+ * then his hold may be cut short, as below. The exception that makes the common case cheap: if no lease
+ * cares about any of the table, one goes at a time; the oldest event was there before the scan, so its
+ * caller is in the table.
  *
- * Nothing here allocates or takes a lock, apart from making and freeing pl_uffd_asks. The table of callers
- * belongs to the reader thread; asks are shared with the threads that answer, through `state`.
+ * Invariant (I8): nobody waits long for a caller that could be waiting for him. A caller that no lease
+ * cares about, that acts for the core, or whose change is unknown or answered, ends the hold of those
+ * before it.
+ *
+ * An ask is in use from submit to answer. Who holds it: WAITED = the reader and the core, ANSWERED = the
+ * reader, TOLD = the core alone. Whoever leaves last makes it FREE.
+ *
+ * Nothing here allocates or takes a lock, apart from making and freeing pl_uffd_asks. The table of
+ * callers belongs to the reader thread; asks are shared with the threads that answer, through `state`.
  */
 #include "source/uffd_hold.h"
 
@@ -19,29 +23,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
-#define STUCK_NS   10000000u   /* a caller nobody cares about waits this long behind others */
-#define THROUGH_NS 100000000u  /* and one whose own recall is over, this long */
-#define LEAVING_NS 2000000000u /* a caller that was let go gets no processor for so long */
-#define ZAP_NS	   4000u       /* processor time to discard a page, and */
-#define ENTRY_NS   2000000u    /* to get to it: a running thread that used more is out of its call */
-#define AWAKE_NS   100000000u  /* a woken waiter is back asleep */
-#define MAX_PASSES 8
-#define FOR_TELL   16 /* asks that no held caller gets */
+#include "os/clock.h"
+
+#define STUCK_NS   10000000u  /* a caller nobody cares about waits this long behind others */
+#define THROUGH_NS 100000000u /* and one whose own recall is over, this long */
+#define AWAKE_NS   100000000u /* a woken waiter is back asleep */
+#define LOOK_NS	   1000000u   /* between looks at those leaving */
+#define FOR_TELL   16	      /* asks that no held caller gets */
 
 enum { FREE, WAITED, ANSWERED, TOLD };
 
 /* --------------------------------------------------------------------------------------- asks -- */
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
-}
 
 struct pl_uffd_asks *pl_uffd_asks_new(struct pinl_ctx *ctx)
 {
@@ -79,7 +73,7 @@ static void answered(struct pinl_change *change, int err)
 		if (change->can & PINL_WILL_SAY_DONE)
 			pinl_change_done(asks->ctx, change->id);
 		atomic_store(&ask->state, FREE);
-	} else {
+	} else if (!pthread_equal(pthread_self(), asks->reader)) {
 		eventfd_write(asks->kick, 1);
 	}
 	pl_uffd_asks_put(asks);
@@ -120,11 +114,6 @@ void pl_uffd_tell(struct pl_uffd_asks *asks, const struct pl_uffd_range *range, 
 }
 
 /* --------------------------------------------------------------------------------------- hold -- */
-
-struct pass {
-	struct pl_uffd_hold *hold;
-	int found;
-};
 
 static bool is_before(enum pinl_op op)
 {
@@ -169,29 +158,10 @@ static struct pl_uffd_caller *known(struct pl_uffd_hold *hold, pid_t tid)
 	return NULL;
 }
 
-/* Is the thread blocked by us, and in what? Number of ranges, -EAGAIN: running, -ENOENT: it isn't. */
-static int look(struct pl_uffd_hold *hold, pid_t tid, struct pl_syscall *call,
-		struct pl_uffd_range range[2])
-{
-	int err = pl_task_syscall(getpid(), tid, call), nr, waits;
-
-	if (err == -ENODATA)
-		memset(call, 0, sizeof *call); /* an io_uring worker, perhaps in madvise */
-	else if (err)
-		return err == -EAGAIN ? err : -ENOENT;
-	nr = err ? err : pl_uffd_decode(call, (uintptr_t)sbrk(0), range);
-	if (!nr || (nr < 0 && !hold->wchan))
-		return -ENOENT;
-	waits = hold->wchan ? pl_uffd_waits(tid) : 1;
-	if (waits != 1)
-		return waits ? -EAGAIN : -ENOENT;
-	return nr < 0 ? 0 : nr;
-}
-
 /* Every read of an event wakes all waiters for a moment, so a known one that runs counts as blocked. */
 static bool still_there(struct pl_uffd_caller *c, int nr, const struct pl_syscall *call)
 {
-	uint64_t now = now_ns();
+	uint64_t now = pl_clock_ns();
 
 	if (nr >= 0 && !memcmp(&c->call, call, sizeof *call))
 		c->seen_ns = now;
@@ -202,12 +172,11 @@ static bool still_there(struct pl_uffd_caller *c, int nr, const struct pl_syscal
 
 static int scan_one(pid_t tid, void *arg)
 {
-	struct pass *pass = arg;
-	struct pl_uffd_hold *hold = pass->hold;
+	struct pl_uffd_hold *hold = arg;
 	struct pl_uffd_caller *c = known(hold, tid);
 	struct pl_uffd_range range[2];
-	struct pl_syscall call = { 0 };
-	int nr = look(hold, tid, &call, range);
+	struct pl_syscall call = {0};
+	int nr = pl_uffd_look(tid, hold->wchan, &call, range);
 
 	if (c) {
 		c->seen = still_there(c, nr, &call);
@@ -221,12 +190,10 @@ static int scan_one(pid_t tid, void *arg)
 	}
 	c = &hold->caller[hold->nr++];
 	*c = (struct pl_uffd_caller){
-		.tid = tid, .call = call, .nr = nr, .group = hold->group, .seen = true
-	};
+		.tid = tid, .call = call, .nr = nr, .group = hold->group, .seen = true};
 	memcpy(c->range, range, nr * sizeof *range);
-	c->since_ns = c->seen_ns = now_ns();
+	c->since_ns = c->seen_ns = pl_clock_ns();
 	c->exempt = pinl_tid_exempt(hold->asks->ctx, tid);
-	pass->found++;
 	return 0;
 }
 
@@ -247,26 +214,26 @@ static void drop_unseen(struct pl_uffd_hold *hold)
 	hold->nr = kept;
 }
 
+static bool only_idle(const struct pl_uffd_hold *hold)
+{
+	for (int i = 0; i < hold->nr; i++)
+		if (!hold->caller[i].idle)
+			return false;
+	return hold->nr;
+}
+
 void pl_uffd_hold_scan(struct pl_uffd_hold *hold, bool ask)
 {
-	struct pass pass = { .hold = hold };
-	int old;
-
 	hold->group++;
 	hold->overflow = false;
 	for (int i = 0; i < hold->nr; i++)
 		hold->caller[i].seen = false;
-	for (int i = 0; i < MAX_PASSES; i++) {
-		pass.found = 0;
-		pl_task_each_thread(scan_one, &pass);
-		if (!pass.found)
-			break;
-	}
+	pl_task_each_thread(scan_one, hold);
 	drop_unseen(hold);
-	for (old = 0; old < hold->nr && hold->caller[old].group != hold->group; old++)
-		;
-	for (int i = old; ask && i < hold->nr; i++)
-		ask_for(hold, &hold->caller[i]);
+	for (int i = 0; ask && i < hold->nr; i++)
+		if (hold->caller[i].group == hold->group)
+			ask_for(hold, &hold->caller[i]);
+	hold->one = ask && only_idle(hold);
 }
 
 static int group_end(const struct pl_uffd_hold *hold, int i)
@@ -300,10 +267,10 @@ static bool group_may_go(const struct pl_uffd_hold *hold, int i, int end)
 
 int pl_uffd_hold_ready(struct pl_uffd_hold *hold)
 {
-	uint64_t now = now_ns();
+	uint64_t now = pl_clock_ns();
 	int ready = 0;
 
-	if (hold->overflow)
+	if (hold->overflow || hold->one)
 		return hold->nr;
 	while (ready < hold->nr && group_may_go(hold, ready, group_end(hold, ready)))
 		ready = group_end(hold, ready);
@@ -318,11 +285,11 @@ static bool same_event(enum pinl_op event, enum pinl_op call)
 	return is_before(event) == is_before(call);
 }
 
-enum pl_uffd_found pl_uffd_hold_find(const struct pl_uffd_hold *hold, int nr, struct pl_uffd_range *r,
+enum pl_uffd_found pl_uffd_hold_find(struct pl_uffd_hold *hold, int nr, struct pl_uffd_range *r,
 				     pid_t *tid)
 {
 	for (int i = 0; i < nr; i++) {
-		const struct pl_uffd_caller *c = &hold->caller[i];
+		struct pl_uffd_caller *c = &hold->caller[i];
 
 		for (int j = 0; j < c->nr; j++) {
 			if (r->start < c->range[j].start || r->end > c->range[j].end ||
@@ -330,72 +297,80 @@ enum pl_uffd_found pl_uffd_hold_find(const struct pl_uffd_hold *hold, int nr, st
 				continue;
 			r->op = c->range[j].op;
 			*tid = c->tid;
+			c->read = true;
 			return c->exempt || c->ask[j] ? PL_UFFD_KNOWN : PL_UFFD_SEEN;
 		}
 	}
 	return PL_UFFD_UNSEEN;
 }
 
-/* Processor time of a thread; UINT64_MAX: it is gone. */
-static uint64_t thread_ns(pid_t tid)
+/*
+ * A change that was allowed happens when its caller gets to it: only then new leases may be made there.
+ * One change per caller is enough: a later one is another call, or the same call and the same range.
+ */
+static struct pl_uffd_leaving *leaving(struct pl_uffd_hold *hold, pid_t tid)
 {
-	clockid_t clock = ~(unsigned)tid << 3 | 6; /* CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED */
-	struct timespec t;
-
-	if (clock_gettime(clock, &t))
-		return UINT64_MAX;
-	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
+	for (int i = 0; i < hold->n_leaving; i++)
+		if (hold->leaving[i].thread.tid == tid) {
+			pinl_change_done(hold->asks->ctx, hold->leaving[i].change_id);
+			return &hold->leaving[i];
+		}
+	return hold->n_leaving < PL_UFFD_CALLERS ? &hold->leaving[hold->n_leaving++] : NULL;
 }
 
-/* A change that was allowed happens when its caller gets to it: only then new leases may be made there. */
 static void leave(struct pl_uffd_hold *hold, const struct pl_uffd_caller *c, struct pl_uffd_ask *ask)
 {
-	uint64_t pages;
+	struct pl_uffd_leaving *l = NULL;
 
-	if (ask && atomic_load(&ask->state) == ANSWERED && (ask->change.can & PINL_WILL_SAY_DONE) &&
-	    hold->n_leaving < PL_UFFD_CALLERS) {
-		pages = (ask->change.end - ask->change.start) / sysconf(_SC_PAGESIZE);
-		hold->leaving[hold->n_leaving++] = (struct pl_uffd_leaving){
-			.tid = c->tid,
-			.call = c->call,
-			.change_id = ask->change.id,
-			.until_ns = now_ns() + LEAVING_NS,
-			.until_thread_ns = thread_ns(c->tid) + ENTRY_NS + pages * ZAP_NS,
-		};
+	if (ask && atomic_load(&ask->state) == ANSWERED && (ask->change.can & PINL_WILL_SAY_DONE))
+		l = leaving(hold, c->tid);
+	if (l) {
+		l->change_id = ask->change.id;
+		pl_uffd_let_go(&l->thread, c->tid, &c->call, ask->change.end - ask->change.start);
 		ask->change.can &= ~PINL_WILL_SAY_DONE;
 	}
+	if (ask && atomic_load(&ask->state) == WAITED)
+		pinl_change_cut(hold->asks->ctx, &ask->change);
 	forget(ask);
+}
+
+static void drop_at(struct pl_uffd_hold *hold, int i)
+{
+	for (int j = 0; j < hold->caller[i].nr; j++)
+		leave(hold, &hold->caller[i], hold->caller[i].ask[j]);
+	hold->nr--;
+	memmove(hold->caller + i, hold->caller + i + 1, (hold->nr - i) * sizeof *hold->caller);
 }
 
 void pl_uffd_hold_drop(struct pl_uffd_hold *hold, int nr)
 {
-	for (int i = 0; i < nr; i++)
-		for (int j = 0; j < hold->caller[i].nr; j++)
-			leave(hold, &hold->caller[i], hold->caller[i].ask[j]);
-	hold->nr -= nr;
-	memmove(hold->caller, hold->caller + nr, hold->nr * sizeof *hold->caller);
+	while (nr--)
+		drop_at(hold, 0);
 }
 
-static bool has_left(const struct pl_uffd_leaving *l)
+void pl_uffd_hold_drop_read(struct pl_uffd_hold *hold)
 {
-	struct pl_syscall call = { 0 };
-	int err = pl_task_syscall(getpid(), l->tid, &call);
-
-	if (err == -EAGAIN)
-		return thread_ns(l->tid) > l->until_thread_ns || now_ns() > l->until_ns;
-	return err || memcmp(&call, &l->call, sizeof call);
+	for (int i = 0; i < hold->nr; i++)
+		if (hold->caller[i].read) {
+			drop_at(hold, i);
+			return;
+		}
+	pl_uffd_hold_drop(hold, hold->nr); /* some other's: look at all of them again */
 }
 
-bool pl_uffd_hold_leave(struct pl_uffd_hold *hold)
+void pl_uffd_hold_leave(struct pl_uffd_hold *hold)
 {
+	uint64_t now = pl_clock_ns();
 	int kept = 0;
 
+	if (now < hold->next_look_ns)
+		return;
 	for (int i = 0; i < hold->n_leaving; i++) {
-		if (has_left(&hold->leaving[i]))
+		if (pl_uffd_has_left(&hold->leaving[i].thread))
 			pinl_change_done(hold->asks->ctx, hold->leaving[i].change_id);
 		else
 			hold->leaving[kept++] = hold->leaving[i];
 	}
 	hold->n_leaving = kept;
-	return kept;
+	hold->next_look_ns = now + LOOK_NS;
 }

@@ -8,6 +8,7 @@
 #define PL_SOURCE_UFFD_HOLD_H
 
 #include <pinlease/source.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
@@ -29,6 +30,7 @@ struct pl_uffd_ask {
  */
 struct pl_uffd_asks {
 	struct pinl_ctx *ctx;
+	pthread_t reader; /* needs no kick */
 	int kick;
 	atomic_int refs;
 	struct pl_uffd_ask ask[PL_UFFD_ASKS];
@@ -52,13 +54,13 @@ struct pl_uffd_caller {
 	bool seen, gone; /* by the last scan */
 	bool exempt;	 /* the core's own doing: never held, its events are no news */
 	bool idle;	 /* no lease cares about it */
+	bool read;	 /* its event was */
 };
 
-/* A thread that was let go on into madvise; its change is done when it is out of the call. */
+/* A change that has been allowed and may not have happened yet. */
 struct pl_uffd_leaving {
-	pid_t tid;
-	struct pl_syscall call;
-	uint64_t change_id, until_ns, until_thread_ns;
+	struct pl_uffd_thread thread;
+	uint64_t change_id;
 };
 
 /* The reader thread's own; no lock. */
@@ -66,8 +68,10 @@ struct pl_uffd_hold {
 	struct pl_uffd_asks *asks;
 	bool wchan; /* pl_uffd_waits() works here */
 	bool overflow;
+	bool one; /* of the callers may go; which one the event will say */
 	unsigned group;
 	int nr, n_leaving;
+	uint64_t next_look_ns;
 	struct pl_uffd_caller caller[PL_UFFD_CALLERS]; /* oldest first */
 	struct pl_uffd_leaving leaving[PL_UFFD_CALLERS];
 };
@@ -83,13 +87,14 @@ int pl_uffd_hold_ready(struct pl_uffd_hold *hold);
  * already; PL_UFFD_SEEN: op and tid are set to what the caller does; PL_UFFD_UNSEEN: don't know.
  */
 enum pl_uffd_found { PL_UFFD_UNSEEN, PL_UFFD_SEEN, PL_UFFD_KNOWN };
-enum pl_uffd_found pl_uffd_hold_find(const struct pl_uffd_hold *hold, int nr,
-				     struct pl_uffd_range *range, pid_t *tid);
+enum pl_uffd_found pl_uffd_hold_find(struct pl_uffd_hold *hold, int nr, struct pl_uffd_range *range,
+				     pid_t *tid);
 
-/* The events of the oldest `nr` callers were read. */
+/* The events of the oldest `nr` callers were read; of the one that hold_find() found. */
 void pl_uffd_hold_drop(struct pl_uffd_hold *hold, int nr);
+void pl_uffd_hold_drop_read(struct pl_uffd_hold *hold);
 
-/* Finish what can be finished of those leaving; true if some remain. */
-bool pl_uffd_hold_leave(struct pl_uffd_hold *hold);
+/* Finish what can be finished of those leaving. Cheap to call often. */
+void pl_uffd_hold_leave(struct pl_uffd_hold *hold);
 
 #endif

@@ -118,12 +118,12 @@ static int explain_features(uint64_t have)
 /* Kernels have refused unknown features or ignored them; both end up here as what they have. */
 static int shake_hands(int fd)
 {
-	struct uffdio_api api = { .api = UFFD_API, .features = FEATURES };
+	struct uffdio_api api = {.api = UFFD_API, .features = FEATURES};
 
 	if (!ioctl(fd, UFFDIO_API, &api) && (api.features & FEATURES) == FEATURES)
 		return 0;
 	if (!api.features) {
-		api = (struct uffdio_api){ .api = UFFD_API };
+		api = (struct uffdio_api){.api = UFFD_API};
 		if (ioctl(fd, UFFDIO_API, &api))
 			return pinl_set_error(-errno, "userfaultfd refuses its handshake: %s",
 					      strerror(errno));

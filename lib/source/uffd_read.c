@@ -15,10 +15,11 @@
 #include "os/compat.h"
 
 #define RESCAN_MS 10
+#define MAX_READS 64 /* with the sequence raised */
 
 static void apply(struct pl_uffd *u, const struct uffd_msg *msg, int callers)
 {
-	struct pl_uffd_range r = { PINL_OP_UNMAP, msg->arg.remove.start, msg->arg.remove.end };
+	struct pl_uffd_range r = {PINL_OP_UNMAP, msg->arg.remove.start, msg->arg.remove.end};
 	enum pl_uffd_found found;
 	pid_t tid = 0;
 
@@ -44,14 +45,15 @@ static void apply(struct pl_uffd *u, const struct uffd_msg *msg, int callers)
 /* Who may be let go now: sets how many messages to read, returns how many known callers these are. */
 static int wait_hold(struct pl_uffd *u, unsigned *messages)
 {
-	struct pollfd kick = { .fd = u->asks->kick, .events = POLLIN };
+	struct pollfd kick = {.fd = u->asks->kick, .events = POLLIN};
 	eventfd_t n;
 
 	*messages = 0;
 	if (!atomic_load(&u->can_hold) || !pinl_wants_hold(u->ctx, PINL_OPS_VA)) {
 		if (atomic_load(&u->can_hold) && atomic_load(&u->ambiguous))
 			pl_uffd_hold_scan(&u->hold, false);
-		*messages = UINT32_MAX;
+		u->hold.one = false;
+		*messages = MAX_READS;
 		return u->hold.nr;
 	}
 	for (int empty = 0; !atomic_load(&u->stop);) {
@@ -62,7 +64,7 @@ static int wait_hold(struct pl_uffd *u, unsigned *messages)
 		if (!u->hold.nr && ++empty == 3) /* another process's call, or one not understood */
 			*messages = 1;
 		if (ready)
-			*messages = ready;
+			*messages = u->hold.one ? 1 : ready;
 		if (*messages)
 			return ready;
 		if (u->hold.nr && poll(&kick, 1, RESCAN_MS) > 0)
@@ -83,8 +85,11 @@ static void take_events(struct pl_uffd *u)
 	while (messages-- && read(u->fd, &msg, sizeof msg) == sizeof msg)
 		apply(u, &msg, callers);
 	pinl_applying_end(u->ctx);
-	pl_uffd_hold_drop(&u->hold, callers);
 	pinl_changing_end(u->ctx);
+	if (u->hold.one)
+		pl_uffd_hold_drop_read(&u->hold);
+	else
+		pl_uffd_hold_drop(&u->hold, callers);
 }
 
 /*
@@ -93,7 +98,7 @@ static void take_events(struct pl_uffd *u)
  */
 static void calibrate(struct pl_uffd *u)
 {
-	struct pollfd p = { .fd = u->fd, .events = POLLIN };
+	struct pollfd p = {.fd = u->fd, .events = POLLIN};
 	struct pl_syscall call;
 	struct pl_uffd_range r[2];
 	struct uffd_msg msg;
@@ -117,10 +122,10 @@ static void calibrate(struct pl_uffd *u)
 void *pl_uffd_reader(void *arg)
 {
 	struct pl_uffd *u = arg;
-	struct pollfd p[2] = { { .fd = u->fd, .events = POLLIN },
-			       { .fd = u->asks->kick, .events = POLLIN } };
+	struct pollfd p[2] = {{.fd = u->fd, .events = POLLIN}, {.fd = u->asks->kick, .events = POLLIN}};
 	eventfd_t n;
 
+	u->asks->reader = pthread_self();
 	calibrate(u);
 	while (!atomic_load(&u->stop)) {
 		if (poll(p, 2, u->hold.n_leaving ? 1 : -1) < 0)

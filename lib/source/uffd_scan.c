@@ -12,9 +12,15 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "os/clock.h"
 #include "os/compat.h"
+
+#define LEAVING_NS 2000000000u /* a caller that was let go gets no processor for so long */
+#define ZAP_NS	   4000u       /* processor time to discard a page, and */
+#define ENTRY_NS   500000u     /* to get to it: a running thread that used more is out of its call */
 
 static int add(struct pl_uffd_range *out, int nr, enum pinl_op op, uintptr_t start, size_t len)
 {
@@ -23,7 +29,7 @@ static int add(struct pl_uffd_range *out, int nr, enum pinl_op op, uintptr_t sta
 
 	if ((start & (page - 1)) || !len || whole < len || start + whole < start)
 		return nr;
-	out[nr] = (struct pl_uffd_range){ op, start, start + whole };
+	out[nr] = (struct pl_uffd_range){op, start, start + whole};
 	return nr + 1;
 }
 
@@ -114,4 +120,50 @@ int pl_uffd_waits(pid_t tid)
 		return -ENODATA;
 	name[len] = 0;
 	return strstr(name, "userfaultfd") != NULL;
+}
+
+int pl_uffd_look(pid_t tid, bool wchan, struct pl_syscall *call, struct pl_uffd_range range[2])
+{
+	int err = pl_task_syscall(getpid(), tid, call), nr, waits;
+
+	if (err == -ENODATA)
+		memset(call, 0, sizeof *call); /* an io_uring worker, perhaps in madvise */
+	else if (err)
+		return err == -EAGAIN ? err : -ENOENT;
+	nr = err ? err : pl_uffd_decode(call, (uintptr_t)sbrk(0), range);
+	if (!nr || (nr < 0 && !wchan))
+		return -ENOENT;
+	waits = wchan ? pl_uffd_waits(tid) : 1;
+	if (waits != 1)
+		return waits ? -EAGAIN : -ENOENT;
+	return nr < 0 ? 0 : nr;
+}
+
+/* Processor time of a thread; UINT64_MAX: it is gone. */
+static uint64_t thread_ns(pid_t tid)
+{
+	clockid_t clock = ~(unsigned)tid << 3 | 6; /* CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED */
+	struct timespec t;
+
+	if (clock_gettime(clock, &t))
+		return UINT64_MAX;
+	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
+}
+
+void pl_uffd_let_go(struct pl_uffd_thread *l, pid_t tid, const struct pl_syscall *call, size_t len)
+{
+	l->tid = tid;
+	l->call = *call;
+	l->until_ns = pl_clock_ns() + LEAVING_NS;
+	l->until_thread_ns = thread_ns(tid) + ENTRY_NS + len / sysconf(_SC_PAGESIZE) * ZAP_NS;
+}
+
+bool pl_uffd_has_left(const struct pl_uffd_thread *l)
+{
+	struct pl_syscall call = {0};
+	int err = pl_task_syscall(getpid(), l->tid, &call);
+
+	if (err == -EAGAIN)
+		return thread_ns(l->tid) > l->until_thread_ns || pl_clock_ns() > l->until_ns;
+	return err || memcmp(&call, &l->call, sizeof call);
 }

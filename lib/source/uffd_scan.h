@@ -4,6 +4,7 @@
 #define PL_SOURCE_UFFD_SCAN_H
 
 #include <pinlease/pinlease.h>
+#include <stdbool.h>
 
 #include "os/task.h"
 
@@ -22,5 +23,21 @@ int pl_uffd_decode(const struct pl_syscall *call, uintptr_t brk, struct pl_uffd_
 
 /* 1: the thread waits for a userfaultfd event to be read, 0: it doesn't, -ENODATA: not known. */
 int pl_uffd_waits(pid_t tid);
+
+/*
+ * Is the thread blocked by userfaultfd, and in what? Number of ranges, 0: not known which. -EAGAIN: it
+ * runs, -ENOENT: it isn't. `wchan`: pl_uffd_waits() works here.
+ */
+int pl_uffd_look(pid_t tid, bool wchan, struct pl_syscall *call, struct pl_uffd_range range[2]);
+
+/* A thread that was let go on into madvise of `len` bytes, until it is out of it. */
+struct pl_uffd_thread {
+	pid_t tid;
+	struct pl_syscall call;
+	uint64_t until_ns, until_thread_ns;
+};
+
+void pl_uffd_let_go(struct pl_uffd_thread *l, pid_t tid, const struct pl_syscall *call, size_t len);
+bool pl_uffd_has_left(const struct pl_uffd_thread *l);
 
 #endif
