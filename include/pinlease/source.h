@@ -41,8 +41,9 @@ struct pinl_change {
 	/* Set by the source. */
 	enum pinl_op op;
 	unsigned also; /* PINL_OPBIT()s: it may be one of these instead, nobody knows; 0: it is op */
-	unsigned can;  /* PINL_CAN_*: what is still possible for this very change */
-	int on_file;   /* file_* are set, else start and end */
+	uint64_t newer_than; /* only leases made after this (pinl_newest) are meant; 0: all */
+	unsigned can;	     /* PINL_CAN_*: what is still possible for this very change */
+	int on_file;	     /* file_* are set, else start and end */
 	uintptr_t start, end;
 	uint64_t file_dev, file_ino, file_start, file_end;
 	pid_t actor_pid, actor_tid; /* 0: not known */
@@ -102,6 +103,9 @@ void pinl_changing_end(struct pinl_ctx *ctx);
  * so that an old report never hits a new lease. Short: nothing is held inside. */
 void pinl_applying_begin(struct pinl_ctx *ctx);
 void pinl_applying_end(struct pinl_ctx *ctx);
+
+/* Leases made from now on are newer than this. */
+uint64_t pinl_newest(struct pinl_ctx *ctx);
 
 /* True while any lease would want the operations in `ops` held. Cheap, no lock. */
 int pinl_wants_hold(struct pinl_ctx *ctx, unsigned ops);

@@ -61,6 +61,8 @@ bool pl_lease_overlap(const struct pinl_lease *l, const struct pinl_change *ch, 
 {
 	uint64_t len = l->m.end - l->m.start, from, to;
 
+	if (l->id <= ch->newer_than)
+		return false;
 	if (ch->on_file) {
 		if (l->mem.dev != ch->file_dev || l->mem.ino != ch->file_ino || !l->mem.ino ||
 		    ch->file_end <= l->mem.offset || ch->file_start >= l->mem.offset + len)

@@ -390,6 +390,16 @@ void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id)
 	pthread_mutex_unlock(&ctx->lock);
 }
 
+uint64_t pinl_newest(struct pinl_ctx *ctx)
+{
+	uint64_t id;
+
+	pthread_mutex_lock(&ctx->lock);
+	id = ctx->next_id;
+	pthread_mutex_unlock(&ctx->lock);
+	return id;
+}
+
 bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem)
 {
 	uint64_t len = mem->end - mem->start;

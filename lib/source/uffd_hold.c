@@ -95,6 +95,7 @@ static struct pl_uffd_ask *submit(struct pl_uffd_asks *asks, const struct pl_uff
 		.can = can,
 		.start = range->start,
 		.end = range->end,
+		.newer_than = range->newer_than,
 		.actor_pid = tid ? getpid() : 0,
 		.actor_tid = tid,
 		.source = "uffd",
@@ -193,6 +194,7 @@ static int scan_one(pid_t tid, void *arg)
 		.tid = tid, .call = call, .nr = nr, .group = hold->group, .seen = true};
 	memcpy(c->range, range, nr * sizeof *range);
 	c->since_ns = c->seen_ns = pl_clock_ns();
+	c->mark = pinl_newest(hold->asks->ctx);
 	c->exempt = pinl_tid_exempt(hold->asks->ctx, tid);
 	return 0;
 }
@@ -298,7 +300,10 @@ enum pl_uffd_found pl_uffd_hold_find(struct pl_uffd_hold *hold, int nr, struct p
 			r->op = c->range[j].op;
 			*tid = c->tid;
 			c->read = true;
-			return c->exempt || c->ask[j] ? PL_UFFD_KNOWN : PL_UFFD_SEEN;
+			if (!c->exempt && !c->ask[j])
+				return PL_UFFD_SEEN;
+			r->newer_than = c->mark;
+			return PL_UFFD_KNOWN;
 		}
 	}
 	return PL_UFFD_UNSEEN;

@@ -32,9 +32,11 @@ static void apply(struct pl_uffd *u, const struct uffd_msg *msg, int callers)
 	} else if (msg->event != UFFD_EVENT_UNMAP) {
 		return;
 	}
+	/*
+	 * A caller that was asked for may have gone on, leased and come back with the same call: what
+	 * was leased since is told in any case.
+	 */
 	found = pl_uffd_hold_find(&u->hold, callers, &r, &tid);
-	if (found == PL_UFFD_KNOWN)
-		return;
 	pl_uffd_tell(u->asks, &r, tid);
 	if (found == PL_UFFD_UNSEEN && r.op == PINL_OP_DONTNEED) {
 		r.op = PINL_OP_REMOVE; /* or this one: the event is the same, and no memory minds both */

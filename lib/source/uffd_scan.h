@@ -4,6 +4,7 @@
 #define PL_SOURCE_UFFD_SCAN_H
 
 #include <pinlease/pinlease.h>
+#include <stdint.h>
 #include <stdbool.h>
 
 #include "os/task.h"
@@ -12,6 +13,7 @@
 struct pl_uffd_range {
 	enum pinl_op op;
 	uintptr_t start, end;
+	uint64_t newer_than; /* only for leases made after this; 0: all */
 };
 
 /*
