@@ -17,6 +17,8 @@
 
 #include <pinlease/pinlease.h>
 
+#include "check.h"
+
 #define PAGE  4096u
 #define PAGES 4u
 #define SIZE  (PAGES * PAGE)
@@ -51,14 +53,6 @@ struct rig {
 	struct io_uring witness;
 	int witnessing;
 };
-
-/* Failing calls say why. */
-#define assert_ok(call)                                                                                 \
-	do {                                                                                            \
-		int ret_ = (call);                                                                      \
-		if (ret_)                                                                               \
-			fail_msg("%s: %s: %s", #call, strerror(-ret_), pinl_error());                   \
-	} while (0)
 
 uint64_t now_ns(void);
 void assert_filled(const char *what, const char *buf, char c, size_t len);

@@ -17,20 +17,14 @@
 
 #include <pinlease/pinlease.h>
 
+#include "check.h"
+
 #define P     4096ul
 #define PAGES 16
 #define SIZE  (PAGES * P)
 #define FIRST 4 /* leased pages */
 #define LAST  12
 #define LONG  8000 /* ms: nothing should take as long */
-
-/* Failing calls say why. */
-#define assert_ok(call)                                                                                 \
-	do {                                                                                            \
-		int ret_ = (call);                                                                      \
-		if (ret_)                                                                               \
-			fail_msg("%s: %s: %s", #call, strerror(-ret_), pinl_error());                   \
-	} while (0)
 
 enum act {
 	OPEN, /* what FD commands use */

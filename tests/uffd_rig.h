@@ -23,6 +23,8 @@
 
 #include <pinlease/pinlease.h>
 
+#include "check.h"
+
 #define PAGE	4096ul
 #define PAGES	16ul
 #define SIZE	(PAGES * PAGE)
@@ -79,13 +81,6 @@ struct actor {
 	int was_allowed;
 	atomic_int done;
 };
-
-#define assert_ok(call)                                                                                 \
-	do {                                                                                            \
-		int ret_ = (call);                                                                      \
-		if (ret_)                                                                               \
-			fail_msg("%s: %s: %s", #call, strerror(-ret_), pinl_error());                   \
-	} while (0)
 
 static inline int make_file(const char *dir)
 {

@@ -110,13 +110,17 @@ static int check_args(uintptr_t start, uintptr_t end, unsigned flags, const stru
 	return 0;
 }
 
+/* A released lease has no claim any more: its addresses may be anybody's by now. */
 static struct pinl_lease *overlapping_on_device(struct pinl_lease *l)
 {
 	struct pl_node *n = pl_index_first(&l->ctx->index, l->m.start, l->m.end);
 
-	for (; n; n = pl_index_next(n, l->m.start, l->m.end))
-		if (((struct pinl_lease *)n)->dev == l->dev)
-			return (struct pinl_lease *)n;
+	for (; n; n = pl_index_next(n, l->m.start, l->m.end)) {
+		struct pinl_lease *other = (struct pinl_lease *)n;
+
+		if (other->dev == l->dev && other->state != PINL_RELEASED)
+			return other;
+	}
 	return NULL;
 }
 
@@ -132,7 +136,8 @@ static bool moved_with_another(struct pinl_lease *l)
 	struct pl_node *n = pl_index_first(&l->ctx->index, l->m.start, l->m.end);
 
 	for (; n; n = pl_index_next(n, l->m.start, l->m.end))
-		if (moves_memory(l) || moves_memory((struct pinl_lease *)n))
+		if (((struct pinl_lease *)n)->state != PINL_RELEASED &&
+		    (moves_memory(l) || moves_memory((struct pinl_lease *)n)))
 			return true;
 	return false;
 }

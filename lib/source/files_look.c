@@ -93,19 +93,27 @@ static void describe(const struct fanotify_event_metadata *m, const struct stat 
 	ev->clones = fs.f_type != EXT4_SUPER_MAGIC;
 }
 
-pid_t pl_files_process_of(pid_t tid)
+/* The start of /proc/TID/NAME; empty if it can't be read. */
+static void read_proc(pid_t tid, const char *name, char *buf, size_t len)
 {
-	char path[32], buf[512], *at;
+	char path[48];
 	long n = -1;
 	int fd;
 
-	snprintf(path, sizeof path, "/proc/%d/status", tid);
+	snprintf(path, sizeof path, "/proc/%d/%s", tid, name);
 	fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
 	if (fd >= 0) {
-		n = syscall(SYS_read, fd, buf, sizeof buf - 1);
+		n = syscall(SYS_read, fd, buf, len - 1);
 		syscall(SYS_close, fd);
 	}
 	buf[n > 0 ? n : 0] = 0;
+}
+
+pid_t pl_files_process_of(pid_t tid)
+{
+	char buf[512], *at;
+
+	read_proc(tid, "status", buf, sizeof buf);
 	at = strstr(buf, "\nTgid:");
 	return at ? atoi(at + 6) : 0;
 }
@@ -116,17 +124,9 @@ pid_t pl_files_process_of(pid_t tid)
  */
 static bool worker_transfers(pid_t tid)
 {
-	char path[32], buf[2048];
-	long n = -1;
-	int fd;
+	char buf[2048];
 
-	snprintf(path, sizeof path, "/proc/%d/stack", tid);
-	fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
-	if (fd >= 0) {
-		n = syscall(SYS_read, fd, buf, sizeof buf - 1);
-		syscall(SYS_close, fd);
-	}
-	buf[n > 0 ? n : 0] = 0;
+	read_proc(tid, "stack", buf, sizeof buf);
 	return strstr(buf, " io_read+") || strstr(buf, " io_write+");
 }
 
