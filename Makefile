@@ -27,7 +27,7 @@ build: build/build.ninja
 build/build.ninja:
 	meson setup build -Dtests=false
 
-install:
+install: build
 	meson install -C build --no-rebuild
 
 format:

@@ -18,8 +18,11 @@ int pinl_open(const struct pinl_opts *opts, struct pinl_ctx **out)
 		{PINL_SOURCE_NOTIFY, &pl_notify_ops},
 	};
 	struct pinl_ctx *ctx;
-	int err = pl_open_core(opts, &ctx);
+	int err;
 
+	if (!out)
+		return pinl_set_error(-EINVAL, "a place for the context is needed");
+	err = pl_open_core(opts, &ctx);
 	if (err)
 		return err;
 	for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
@@ -40,8 +43,9 @@ int pinl_device_open(struct pinl_ctx *ctx, const char *kind, const void *arg, st
 {
 	static const struct pinl_device_ops *const kinds[] = {&pl_soft_ops, &pl_uring_ops};
 
-	if (!kind || !dev)
-		return pinl_set_error(-EINVAL, "a device kind and a place for the device are needed");
+	if (!ctx || !kind || !dev)
+		return pinl_set_error(-EINVAL,
+				      "a context, a device kind and a place for the device are needed");
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
 		if (!strcmp(kind, kinds[i]->name))
 			return pinl_device_open_ops(ctx, kinds[i], arg, dev);

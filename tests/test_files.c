@@ -82,6 +82,22 @@ static void every_change_can_be_refused(void **state)
 	assert_int_equal(size_of(r), 5 * P);
 }
 
+/* REFUSE is about the operation, also where the mapping would not lose its pages: a private one keeps
+ * its own under a hole. */
+static void a_named_punch_of_a_private_mapping(void **state)
+{
+	struct rig *r = *state;
+	struct pinl_policy policy = {
+		.size = sizeof policy, .kind = PINL_REFUSE, .refuse = PINL_OPBIT(PINL_OP_PUNCH)};
+
+	start(r, test_dir(), MAP_PRIVATE);
+	open_uring(r);
+	assert_ok(map(r, FIRST, LAST, PINL_WRITE | PINL_PIN, &policy, &r->lease));
+	send_order(r, PUNCH);
+	assert_int_equal(reply(r, LONG), EBUSY);
+	assert_file_unchanged(r);
+}
+
 static void what_leaves_pages_alone_passes(void **state)
 {
 	struct rig *r = *state;
@@ -380,6 +396,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(every_change_is_held),
 		TEST(every_change_can_be_refused),
+		TEST(a_named_punch_of_a_private_mapping),
 		TEST(what_leaves_pages_alone_passes),
 		TEST(the_deadline_frees_the_actor),
 		TEST(pinned_private_pages),

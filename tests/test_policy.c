@@ -17,9 +17,10 @@ static void check_one(const struct pl_question *q)
 	unsigned names = PINL_OPBIT(q->op) | (q->op == PINL_OP_REMOVE ? PINL_OPBIT(PINL_OP_PUNCH) : 0);
 	bool hold = q->can & PINL_CAN_HOLD, named = q->refuse & names;
 
-	if (q->effect == PL_NO_EFFECT) {
+	if (q->effect == PL_NO_EFFECT && v.action != PL_REFUSE) {
 		assert_int_equal(v.action, PL_ALLOW);
 		assert_false(v.hold || v.late || v.degraded);
+		assert_false(q->policy == PINL_REFUSE && named && (q->can & PINL_CAN_REFUSE));
 		return;
 	}
 	assert_int_not_equal(v.action, PL_ALLOW);

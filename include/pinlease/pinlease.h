@@ -18,7 +18,8 @@
  *	pinl_open(NULL, &ctx);
  *	pinl_device_open(ctx, "uring", &arg, &dev);
  *	pinl_map_range(dev, start, end, PINL_WRITE | PINL_PIN, &policy, NULL, &lease);
- *	... I/O with fixed buffer pinl_lease_key(lease); poll pinl_fd(ctx) ...
+ *	... I/O with fixed buffer pinl_lease_key(lease); each completion through pinl_uring_cqe()
+ *	first; poll pinl_fd(ctx) ...
  *	pinl_unmap_range(lease);
  *	pinl_close(ctx);
  *
@@ -28,6 +29,7 @@
  * - Calls that end or release something return void and can't fail.
  * - Addresses are byte addresses, ranges are [start, end) and page aligned, times are nanoseconds of
  *   CLOCK_MONOTONIC unless a name says otherwise, sizes are bytes.
+ * - Objects and places for output must not be NULL; the calls that end an object accept NULL.
  * - Structures whose first member is `size` are set to sizeof by the caller, so that they can grow.
  * - Any thread may call anything. No call is async-signal-safe. pinl_close() and pinl_device_close()
  *   must be the last call on their object.
@@ -110,10 +112,10 @@ enum pinl_memory_kind {
 /* ------------------------------------------------------------------------------------ policies -- */
 
 enum pinl_policy_kind {
-	PINL_KEEP,   /* let the change go on, keep the pin, report the orphan (R5) */
-	PINL_RECALL, /* notice, grace, then force (R6, R7) */
-	PINL_REFUSE, /* make the operations in `refuse` fail with EBUSY (R8); keep under all others */
-	PINL_FOLLOW, /* on-demand devices: invalidate, let the device fault again (N2) */
+	PINL_KEEP,   /* let the change go on, keep the pin, report the orphan */
+	PINL_RECALL, /* notice, grace, then force */
+	PINL_REFUSE, /* make the operations in `refuse` fail with EBUSY; keep under all others */
+	PINL_FOLLOW, /* on-demand devices: invalidate, let the device fault again */
 };
 
 enum pinl_then {
@@ -227,9 +229,10 @@ int pinl_device_open(struct pinl_ctx *ctx, const char *kind, const void *arg, st
 void pinl_device_close(struct pinl_device *dev);
 
 /*
- * Every completion of a ring given to a "uring" device passes through here first. True: it was
- * pinlease's own (a buffer's last request ended), skip it. A holder that doesn't do this still works,
- * but drains are then only confirmed while the completion is unread.
+ * Every completion of a ring given to a "uring" device must go through here first. True: it is
+ * pinlease's own (the last request on a buffer's old content has ended), skip it; its user_data has
+ * 0x70696e6c in the upper half, which yours must not have. A holder that leaves this out takes them for
+ * completions of its own, and drains are then only confirmed while the completion is unread.
  */
 int pinl_uring_cqe(struct pinl_device *dev, uint64_t user_data);
 
@@ -271,7 +274,7 @@ struct pinl_addr {
  * -ENOMEM      part of the range is not mapped; RLIMIT_MEMLOCK (the sentence names it); out of memory
  * -EACCES      PINL_WRITE on a mapping without write permission
  * -EEXIST      overlaps a lease on the same device
- * -EOPNOTSUPP  the policy can't be kept with this device, memory and sources (R4), or this memory
+ * -EOPNOTSUPP  the policy can't be kept with this device, memory and sources, or this memory
  *              can't be pinned (the sentence says which part, and what would do); SCRATCH or COPY where
  *              another device leases the same addresses
  * -EBUSY       another userfaultfd owns the mapping, or a change of the range is under way
@@ -322,7 +325,7 @@ struct pinl_lease_info {
 	uint64_t id; /* unique in this context */
 	pid_t owner; /* process */
 	pid_t owner_thread;
-	const void *caller; /* return address of pinl_map_range: who took it (P1) */
+	const void *caller; /* return address of pinl_map_range: who took it */
 	uintptr_t start, end;
 	uint64_t since_ns, age_ns;
 	enum pinl_state state;
@@ -344,6 +347,7 @@ int pinl_lease_describe(struct pinl_lease *lease, char *buf, size_t len);
 /*
  * The content the device holds, page by page, wherever file and mapping have gone: how a holder
  * rescues orphaned bytes. `offset` from the lease's start. -EOPNOTSUPP: the device can't be read.
+ * -ENODATA: the lease has been quiesced or failed, the pages are let go: read before that.
  */
 int pinl_lease_read(struct pinl_lease *lease, size_t offset, size_t len, void *buf);
 

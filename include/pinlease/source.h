@@ -5,7 +5,7 @@
  * decides; it says honestly what it can do (coverage) and what it can do this time (change.can).
  *
  * Threads of a source may block nobody but their own actors: they allocate nothing, free nothing and
- * take no lock of the application's, because the application may be waiting for them (I8).
+ * take no lock of the application's, because the application may be waiting for them.
  */
 #ifndef PINLEASE_SOURCE_H
 #define PINLEASE_SOURCE_H
@@ -93,7 +93,7 @@ void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id);
 /* The actor of a change that is not answered yet had to be let go: say so, it is not silent. */
 void pinl_change_cut(struct pinl_ctx *ctx, const struct pinl_change *change);
 
-/* The sequence (I1): a reader raises it before it takes a change from the kernel, lowers it when the
+/* The sequence: a reader raises it before it takes a change from the kernel, lowers it when the
  * change is applied. While raised, pinl_lease_check() says -EAGAIN. */
 void pinl_changing_begin(struct pinl_ctx *ctx);
 void pinl_changing_end(struct pinl_ctx *ctx);

@@ -283,6 +283,9 @@ int pinl_counters(struct pinl_ctx *ctx, struct pinl_counters *out)
 
 	if (!pl_alive(ctx))
 		return pl_stale();
+	if (size < 2 * sizeof(size_t))
+		return pinl_set_error(-EINVAL,
+				      "pinl_counters.size must be sizeof(struct pinl_counters)");
 	pthread_mutex_lock(&ctx->lock);
 	ctx->counters.sequence = atomic_load(&ctx->sequence);
 	memcpy(out, &ctx->counters, size < sizeof *out ? size : sizeof *out);

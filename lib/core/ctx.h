@@ -103,10 +103,12 @@ struct pinl_lease {
 	enum pinl_state state;
 	enum pinl_outcome outcome;
 	bool busy, queued;
-	unsigned jobs;
+	unsigned jobs, doing; /* to do; being done by the worker */
 	struct pl_recall recall;
 	struct pl_recall next; /* late changes that came while FORCING */
 	bool has_next;
+	struct pl_recall late; /* told of too late: noticed as soon as the orphan's baseline is taken */
+	bool has_late;
 	struct pl_range detached[PL_MAX_DETACHED];
 	int n_detached;
 	bool va_lost; /* part of the address range went: whatever is there now is not ours to pin */
@@ -189,6 +191,7 @@ int pl_lease_seal(struct pinl_lease *lease);
 void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered);
 void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered);
 void pl_lease_input(struct pinl_lease *lease, enum pl_input input);
+void pl_recall_late(struct pinl_lease *lease);
 bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem);
 bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem);
 

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/ctx.h"
@@ -284,6 +285,20 @@ static void say_unseen(struct pinl_lease *l)
 	}
 }
 
+static int check_file_end(const struct pinl_lease *l)
+{
+	uint64_t last = l->mem.offset + (l->m.end - l->m.start);
+	struct stat st;
+
+	if (l->mem.fd < 0 || fstat(l->mem.fd, &st) ||
+	    last <= (((uint64_t)st.st_size + PAGE - 1) & ~(PAGE - 1)))
+		return 0;
+	return pinl_set_error(
+		-EINVAL,
+		"the range reaches byte %lu of its file, which ends at %lu; lease less or grow it",
+		(unsigned long)last, (unsigned long)st.st_size);
+}
+
 static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
 		     const struct pinl_policy *policy, struct pinl_lease **out)
 {
@@ -309,6 +324,8 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 		err = pinl_set_error(-EACCES,
 				     "[%#lx, %#lx) is mapped read-only, and PINL_WRITE was asked for",
 				     start, end);
+	if (!err)
+		err = check_file_end(l);
 	if (err) {
 		lease_free(l);
 		return err;

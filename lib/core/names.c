@@ -62,7 +62,10 @@ static void event_where(const struct pinl_event *ev, struct pl_text *t)
 {
 	if (ev->end)
 		pl_text_add(t, " [%#lx, %#lx)", (unsigned long)ev->start, (unsigned long)ev->end);
-	if (ev->file_ino)
+	if (ev->file_ino && ev->file_end >= INT64_MAX / 2)
+		pl_text_add(t, " file %lu:%lu from byte %lu", (unsigned long)ev->file_dev,
+			    (unsigned long)ev->file_ino, (unsigned long)ev->file_start);
+	else if (ev->file_ino)
 		pl_text_add(t, " file %lu:%lu bytes %lu-%lu", (unsigned long)ev->file_dev,
 			    (unsigned long)ev->file_ino, (unsigned long)ev->file_start,
 			    (unsigned long)ev->file_end);
@@ -164,7 +167,7 @@ int pl_describe(const struct pinl_lease *l, char *buf, size_t len)
 		pl_text_add(&t, " (%s)", pinl_outcome_name(l->outcome));
 	pl_text_add(&t, "; changes by pinl_ calls: exact; raw changes:");
 	describe_ops(l, &t, " held:", PINL_CAN_HOLD, 0);
-	describe_ops(l, &t, " told only, not held:", PINL_CAN_TELL, PINL_CAN_HOLD);
-	describe_ops(l, &t, " not seen:", 0, PINL_CAN_TELL);
+	describe_ops(l, &t, "; told only, not held:", PINL_CAN_TELL, PINL_CAN_HOLD);
+	describe_ops(l, &t, "; not seen:", 0, PINL_CAN_TELL);
 	return t.used;
 }

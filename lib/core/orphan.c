@@ -118,7 +118,8 @@ static void summary_line(struct pinl_lease *l, const struct pl_orphan *o, const 
 	if (ev->err)
 		snprintf(what, sizeof what, "what it wrote there is not known");
 	else
-		snprintf(what, sizeof what, "it changed %lu bytes there", (unsigned long)w->bytes);
+		snprintf(what, sizeof what, "it changed %lu bytes there since it was found",
+			 (unsigned long)w->bytes);
 	pthread_mutex_lock(&ctx->lock);
 	n = ctx->n_summary++;
 	if (n < PL_MAX_SUMMARY) {

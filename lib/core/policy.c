@@ -2,7 +2,7 @@
 /*
  * The one place where it is decided what happens to a change. Invariants, checked over the whole
  * product of inputs by tests/test_policy.c:
- * - without an effect nothing is done, whatever the policy;
+ * - without an effect nothing is done, unless a REFUSE names the operation;
  * - REFUSE is only answered to a source that can refuse this change;
  * - nobody is held whose source can't hold;
  * - an effect on pinned pages ends in exactly one of: refused, recalled, reported.
@@ -57,17 +57,14 @@ struct pl_verdict pl_policy_decide(const struct pl_question *q)
 	struct pl_verdict v = {.action = PL_ALLOW};
 	bool hold = q->can & PINL_CAN_HOLD, before = q->can & PINL_CAN_BEFORE;
 
+	if (q->policy == PINL_REFUSE && named(q) && (q->can & PINL_CAN_REFUSE)) {
+		v.action = PL_REFUSE;
+		return v;
+	}
 	if (q->effect == PL_NO_EFFECT)
 		return v;
 	v.hold = hold;
-	if (q->policy == PINL_REFUSE && named(q)) {
-		if (q->can & PINL_CAN_REFUSE) {
-			v.action = PL_REFUSE;
-			v.hold = false;
-			return v;
-		}
-		v.degraded = true;
-	}
+	v.degraded = q->policy == PINL_REFUSE && named(q);
 	if (q->policy == PINL_RECALL) {
 		v.action = PL_RECALL;
 		v.late = q->pinned && !before;
@@ -165,8 +162,7 @@ static int validate_recall(struct pl_plan *p, const char **why)
 
 static int validate_refuse(struct pl_plan *p, const char **why)
 {
-	unsigned effective =
-		p->policy->refuse & pl_policy_relevant_ops(p->kind, p->shared, p->flags & PINL_PIN);
+	unsigned effective = p->policy->refuse & pl_policy_relevant_ops(p->kind, p->shared, false);
 	unsigned can = ops_that_can(p->coverage, PINL_CAN_REFUSE);
 
 	if (p->sealable && (p->flags & PINL_SEAL))

@@ -16,7 +16,8 @@ int pinl_lease_check(struct pinl_lease *l)
 		return pl_stale();
 	changing = atomic_load_explicit(&ctx->changing, memory_order_acquire);
 	pthread_mutex_lock(&ctx->lock);
-	changed = l->state != PINL_ACTIVE || l->n_detached || l->n_orphans || (l->jobs & ~PL_JOB_FOLLOW);
+	changed = l->state != PINL_ACTIVE || l->n_detached || l->n_orphans ||
+		  ((l->jobs | l->doing) & ~PL_JOB_FOLLOW);
 	pthread_mutex_unlock(&ctx->lock);
 	if (changed)
 		return -ESTALE;
@@ -30,6 +31,9 @@ int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 
 	if (!pl_alive(ctx))
 		return pl_stale();
+	if (out->size < 2 * sizeof(size_t))
+		return pinl_set_error(-EINVAL,
+				      "pinl_lease_info.size must be sizeof(struct pinl_lease_info)");
 	pthread_mutex_lock(&ctx->lock);
 	i.id = l->id;
 	i.owner = l->owner;

@@ -161,6 +161,29 @@ static void orphaned(struct pinl_lease *l, const struct pl_recall *r)
 	pl_job_add(l, PL_JOB_ORPHAN);
 }
 
+/* What the device writes after its holder has been told is to count, so the baseline comes first. */
+static void late_recall(struct pinl_lease *l, const struct pl_recall *r)
+{
+	if (l->has_late)
+		merge_recall(&l->late, r);
+	else
+		l->late = *r;
+	l->has_late = true;
+	orphaned(l, r);
+}
+
+void pl_recall_late(struct pinl_lease *l)
+{
+	struct pl_recall r = l->late;
+
+	if (!l->has_late)
+		return;
+	l->has_late = false;
+	pl_lease_cut_detached(l, &r.va);
+	if (l->state != PINL_RELEASED && r.va.start < r.va.end)
+		recall(l, &r);
+}
+
 static void degraded(struct pinl_lease *l, const struct pl_recall *r, int err)
 {
 	struct pinl_event ev;
@@ -189,8 +212,9 @@ static void apply(struct pinl_lease *l, struct pinl_change *ch, const struct pl_
 		orphaned(l, &r);
 	} else if (v.action == PL_RECALL) {
 		if (v.late)
-			orphaned(l, &r);
-		recall(l, &r);
+			late_recall(l, &r);
+		else
+			recall(l, &r);
 	}
 }
 

@@ -87,21 +87,18 @@ int pl_lease_validate(struct pinl_lease *l)
 		.coverage = l->coverage,
 	};
 	const char *why = "";
-	int err = pl_policy_validate(&plan, &why);
+	int err;
 
+	if ((l->flags & PINL_SEAL) && !plan.sealable)
+		return pinl_set_error(-EOPNOTSUPP,
+				      "PINL_SEAL needs a memfd made with MFD_ALLOW_SEALING");
+	err = pl_policy_validate(&plan, &why);
 	if (err && plan.missing)
 		return say_missing(err, why, plan.missing);
 	if (err && plan.device_why)
 		return pinl_set_error(err, "%s (%s %s: %s)", why, "device", l->dev->given->name,
 				      plan.device_why);
-	if (err)
-		return pinl_set_error(err, "%s", why);
-	if (l->flags & PINL_SEAL)
-		return plan.sealable
-			       ? 0
-			       : pinl_set_error(-EOPNOTSUPP,
-						"PINL_SEAL needs a memfd made with MFD_ALLOW_SEALING");
-	return 0;
+	return err ? pinl_set_error(err, "%s", why) : 0;
 }
 
 int pl_lease_seal(struct pinl_lease *l)

@@ -143,6 +143,7 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	struct pl_taken taken = {0};
 	unsigned jobs = l->jobs;
 
+	l->doing = jobs;
 	l->jobs = 0;
 	l->busy = true;
 	l->follow = (struct pl_range){0, 0};
@@ -162,8 +163,11 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	if (jobs & PL_JOB_FOLLOW)
 		ctx->counters.followed++;
 	l->busy = false;
+	l->doing = 0;
 	if (jobs & PL_JOB_TAKE)
 		apply_taken(l, &recall, &taken);
+	if (jobs & PL_JOB_ORPHAN)
+		pl_recall_late(l);
 	if (l->jobs)
 		pl_job_add(l, 0);
 	pl_settle(ctx, &answered);
