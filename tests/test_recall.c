@@ -496,6 +496,42 @@ static void two_leases_on_one_file(void **state)
 	close_rig(r);
 }
 
+/* An unread completion of an earlier device on the same ring says nothing about this one's requests. */
+static void a_second_device_on_a_ring(void **state)
+{
+	struct rig *r = open_rig(NULL);
+	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &r->ring};
+	struct pinl_policy p = recall(PINL_THEN_FAIL, 0);
+	struct io_uring_sqe *sqe;
+	struct pinl_event ev = {0};
+	char c = 0;
+	int fds[2];
+
+	for (int i = 0; i < 3; i++) { /* leaves completions nobody reads */
+		lease(r, &p);
+		pinl_unmap_range(r->lease);
+	}
+	pinl_device_close(r->dev);
+	assert_int_equal(pinl_device_open(r->ctx, "uring", &arg, &r->dev), 0);
+	lease(r, &p);
+	assert_int_equal(pipe(fds), 0);
+	sqe = io_uring_get_sqe(&r->ring);
+	io_uring_prep_read_fixed(sqe, fds[0], r->mem, PAGE, 0, pinl_lease_key(r->lease));
+	io_uring_submit(&r->ring);
+	assert_int_equal(pinl_ftruncate(r->ctx, r->fd, 0), 0);
+	assert_int_equal(count(r, PINL_EV_FORCED, &ev), 1);
+	assert_int_equal(ev.err, 0);
+	/* Released is released: the request was cancelled, so its data stays in the pipe. */
+	assert_int_equal(write(fds[1], "D", 1), 1);
+	assert_int_equal(fcntl(fds[0], F_SETFL, O_NONBLOCK), 0);
+	assert_int_equal(read(fds[0], &c, 1), 1);
+	assert_int_equal(c, 'D');
+	close(fds[0]);
+	close(fds[1]);
+	pinl_unmap_range(r->lease);
+	close_rig(r);
+}
+
 /* SCRATCH and COPY move the memory of one device; two on one range would fall apart. */
 static void two_devices_on_one_range(void **state)
 {
@@ -828,6 +864,7 @@ int main(void)
 		cmocka_unit_test(unmap_answers_a_notice),
 		cmocka_unit_test(no_new_lease_during_a_change),
 		cmocka_unit_test(two_leases_on_one_file),
+		cmocka_unit_test(a_second_device_on_a_ring),
 		cmocka_unit_test(two_devices_on_one_range),
 		cmocka_unit_test(recycled_addresses_stay_private),
 		cmocka_unit_test(a_child_inherits_no_lease),

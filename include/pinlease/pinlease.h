@@ -201,7 +201,10 @@ int pinl_watch_fs(struct pinl_ctx *ctx, const char *path);
 
 /* -------------------------------------------------------------------------------------- devices -- */
 
-/* Argument of the "uring" device. Facility: io_uring_register(2), IORING_REGISTER_BUFFERS_UPDATE. */
+/*
+ * Argument of the "uring" device. When a force has to cancel requests in flight, it can pick them by
+ * kind only: fixed-buffer requests of this ring may then end with -ECANCELED whichever buffer they use;
+ * submit them again. Facility: io_uring_register(2), IORING_REGISTER_BUFFERS_UPDATE. */
 struct pinl_uring_arg {
 	size_t size;
 	struct io_uring *ring; /* yours, stays yours; must outlive the device */

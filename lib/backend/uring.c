@@ -238,15 +238,19 @@ static int pin_error(int err, size_t len)
 	return pinl_set_error(err, "io_uring can't register the range: %s", strerror(-err));
 }
 
-static uint64_t new_tag(struct uring_dev *d)
+/* Never the same twice in this process: an unread completion of a device closed long ago must not be
+ * taken for one of this device. */
+static uint64_t new_tag(void)
 {
-	return PL_URING_TAG | ++d->tags;
+	static _Atomic uint32_t last;
+
+	return PL_URING_TAG | (uint32_t)(atomic_fetch_add(&last, 1) + 1);
 }
 
 static int set_slot(struct uring_dev *d, struct uring_map *u)
 {
 	size_t len = u->m->end - u->m->start;
-	uint64_t tag = new_tag(d);
+	uint64_t tag = new_tag();
 	int err = pl_slot_set(d->ring, d->first + u->slot, (void *)u->m->start, len, tag);
 
 	if (!err)

@@ -47,7 +47,6 @@ struct uring_dev {
 	uint8_t *used; /* nr bytes */
 	unsigned next_slot;
 	struct uring_map *maps;
-	uint32_t tags;
 	struct uring_cq cq;
 	struct io_uring priv; /* reads what leases pin, through clones of their slots */
 	bool can_read;

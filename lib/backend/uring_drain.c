@@ -50,7 +50,7 @@ void pl_uring_cq_close(struct uring_dev *d)
 
 bool pl_uring_tag_seen(struct uring_dev *d, uint64_t user_data)
 {
-	if ((user_data & 0xffffffff00000000ull) != PL_URING_TAG || (uint32_t)user_data > d->tags)
+	if ((user_data & 0xffffffff00000000ull) != PL_URING_TAG)
 		return false;
 	for (struct uring_map *u = d->maps; u; u = u->next)
 		for (int i = 0; i < u->n_waiting; i++)
