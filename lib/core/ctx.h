@@ -126,6 +126,14 @@ struct pl_gate {
 	uint64_t dev, ino, start, end;
 };
 
+/*
+ * A thread of the application's that works on a lease. What it frees or unmaps is the library's own and
+ * must not wait for a lease, least of all its own; and it must not be cancelled with one busy.
+ */
+struct pl_inside {
+	int slot, cancel;
+};
+
 struct pl_events;
 
 struct pinl_ctx {
@@ -171,6 +179,8 @@ bool pl_alive(const struct pinl_ctx *ctx);
 int pl_stale(void);
 void pl_wait_applied(struct pinl_ctx *ctx);
 int pl_exempt_enter(struct pinl_ctx *ctx);
+void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in);
+void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in);
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot);
 
 /* lease.c */
@@ -189,6 +199,7 @@ int pl_lease_seal(struct pinl_lease *lease);
 
 /* recall.c (ctx->lock held) */
 void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered);
+uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered);
 void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered);
 void pl_lease_input(struct pinl_lease *lease, enum pl_input input);
 void pl_recall_late(struct pinl_lease *lease);

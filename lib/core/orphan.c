@@ -16,12 +16,23 @@
 
 #define STEP (64ul << 10)
 
+/*
+ * Shared, so that it is never merged into a mapping of the application's: that one may be watched, and
+ * then unmapping this would wait for a source, which may be waiting for the lease that is busy here.
+ */
+static char *buffer(size_t len)
+{
+	void *map = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	return map == MAP_FAILED ? NULL : map;
+}
+
 static void *snapshot(struct pinl_lease *l, const struct pl_range *va)
 {
 	size_t len = va->end - va->start, off = va->start - l->m.start;
-	char *copy = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *copy = buffer(len);
 
-	if (copy == MAP_FAILED)
+	if (!copy)
 		return NULL;
 	if (l->dev->ops.read(l->dev->priv, &l->m, off, len, copy)) {
 		munmap(copy, len);
@@ -83,8 +94,8 @@ static int compare(struct pinl_lease *l, const struct pl_orphan *o, struct writt
 {
 	size_t len = o->va.end - o->va.start, off = o->va.start - l->m.start;
 	const char *old = o->baseline;
-	char *now = mmap(NULL, STEP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	int err = now == MAP_FAILED ? -ENOMEM : 0;
+	char *now = buffer(STEP);
+	int err = now ? 0 : -ENOMEM;
 
 	if (err)
 		return err;

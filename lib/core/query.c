@@ -73,8 +73,9 @@ int pinl_lease_describe(struct pinl_lease *l, char *buf, size_t len)
 }
 
 /* Keep the worker off the lease while fn's backend call runs. */
-static void own(struct pinl_lease *l)
+static void own(struct pinl_lease *l, struct pl_inside *in)
 {
+	pl_inside_begin(l->ctx, in);
 	pthread_mutex_lock(&l->ctx->lock);
 	while (l->busy)
 		pthread_cond_wait(&l->ctx->settled, &l->ctx->lock);
@@ -82,7 +83,7 @@ static void own(struct pinl_lease *l)
 	pthread_mutex_unlock(&l->ctx->lock);
 }
 
-static void disown(struct pinl_lease *l)
+static void disown(struct pinl_lease *l, const struct pl_inside *in)
 {
 	struct pinl_change *answered = NULL;
 
@@ -94,6 +95,7 @@ static void disown(struct pinl_lease *l)
 	pthread_cond_broadcast(&l->ctx->settled);
 	pthread_mutex_unlock(&l->ctx->lock);
 	pl_answer_all(l->ctx, answered);
+	pl_inside_end(l->ctx, in);
 }
 
 static int check_part(struct pinl_lease *l, uintptr_t start, uintptr_t end)
@@ -108,6 +110,7 @@ static int check_part(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 {
 	size_t size = l->m.end - l->m.start;
+	struct pl_inside in;
 	int err;
 
 	if (!pl_alive(l->ctx))
@@ -115,32 +118,34 @@ int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 	if (offset > size || len > size - offset)
 		return pinl_set_error(-EINVAL, "%zu bytes at %zu are not inside the lease of %zu", len,
 				      offset, size);
-	own(l);
+	own(l, &in);
 	err = l->dev->ops.read(l->dev->priv, &l->m, offset, len, buf);
-	disown(l);
+	disown(l, &in);
 	return err;
 }
 
 int pinl_device_protect(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 {
 	int err = check_part(l, start, end);
+	struct pl_inside in;
 
 	if (err)
 		return err;
-	own(l);
+	own(l, &in);
 	err = l->dev->ops.protect(l->dev->priv, &l->m, start, end);
-	disown(l);
+	disown(l, &in);
 	return err;
 }
 
 int pinl_device_dirty(struct pinl_lease *l, uintptr_t start, uintptr_t end, uint8_t *dirty)
 {
 	int err = check_part(l, start, end);
+	struct pl_inside in;
 
 	if (err)
 		return err;
-	own(l);
+	own(l, &in);
 	err = l->dev->ops.dirty(l->dev->priv, &l->m, start, end, dirty);
-	disown(l);
+	disown(l, &in);
 	return err;
 }
