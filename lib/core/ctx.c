@@ -170,6 +170,7 @@ static void ctx_free(struct pinl_ctx *ctx)
 		ctx->sources[i].ops->close(ctx->sources[i].priv);
 	pl_events_free(ctx->events);
 	pl_swap_free(ctx->swap);
+	pl_bounce_free(ctx->bounce);
 	if (ctx->alive)
 		munmap(ctx->alive, 4096);
 	pthread_cond_destroy(&ctx->settled);

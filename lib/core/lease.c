@@ -19,7 +19,7 @@
 #include "os/vma.h"
 
 #define PAGE	    4096ul
-#define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL)
+#define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL | PINL_STAGE)
 
 static unsigned bucket_of(uint64_t dev, uint64_t ino)
 {
@@ -250,6 +250,7 @@ static void withdraw(struct pinl_lease *l)
 
 static void lease_free(struct pinl_lease *l)
 {
+	pl_lease_unstage(l);
 	if (l->mem.fd >= 0)
 		close(l->mem.fd);
 	free(l);
@@ -258,8 +259,10 @@ static void lease_free(struct pinl_lease *l)
 static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	int err = l->dev->ops.map(l->dev->priv, &l->m, addrs);
+	int err = l->dev->ops.map(l->dev->priv, &l->dm, addrs);
 
+	if (err == -EOPNOTSUPP && (l->flags & PINL_STAGE))
+		err = pl_lease_stage(l, addrs);
 	if (err) {
 		withdraw(l);
 		return err;
@@ -320,6 +323,7 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 		l->policy.grace_ms = dev->ctx->opts.ceiling_ms;
 	l->m = (struct pinl_mapping){
 		.start = start, .end = end, .flags = flags & (PINL_WRITE | PINL_PIN)};
+	l->dm = l->m;
 	l->owner = getpid();
 	l->owner_thread = gettid();
 	l->since_ns = pl_clock_ns();
@@ -449,11 +453,13 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
 	if (before != PINL_RELEASED)
 		pl_orphan_check(l);
-	l->m.holder_done = !leaked;
-	l->dev->ops.stop(l->dev->priv, &l->m);
-	drained = l->dev->ops.drain(l->dev->priv, &l->m, deadline);
+	l->dm.holder_done = !leaked;
+	l->dev->ops.stop(l->dev->priv, &l->dm);
+	drained = l->dev->ops.drain(l->dev->priv, &l->dm, deadline);
+	if (before != PINL_RELEASED)
+		pl_lease_flush(l, NULL);
 	pl_orphan_end(l);
-	l->dev->ops.unmap(l->dev->priv, &l->m);
+	l->dev->ops.unmap(l->dev->priv, &l->dm);
 	say_ended(l, before, leaked);
 	pthread_mutex_lock(&ctx->lock);
 	ctx->counters.leaks += leaked;
@@ -496,7 +502,7 @@ int pinl_quiesced(struct pinl_lease *l)
 
 uint32_t pinl_lease_key(struct pinl_lease *lease)
 {
-	return lease->m.key;
+	return lease->dm.key;
 }
 
 void pinl_lease_set_cookie(struct pinl_lease *lease, void *cookie)

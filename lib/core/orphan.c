@@ -34,7 +34,7 @@ static void *snapshot(struct pinl_lease *l, const struct pl_range *va)
 
 	if (!copy)
 		return NULL;
-	if (l->dev->ops.read(l->dev->priv, &l->m, off, len, copy)) {
+	if (l->dev->ops.read(l->dev->priv, &l->dm, off, len, copy)) {
 		munmap(copy, len);
 		return NULL;
 	}
@@ -69,6 +69,8 @@ void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
 	struct pinl_event ev;
 	void *baseline;
 
+	if (l->stage && (lost.op == PINL_OP_COLLAPSE || lost.op == PINL_OP_INSERT))
+		pl_stage_cut(l->stage, lost.va.start - l->m.start, lost.va.end - lost.va.start);
 	if (known(l, &lost.va))
 		return;
 	cut_known(l, &lost.va);
@@ -82,6 +84,31 @@ void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
 		(struct pl_orphan){lost.va, lost.op, pl_clock_ns(), lost.actor_pid, baseline};
 	ctx->counters.orphans++;
 	ctx->counters.orphan_bytes += lost.va.end - lost.va.start;
+	pthread_mutex_unlock(&ctx->lock);
+	pl_event_push(ctx, &ev);
+}
+
+/* What a staged device wrote and the file has no page for: the copy is all there is of it. */
+void pl_orphan_unwritten(struct pinl_lease *l, const struct pl_recall *why, uint64_t bytes)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	struct pinl_event ev;
+	int n;
+
+	pl_event_lease(l, PINL_EV_ORPHAN, why, &ev);
+	ev.bytes = bytes;
+	ev.err = -ENODATA;
+	pthread_mutex_lock(&ctx->lock);
+	ctx->counters.orphans++;
+	ctx->counters.orphan_bytes += bytes;
+	ctx->counters.orphan_bytes_written += bytes;
+	n = ctx->n_summary++;
+	if (n < PL_MAX_SUMMARY)
+		snprintf(ctx->summary[n], sizeof ctx->summary[n],
+			 "lease %lu: %lu bytes that device %s wrote to its copy of file %lu:%lu have no "
+			 "place in the file any more",
+			 (unsigned long)l->id, (unsigned long)bytes, l->dev->given->name,
+			 (unsigned long)l->mem.dev, (unsigned long)l->mem.ino);
 	pthread_mutex_unlock(&ctx->lock);
 	pl_event_push(ctx, &ev);
 }
@@ -102,7 +129,7 @@ static int compare(struct pinl_lease *l, const struct pl_orphan *o, struct writt
 	for (size_t at = 0; at < len && !err; at += STEP) {
 		size_t n = len - at < STEP ? len - at : STEP;
 
-		err = l->dev->ops.read(l->dev->priv, &l->m, off + at, n, now);
+		err = l->dev->ops.read(l->dev->priv, &l->dm, off + at, n, now);
 		for (size_t i = 0; !err && i < n; i++) {
 			if (now[i] == old[at + i])
 				continue;

@@ -55,6 +55,7 @@ int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 	for (int k = 0; k < l->n_orphans; k++)
 		i.orphan_bytes += l->orphans[k].va.end - l->orphans[k].va.start;
 	memcpy(i.coverage, l->coverage, sizeof l->coverage);
+	i.stage = l->stage ? l->dm.start : 0;
 	pthread_mutex_unlock(&ctx->lock);
 	memcpy(out, &i, out->size < sizeof i ? out->size : sizeof i);
 	return 0;
@@ -119,7 +120,30 @@ int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 		return pinl_set_error(-EINVAL, "%zu bytes at %zu are not inside the lease of %zu", len,
 				      offset, size);
 	own(l, &in);
-	err = l->dev->ops.read(l->dev->priv, &l->m, offset, len, buf);
+	err = l->dev->ops.read(l->dev->priv, &l->dm, offset, len, buf);
+	disown(l, &in);
+	return err;
+}
+
+int pinl_lease_sync(struct pinl_lease *l, size_t offset, size_t len, unsigned direction)
+{
+	size_t size = l->m.end - l->m.start;
+	struct pl_inside in;
+	int err = 0;
+
+	if (!pl_alive(l->ctx))
+		return pl_stale();
+	if (offset > size || len > size - offset)
+		return pinl_set_error(-EINVAL, "%zu bytes at %zu are not inside the lease of %zu", len,
+				      offset, size);
+	if (!direction || direction & ~(PINL_FOR_CPU | PINL_FOR_DEVICE))
+		return pinl_set_error(-EINVAL, "direction %#x is not PINL_FOR_CPU or PINL_FOR_DEVICE",
+				      direction);
+	own(l, &in);
+	if (l->state == PINL_RELEASED)
+		err = pinl_set_error(-ESTALE, "the lease has been taken back");
+	else if (l->stage)
+		err = pl_lease_sync(l, offset, len, direction);
 	disown(l, &in);
 	return err;
 }
@@ -132,7 +156,8 @@ int pinl_device_protect(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 	if (err)
 		return err;
 	own(l, &in);
-	err = l->dev->ops.protect(l->dev->priv, &l->m, start, end);
+	err = l->dev->ops.protect(l->dev->priv, &l->dm, start + l->dm.start - l->m.start,
+				  end + l->dm.start - l->m.start);
 	disown(l, &in);
 	return err;
 }
@@ -145,7 +170,8 @@ int pinl_device_dirty(struct pinl_lease *l, uintptr_t start, uintptr_t end, uint
 	if (err)
 		return err;
 	own(l, &in);
-	err = l->dev->ops.dirty(l->dev->priv, &l->m, start, end, dirty);
+	err = l->dev->ops.dirty(l->dev->priv, &l->dm, start + l->dm.start - l->m.start,
+				end + l->dm.start - l->m.start, dirty);
 	disown(l, &in);
 	return err;
 }

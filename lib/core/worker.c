@@ -127,7 +127,7 @@ static void follow(struct pinl_lease *l, const struct pl_range *va)
 {
 	struct pl_recall r = {.va = *va, .op = PINL_OP_NR};
 	struct pinl_event ev;
-	int err = l->dev->ops.invalidate(l->dev->priv, &l->m, va->start, va->end);
+	int err = l->dev->ops.invalidate(l->dev->priv, &l->dm, va->start, va->end);
 
 	pl_event_lease(l, PINL_EV_FOLLOWED, &r, &ev);
 	ev.err = err;

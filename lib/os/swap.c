@@ -300,9 +300,10 @@ static void fill_wanted(struct filler *f)
 	}
 }
 
-static int move_over(struct pl_swap *s, uintptr_t start, size_t len, int prot, bool missing)
+static int move_over(struct pl_swap *s, uintptr_t start, size_t len, void *with, int prot, bool missing)
 {
-	void *fresh = mmap(NULL, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *fresh =
+		with ? with : mmap(NULL, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	struct uffdio_register reg = {.range = {(uintptr_t)fresh, len},
 				      .mode = UFFDIO_REGISTER_MODE_MISSING};
 	int err;
@@ -335,16 +336,19 @@ static int fill_all(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_f
 	return f.err;
 }
 
-int pl_swap_replace(struct pl_swap *s, uintptr_t start, uintptr_t end, bool writable, pl_fill_fn fill,
-		    void *arg)
+int pl_swap_replace(struct pl_swap *s, uintptr_t start, uintptr_t end, void *with, bool writable,
+		    pl_fill_fn fill, void *arg)
 {
 	int prot = PROT_READ | (writable ? PROT_WRITE : 0), err;
 
-	if (fill && s->uffd < 0)
+	if (fill && s->uffd < 0) {
+		if (with)
+			munmap(with, end - start);
 		return -EOPNOTSUPP;
+	}
 	pthread_mutex_lock(&switching);
 	atomic_store(&s->n_moves, 0);
-	err = move_over(s, start, end - start, prot, fill != NULL);
+	err = move_over(s, start, end - start, with, prot, fill != NULL);
 	if (!err && fill)
 		err = fill_all(s, start, end, fill, arg);
 	pthread_mutex_unlock(&switching);
