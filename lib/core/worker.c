@@ -101,7 +101,7 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 	l->outcome = taken->outcome;
 	if (!taken->whole) {
 		detach(l, &r->va);
-		l->va_lost |= r->effect == PL_GONE;
+		l->va_lost |= r->effect == PL_GONE || taken->va_lost;
 	}
 	if (r->quiesced)
 		ctx->counters.quiesced++;
