@@ -204,7 +204,7 @@ static pthread_t begin_force(struct raw *trigger)
 {
 	pthread_t dma;
 
-	lend(&t, &l, trigger->at, trigger->len, PINNED, recall(PINL_THEN_COPY, 1));
+	lend(&t, &l, trigger->at, trigger->len, PINNED | PINL_COOPERATIVE, recall(PINL_THEN_COPY, 1));
 	pinl_soft_pause(t.dev, 1);
 	assert_int_equal(pthread_create(&dma, NULL, long_transfer, NULL), 0);
 	raw_start(trigger);
@@ -228,6 +228,14 @@ static void put_another_there(struct raw *change, int overmap)
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 	assert_ptr_equal(got, overmap ? MAP_FAILED : change->at);
 	memset(change->at, 'n', change->len);
+}
+
+static void assert_no_orphan(void)
+{
+	struct pinl_counters n = {.size = sizeof n};
+
+	assert_ok(pinl_counters(t.ctx, &n));
+	assert_int_equal(n.orphans, 0);
 }
 
 static void memory_put_there_during_a_force_is_left_alone(void **state)
@@ -254,6 +262,7 @@ static void memory_put_there_during_a_force_is_left_alone(void **state)
 			assert_page(change.at + page * PG, 'n');
 		}
 		end(&l);
+		assert_no_orphan();
 		munmap(change.at, 4 * PG);
 		trap_close(&t);
 	}
@@ -285,7 +294,42 @@ static void a_hole_made_during_a_force_stays_a_hole(void **state)
 	assert_ok(put(&t, &l, 1, 'x'));
 	assert_page(unmap.at + PG, 'n');
 	end(&l);
+	assert_no_orphan();
 	munmap(unmap.at, 4 * PG);
+	trap_close(&t);
+}
+
+static void free_by_call(struct raw *r)
+{
+	r->got = pinl_madvise(t.ctx, r->at, r->len, MADV_FREE) ? NULL : r->at;
+}
+
+/* The same where nobody tells of what is unmapped: another file at the addresses is not taken for the
+ * lease's memory. */
+static void a_file_put_there_during_a_force_is_left_alone(void **state)
+{
+	struct raw trigger = {.fn = free_by_call, .len = 4 * PG}, over = {.len = 4 * PG};
+	struct pinl_event ev;
+	pthread_t dma;
+
+	trap_open_with(&t, SOFT, PINL_SOURCE_NOTIFY);
+	trigger.at = over.at = anon(4 * PG);
+	dma = begin_force(&trigger);
+	over.how = memfd(4 * PG);
+	raw_overmap(&over);
+	memset(over.at, 'n', 4 * PG);
+	pinl_soft_pause(t.dev, 0);
+	pthread_join(dma, NULL);
+	ev = await(&t, PINL_EV_FORCED);
+	assert_int_equal(ev.outcome, PINL_OUT_FAIL);
+	assert_int_equal(ev.err, -EEXIST);
+	pthread_join(trigger.thread, NULL);
+	assert_int_equal(put(&t, &l, 1, 'x'), -EFAULT);
+	for (int page = 0; page < 4; page++)
+		assert_page(over.at + page * PG, 'n');
+	end(&l);
+	munmap(over.at, 4 * PG);
+	close(over.how);
 	trap_close(&t);
 }
 
@@ -297,6 +341,7 @@ int main(void)
 		cmocka_unit_test(mapping_over_a_lease_that_is_being_made),
 		cmocka_unit_test(memory_put_there_during_a_force_is_left_alone),
 		cmocka_unit_test(a_hole_made_during_a_force_stays_a_hole),
+		cmocka_unit_test(a_file_put_there_during_a_force_is_left_alone),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

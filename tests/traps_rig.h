@@ -59,9 +59,10 @@ static inline struct pinl_policy recall(enum pinl_then then, unsigned grace_ms)
 				    .grace_ms = grace_ms};
 }
 
-static inline void trap_open(struct trap *t, int kind)
+static inline void trap_open_with(struct trap *t, int kind, unsigned sources)
 {
-	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1, .drain_ms = 2000};
+	struct pinl_opts opts = {
+		.size = sizeof opts, .summary_fd = -1, .drain_ms = 5000, .sources = sources};
 	struct pinl_uring_arg uring = {.size = sizeof uring, .ring = &t->ring, .slots = 16};
 
 	alarm(120);
@@ -74,6 +75,11 @@ static inline void trap_open(struct trap *t, int kind)
 		assert_int_equal(io_uring_queue_init(8, &t->ring, 0), 0);
 	assert_ok(pinl_device_open(t->ctx, kind == URING ? "uring" : "soft",
 				   kind == URING ? (void *)&uring : NULL, &t->dev));
+}
+
+static inline void trap_open(struct trap *t, int kind)
+{
+	trap_open_with(t, kind, 0);
 }
 
 static inline void trap_close(struct trap *t)
