@@ -35,6 +35,7 @@ struct pinl_memory {
 	int shared;		      /* MAP_SHARED */
 	int writable;		      /* PROT_WRITE */
 	int is_memfd;
+	uint64_t map_dev; /* the file's device as /proc/self/maps has it; differs from `dev` on btrfs */
 };
 
 struct pinl_change {

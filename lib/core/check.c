@@ -4,8 +4,8 @@
  * ends the lease, with the lease busy and no lock.
  *
  * Cheap tests first: a hole in tmpfs, an empty entry in the page table. They miss pages that were let go
- * and touched again. If the file changed since it was pinned (its ctime says so) and changes of it are
- * not held, device and CPU are compared word by word. A word that differs is read again: only one that
+ * and touched again. If the file changed since it was pinned (its ctime says so) and not every change of
+ * it is held, device and CPU are compared word by word. A word that differs is read again: only one that
  * stays the same on the CPU's side and different on the device's is an orphan's, so stores going on
  * don't mislead. Equal content is no loss.
  */
@@ -60,7 +60,17 @@ static void check_shmem(struct pinl_lease *l)
 	}
 }
 
-/* Pinned private pages stay in the page table: an empty entry means they were let go (or guarded). */
+/* A guard looks like a page in swap, where pinned pages never are for long; but nobody can read it. */
+static bool is_there(uint64_t entry, uintptr_t at)
+{
+	struct iovec to = {&(char){0}, 1}, from = {(void *)at, 1};
+
+	if (entry >> 63)
+		return true;
+	return entry >> 62 && process_vm_readv(getpid(), &to, 1, &from, 1, 0) == 1;
+}
+
+/* Pinned private pages stay in the page table: an empty entry means they were let go. */
 static void check_private(struct pinl_lease *l)
 {
 	uint64_t entries[512];
@@ -73,7 +83,7 @@ static void check_private(struct pinl_lease *l)
 		if (pread(fd, entries, n * 8, at / PAGE * 8) != (ssize_t)(n * 8))
 			break;
 		for (size_t i = 0; i < n; i++, at += PAGE) {
-			bool present = entries[i] >> 62; /* present or swapped */
+			bool present = is_there(entries[i], at);
 
 			if (!present && !gone)
 				gone = at;
@@ -119,13 +129,20 @@ static bool differs(struct pinl_lease *l, uintptr_t at, struct views v[2])
 	return false;
 }
 
+/* Whose changes are held can't have lost anything; but a truncation through an overlay isn't, and takes
+ * private pages. */
+static bool is_suspect(const struct pinl_lease *l)
+{
+	return !(l->coverage[PINL_OP_TRUNCATE] & PINL_CAN_HOLD) || l->mem.kind == PINL_MEM_FILE_PRIVATE;
+}
+
 static void check_content(struct pinl_lease *l)
 {
 	struct views v[2];
 	uintptr_t gone = 0, at;
 	struct stat st;
 
-	if (l->mem.fd < 0 || (l->coverage[PINL_OP_TRUNCATE] & PINL_CAN_HOLD) || fstat(l->mem.fd, &st) ||
+	if (l->mem.fd < 0 || !is_suspect(l) || fstat(l->mem.fd, &st) ||
 	    !memcmp(&st.st_ctim, &l->ctime, sizeof l->ctime))
 		return;
 	for (at = l->m.start; at < l->m.end; at += PAGE) {

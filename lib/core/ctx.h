@@ -218,7 +218,8 @@ void pl_job_add(struct pinl_lease *lease, unsigned jobs); /* ctx->lock held */
 struct pl_taken {
 	enum pinl_outcome outcome;
 	bool whole;
-	int err; /* what fell short */
+	bool va_lost; /* the addresses turned out to be unmapped */
+	int err;      /* what fell short */
 };
 void pl_take(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
 void pl_orphan_begin(struct pinl_lease *lease, const struct pl_recall *lost);

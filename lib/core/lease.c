@@ -2,9 +2,10 @@
 /*
  * Leases: making, ending and describing them.
  *
- * Making one is watch -> visible -> pinned, so a change is never missed between pin and watch: it finds
- * the lease in the index while `busy` still keeps the worker off the half-made mapping, and the recall
- * starts as soon as the pin is there. Nothing is allocated or freed under ctx->lock.
+ * Making one is visible -> watched -> looked at again -> pinned, so no change is missed: one from the
+ * watch on finds the lease in the index while `busy` still keeps the worker off the half-made mapping,
+ * and the recall starts as soon as the pin is there; one before shows in the second look, or put the
+ * same memory there. Nothing is allocated or freed under ctx->lock.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -263,10 +264,8 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 
 	if (err == -EOPNOTSUPP && (l->flags & PINL_STAGE))
 		err = pl_lease_stage(l, addrs);
-	if (err) {
-		withdraw(l);
+	if (err)
 		return err;
-	}
 	pl_orphan_mark(l);
 	pthread_mutex_lock(&ctx->lock);
 	l->busy = false;
@@ -343,35 +342,38 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 	return 0;
 }
 
-/* Not even watched: a range that is being replaced must not get a second userfaultfd. */
-static int check_pending(struct pinl_lease *l)
+/* Of a published lease; on failure it is nobody's any more. */
+static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 {
-	bool pending;
+	int err = pl_lease_watch(l);
 
-	pthread_mutex_lock(&l->ctx->lock);
-	pending = pl_change_pending_on(l->ctx, &l->mem);
-	pthread_mutex_unlock(&l->ctx->lock);
-	return pending ? say_changing(l) : 0;
-}
-
-static int lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
-{
-	int err = check_pending(l);
-
-	if (!err)
-		err = pl_lease_watch(l);
+	if (!err && !pl_vma_same(&l->mem, l->m.start, l->m.end))
+		err = pinl_set_error(-EBUSY,
+				     "[%#lx, %#lx) was mapped anew while it was being leased; try again "
+				     "when that is done",
+				     l->m.start, l->m.end);
 	if (!err)
 		err = pl_lease_validate(l);
 	if (!err)
 		err = pl_lease_seal(l);
-	if (!err) {
-		pl_wait_applied(l->ctx);
-		err = publish(l);
-	}
 	if (!err)
 		err = pin(l, addrs);
 	if (err) {
+		withdraw(l);
 		pl_lease_unwatch(l);
+	}
+	return err;
+}
+
+static int lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
+{
+	int err;
+
+	pl_wait_applied(l->ctx);
+	err = publish(l);
+	if (!err)
+		err = make(l, addrs);
+	if (err) {
 		lease_free(l);
 		return err;
 	}

@@ -101,7 +101,7 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 	l->outcome = taken->outcome;
 	if (!taken->whole) {
 		detach(l, &r->va);
-		l->va_lost |= r->effect == PL_GONE;
+		l->va_lost |= r->effect == PL_GONE || taken->va_lost;
 	}
 	if (r->quiesced)
 		ctx->counters.quiesced++;
@@ -150,14 +150,18 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	struct pinl_change *answered = NULL;
 	struct pl_taken taken = {0};
 	unsigned jobs = l->jobs;
+	bool lost_some;
 
+	/* A force has taken the pages meanwhile, or some of them. */
+	pl_lease_cut_detached(l, &lost.va);
+	lost_some = (jobs & PL_JOB_ORPHAN) && l->state != PINL_RELEASED && lost.va.start < lost.va.end;
 	l->doing = jobs;
 	l->jobs = 0;
 	l->busy = true;
 	l->follow = (struct pl_range){0, 0};
 	pthread_mutex_unlock(&ctx->lock);
 
-	if (jobs & PL_JOB_ORPHAN)
+	if (lost_some)
 		pl_orphan_begin(l, &lost);
 	if (jobs & PL_JOB_FOLLOW)
 		follow(l, &follow_va);

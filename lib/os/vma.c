@@ -229,7 +229,7 @@ static void classify(const struct vma *v, struct pinl_memory *m)
 				  : PINL_MEM_ANON;
 		return;
 	}
-	m->dev = makedev(v->major, v->minor);
+	m->dev = m->map_dev = makedev(v->major, v->minor);
 	m->ino = v->ino;
 	m->kind = kind_by_name(v);
 	m->is_memfd = !strncmp(v->name, "/memfd:", 7);
@@ -294,4 +294,24 @@ int pl_vma_query(uintptr_t start, uintptr_t end, struct pinl_memory *out)
 	m.offset = m.ino ? first.offset + (start - first.start) : 0;
 	*out = m;
 	return 0;
+}
+
+static bool is_of(const struct vma *v, const struct pinl_memory *m)
+{
+	return v->ino == m->ino && v->shared == (bool)m->shared &&
+	       (!m->ino || (makedev(v->major, v->minor) == m->map_dev &&
+			    v->offset - v->start == m->offset - m->start));
+}
+
+bool pl_vma_same(const struct pinl_memory *m, uintptr_t start, uintptr_t end)
+{
+	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	struct vma v;
+	bool same = true;
+
+	for (; same && start < end; start = v.end)
+		same = !vma_at(maps, start, &v) && is_of(&v, m);
+	if (maps >= 0)
+		close(maps);
+	return same;
 }
