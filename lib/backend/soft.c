@@ -236,6 +236,8 @@ static void soft_unmap(void *dev, struct pinl_mapping *m)
 	pthread_mutex_unlock(&s->lock);
 	pl_soft_free_pins(s, map->old);
 	pl_soft_free_pins(s, map->pin);
+	if (s->pins)
+		pl_pins_settle(s->pins);
 	free(map);
 	m->priv = NULL;
 }

@@ -97,7 +97,7 @@ static bool probe_clone(struct uring_dev *d)
 	if (!io_uring_queue_init(2, &other, 0)) {
 		ok = !pl_table_make(other.ring_fd, 1) && !pl_slot_set(other.ring_fd, 0, page, PAGE, 0) &&
 		     !pl_slot_clone(other.ring_fd, 0, d->priv.ring_fd, 0) &&
-		     !pl_slot_set(d->priv.ring_fd, 0, NULL, 0, 0);
+		     !pl_slot_empty(d->priv.ring_fd, 0);
 		io_uring_queue_exit(&other);
 	}
 	munmap(page, PAGE);
@@ -116,7 +116,8 @@ static int open_private(struct uring_dev *d)
 	err = pl_table_make(d->priv.ring_fd, d->nr);
 	d->bounce = memfd_create("pinlease", MFD_CLOEXEC);
 	if (err || d->bounce < 0)
-		return pinl_set_error(err ? err : -errno, "can't make a second ring's buffers");
+		return pinl_set_error(err ? err : -errno, "can't make a second ring's buffers: %s",
+				      strerror(err ? -err : errno));
 	d->can_read = probe_clone(d);
 	return 0;
 }
@@ -267,9 +268,10 @@ static void wait_for(struct uring_map *u, uint64_t tag)
 		u->lost = true;
 }
 
-static void empty_slot(struct uring_dev *d, struct uring_map *u)
+/* If the kernel won't, u->tag says so: drain tries again and doesn't confirm before. */
+void pl_uring_empty(struct uring_dev *d, struct uring_map *u)
 {
-	if (!u->tag || pl_slot_set(d->ring, d->first + u->slot, NULL, 0, 0))
+	if (!u->tag || pl_slot_empty(d->ring, d->first + u->slot))
 		return;
 	wait_for(u, u->tag);
 	u->tag = 0;
@@ -318,7 +320,7 @@ static void uring_unmap(void *dev, struct pinl_mapping *m)
 	struct uring_map *u = m->priv;
 
 	pthread_mutex_lock(&d->lock);
-	empty_slot(d, u);
+	pl_uring_empty(d, u);
 	pl_uring_let_go(d, u);
 	d->used[u->slot] = 0;
 	for (struct uring_map **p = &d->maps; *p; p = &(*p)->next)
@@ -338,7 +340,7 @@ static int uring_stop(void *dev, struct pinl_mapping *m)
 	pthread_mutex_lock(&d->lock);
 	if (d->can_read)
 		pl_uring_hold(d, u);
-	empty_slot(d, u);
+	pl_uring_empty(d, u);
 	u->stopped = true;
 	pthread_mutex_unlock(&d->lock);
 	return 0;
@@ -360,7 +362,7 @@ static int retarget_tight(struct uring_dev *d, struct uring_map *u)
 	struct timespec t = {0, 1000000};
 
 	pl_uring_let_go(d, u);
-	empty_slot(d, u);
+	pl_uring_empty(d, u);
 	for (int i = 0; i < 200 && u->n_waiting; i++) {
 		pl_uring_cq_look(d);
 		pthread_mutex_unlock(&d->lock);

@@ -90,7 +90,7 @@ int pl_uring_hold(struct uring_dev *d, struct uring_map *u)
 
 void pl_uring_let_go(struct uring_dev *d, struct uring_map *u)
 {
-	if (u->held && !pl_slot_set(d->priv.ring_fd, u->slot, NULL, 0, 0))
+	if (u->held && !pl_slot_empty(d->priv.ring_fd, u->slot))
 		u->held = false;
 }
 
@@ -99,9 +99,11 @@ static bool ended(struct uring_dev *d, struct uring_map *u)
 	bool yes;
 
 	pthread_mutex_lock(&d->lock);
+	if (u->stopped)
+		pl_uring_empty(d, u); /* stop couldn't */
 	if (u->n_waiting)
 		pl_uring_cq_look(d);
-	yes = !u->n_waiting && !u->lost;
+	yes = !u->n_waiting && !u->lost && !(u->stopped && u->tag);
 	if (yes && !u->stopped)
 		pl_uring_let_go(d, u);
 	pthread_mutex_unlock(&d->lock);
@@ -131,7 +133,8 @@ int pl_uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 			return pinl_set_error(
 				-ETIMEDOUT,
 				"requests on the old pages had not ended by the deadline, or their "
-				"completions were not passed to pinl_uring_cqe");
+				"completions were not passed to pinl_uring_cqe, or the kernel had no "
+				"memory to empty the slot");
 		if (now >= half && !cancelled) {
 			cancelled = true;
 			pl_ring_cancel_fixed(d->ring, (deadline_ns - now) / 2);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Waking a thread that polls an eventfd. Who is not woken may wait for ever, and whoever joins him too. */
+/* Waking a thread that polls an eventfd. Who is not woken may wait for ever, and whoever joins him too.
+ */
 #ifndef PL_OS_WAKE_H
 #define PL_OS_WAKE_H
 
