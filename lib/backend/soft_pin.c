@@ -20,6 +20,7 @@
 
 #include <pinlease/device.h>
 
+#include "backend/ring_move.h"
 #include "backend/uring_table.h"
 
 enum {
@@ -30,10 +31,9 @@ enum {
 
 struct pl_pins {
 	struct io_uring ring;
-	pthread_mutex_t lock; /* ring's queues, bounce, broken, full, free, nr_free */
+	pthread_mutex_t lock; /* ring's queues, bounce, full, free, nr_free */
 	int bounce_fd;
 	unsigned char *bounce;
-	int broken;	     /* a request may still be in the ring: no other may follow */
 	struct pl_pin *full; /* freed, but the kernel had no memory to empty their slots */
 	unsigned nr_free;
 	uint16_t free[SLOTS];
@@ -215,52 +215,22 @@ void pl_pin_free(struct pl_pins *p, struct pl_pin *pin)
 	pl_pins_settle(p);
 }
 
-/* The only completion there can be is that of the request just made. */
-static int finish(struct pl_pins *p, size_t len)
-{
-	struct io_uring_cqe *cqe;
-	int ret;
-
-	do
-		ret = io_uring_submit(&p->ring);
-	while (ret == -EINTR || ret == -EAGAIN);
-	if (ret != 1)
-		goto broken;
-	do
-		ret = io_uring_wait_cqe(&p->ring, &cqe);
-	while (ret == -EINTR || ret == -EAGAIN);
-	if (ret < 0)
-		goto broken;
-	ret = cqe->res;
-	io_uring_cqe_seen(&p->ring, cqe);
-	if (ret < 0)
-		return ret;
-	return (size_t)ret == len ? 0 : -EIO;
-broken:
-	p->broken = 1;
-	return ret < 0 ? ret : -EIO;
-}
-
 static int access_chunk(struct pl_pins *p, const struct pl_pin *pin, size_t offset, void *buf,
 			size_t len, int write)
 {
-	struct io_uring_sqe *sqe;
 	void *at = (void *)(pin->start + offset);
-	int err;
+	int ret;
 
-	if (p->broken)
-		return -EIO;
-	sqe = io_uring_get_sqe(&p->ring);
-	if (write) {
+	if (write)
 		memcpy(p->bounce, buf, len);
-		io_uring_prep_read_fixed(sqe, p->bounce_fd, at, len, 0, pin->slot);
-	} else {
-		io_uring_prep_write_fixed(sqe, p->bounce_fd, at, len, 0, pin->slot);
-	}
-	err = finish(p, len);
-	if (!err && !write)
+	ret = pl_ring_move(&p->ring, write, p->bounce_fd, at, len, pin->slot);
+	if (ret < 0)
+		return ret;
+	if ((size_t)ret != len)
+		return -EIO;
+	if (!write)
 		memcpy(buf, p->bounce, len);
-	return err;
+	return 0;
 }
 
 int pl_pin_access(struct pl_pins *p, const struct pl_pin *pin, size_t offset, void *buf, size_t len,

@@ -119,6 +119,10 @@ static int open_private(struct uring_dev *d)
 		return pinl_set_error(err ? err : -errno, "can't make a second ring's buffers: %s",
 				      strerror(err ? -err : errno));
 	d->can_read = probe_clone(d);
+	if (!d->can_read) { /* then it is good for nothing, and may have a clone left */
+		io_uring_queue_exit(&d->priv);
+		d->priv.ring_fd = -1;
+	}
 	return 0;
 }
 

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "backend/ring_move.h"
 #include "backend/uring.h"
 #include "backend/uring_table.h"
 #include "os/clock.h"
@@ -149,23 +150,8 @@ int pl_uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 /* One part through the bounce file: the private ring writes the pinned pages there. */
 static int read_part(struct uring_dev *d, struct uring_map *u, uintptr_t at, size_t len, char *buf)
 {
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&d->priv);
-	struct io_uring_cqe *cqe;
-	int ret;
+	int ret = pl_ring_move(&d->priv, false, d->bounce, (void *)at, len, u->slot);
 
-	if (!sqe)
-		return -EAGAIN;
-	io_uring_prep_write_fixed(sqe, d->bounce, (void *)at, len, 0, u->slot);
-	do
-		ret = io_uring_submit_and_wait(&d->priv, 1);
-	while (ret == -EINTR);
-	if (ret < 0)
-		return ret;
-	ret = io_uring_wait_cqe(&d->priv, &cqe);
-	if (ret)
-		return ret;
-	ret = cqe->res;
-	io_uring_cqe_seen(&d->priv, cqe);
 	if (ret < 0)
 		return ret;
 	if (ret == 0 || pread(d->bounce, buf, ret, 0) != ret)
