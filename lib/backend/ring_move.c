@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Invariant: at most one request in the ring does anything. A request that the kernel wouldn't take stays
- * in the queue and goes with the next one, so it is turned into a NOP; and completions are told apart by
- * a number, so that one nobody waited for is not taken for the next.
+ * Invariant: at most one request in the ring does anything. A request that the kernel wouldn't take
+ * stays in the queue and goes with the next one, so it is turned into a NOP; and completions are told
+ * apart by a number, so that one nobody waited for is not taken for the next.
  */
 #include "backend/ring_move.h"
 
