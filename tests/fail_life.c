@@ -357,6 +357,11 @@ static void life_after(struct run *r)
 	}
 	munmap(page, PAGE);
 	check_stock(r, "after a second lease", true);
+	if (!r->healthy)
+		r->report->allocations = failnth_allocations();
+	else if (failnth_allocations() > r->healthy->allocations)
+		wrong(r, "without a lease there are %ld allocations more than in a life without failure",
+		      failnth_allocations() - r->healthy->allocations);
 }
 
 static void life_with_lease(struct run *r)

@@ -50,6 +50,7 @@ struct life_report {
 	char sources[1024];
 	unsigned char coverage[16];
 	enum pinl_memory_kind memory;
+	long allocations; /* with no lease */
 };
 
 /* In a child: live with the nth failure (failnth_start) and exit; 0: nothing was wrong. */
