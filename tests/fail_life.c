@@ -294,12 +294,23 @@ static void change_once(struct run *r, const char *name, unsigned which)
 	failnth_arm(false);
 }
 
+static enum pinl_outcome asked(const struct run *r)
+{
+	return r->l->then == PINL_THEN_COPY	 ? PINL_OUT_COPY
+	       : r->l->then == PINL_THEN_SCRATCH ? PINL_OUT_SCRATCH
+						 : PINL_OUT_FAIL;
+}
+
 static void check_taken(struct run *r)
 {
 	bool off = r->events[PINL_EV_RELEASED] && r->taken.err != -ETIMEDOUT;
 
 	if (r->taken.err && !fired())
 		wrong(r, "the force fell short by itself: %s", strerror(-r->taken.err));
+	if (fired() && !r->lasting && r->taken.err == -ETIMEDOUT)
+		wrong(r, "a drain isn't confirmed because of something that is over");
+	if (r->taken.type == PINL_EV_FORCED && !r->taken.err && r->taken.outcome != asked(r))
+		wrong(r, "the force ended in %s without an error", pinl_outcome_name(r->taken.outcome));
 	if (off && r->taken.outcome == PINL_OUT_COPY && !r->taken.err && !r->unmapped &&
 	    r->l->change != RAW_DONTNEED) /* which does its work on the copy */
 		for (size_t i = 0; i < SIZE; i++)

@@ -290,7 +290,7 @@ static void wait_for(struct uring_map *u, uint64_t tag)
 /* If the kernel won't, u->tag says so: drain tries again and doesn't confirm before. */
 void pl_uring_empty(struct uring_dev *d, struct uring_map *u)
 {
-	if (!u->tag || pl_slot_empty(d->ring, d->first + u->slot))
+	if (!u->tag || pl_slot_set(d->ring, d->first + u->slot, NULL, 0, 0))
 		return;
 	wait_for(u, u->tag);
 	u->tag = 0;

@@ -16,7 +16,7 @@ int pl_table_size(int ring, unsigned *slots); /* from the ring's fdinfo */
 int pl_slot_set(int ring, unsigned slot, const void *addr, size_t len, uint64_t tag);
 
 /* Empty a slot that has something. Taking away needs memory in some kernels, so it is tried for a while
- * (100 ms at most): who gives up leaves the pages with the device. */
+ * (100 ms at most): who gives up leaves the pages pinned. */
 int pl_slot_empty(int ring, unsigned slot);
 
 /* Share the content of a slot with another ring: the pages stay pinned as long as either has them. */
