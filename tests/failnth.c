@@ -107,7 +107,7 @@ static const struct failure failures[] = {
 	REGISTER(IORING_REGISTER_BUFFERS_UPDATE, ENOMEM, EINTR),
 	REGISTER(PL_IORING_REGISTER_CLONE_BUFFERS, ENOMEM, EINVAL),
 	CALL(io_uring_register, ENOMEM, EINTR),
-	CALL(io_uring_enter, EINTR, ENOMEM),
+	CALL(io_uring_enter, ENOMEM, EINTR),
 	CALL(fanotify_init, EMFILE, EPERM),
 	CALL(fanotify_mark, ENOMEM, EOPNOTSUPP),
 	CALL(inotify_init1, EMFILE, ENOMEM),
