@@ -111,9 +111,8 @@ static int can_fault(struct pl_soft *s)
 static const char *why_no_pins(int err)
 {
 	if (err == -ENOMEM)
-		return "RLIMIT_MEMLOCK leaves no room for the io_uring it pins with; raise it (ulimit "
-		       "-l, "
-		       "LimitMEMLOCK=) or give CAP_IPC_LOCK";
+		return "out of memory, or RLIMIT_MEMLOCK leaves no room for the io_uring it pins with; "
+		       "raise it (ulimit -l, LimitMEMLOCK=) or give CAP_IPC_LOCK, and open it again";
 	return "io_uring isn't available to pin with";
 }
 
@@ -236,6 +235,8 @@ static void soft_unmap(void *dev, struct pinl_mapping *m)
 	pthread_mutex_unlock(&s->lock);
 	pl_soft_free_pins(s, map->old);
 	pl_soft_free_pins(s, map->pin);
+	if (s->pins)
+		pl_pins_settle(s->pins);
 	free(map);
 	m->priv = NULL;
 }

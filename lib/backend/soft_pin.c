@@ -20,6 +20,9 @@
 
 #include <pinlease/device.h>
 
+#include "backend/ring_move.h"
+#include "backend/uring_table.h"
+
 enum {
 	SLOTS = 16384,		/* the kernel's maximum */
 	BOUNCE_SIZE = 64 << 10, /* bytes one request moves */
@@ -28,10 +31,10 @@ enum {
 
 struct pl_pins {
 	struct io_uring ring;
-	pthread_mutex_t lock; /* ring's queues, bounce, broken, free, nr_free */
+	pthread_mutex_t lock; /* ring's queues, bounce, full, free, nr_free */
 	int bounce_fd;
 	unsigned char *bounce;
-	int broken; /* a request may still be in the ring: no other may follow */
+	struct pl_pin *full; /* freed, but the kernel had no memory to empty their slots */
 	unsigned nr_free;
 	uint16_t free[SLOTS];
 };
@@ -68,7 +71,7 @@ int pl_pins_open(struct pl_pins **pins)
 	err = io_uring_queue_init(4, &p->ring, 0);
 	if (err)
 		goto fail;
-	err = io_uring_register_buffers_sparse(&p->ring, SLOTS);
+	err = pl_table_make(p->ring.ring_fd, SLOTS);
 	if (!err)
 		err = make_bounce(p);
 	if (err)
@@ -89,6 +92,10 @@ fail:
 void pl_pins_close(struct pl_pins *p)
 {
 	io_uring_queue_exit(&p->ring);
+	for (struct pl_pin *pin = p->full, *next; pin; pin = next) {
+		next = pin->next;
+		free(pin);
+	}
 	munmap(p->bounce, BOUNCE_SIZE);
 	close(p->bounce_fd);
 	pthread_mutex_destroy(&p->lock);
@@ -113,16 +120,6 @@ static void give_slot(struct pl_pins *p, unsigned slot)
 	pthread_mutex_lock(&p->lock);
 	p->free[p->nr_free++] = slot;
 	pthread_mutex_unlock(&p->lock);
-}
-
-/* Length 0 empties the slot. */
-static int set_slot(struct pl_pins *p, unsigned slot, uintptr_t start, size_t len)
-{
-	struct iovec iov = {.iov_base = (void *)start, .iov_len = len};
-	__u64 tag = 0;
-	int ret = io_uring_register_buffers_update_tag(&p->ring, slot, &iov, &tag, 1);
-
-	return ret < 0 ? ret : 0;
 }
 
 static int explain(int err, size_t len)
@@ -169,7 +166,7 @@ int pl_pin_new(struct pl_pins *p, uintptr_t start, uintptr_t end, struct pl_pin 
 	err = take_slot(p, &pin->slot);
 	if (err)
 		goto fail;
-	err = set_slot(p, pin->slot, start, len);
+	err = pl_slot_set(p->ring.ring_fd, pin->slot, (void *)start, len, 0);
 	if (err) {
 		give_slot(p, pin->slot);
 		goto fail;
@@ -183,62 +180,57 @@ fail:
 	return explain(err, len);
 }
 
+void pl_pins_settle(struct pl_pins *p)
+{
+	struct pl_pin *full, *next;
+
+	pthread_mutex_lock(&p->lock);
+	full = p->full;
+	p->full = NULL;
+	pthread_mutex_unlock(&p->lock);
+	for (; full; full = next) {
+		bool empty = !pl_slot_empty(p->ring.ring_fd, full->slot);
+
+		next = full->next;
+		if (empty) {
+			give_slot(p, full->slot);
+			free(full);
+			continue;
+		}
+		pthread_mutex_lock(&p->lock);
+		full->next = p->full;
+		p->full = full;
+		pthread_mutex_unlock(&p->lock);
+	}
+}
+
 void pl_pin_free(struct pl_pins *p, struct pl_pin *pin)
 {
 	if (!pin)
 		return;
-	/* A slot that can't be emptied is never used again: it still has the pages. */
-	if (!set_slot(p, pin->slot, 0, 0))
-		give_slot(p, pin->slot);
-	free(pin);
-}
-
-/* The only completion there can be is that of the request just made. */
-static int finish(struct pl_pins *p, size_t len)
-{
-	struct io_uring_cqe *cqe;
-	int ret;
-
-	do
-		ret = io_uring_submit(&p->ring);
-	while (ret == -EINTR || ret == -EAGAIN);
-	if (ret != 1)
-		goto broken;
-	do
-		ret = io_uring_wait_cqe(&p->ring, &cqe);
-	while (ret == -EINTR || ret == -EAGAIN);
-	if (ret < 0)
-		goto broken;
-	ret = cqe->res;
-	io_uring_cqe_seen(&p->ring, cqe);
-	if (ret < 0)
-		return ret;
-	return (size_t)ret == len ? 0 : -EIO;
-broken:
-	p->broken = 1;
-	return ret < 0 ? ret : -EIO;
+	pthread_mutex_lock(&p->lock);
+	pin->next = p->full;
+	p->full = pin;
+	pthread_mutex_unlock(&p->lock);
+	pl_pins_settle(p);
 }
 
 static int access_chunk(struct pl_pins *p, const struct pl_pin *pin, size_t offset, void *buf,
 			size_t len, int write)
 {
-	struct io_uring_sqe *sqe;
 	void *at = (void *)(pin->start + offset);
-	int err;
+	int ret;
 
-	if (p->broken)
-		return -EIO;
-	sqe = io_uring_get_sqe(&p->ring);
-	if (write) {
+	if (write)
 		memcpy(p->bounce, buf, len);
-		io_uring_prep_read_fixed(sqe, p->bounce_fd, at, len, 0, pin->slot);
-	} else {
-		io_uring_prep_write_fixed(sqe, p->bounce_fd, at, len, 0, pin->slot);
-	}
-	err = finish(p, len);
-	if (!err && !write)
+	ret = pl_ring_move(&p->ring, write, p->bounce_fd, at, len, pin->slot);
+	if (ret < 0)
+		return ret;
+	if ((size_t)ret != len)
+		return -EIO;
+	if (!write)
 		memcpy(buf, p->bounce, len);
-	return err;
+	return 0;
 }
 
 int pl_pin_access(struct pl_pins *p, const struct pl_pin *pin, size_t offset, void *buf, size_t len,

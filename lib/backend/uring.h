@@ -25,7 +25,7 @@ struct uring_map {
 	uint64_t waiting[URING_WAITING]; /* tags of contents taken out; requests may use them still */
 	int n_waiting;
 	bool lost;    /* more than fit: never confirmed */
-	bool stopped; /* slot empty for good, until retarget */
+	bool stopped; /* slot empty for good (once tag is 0), until retarget */
 	bool held;    /* the private ring shares the old content, for read */
 };
 
@@ -62,6 +62,9 @@ bool pl_uring_tag_seen(struct uring_dev *d, uint64_t user_data);
 
 int pl_uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns);
 int pl_uring_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf);
+
+/* dev->lock held: take the lease's pages out of the program's slot. */
+void pl_uring_empty(struct uring_dev *d, struct uring_map *u);
 
 /* dev->lock held: share the slot's content with the private ring, or let go of it. */
 int pl_uring_hold(struct uring_dev *d, struct uring_map *u);

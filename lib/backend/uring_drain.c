@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "backend/ring_move.h"
 #include "backend/uring.h"
 #include "backend/uring_table.h"
 #include "os/clock.h"
@@ -90,7 +91,7 @@ int pl_uring_hold(struct uring_dev *d, struct uring_map *u)
 
 void pl_uring_let_go(struct uring_dev *d, struct uring_map *u)
 {
-	if (u->held && !pl_slot_set(d->priv.ring_fd, u->slot, NULL, 0, 0))
+	if (u->held && !pl_slot_empty(d->priv.ring_fd, u->slot))
 		u->held = false;
 }
 
@@ -99,9 +100,11 @@ static bool ended(struct uring_dev *d, struct uring_map *u)
 	bool yes;
 
 	pthread_mutex_lock(&d->lock);
+	if (u->stopped)
+		pl_uring_empty(d, u); /* stop couldn't */
 	if (u->n_waiting)
 		pl_uring_cq_look(d);
-	yes = !u->n_waiting && !u->lost;
+	yes = !u->n_waiting && !u->lost && !(u->stopped && u->tag);
 	if (yes && !u->stopped)
 		pl_uring_let_go(d, u);
 	pthread_mutex_unlock(&d->lock);
@@ -131,7 +134,8 @@ int pl_uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 			return pinl_set_error(
 				-ETIMEDOUT,
 				"requests on the old pages had not ended by the deadline, or their "
-				"completions were not passed to pinl_uring_cqe");
+				"completions were not passed to pinl_uring_cqe, or the kernel had no "
+				"memory to empty the slot");
 		if (now >= half && !cancelled) {
 			cancelled = true;
 			pl_ring_cancel_fixed(d->ring, (deadline_ns - now) / 2);
@@ -146,23 +150,8 @@ int pl_uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 /* One part through the bounce file: the private ring writes the pinned pages there. */
 static int read_part(struct uring_dev *d, struct uring_map *u, uintptr_t at, size_t len, char *buf)
 {
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&d->priv);
-	struct io_uring_cqe *cqe;
-	int ret;
+	int ret = pl_ring_move(&d->priv, false, d->bounce, (void *)at, len, u->slot);
 
-	if (!sqe)
-		return -EAGAIN;
-	io_uring_prep_write_fixed(sqe, d->bounce, (void *)at, len, 0, u->slot);
-	do
-		ret = io_uring_submit_and_wait(&d->priv, 1);
-	while (ret == -EINTR);
-	if (ret < 0)
-		return ret;
-	ret = io_uring_wait_cqe(&d->priv, &cqe);
-	if (ret)
-		return ret;
-	ret = cqe->res;
-	io_uring_cqe_seen(&d->priv, cqe);
 	if (ret < 0)
 		return ret;
 	if (ret == 0 || pread(d->bounce, buf, ret, 0) != ret)

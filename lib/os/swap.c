@@ -33,6 +33,7 @@
 #include <unistd.h>
 
 #include "os/compat.h"
+#include "os/wake.h"
 
 #define PAGE   4096ul
 #define CHUNK  (256ul << 10)
@@ -198,7 +199,7 @@ void pl_swap_free(struct pl_swap *s)
 	if (!s)
 		return;
 	if (s->started) {
-		eventfd_write(s->stop, 1);
+		pl_wake(s->stop);
 		pthread_join(s->thread, NULL);
 	}
 	if (s->stop >= 0)

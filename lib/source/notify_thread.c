@@ -9,6 +9,7 @@
 #include "source/notify.h"
 
 #include "os/clock.h"
+#include "os/wake.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -21,11 +22,9 @@
 
 void pl_notify_wake(struct pl_notify *s)
 {
-	uint64_t one = 1;
-
-	while (write(s->wake, &one, sizeof one) < 0 && errno == EINTR)
-		;
+	pl_wake(s->wake);
 }
+
 static void answer(struct pinl_change *change, int err)
 {
 	struct pl_told *t = change->arg;

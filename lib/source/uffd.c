@@ -17,12 +17,12 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <pinlease/device.h>
 
 #include "os/compat.h"
+#include "os/wake.h"
 #include "source/sources.h"
 
 static int add_range(struct pl_uffd *u, uintptr_t start, uintptr_t end)
@@ -113,7 +113,7 @@ static void uffd_close(void *src)
 	struct pl_uffd *u = src;
 
 	atomic_store(&u->stop, true);
-	eventfd_write(u->asks->kick, 1);
+	pl_wake(u->asks->kick);
 	pthread_join(u->thread, NULL);
 	u->fd = -1;
 	uffd_free(u);
