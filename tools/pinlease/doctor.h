@@ -134,6 +134,7 @@ struct doctor_verdict {
 /* A memory with a device. */
 struct doctor_pair {
 	bool leased; /* at least under KEEP */
+	bool staged; /* the device has a copy */
 	char why[DOCTOR_WHY];
 	char kind[32];
 	struct doctor_cell cells[PINL_OP_NR];

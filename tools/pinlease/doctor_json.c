@@ -131,6 +131,7 @@ static struct json_object *leases(const struct doctor *d, const struct doctor_ro
 		put_bool(o, "leasable", pair->leased);
 		put(o, "why", pair->why);
 		put(o, "kind", pair->kind);
+		put_bool(o, "staged", pair->staged);
 		json_object_object_add(o, "operations", pair->leased ? cells(pair) : NULL);
 		json_object_object_add(o, "policies", d->devices[i].dev ? verdicts(pair) : NULL);
 		json_object_array_add(all, o);

@@ -69,6 +69,8 @@ static int take(struct doctor_device *device, const struct doctor_sample *s,
 	int err;
 
 	flags |= PINL_WRITE | (device->pinned ? PINL_PIN : 0);
+	if (s->memory->how == HOW_FILE && s->memory->shared)
+		flags |= PINL_STAGE;
 	for (;;) {
 		err = pinl_map_range(device->dev, start, start + s->size, flags, policy, NULL, lease);
 		if (err != -EBUSY || tool_now() > until)
@@ -251,6 +253,7 @@ static void ask_lease(struct doctor_device *device, struct doctor_row *row, stru
 	pinl_lease_info(lease, &info);
 	device->device_class = info.device_class;
 	pair->leased = true;
+	pair->staged = info.stage != 0;
 	snprintf(pair->kind, sizeof(pair->kind), "%s", pinl_memory_name(info.memory));
 	for (int op = 0; op < PINL_OP_NR; op++) {
 		struct doctor_cell *cell = &pair->cells[op];

@@ -81,7 +81,7 @@ static void head(FILE *out)
  */
 
 struct shown {
-	bool leased;
+	bool leased, staged;
 	char cells[PINL_OP_NR][CELL];
 	bool accepted[DOCTOR_NR_PLANS - PINL_OP_NR];
 };
@@ -91,6 +91,7 @@ static void show(const struct doctor_pair *pair, struct shown *s)
 {
 	memset(s, 0, sizeof(*s));
 	s->leased = pair->leased;
+	s->staged = pair->staged;
 	for (int op = 0; s->leased && op < PINL_OP_NR; op++)
 		doctor_cell_text(pair, op, s->cells[op], CELL);
 	for (int i = 0; i < DOCTOR_NR_PLANS - PINL_OP_NR; i++)
@@ -106,7 +107,8 @@ static bool alike(const struct doctor_pair *a, const struct doctor_pair *b)
 	show(b, &y);
 	for (int op = 0; op < PINL_OP_NR; op++)
 		cells &= !strcmp(x.cells[op], y.cells[op]);
-	return cells && x.leased == y.leased && !memcmp(x.accepted, y.accepted, sizeof(x.accepted));
+	return cells && x.leased == y.leased && x.staged == y.staged &&
+	       !memcmp(x.accepted, y.accepted, sizeof(x.accepted));
 }
 
 static bool devices_alike(const struct doctor *d, int a, int b)
@@ -139,7 +141,7 @@ static void labels(const struct doctor *d, unsigned at, int device, uint32_t *do
 
 static void policies_line(FILE *out, const struct shown *s)
 {
-	fprintf(out, "%*s  ", DOCTOR_LABEL, "");
+	fprintf(out, "%*s  %s", DOCTOR_LABEL, "", s->staged ? " by a staged copy:" : "");
 	for (int i = 0; i < DOCTOR_NR_PLANS - PINL_OP_NR; i++)
 		if (s->accepted[i])
 			fprintf(out, " %s", doctor_plans[i].name);
@@ -205,7 +207,8 @@ static void legend(FILE *out)
 		     "- unseen    . takes no page from the lease    (blank) not for this memory\n"
 		     "! not as promised when it was tried    ? could not be tried\n"
 		     "Second line: policies that pinl_map_range() accepts. KEEP; RECALL then FAIL,\n"
-		     "SCRATCH or COPY; STRICT: FAIL, and all changes held; FOLLOW. REFUSE: see R.\n");
+		     "SCRATCH or COPY; STRICT: FAIL, and all changes held; FOLLOW. REFUSE: see R.\n"
+		     "By a staged copy: the device can't have the memory itself (PINL_STAGE).\n");
 }
 
 /* ------------------------------------------------------------------------------------------- lists --
