@@ -366,6 +366,9 @@ struct pinl_lease_info {
 	uint64_t orphan_bytes;	 /* the device still has, file or mapping let go */
 	uint8_t coverage[16];	 /* per enum pinl_op: PINL_CAN_*, for changes made raw by anyone */
 	uintptr_t stage;	 /* where the device's copy is; 0: it has the memory itself */
+	unsigned detaching;	 /* PINL_OPBIT()s of what takes pages from this lease; a policy has to
+				    cover all of them but PINL_OP_GUARD */
+	int device_class;	 /* enum pinl_device_class, as the backend found it */
 };
 
 int pinl_lease_info(struct pinl_lease *lease, struct pinl_lease_info *info);

@@ -56,6 +56,9 @@ int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 		i.orphan_bytes += l->orphans[k].va.end - l->orphans[k].va.start;
 	memcpy(i.coverage, l->coverage, sizeof l->coverage);
 	i.stage = l->stage ? l->dm.start : 0;
+	i.detaching = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN) |
+		      PINL_OPBIT(PINL_OP_GUARD);
+	i.device_class = l->dev->info.device_class;
 	pthread_mutex_unlock(&ctx->lock);
 	memcpy(out, &i, out->size < sizeof i ? out->size : sizeof i);
 	return 0;

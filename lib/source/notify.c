@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,20 +45,22 @@ static bool has_business(const struct pinl_memory *mem)
 
 /*
  * A collapse or an insert moves data and leaves no hole behind, so it can't be found; tmpfs and
- * hugetlbfs don't do them, so there is nothing to find.
+ * hugetlbfs don't do them, so there is nothing to find. Nor can a hole under a private mapping: whether
+ * it takes a page depends on whose the page was.
  */
 static unsigned notify_coverage(void *src, const struct pinl_memory *mem, enum pinl_op op)
 {
-	bool memory_fs = mem->kind == PINL_MEM_SHMEM || mem->kind == PINL_MEM_HUGETLB;
+	bool memory_fs = mem->fs_magic == TMPFS_MAGIC || mem->kind == PINL_MEM_HUGETLB;
 
 	if (!has_business(mem))
 		return 0;
 	switch (op) {
 	case PINL_OP_TRUNCATE:
+		return PINL_CAN_TELL;
 	case PINL_OP_PUNCH:
 	case PINL_OP_ZERO:
 	case PINL_OP_REMOVE:
-		return PINL_CAN_TELL;
+		return mem->kind == PINL_MEM_FILE_PRIVATE ? 0 : PINL_CAN_TELL;
 	case PINL_OP_COLLAPSE:
 	case PINL_OP_INSERT:
 		return memory_fs ? PINL_CAN_TELL : 0;
