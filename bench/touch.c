@@ -21,7 +21,7 @@ struct file {
 };
 
 struct costs {
-	struct samples first, lease, again;
+	struct samples first, lease, again, after;
 };
 
 static void look(const char *at, size_t size)
@@ -72,6 +72,7 @@ static void once(struct rig *r, const struct file *f, bool write, bool leased, s
 	sample(&c->again, touch_again(at, f->fd, write));
 	if (lease)
 		rig_end(r, lease);
+	sample(&c->after, touch_all(at, write));
 	munmap(at, TOUCH_SIZE);
 }
 
@@ -90,9 +91,13 @@ static void measure(const struct bench *b, struct rig *r, const struct file *f, 
 	result(b, what, "leased", "lease and touch", &leased.lease, PAGES);
 	result(b, what, "plain", "touch again", &plain.again, PAGES);
 	result(b, what, "leased", "touch again", &leased.again, PAGES);
+	result(b, what, "plain", "after", &plain.after, PAGES);
+	result(b, what, "leased", "after", &leased.after, PAGES);
 	free(plain.first.ns);
 	free(plain.again.ns);
+	free(plain.after.ns);
 	free(leased.first.ns);
+	free(leased.after.ns);
 	free(leased.lease.ns);
 	free(leased.again.ns);
 }
