@@ -60,7 +60,17 @@ static void check_shmem(struct pinl_lease *l)
 	}
 }
 
-/* Pinned private pages stay in the page table: an empty entry means they were let go (or guarded). */
+/* A guard looks like a page in swap, where pinned pages never are for long; but nobody can read it. */
+static bool is_there(uint64_t entry, uintptr_t at)
+{
+	struct iovec to = {&(char){0}, 1}, from = {(void *)at, 1};
+
+	if (entry >> 63)
+		return true;
+	return entry >> 62 && process_vm_readv(getpid(), &to, 1, &from, 1, 0) == 1;
+}
+
+/* Pinned private pages stay in the page table: an empty entry means they were let go. */
 static void check_private(struct pinl_lease *l)
 {
 	uint64_t entries[512];
@@ -73,7 +83,7 @@ static void check_private(struct pinl_lease *l)
 		if (pread(fd, entries, n * 8, at / PAGE * 8) != (ssize_t)(n * 8))
 			break;
 		for (size_t i = 0; i < n; i++, at += PAGE) {
-			bool present = entries[i] >> 62; /* present or swapped */
+			bool present = is_there(entries[i], at);
 
 			if (!present && !gone)
 				gone = at;
