@@ -67,22 +67,21 @@ static unsigned repeats(const struct bench *b, size_t size)
 	return size <= 16 * MIB ? b->few / 10 + 1 : 3;
 }
 
-static char *memory_new(enum kind kind, size_t size)
+/* *fd stays open: without privilege it is how the library finds the file. */
+static char *memory_new(enum kind kind, size_t size, int *fd)
 {
-	int fd = -1, flags = MAP_PRIVATE | MAP_ANONYMOUS;
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS;
 	char *p;
 
 	if (kind == MEMFD) {
-		fd = must(memfd_create("bench", MFD_CLOEXEC), "memfd_create");
-		must(ftruncate(fd, size), "ftruncate");
+		*fd = must(memfd_create("bench", MFD_CLOEXEC), "memfd_create");
+		must(ftruncate(*fd, size), "ftruncate");
 		flags = MAP_SHARED;
 	}
-	p = must_map(mmap(NULL, size, PROT_READ | PROT_WRITE, flags, fd, 0), "mmap");
+	p = must_map(mmap(NULL, size, PROT_READ | PROT_WRITE, flags, *fd, 0), "mmap");
 	if (kind != MEMFD)
 		madvise(p, size, kind == HUGE ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 	touch(p, size);
-	if (fd >= 0)
-		close(fd);
 	return p;
 }
 
@@ -115,6 +114,7 @@ static bool room_for(size_t size)
 static void measure(const struct bench *b, struct rig *r, struct io_uring *plain, enum kind kind,
 		    size_t size, struct costs *c)
 {
+	int fd = -1, leased_fd = -1;
 	char what[32], *at, *leased;
 	const char *why;
 
@@ -123,8 +123,8 @@ static void measure(const struct bench *b, struct rig *r, struct io_uring *plain
 		left_out(b, what, "not enough free memory");
 		return;
 	}
-	at = memory_new(kind, size);
-	leased = memory_new(kind, size);
+	at = memory_new(kind, size, &fd);
+	leased = memory_new(kind, size, &leased_fd);
 	why = too_much(plain, at, size);
 	if (why)
 		left_out(b, what, why);
@@ -142,6 +142,10 @@ static void measure(const struct bench *b, struct rig *r, struct io_uring *plain
 	}
 	munmap(at, size);
 	munmap(leased, size);
+	if (kind == MEMFD) {
+		close(fd);
+		close(leased_fd);
+	}
 }
 
 void group_map(const struct bench *b)

@@ -56,7 +56,7 @@ def machine(directory):
         'memory': f"{int(first_match('/proc/meminfo', r'^MemTotal: +([0-9]+)', '0')) // 1048576} GiB",
         'file system': output_of('stat', '-f', '-c', '%T', directory),
         'huge pages': first_match('/sys/kernel/mm/transparent_hugepage/enabled', r'\[(\w+)\]'),
-        'root': os.geteuid() == 0, 'tree': output_of('git', 'describe', '--always', '--dirty'),
+        'root': os.geteuid() == 0, 'nice': os.nice(0), 'tree': output_of('git', 'describe', '--always', '--dirty'),
         'date': datetime.date.today().isoformat(), 'load before': os.getloadavg()[0],
     }
 
@@ -113,7 +113,7 @@ def left_out_lines(found):
 def describe(found):
     m, o = found.machine, found.options
     return (f"Linux {m['kernel']} {m['machine']}, {m['cpus']} x {m['cpu']}{' (virtual)' if m['virtual'] else ''}, {m['memory']}, "
-            f"{m['file system']}, {'root' if m['root'] else 'not root'}; tree {m['tree']}, {m['date']}; {o['rounds']} rounds, scale "
+            f"{m['file system']}, {'root' if m['root'] else 'not root'}, nice {m['nice']}; tree {m['tree']}, {m['date']}; {o['rounds']} rounds, scale "
             f"{o['scale']}; load average {m['load before']:.1f} before, {m['load after']:.1f} after")
 
 

@@ -29,7 +29,7 @@ class Table:
 def us(ns):
     if ns is None:
         return ''
-    return f'{ns / 1000:.{0 if ns >= 99500 else 1 if ns >= 9950 else 2}f}'
+    return f'{ns / 1000:.{0 if abs(ns) >= 99500 else 1 if abs(ns) >= 9950 else 2}f}'
 
 
 def times(ratio):
@@ -73,7 +73,7 @@ def map_row(r, what):
     for metric in ('map', 'unmap'):
         plain, lease = ('map', 'same', what, 'plain', metric), ('map', 'same', what, 'pinlease', metric)
         more = r.get('p50', *lease) - r.get('p50', *plain)
-        row += [us(r.get('p50', *plain)), us(r.get('p50', *lease)), times(r.ratio(lease, plain)), us(max(more, 0)),
+        row += [us(r.get('p50', *plain)), us(r.get('p50', *lease)), times(r.ratio(lease, plain)), us(more),
                 f'{more / pages_of(what):.1f}']
     return row
 
