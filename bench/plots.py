@@ -73,11 +73,11 @@ def recall(r):
     groups = list(recall_groups(r))
     values = [v for k, rounds in r.rows.items() if k[0].startswith('recall') and k[1] == 'same' for v in rounds['p50'] + rounds['p99']]
     height = 120 + sum(34 + 20 * len(g[2]) for g in groups)
-    x = Log(min(values), max(values), 235, 860)
+    x = Log(min(values), max(values), 235, 850)
     parts = [text(20, 28, 'Recall of 64 KiB, everything on one CPU', 'title'),
              '<circle cx="26" cy="48" r="4.5" class="back"/>', text(36, 52, 'caller goes on, median, and to the 99th percentile'),
-             line(344, 42, 344, 54, 'off'), text(352, 52, 'device is off, median'),
-             line(500, 48, 522, 48, 'floor'), text(528, 52, 'bare userfaultfd or fanotify round trip', 'floortext')]
+             line(370, 42, 370, 54, 'off'), text(379, 52, 'device is off, median'),
+             line(540, 48, 562, 48, 'floor'), text(569, 52, 'bare userfaultfd or fanotify round trip', 'floortext')]
     for decade in x.decades():
         parts += [line(x(decade), 84, x(decade), height - 20, 'grid'), text(x(decade), 78, unit(decade), 'soft mid')]
     y = 104
@@ -99,17 +99,17 @@ def curve(points, kind):
 def map_panel(r, metric, left, y, plain_name, lease_name):
     kinds = list(dict.fromkeys(' '.join(what.split()[:-2]) for what in r.whats('map')))
     sizes = sorted({tables.pages_of(what) * 4096 for what in r.whats('map')})
-    x = Log(sizes[0], sizes[-1], left, left + 330)
+    step = 310 / max(len(sizes) - 1, 1)
+    x = {size: left + 10 + i * step for i, size in enumerate(sizes)}
     parts = [text(left, 78, f'{plain_name} (dashed) and {lease_name}', 'head')]
     for decade in y.decades():
         parts += [line(left, y(decade), left + 330, y(decade), 'grid'), text(left - 6, y(decade) + 4, unit(decade), 'soft end')]
-    for what in r.whats('map'):
-        if what.startswith('anon ') and 'huge' not in what:
-            parts.append(text(x(tables.pages_of(what) * 4096), y.start + 20, ' '.join(what.split()[-2:]), 'soft mid'))
+    labels = {tables.pages_of(what) * 4096: ' '.join(what.split()[-2:]) for what in r.whats('map')}
+    parts += [text(x[size], y.start + 20, label, 'soft mid') for size, label in labels.items()]
     for i, kind in enumerate(kinds):
         whats = [w for w in r.whats('map') if ' '.join(w.split()[:-2]) == kind]
         for variant in ('plain', 'pinlease'):
-            points = [(x(tables.pages_of(w) * 4096), y(r.get('p50', 'map', 'same', w, variant, metric))) for w in whats]
+            points = [(x[tables.pages_of(w) * 4096], y(r.get('p50', 'map', 'same', w, variant, metric))) for w in whats]
             parts.append(curve(points, f'k{i} {"plain" if variant == "plain" else ""}'))
             if variant == 'pinlease':
                 parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5" class="f{i}"/>' for a, b in points]

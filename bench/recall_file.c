@@ -2,7 +2,8 @@
 /*
  * Recalls of a file on disk: ftruncate and hole punch by another process, and pinl_ftruncate() by the
  * holder. A private mapping, pinned by the ring, for ftruncate; a shared one, on demand on the soft
- * device, for punch, which leaves pinned private pages alone, and for FOLLOW.
+ * device, for punch, which leaves pinned private pages alone, and for FOLLOW. The lease is on all but
+ * the first page of the file.
  *
  * After a change the library keeps a file closed to new leases until it has seen that the change is
  * over; so a few files take turns.
@@ -72,7 +73,7 @@ static int fire(struct scene *s, int i, uint64_t *begin, uint64_t *end)
 
 	if (s->t->call && s->v) {
 		*begin = now_ns();
-		err = pinl_ftruncate(s->rig.ctx, s->fd[i], 0);
+		err = pinl_ftruncate(s->rig.ctx, s->fd[i], PAGE);
 		*end = now_ns();
 		return err;
 	}
@@ -89,8 +90,8 @@ static void once(struct scene *s, int i, bool keep)
 	uint64_t begin, end;
 	char *at;
 
-	file_fill(s->fd[i], RECALL_SIZE);
-	at = must_map(mmap(NULL, RECALL_SIZE, PROT_READ | PROT_WRITE, how, s->fd[i], 0), "mmap");
+	file_fill(s->fd[i], PAGE + RECALL_SIZE);
+	at = must_map(mmap(NULL, RECALL_SIZE, PROT_READ | PROT_WRITE, how, s->fd[i], PAGE), "mmap");
 	touch(at, RECALL_SIZE);
 	if (s->v)
 		lease = lease_for(s, at);
@@ -178,7 +179,7 @@ void group_recall_file(const struct bench *b)
 		return;
 	}
 	for (int i = 0; i < FILES; i++)
-		s.fd[i] = must(file_new(b, s.path[i], RECALL_SIZE), b->dir);
+		s.fd[i] = must(file_new(b, s.path[i], PAGE + RECALL_SIZE), b->dir);
 	for (size_t t = 0; t < sizeof triggers / sizeof *triggers; t++) {
 		s.t = &triggers[t];
 		if (!s.t->call)

@@ -10,7 +10,7 @@ MEANINGS = {
     'madvise': 'madvise(MADV_DONTNEED) of leased anonymous memory, raw',
     'pinl_munmap': 'the same by pinl_munmap',
     'pinl_madvise': 'the same by pinl_madvise',
-    'ftruncate': 'ftruncate to 0 of a leased file on disk, another process',
+    'ftruncate': 'ftruncate of a leased file on disk, another process',
     'punch': 'hole punch in a leased file on disk, another process',
     'pinl_ftruncate': 'ftruncate by the holder with pinl_ftruncate',
 }
