@@ -108,7 +108,7 @@ static void a_guard_by_pinl_madvise_recalls_first(void **state)
 	{
 		va = anon(4 * PG);
 		lend(&t, &l, va, 2 * PG, PINNED, recall(PINL_THEN_FAIL, 1));
-		lend(&t, &l2, va + 2 * PG, 2 * PG, PINNED, refuse);
+		lend(&t, &l2, va + 2 * PG, 2 * PG, PINNED | PINL_COOPERATIVE, refuse);
 		assert_ok(pinl_madvise(t.ctx, va, PG, MADV_GUARD_INSTALL));
 		ev = await(&t, PINL_EV_RELEASED);
 		assert_int_equal(ev.op, PINL_OP_GUARD);
