@@ -2,13 +2,13 @@
 /*
  * The core's objects and their locks.
  *
- * ctx->lock covers: the lease index, the file table, every lease's state, recall and job fields, the
- * held changes, the gates, the device list and the counters. It is held only for short work on these:
- * nothing is allocated, freed, mapped or unmapped under it, no callback, backend or source is called
- * under it (I8), so a source thread may take it at any time.
- * events->lock covers the event ring; taken inside ctx->lock, never the other way round.
- * lease->busy: whoever set it (the worker or the thread in unmap) may call the backend for this lease;
- * it replaces a per-lease lock and is waited for on ctx->settled.
+ * ctx->lock covers: the lease index, the files and their leases, every lease's state, recall and job
+ * fields, the held changes, the gates, the device list and the counters. It is held only for short work
+ * on these: nothing is allocated, freed, mapped or unmapped under it, no callback, backend or source is
+ * called under it (I8), so a source thread may take it at any time. events->lock covers the event ring;
+ * taken inside ctx->lock, never the other way round. lease->busy: whoever set it (the worker or the
+ * thread in unmap) may call the backend for this lease; it replaces a per-lease lock and is waited for
+ * on ctx->settled.
  *
  * Lifetimes: a lease lives from map to unmap; the worker touches it only while it is queued or busy,
  * and unmap waits for both to end.
@@ -34,7 +34,6 @@
 #define PL_MAX_ORPHANS	4
 #define PL_MAX_GATES	64
 #define PL_MAX_EXEMPT	256
-#define PL_FILE_BUCKETS 1024
 #define PL_MAX_SUMMARY	256
 
 struct pl_range {
@@ -83,7 +82,8 @@ struct pl_recall {
 
 struct pinl_lease {
 	struct pl_node node;
-	struct pinl_lease *file_next;	 /* file table */
+	struct pl_node file_node;	 /* inode->leases, by file offset */
+	struct pl_inode *inode;		 /* NULL: no file */
 	struct pinl_lease *noticed_next; /* leases with a deadline */
 	struct pinl_lease *job_next;	 /* leases with work for the worker */
 	struct pinl_ctx *ctx;
@@ -118,6 +118,21 @@ struct pinl_lease {
 	int n_orphans;
 };
 
+/* A file with leases; inode.c. */
+struct pl_inode {
+	struct pl_node node; /* ctx->inodes, by number */
+	struct pl_index leases;
+	uint64_t dev, ino;
+	unsigned refs;
+	int fd; /* every lease's mem.fd; -1: can't be opened */
+};
+
+static inline struct pinl_lease *pl_lease_of_file_node(struct pl_node *node)
+{
+	return node ? (struct pinl_lease *)((char *)node - offsetof(struct pinl_lease, file_node))
+		    : NULL;
+}
+
 /* A change that was allowed and may not have happened yet: no new lease on its range. */
 struct pl_gate {
 	uint64_t id;
@@ -147,8 +162,7 @@ struct pinl_ctx {
 	int n_sources;
 	char source_notes[1024]; /* why the missing ones are missing */
 
-	struct pl_index index;
-	struct pinl_lease *files[PL_FILE_BUCKETS];
+	struct pl_index index, inodes;
 	struct pinl_device *devices;
 	struct pinl_lease *noticed, *jobs, **jobs_tail;
 	struct pinl_change *held;
@@ -186,10 +200,15 @@ void pl_exempt_leave(struct pinl_ctx *ctx, int slot);
 /* lease.c */
 bool pl_lease_overlap(const struct pinl_lease *lease, const struct pinl_change *change,
 		      struct pl_range *va);
-struct pinl_lease *pl_file_bucket(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino);
 void pl_lease_cut_detached(const struct pinl_lease *lease, struct pl_range *va);
 void pl_lease_end(struct pinl_lease *lease, bool leaked);
 size_t pl_lease_live_bytes(const struct pinl_lease *lease);
+
+/* inode.c */
+struct pl_inode *pl_inode_find(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino); /* ctx->lock held */
+int pl_inode_known(void *lease, uint64_t dev, uint64_t ino);			  /* for pl_vma_query */
+int pl_inode_get(struct pinl_lease *lease);
+void pl_inode_put(struct pinl_lease *lease);
 
 /* watch.c */
 int pl_lease_watch(struct pinl_lease *lease);

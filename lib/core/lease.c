@@ -21,16 +21,6 @@
 #define PAGE	    4096ul
 #define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL)
 
-static unsigned bucket_of(uint64_t dev, uint64_t ino)
-{
-	return ((ino * 0x9e3779b97f4a7c15ull) ^ dev) % PL_FILE_BUCKETS;
-}
-
-struct pinl_lease *pl_file_bucket(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino)
-{
-	return ctx->files[bucket_of(dev, ino)];
-}
-
 void pl_lease_cut_detached(const struct pinl_lease *l, struct pl_range *va)
 {
 	for (int again = 1; again;) {
@@ -146,14 +136,14 @@ static bool moved_with_another(struct pinl_lease *l)
 static void publish_locked(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	unsigned bucket = bucket_of(l->mem.dev, l->mem.ino);
 
 	l->node.start = l->m.start;
 	l->node.end = l->m.end;
 	pl_index_insert(&ctx->index, &l->node);
-	if (l->mem.ino) {
-		l->file_next = ctx->files[bucket];
-		ctx->files[bucket] = l;
+	if (l->inode) {
+		l->file_node.start = l->mem.offset;
+		l->file_node.end = l->mem.offset + (l->m.end - l->m.start);
+		pl_index_insert(&l->inode->leases, &l->file_node);
 	}
 	if (l->policy.kind == PINL_RECALL)
 		atomic_fetch_or(&ctx->wants_hold,
@@ -216,15 +206,10 @@ static int publish(struct pinl_lease *l)
 static void unpublish_locked(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	struct pinl_lease **p;
 
 	pl_index_remove(&ctx->index, &l->node);
-	if (l->mem.ino)
-		for (p = &ctx->files[bucket_of(l->mem.dev, l->mem.ino)]; *p; p = &(*p)->file_next)
-			if (*p == l) {
-				*p = l->file_next;
-				break;
-			}
+	if (l->inode)
+		pl_index_remove(&l->inode->leases, &l->file_node);
 	ctx->counters.leases--;
 	ctx->counters.unmapped++;
 	ctx->counters.bytes -= l->m.end - l->m.start;
@@ -250,8 +235,7 @@ static void withdraw(struct pinl_lease *l)
 
 static void lease_free(struct pinl_lease *l)
 {
-	if (l->mem.fd >= 0)
-		close(l->mem.fd);
+	pl_inode_put(l);
 	free(l);
 }
 
@@ -324,7 +308,9 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 	l->owner_thread = gettid();
 	l->since_ns = pl_clock_ns();
 	l->mem.fd = -1;
-	err = pl_vma_query(start, end, &l->mem);
+	err = pl_vma_query(start, end, pl_inode_known, l, &l->mem);
+	if (!err)
+		err = pl_inode_get(l);
 	if (!err && (flags & PINL_WRITE) && !l->mem.writable)
 		err = pinl_set_error(-EACCES,
 				     "[%#lx, %#lx) is mapped read-only, and PINL_WRITE was asked for",

@@ -13,18 +13,23 @@
 
 #include "core/ctx.h"
 
-/* Walk the leases a change may touch: the index for addresses, one file bucket for files. */
+/* Walk the leases a change may touch, in the order of their addresses or of their file offsets. */
 static struct pinl_lease *first_lease(struct pinl_ctx *ctx, const struct pinl_change *ch)
 {
-	if (ch->on_file)
-		return pl_file_bucket(ctx, ch->file_dev, ch->file_ino);
+	if (ch->on_file) {
+		struct pl_inode *i = pl_inode_find(ctx, ch->file_dev, ch->file_ino);
+
+		return i ? pl_lease_of_file_node(
+				   pl_index_first(&i->leases, ch->file_start, ch->file_end))
+			 : NULL;
+	}
 	return (struct pinl_lease *)pl_index_first(&ctx->index, ch->start, ch->end);
 }
 
 static struct pinl_lease *next_lease(struct pinl_lease *l, const struct pinl_change *ch)
 {
 	if (ch->on_file)
-		return l->file_next;
+		return pl_lease_of_file_node(pl_index_next(&l->file_node, ch->file_start, ch->file_end));
 	return (struct pinl_lease *)pl_index_next(&l->node, ch->start, ch->end);
 }
 

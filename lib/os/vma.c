@@ -125,6 +125,12 @@ static bool maps_as(int fd, const struct vma *v)
 	return same;
 }
 
+/* After a failed open: -1 is no reason to give up on the file, having no descriptors left is. */
+static int none_left(void)
+{
+	return errno == EMFILE || errno == ENFILE ? -errno : -1;
+}
+
 /* A readable descriptor of the file behind p, if that is the mapped one. Takes no ownership of p. */
 static int confirmed(int p, const struct vma *v, struct stat *st, bool exact)
 {
@@ -139,7 +145,9 @@ static int confirmed(int p, const struct vma *v, struct stat *st, bool exact)
 	fd = pl_reopen(p, O_RDONLY);
 	if (fd < 0 && errno == EACCES)
 		fd = pl_reopen(p, O_WRONLY);
-	if (fd < 0 || same_dev || exact || maps_as(fd, v))
+	if (fd < 0)
+		return none_left();
+	if (same_dev || exact || maps_as(fd, v))
 		return fd;
 	close(fd);
 	return -1;
@@ -151,7 +159,7 @@ static int try_path(const char *path, const struct vma *v, struct stat *st, bool
 	int p = open(path, O_PATH | O_CLOEXEC), fd;
 
 	if (p < 0)
-		return -1;
+		return none_left();
 	fd = confirmed(p, v, st, exact);
 	close(p);
 	return fd;
@@ -164,14 +172,15 @@ static int try_own_fds(const struct vma *v, struct stat *st)
 	struct dirent *e;
 	int fd = -1;
 
-	while (d && fd < 0 && (e = readdir(d))) {
+	if (!d)
+		return none_left();
+	while (fd == -1 && (e = readdir(d))) {
 		int n = atoi(e->d_name);
 
 		if (e->d_name[0] != '.' && n != dirfd(d))
 			fd = confirmed(n, v, st, false);
 	}
-	if (d)
-		closedir(d);
+	closedir(d);
 	return fd;
 }
 
@@ -182,9 +191,9 @@ static int file_of(const struct vma *v, struct stat *st)
 
 	snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", v->start, v->end);
 	fd = try_path(path, v, st, true);
-	if (fd < 0 && v->name[0] == '/')
+	if (fd == -1 && v->name[0] == '/')
 		fd = try_path(v->name, v, st, false);
-	if (fd < 0)
+	if (fd == -1)
 		fd = try_own_fds(v, st);
 	return fd;
 }
@@ -215,7 +224,24 @@ static enum pinl_memory_kind kind_by_name(const struct vma *v)
 	return v->shared ? PINL_MEM_FILE_SHARED : PINL_MEM_FILE_PRIVATE;
 }
 
-static void classify(const struct vma *v, struct pinl_memory *m)
+static int say_none_left(int err)
+{
+	return pinl_set_error(err, "no file descriptors left%s; every file with leases needs one",
+			      err == -EMFILE ? ": raise ulimit -n"
+					     : " in the system: raise fs.file-max");
+}
+
+/* What is known has a descriptor open, so the numbers can't have come to another file. */
+static int known_file(const struct vma *v, pl_vma_known_fn known, void *arg, struct stat *st)
+{
+	int fd = known(arg, makedev(v->major, v->minor), v->ino);
+
+	if (fd >= 0 && fstat(fd, st))
+		return pinl_set_error(-EIO, "can't look at the mapped file: %s", strerror(errno));
+	return fd;
+}
+
+static int classify(const struct vma *v, pl_vma_known_fn known, void *arg, struct pinl_memory *m)
 {
 	struct statfs fs = {0};
 	struct stat st;
@@ -227,15 +253,21 @@ static void classify(const struct vma *v, struct pinl_memory *m)
 					  strncmp(v->name, "[stack", 6) && strncmp(v->name, "[anon", 5)
 				  ? PINL_MEM_DEVICE
 				  : PINL_MEM_ANON;
-		return;
+		return 0;
 	}
 	m->dev = makedev(v->major, v->minor);
 	m->ino = v->ino;
 	m->kind = kind_by_name(v);
 	m->is_memfd = !strncmp(v->name, "/memfd:", 7);
-	m->fd = file_of(v, &st);
+	m->fd = known_file(v, known, arg, &st);
+	if (m->fd < -1)
+		return m->fd;
 	if (m->fd < 0)
-		return;
+		m->fd = file_of(v, &st);
+	if (m->fd < -1)
+		return say_none_left(m->fd);
+	if (m->fd < 0)
+		return 0;
 	m->dev = st.st_dev;
 	if (!fstatfs(m->fd, &fs))
 		m->fs_magic = fs.f_type;
@@ -250,6 +282,7 @@ static void classify(const struct vma *v, struct pinl_memory *m)
 	} else {
 		m->kind = disk_kind(m->fd, v);
 	}
+	return 0;
 }
 
 static bool continues(const struct vma *a, const struct vma *b)
@@ -259,7 +292,8 @@ static bool continues(const struct vma *a, const struct vma *b)
 	       (a->ino || (a->name[0] == '[') == (b->name[0] == '['));
 }
 
-int pl_vma_query(uintptr_t start, uintptr_t end, struct pinl_memory *out)
+int pl_vma_query(uintptr_t start, uintptr_t end, pl_vma_known_fn known, void *arg,
+		 struct pinl_memory *out)
 {
 	struct pinl_memory m = {.start = start, .end = end, .fd = -1};
 	struct vma first, v;
@@ -267,7 +301,7 @@ int pl_vma_query(uintptr_t start, uintptr_t end, struct pinl_memory *out)
 	bool writable;
 
 	if (maps < 0 && (errno == EMFILE || errno == ENFILE))
-		return pinl_set_error(-errno, "no file descriptors left; raise ulimit -n");
+		return say_none_left(-errno);
 	err = vma_at(maps, start, &first);
 	v = first;
 	writable = first.writable;
@@ -287,7 +321,9 @@ int pl_vma_query(uintptr_t start, uintptr_t end, struct pinl_memory *out)
 			start, end);
 	if (err)
 		return pinl_set_error(-ENOMEM, "part of [%#lx, %#lx) is not mapped", start, end);
-	classify(&first, &m);
+	err = classify(&first, known, arg, &m);
+	if (err)
+		return err;
 	m.writable = writable;
 	m.vma_start = first.start;
 	m.vma_end = v.end;
