@@ -58,6 +58,7 @@ struct pinl_change {
 	struct pinl_change *next;
 	uint64_t id, since_ns, ceiling_ns;
 	int recalled;
+	struct pinl_lease *waits_for;
 };
 
 struct pinl_source_ops {

@@ -8,7 +8,7 @@
  * called under it (I8), so a source thread may take it at any time. events->lock covers the event ring;
  * taken inside ctx->lock, never the other way round. lease->busy: whoever set it (the worker or the
  * thread in unmap) may call the backend for this lease; it replaces a per-lease lock and is waited for
- * on ctx->settled.
+ * on pl_settled(lease).
  *
  * Lifetimes: a lease lives from map to unmap; the worker touches it only while it is queued or busy,
  * and unmap waits for both to end.
@@ -32,7 +32,8 @@
 #define PL_MAX_SOURCES	8
 #define PL_MAX_DETACHED 8
 #define PL_MAX_ORPHANS	4
-#define PL_MAX_GATES	64
+#define PL_MAX_GATES	2048
+#define PL_SETTLED	64
 #define PL_MAX_EXEMPT	256
 #define PL_MAX_SUMMARY	256
 
@@ -52,6 +53,7 @@ struct pinl_device {
 	struct pinl_device_ops ops;	     /* defaults filled in */
 	struct pinl_device_info info;
 	void *priv;
+	struct pinl_lease *leases; /* visible ones; ctx->lock */
 	bool closing;
 };
 
@@ -82,10 +84,11 @@ struct pl_recall {
 
 struct pinl_lease {
 	struct pl_node node;
-	struct pl_node file_node;	 /* inode->leases, by file offset */
-	struct pl_inode *inode;		 /* NULL: no file */
-	struct pinl_lease *noticed_next; /* leases with a deadline */
-	struct pinl_lease *job_next;	 /* leases with work for the worker */
+	struct pl_node file_node;		 /* inode->leases, by file offset */
+	struct pl_inode *inode;			 /* NULL: no file */
+	struct pl_node notice_node;		 /* ctx->noticed, by deadline: while NOTICED */
+	struct pinl_lease *dev_next, **dev_prev; /* dev->leases */
+	struct pinl_lease *job_next;		 /* leases with work for the worker */
 	struct pinl_ctx *ctx;
 	struct pinl_device *dev;
 	struct pinl_mapping m;
@@ -127,6 +130,12 @@ struct pl_inode {
 	int fd; /* every lease's mem.fd; -1: can't be opened */
 };
 
+static inline struct pinl_lease *pl_lease_of_notice_node(struct pl_node *node)
+{
+	return node ? (struct pinl_lease *)((char *)node - offsetof(struct pinl_lease, notice_node))
+		    : NULL;
+}
+
 static inline struct pinl_lease *pl_lease_of_file_node(struct pl_node *node)
 {
 	return node ? (struct pinl_lease *)((char *)node - offsetof(struct pinl_lease, file_node))
@@ -153,20 +162,23 @@ struct pl_events;
 
 struct pinl_ctx {
 	pthread_mutex_t lock;
-	pthread_cond_t settled; /* a lease left busy/queued, or a state changed */
-	pthread_cond_t work;	/* the worker has something to do */
-	uint8_t *alive;		/* one page, wiped in a forked child */
+	/* A lease left busy/queued, or its state changed; several, so that few wake for others' leases.
+	 */
+	pthread_cond_t settled[PL_SETTLED];
+	pthread_cond_t work; /* the worker has something to do */
+	uint8_t *alive;	     /* one page, wiped in a forked child */
 	struct pinl_opts opts;
 
 	struct pl_source sources[PL_MAX_SOURCES];
 	int n_sources;
 	char source_notes[1024]; /* why the missing ones are missing */
 
-	struct pl_index index, inodes;
+	struct pl_index index, inodes, noticed;
 	struct pinl_device *devices;
-	struct pinl_lease *noticed, *jobs, **jobs_tail;
+	struct pinl_lease *jobs, **jobs_tail;
 	struct pinl_change *held;
 	struct pl_gate gates[PL_MAX_GATES];
+	int n_gates;
 	uint64_t next_id;
 	bool stopping, worker_started;
 	pthread_t worker;
@@ -185,6 +197,11 @@ struct pinl_ctx {
 
 	struct pinl_ctx *next_open; /* for the exit summary */
 };
+
+static inline pthread_cond_t *pl_settled(struct pinl_lease *lease)
+{
+	return &lease->ctx->settled[lease->id % PL_SETTLED];
+}
 
 /* ctx.c */
 int pl_open_core(const struct pinl_opts *opts, struct pinl_ctx **ctx);
@@ -222,6 +239,8 @@ uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered);
 void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered);
 void pl_lease_input(struct pinl_lease *lease, enum pl_input input);
 void pl_recall_late(struct pinl_lease *lease);
+void pl_recall_rest(struct pinl_lease *lease);
+void pl_change_leave(struct pinl_lease *lease);
 bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem);
 bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem);
 

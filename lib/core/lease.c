@@ -145,6 +145,11 @@ static void publish_locked(struct pinl_lease *l)
 		l->file_node.end = l->mem.offset + (l->m.end - l->m.start);
 		pl_index_insert(&l->inode->leases, &l->file_node);
 	}
+	l->dev_next = l->dev->leases;
+	l->dev_prev = &l->dev->leases;
+	if (l->dev_next)
+		l->dev_next->dev_prev = &l->dev_next;
+	l->dev->leases = l;
 	if (l->policy.kind == PINL_RECALL)
 		atomic_fetch_or(&ctx->wants_hold,
 				pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN));
@@ -207,9 +212,13 @@ static void unpublish_locked(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
 
+	pl_change_leave(l);
 	pl_index_remove(&ctx->index, &l->node);
 	if (l->inode)
 		pl_index_remove(&l->inode->leases, &l->file_node);
+	*l->dev_prev = l->dev_next;
+	if (l->dev_next)
+		l->dev_next->dev_prev = l->dev_prev;
 	ctx->counters.leases--;
 	ctx->counters.unmapped++;
 	ctx->counters.bytes -= l->m.end - l->m.start;
@@ -228,7 +237,7 @@ static void withdraw(struct pinl_lease *l)
 		pl_lease_input(l, PL_IN_UNMAP);
 	unpublish_locked(l);
 	pl_settle(ctx, &answered);
-	pthread_cond_broadcast(&ctx->settled);
+	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&ctx->lock);
 	pl_answer_all(ctx, answered);
 }
@@ -253,7 +262,7 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 	l->busy = false;
 	if (l->jobs)
 		pl_job_add(l, 0);
-	pthread_cond_broadcast(&ctx->settled);
+	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&ctx->lock);
 	return 0;
 }
@@ -395,7 +404,7 @@ static enum pinl_state claim(struct pinl_lease *l)
 
 	pthread_mutex_lock(&ctx->lock);
 	while (l->busy || l->queued)
-		pthread_cond_wait(&ctx->settled, &ctx->lock);
+		pthread_cond_wait(pl_settled(l), &ctx->lock);
 	before = l->state;
 	pl_lease_input(l, PL_IN_UNMAP);
 	l->busy = true;
@@ -474,7 +483,7 @@ int pinl_quiesced(struct pinl_lease *l)
 		l->recall.quiesced = true;
 		pl_lease_input(l, PL_IN_QUIESCED);
 		while (l->state == PINL_FORCING)
-			pthread_cond_wait(&ctx->settled, &ctx->lock);
+			pthread_cond_wait(pl_settled(l), &ctx->lock);
 	}
 	pthread_mutex_unlock(&ctx->lock);
 	return err ? pinl_set_error(err, "the lease has been taken back already") : 0;

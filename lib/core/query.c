@@ -78,7 +78,7 @@ static void own(struct pinl_lease *l, struct pl_inside *in)
 	pl_inside_begin(l->ctx, in);
 	pthread_mutex_lock(&l->ctx->lock);
 	while (l->busy)
-		pthread_cond_wait(&l->ctx->settled, &l->ctx->lock);
+		pthread_cond_wait(pl_settled(l), &l->ctx->lock);
 	l->busy = true;
 	pthread_mutex_unlock(&l->ctx->lock);
 }
@@ -92,7 +92,7 @@ static void disown(struct pinl_lease *l, const struct pl_inside *in)
 	if (l->jobs)
 		pl_job_add(l, 0);
 	pl_settle(l->ctx, &answered);
-	pthread_cond_broadcast(&l->ctx->settled);
+	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&l->ctx->lock);
 	pl_answer_all(l->ctx, answered);
 	pl_inside_end(l->ctx, in);
