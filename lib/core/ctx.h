@@ -227,6 +227,9 @@ int pl_inode_known(void *lease, uint64_t dev, uint64_t ino);			  /* for pl_vma_q
 int pl_inode_get(struct pinl_lease *lease);
 void pl_inode_put(struct pinl_lease *lease);
 
+/* query.c (ctx->lock held); all but size */
+void pl_lease_snapshot(const struct pinl_lease *lease, struct pinl_lease_info *info);
+
 /* watch.c */
 int pl_lease_watch(struct pinl_lease *lease);
 void pl_lease_unwatch(struct pinl_lease *lease);
