@@ -19,6 +19,7 @@
 
 #include "core/ctx.h"
 #include "os/compat.h"
+#include "os/holes.h"
 
 #define PAGE  4096ul
 #define WORDS (PAGE / sizeof(uint64_t))
@@ -49,15 +50,19 @@ static void check_shmem(struct pinl_lease *l)
 		last = from;
 	}
 	for (off_t at = first; at < last;) {
-		off_t hole = lseek(l->mem.fd, at, SEEK_HOLE), data;
+		off_t data = lseek(l->mem.fd, at, SEEK_DATA);
 
-		if (hole < 0 || hole >= last)
+		if (data < 0 && errno != ENXIO)
 			return;
-		data = lseek(l->mem.fd, hole, SEEK_DATA);
 		if (data < 0 || data > last)
 			data = last;
-		found(l, l->m.start + (hole - first), l->m.start + (data - first), PINL_OP_PUNCH);
-		at = data;
+		if (data > at)
+			found(l, l->m.start + (at - first), l->m.start + (data - first), PINL_OP_PUNCH);
+		if (data == last)
+			return;
+		at = pl_next_hole(l->mem.fd, data, last, st.st_size);
+		if (at <= data)
+			return;
 	}
 }
 

@@ -151,7 +151,8 @@ static void init_sync(struct pinl_ctx *ctx)
 	pthread_mutex_init(&ctx->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&ctx->settled, &attr);
+	for (int i = 0; i < PL_SETTLED; i++)
+		pthread_cond_init(&ctx->settled[i], &attr);
 	pthread_cond_init(&ctx->work, &attr);
 	pthread_condattr_destroy(&attr);
 	ctx->jobs_tail = &ctx->jobs;
@@ -173,7 +174,8 @@ static void ctx_free(struct pinl_ctx *ctx)
 	pl_bounce_free(ctx->bounce);
 	if (ctx->alive)
 		munmap(ctx->alive, 4096);
-	pthread_cond_destroy(&ctx->settled);
+	for (int i = 0; i < PL_SETTLED; i++)
+		pthread_cond_destroy(&ctx->settled[i]);
 	pthread_cond_destroy(&ctx->work);
 	pthread_mutex_destroy(&ctx->lock);
 	free(ctx->summary);

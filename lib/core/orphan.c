@@ -247,6 +247,7 @@ void pl_orphan_end(struct pinl_lease *l)
 static void summary_of_live(struct pinl_ctx *ctx, int fd)
 {
 	struct pl_node *node;
+	int n = 0;
 
 	if (pthread_mutex_trylock(&ctx->lock))
 		return;
@@ -254,7 +255,7 @@ static void summary_of_live(struct pinl_ctx *ctx, int fd)
 	     node = pl_index_next(node, 0, UINTPTR_MAX)) {
 		const struct pinl_lease *l = (const struct pinl_lease *)node;
 
-		for (int i = 0; i < l->n_orphans; i++)
+		for (int i = 0; i < l->n_orphans && n++ < PL_MAX_SUMMARY; i++)
 			dprintf(fd,
 				"pinlease: lease %lu ends with the process: device %s still has %lu "
 				"orphaned bytes at %#lx\n",
@@ -263,6 +264,8 @@ static void summary_of_live(struct pinl_ctx *ctx, int fd)
 				(unsigned long)l->orphans[i].va.start);
 	}
 	pthread_mutex_unlock(&ctx->lock);
+	if (n > PL_MAX_SUMMARY)
+		dprintf(fd, "pinlease: and more leases with orphaned bytes\n");
 }
 
 void pl_orphan_summary(struct pinl_ctx *ctx)
