@@ -9,6 +9,7 @@ import statistics
 
 LICENCE = 'SPDX-License-Identifier: LGPL-2.1-or-later'
 KEY = ('group', 'place', 'what', 'variant', 'metric')
+ROUNDS = ('n', 'p50', 'p99')  # samples, nanoseconds; one value per round
 
 
 class Results:
@@ -21,9 +22,9 @@ class Results:
         if 'left_out' in row:
             self.left_out[row['group'], row['left_out']] = row['why']
             return
-        rounds = self.rows.setdefault(tuple(row[k] for k in KEY), {'n': [], 'p50': [], 'p99': []})
+        rounds = self.rows.setdefault(tuple(row[k] for k in KEY), {name: [] for name in ROUNDS})
         for name, values in rounds.items():
-            values.append(row[name])
+            values.append(round(row[name], 1 if row[name] < 1000 else None))
 
     def get(self, quantile, *key):
         """Nanoseconds, or None if it was not measured."""
@@ -42,10 +43,11 @@ class Results:
 
     def dump(self, path):
         """One row per line: small differences give small diffs."""
-        rows = [json.dumps(dict(zip(KEY, key)) | rounds) for key, rounds in self.rows.items()]
+        rows = [json.dumps([list(key), *rounds.values()], separators=(',', ':')) for key, rounds in self.rows.items()]
         out = [json.dumps({'group': g, 'left_out': w, 'why': why}) for (g, w), why in self.left_out.items()]
-        path.write_text('{"licence": "%s",\n"machine": %s,\n"options": %s,\n"left_out": [\n%s],\n"rows": [\n%s\n]}\n' % (
-            LICENCE, json.dumps(self.machine, indent=1), json.dumps(self.options), ',\n'.join(out), ',\n'.join(rows)),
+        path.write_text('{"licence": "%s",\n"machine": %s,\n"options": %s,\n"left_out": [\n%s],\n"columns": %s,\n"rows": [\n%s\n]}\n' % (
+            LICENCE, json.dumps(self.machine, indent=1), json.dumps(self.options), ',\n'.join(out),
+            json.dumps([KEY, *ROUNDS]), ',\n'.join(rows)),
             encoding='utf-8')
 
 
@@ -53,7 +55,7 @@ def load(path):
     data = json.loads(path.read_text(encoding='utf-8'))
     results = Results(data['machine'], data['options'])
     for row in data['rows']:
-        results.rows[tuple(row[k] for k in KEY)] = {name: row[name] for name in ('n', 'p50', 'p99')}
+        results.rows[tuple(row[0])] = dict(zip(ROUNDS, row[1:]))
     for row in data['left_out']:
         results.left_out[row['group'], row['left_out']] = row['why']
     return results
