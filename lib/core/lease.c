@@ -19,7 +19,7 @@
 #include "os/vma.h"
 
 #define PAGE	    4096ul
-#define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL)
+#define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL | PINL_STAGE)
 
 static unsigned bucket_of(uint64_t dev, uint64_t ino)
 {
@@ -163,6 +163,14 @@ static void publish_locked(struct pinl_lease *l)
 	ctx->counters.bytes += l->m.end - l->m.start;
 }
 
+static int say_changing(const struct pinl_lease *l)
+{
+	return pinl_set_error(-EBUSY,
+			      "a change of [%#lx, %#lx) or of the file under it is under way; try "
+			      "again when it is done",
+			      l->m.start, l->m.end);
+}
+
 /* Visible and busy, or the reason why not. */
 static int publish(struct pinl_lease *l)
 {
@@ -199,10 +207,7 @@ static int publish(struct pinl_lease *l)
 			"would take the memory from under the other; use FAIL for both, or map the "
 			"file a second time");
 	else if (err == -EBUSY)
-		pinl_set_error(err,
-			       "a change of [%#lx, %#lx) or of the file under it is under way; try "
-			       "again when it is done",
-			       l->m.start, l->m.end);
+		say_changing(l);
 	else if (err)
 		pinl_set_error(err, "the device is being closed");
 	return err;
@@ -245,6 +250,7 @@ static void withdraw(struct pinl_lease *l)
 
 static void lease_free(struct pinl_lease *l)
 {
+	pl_lease_unstage(l);
 	if (l->mem.fd >= 0)
 		close(l->mem.fd);
 	free(l);
@@ -253,8 +259,10 @@ static void lease_free(struct pinl_lease *l)
 static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	int err = l->dev->ops.map(l->dev->priv, &l->m, addrs);
+	int err = l->dev->ops.map(l->dev->priv, &l->dm, addrs);
 
+	if (err == -EOPNOTSUPP && (l->flags & PINL_STAGE))
+		err = pl_lease_stage(l, addrs);
 	if (err) {
 		withdraw(l);
 		return err;
@@ -315,6 +323,7 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 		l->policy.grace_ms = dev->ctx->opts.ceiling_ms;
 	l->m = (struct pinl_mapping){
 		.start = start, .end = end, .flags = flags & (PINL_WRITE | PINL_PIN)};
+	l->dm = l->m;
 	l->owner = getpid();
 	l->owner_thread = gettid();
 	l->since_ns = pl_clock_ns();
@@ -334,23 +343,23 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 	return 0;
 }
 
-int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
-		   const struct pinl_policy *policy, struct pinl_addr *addrs, struct pinl_lease **out)
+/* Not even watched: a range that is being replaced must not get a second userfaultfd. */
+static int check_pending(struct pinl_lease *l)
 {
-	struct pinl_lease *l = NULL;
-	int err;
+	bool pending;
 
-	if (!dev || !out)
-		return pinl_set_error(-EINVAL, "a device and a place for the lease are needed");
-	if (!pl_alive(dev->ctx))
-		return pl_stale();
-	err = check_args(start, end, flags, policy);
+	pthread_mutex_lock(&l->ctx->lock);
+	pending = pl_change_pending_on(l->ctx, &l->mem);
+	pthread_mutex_unlock(&l->ctx->lock);
+	return pending ? say_changing(l) : 0;
+}
+
+static int lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
+{
+	int err = check_pending(l);
+
 	if (!err)
-		err = lease_new(dev, start, end, flags, policy, &l);
-	if (err)
-		return err;
-	l->caller = __builtin_return_address(0);
-	err = pl_lease_watch(l);
+		err = pl_lease_watch(l);
 	if (!err)
 		err = pl_lease_validate(l);
 	if (!err)
@@ -367,6 +376,31 @@ int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsi
 		return err;
 	}
 	say_unseen(l);
+	return 0;
+}
+
+int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
+		   const struct pinl_policy *policy, struct pinl_addr *addrs, struct pinl_lease **out)
+{
+	struct pinl_lease *l = NULL;
+	struct pl_inside in;
+	int err;
+
+	if (!dev || !out)
+		return pinl_set_error(-EINVAL, "a device and a place for the lease are needed");
+	if (!pl_alive(dev->ctx))
+		return pl_stale();
+	err = check_args(start, end, flags, policy);
+	if (!err)
+		err = lease_new(dev, start, end, flags, policy, &l);
+	if (err)
+		return err;
+	l->caller = __builtin_return_address(0);
+	pl_inside_begin(dev->ctx, &in);
+	err = lease_start(l, addrs);
+	pl_inside_end(dev->ctx, &in);
+	if (err)
+		return err;
 	*out = l;
 	return 0;
 }
@@ -409,17 +443,23 @@ static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked)
 void pl_lease_end(struct pinl_lease *l, bool leaked)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	enum pinl_state before = claim(l);
-	uint64_t deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
+	enum pinl_state before;
+	struct pl_inside in;
+	uint64_t deadline;
 	int drained;
 
+	pl_inside_begin(ctx, &in);
+	before = claim(l);
+	deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
 	if (before != PINL_RELEASED)
 		pl_orphan_check(l);
-	l->m.holder_done = !leaked;
-	l->dev->ops.stop(l->dev->priv, &l->m);
-	drained = l->dev->ops.drain(l->dev->priv, &l->m, deadline);
+	l->dm.holder_done = !leaked;
+	l->dev->ops.stop(l->dev->priv, &l->dm);
+	drained = l->dev->ops.drain(l->dev->priv, &l->dm, deadline);
+	if (before != PINL_RELEASED)
+		pl_lease_flush(l, NULL);
 	pl_orphan_end(l);
-	l->dev->ops.unmap(l->dev->priv, &l->m);
+	l->dev->ops.unmap(l->dev->priv, &l->dm);
 	say_ended(l, before, leaked);
 	pthread_mutex_lock(&ctx->lock);
 	ctx->counters.leaks += leaked;
@@ -429,6 +469,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	withdraw(l);
 	pl_lease_unwatch(l);
 	lease_free(l);
+	pl_inside_end(ctx, &in);
 }
 
 void pinl_unmap_range(struct pinl_lease *lease)
@@ -461,7 +502,7 @@ int pinl_quiesced(struct pinl_lease *l)
 
 uint32_t pinl_lease_key(struct pinl_lease *lease)
 {
-	return lease->m.key;
+	return lease->dm.key;
 }
 
 void pinl_lease_set_cookie(struct pinl_lease *lease, void *cookie)

@@ -18,12 +18,13 @@ static uint64_t drain_deadline(const struct pinl_lease *l)
 	return pl_clock_ns() + l->ctx->opts.drain_ms * 1000000ull;
 }
 
-static int stop_and_drain(struct pinl_lease *l)
+static int stop_and_drain(struct pinl_lease *l, const struct pl_recall *r)
 {
-	int err = l->dev->ops.stop(l->dev->priv, &l->m);
+	int err = l->dev->ops.stop(l->dev->priv, &l->dm);
 
 	if (!err)
-		err = l->dev->ops.drain(l->dev->priv, &l->m, drain_deadline(l));
+		err = l->dev->ops.drain(l->dev->priv, &l->dm, drain_deadline(l));
+	pl_lease_flush(l, r);
 	return err;
 }
 
@@ -46,7 +47,39 @@ static int read_device(void *arg, size_t offset, size_t len, void *buf)
 {
 	struct copy *c = arg;
 
-	return c->lease->dev->ops.read(c->lease->dev->priv, &c->lease->m, c->offset + offset, len, buf);
+	if (c->lease->stage) {
+		pl_stage_content(c->lease->stage, c->offset + offset, len, buf);
+		return 0;
+	}
+	return c->lease->dev->ops.read(c->lease->dev->priv, &c->lease->dm, c->offset + offset, len, buf);
+}
+
+/* CPU and device get two mappings of one new memory, so what was staged is shared from now on. */
+static int replace_staged(struct pinl_lease *l, const struct pl_recall *r, pl_fill_fn fill,
+			  struct copy *c)
+{
+	size_t len = r->va.end - r->va.start, offset = r->va.start - l->m.start;
+	void *mine, *yours;
+	int err;
+
+	if (r->va_gone && fill) /* the device alone goes on, in the copy it has */
+		return l->dev->ops.retarget(l->dev->priv, &l->dm);
+	err = pl_stage_fresh(len, l->mem.writable, &mine, &yours);
+	if (err)
+		return err;
+	if (r->va_gone) {
+		munmap(yours, len);
+	} else {
+		suspend_sources(l, &r->va, 1);
+		err = pl_swap_replace(l->ctx->swap, r->va.start, r->va.end, yours, l->mem.writable, fill,
+				      c);
+		suspend_sources(l, &r->va, 0);
+	}
+	if (!err)
+		err = pl_stage_take(l->stage, offset, len, mine);
+	if (err)
+		munmap(mine, len);
+	return err ? err : l->dev->ops.retarget(l->dev->priv, &l->dm);
 }
 
 /* New private pages under the range, and the device on them. */
@@ -57,18 +90,20 @@ static int replace(struct pinl_lease *l, const struct pl_recall *r, bool copy)
 	struct pl_swap *swap = l->ctx->swap;
 	int err;
 
+	if (l->stage)
+		return replace_staged(l, r, fill, &c);
 	if (r->va_gone) {
 		err = pl_swap_place(swap, r->va.start, r->va.end, fill, &c);
 		if (err)
 			return err;
-		err = l->dev->ops.retarget(l->dev->priv, &l->m);
+		err = l->dev->ops.retarget(l->dev->priv, &l->dm);
 		pl_swap_unplace(r->va.start, r->va.end);
 		return err;
 	}
 	suspend_sources(l, &r->va, 1);
-	err = pl_swap_replace(swap, r->va.start, r->va.end, l->mem.writable, fill, &c);
+	err = pl_swap_replace(swap, r->va.start, r->va.end, NULL, l->mem.writable, fill, &c);
 	if (!err)
-		err = l->dev->ops.retarget(l->dev->priv, &l->m);
+		err = l->dev->ops.retarget(l->dev->priv, &l->dm);
 	suspend_sources(l, &r->va, 0);
 	return err;
 }
@@ -86,18 +121,18 @@ static int take_scratch(struct pinl_lease *l, const struct pl_recall *r)
 {
 	int err;
 
-	if (l->n_orphans) {
-		err = stop_and_drain(l);
+	if (l->n_orphans || l->stage) {
+		err = stop_and_drain(l, r);
 		pl_orphan_end(l);
 		return err ? err : replace(l, r, false);
 	}
 	err = replace(l, r, false);
-	return err ? err : l->dev->ops.drain(l->dev->priv, &l->m, drain_deadline(l));
+	return err ? err : l->dev->ops.drain(l->dev->priv, &l->dm, drain_deadline(l));
 }
 
 static int take_copy(struct pinl_lease *l, const struct pl_recall *r)
 {
-	int drained = stop_and_drain(l), err;
+	int drained = stop_and_drain(l, r), err;
 
 	pl_orphan_end(l);
 	err = replace(l, r, true);
@@ -119,9 +154,9 @@ void pl_take(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *t
 		}
 	}
 	*taken = (struct pl_taken){r->quiesced ? PINL_OUT_QUIESCED : PINL_OUT_FAIL, true,
-				   stop_and_drain(l)};
+				   stop_and_drain(l, r)};
 	pl_orphan_end(l);
-	l->dev->ops.drop(l->dev->priv, &l->m);
+	l->dev->ops.drop(l->dev->priv, &l->dm);
 	if (!taken->err)
 		taken->err = err;
 }
