@@ -294,7 +294,8 @@ struct pinl_addr {
  * -EBUSY       another userfaultfd owns the mapping, or a change of the range is under way
  * -ENOSPC      the device's table is full
  * -EBADF, -ENODEV  the ring is closed, the device is dead
- * -EMFILE      no descriptors left
+ * -EMFILE, -ENFILE  no descriptors left
+ * -EIO         what is mapped there can't be found out
  */
 int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
 		   const struct pinl_policy *policy, struct pinl_addr *addrs, struct pinl_lease **lease);
