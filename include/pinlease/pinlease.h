@@ -145,6 +145,16 @@ struct pinl_policy {
 /* REFUSE on a memfd that allows sealing: put F_SEAL_SHRINK and F_SEAL_FUTURE_WRITE on it. Seals stay
  * for the life of the file, longer than the lease. */
 #define PINL_SEAL 0x10u
+/*
+ * Where the kernel doesn't let a device pin a shared file mapping (ext4, XFS, btrfs since Linux 6.5,
+ * DAX), lease it by a staged copy: the device works at addresses of its own (addrs[]), and the copy and
+ * the file are brought together in map, pinl_lease_sync(), pinl_quiesced(), before a recall takes the
+ * device off, and in pinl_unmap_range(), not in between. What the device changed is written to the file
+ * by aligned words of 8 bytes; of others' stores only those to the very same words are lost. Costs twice
+ * the range in memory, once of it pinned, and copying. Where memory can be pinned itself, the flag does
+ * nothing.
+ */
+#define PINL_STAGE 0x20u
 
 /* -------------------------------------------------------------------------------------- context -- */
 
@@ -260,7 +270,8 @@ int pinl_device_dirty(struct pinl_lease *lease, uintptr_t start, uintptr_t end, 
 
 /* --------------------------------------------------------------------------------------- leases -- */
 
-/* One per page. uring: addr = the VA, key = the fixed buffer's index. soft: addr = device address. */
+/* One per page. uring: addr = the VA, or that of the staged copy, key = the fixed buffer's index. soft:
+ * addr = device address. */
 struct pinl_addr {
 	uint64_t addr;
 	uint32_t key;
@@ -298,6 +309,20 @@ void pinl_unmap_range(struct pinl_lease *lease);
  * -EALREADY: the deadline was first.
  */
 int pinl_quiesced(struct pinl_lease *lease);
+
+/*
+ * pinl_lease_sync - bring a staged lease's copy and its file together in [offset, offset+len) of the
+ * lease.
+ *
+ * PINL_FOR_CPU: after the device has written; the file has its data then, as after a store.
+ * PINL_FOR_DEVICE: before the device reads what the CPU has stored; no transfer may write to the range
+ * meanwhile. Both may be given. A lease that isn't staged is coherent anyway: 0. Errors: -EINVAL not
+ * inside the lease; -ESTALE taken back; -ENODATA some of what the device wrote has no place in the file
+ * any more (truncated): read it by pinl_lease_read(), it is reported as an orphan.
+ */
+#define PINL_FOR_CPU	0x1u
+#define PINL_FOR_DEVICE 0x2u
+int pinl_lease_sync(struct pinl_lease *lease, size_t offset, size_t len, unsigned direction);
 
 /* The index or key that goes with the lease's addresses (uring: buf_index). */
 uint32_t pinl_lease_key(struct pinl_lease *lease);
@@ -340,6 +365,7 @@ struct pinl_lease_info {
 	uint64_t detached_bytes; /* now on scratch or copy */
 	uint64_t orphan_bytes;	 /* the device still has, file or mapping let go */
 	uint8_t coverage[16];	 /* per enum pinl_op: PINL_CAN_*, for changes made raw by anyone */
+	uintptr_t stage;	 /* where the device's copy is; 0: it has the memory itself */
 };
 
 int pinl_lease_info(struct pinl_lease *lease, struct pinl_lease_info *info);
@@ -364,7 +390,8 @@ enum pinl_event_type {
 	PINL_EV_ANSWERED,   /* the actor goes on; waited_ns says how long it was held */
 	PINL_EV_REFUSED,    /* the actor got err */
 	PINL_EV_FOLLOWED,   /* an on-demand device was invalidated */
-	PINL_EV_ORPHAN,	    /* the device has pages that file or mapping let go */
+	PINL_EV_ORPHAN,	    /* the device has pages that file or mapping let go; err -ENODATA: bytes
+			       that a staged device wrote have no place in the file any more */
 	PINL_EV_ORPHAN_END, /* they are released; bytes = what the device wrote there meanwhile */
 	PINL_EV_DEGRADED,   /* a guarantee is weaker than asked for: err -EBUSY could not be refused,
 			       -EALREADY told only after it took effect, -EOPNOTSUPP op is not seen

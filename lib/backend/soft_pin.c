@@ -136,8 +136,8 @@ static int explain(int err, size_t len)
 			-EOPNOTSUPP,
 			"this memory can't be pinned for writing: a read-only mapping, a "
 			"shared mapping of a file on disk, device memory or secret memory; "
-			"lease it without PINL_PIN, or use anonymous, memfd, tmpfs or private "
-			"memory");
+			"lease it without PINL_PIN, by a staged copy (PINL_STAGE, shared file "
+			"mappings), or use anonymous, memfd, tmpfs or private memory");
 	case -ENOMEM:
 		getrlimit(RLIMIT_MEMLOCK, &rl);
 		return pinl_set_error(

@@ -223,7 +223,8 @@ static int pin_error(int err, size_t len)
 			"io_uring can't pin this memory: it always pins for writing, which the "
 			"kernel refuses for read-only mappings, for MAP_SHARED of files on "
 			"ext4, XFS, btrfs (since 6.5) and for DAX and device memory; use tmpfs, memfd, "
-			"anonymous or MAP_PRIVATE memory, or an on-demand device");
+			"anonymous or MAP_PRIVATE memory, an on-demand device, or PINL_STAGE to lease a "
+			"shared file mapping by a staged copy");
 	if (err == -ENOMEM) {
 		getrlimit(RLIMIT_MEMLOCK, &rl);
 		return pinl_set_error(

@@ -107,7 +107,7 @@ struct views {
 static int look(struct pinl_lease *l, uintptr_t at, struct views *v)
 {
 	struct iovec to = {v->cpu, PAGE}, from = {(void *)at, PAGE};
-	int err = l->dev->ops.read(l->dev->priv, &l->m, at - l->m.start, PAGE, v->device);
+	int err = l->dev->ops.read(l->dev->priv, &l->dm, at - l->m.start, PAGE, v->device);
 
 	if (err)
 		return err;
@@ -161,7 +161,7 @@ static void check_content(struct pinl_lease *l)
 
 void pl_orphan_check(struct pinl_lease *l)
 {
-	if (!(l->flags & PINL_PIN))
+	if (!(l->flags & PINL_PIN) || l->stage) /* a stage finds out when it writes back */
 		return;
 	if (l->mem.kind == PINL_MEM_SHMEM && l->mem.shared)
 		check_shmem(l);

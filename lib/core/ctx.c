@@ -55,6 +55,18 @@ void pl_exempt_leave(struct pinl_ctx *ctx, int slot)
 		atomic_store(&ctx->exempt[slot], 0);
 }
 
+void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in)
+{
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &in->cancel);
+	in->slot = pl_exempt_enter(ctx);
+}
+
+void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in)
+{
+	pl_exempt_leave(ctx, in->slot);
+	pthread_setcancelstate(in->cancel, NULL);
+}
+
 int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid)
 {
 	for (int i = 0; i < PL_MAX_EXEMPT; i++)
@@ -158,6 +170,7 @@ static void ctx_free(struct pinl_ctx *ctx)
 		ctx->sources[i].ops->close(ctx->sources[i].priv);
 	pl_events_free(ctx->events);
 	pl_swap_free(ctx->swap);
+	pl_bounce_free(ctx->bounce);
 	if (ctx->alive)
 		munmap(ctx->alive, 4096);
 	pthread_cond_destroy(&ctx->settled);

@@ -27,6 +27,7 @@
 #include "core/policy.h"
 #include "core/revoke.h"
 #include "os/clock.h"
+#include "os/stage.h"
 #include "os/swap.h"
 
 #define PL_MAX_SOURCES	8
@@ -88,7 +89,9 @@ struct pinl_lease {
 	struct pinl_lease *job_next;	 /* leases with work for the worker */
 	struct pinl_ctx *ctx;
 	struct pinl_device *dev;
-	struct pinl_mapping m;
+	struct pinl_mapping m;	/* the leased range */
+	struct pinl_mapping dm; /* what the backend is given: the same, or the stage's copy */
+	struct pl_stage *stage; /* set in map, then whoever has the lease busy */
 	struct pinl_memory mem;
 	struct pinl_policy policy;
 	unsigned flags;
@@ -126,6 +129,14 @@ struct pl_gate {
 	uint64_t dev, ino, start, end;
 };
 
+/*
+ * A thread of the application's that works on a lease. What it frees or unmaps is the library's own and
+ * must not wait for a lease, least of all its own; and it must not be cancelled with one busy.
+ */
+struct pl_inside {
+	int slot, cancel;
+};
+
 struct pl_events;
 
 struct pinl_ctx {
@@ -150,6 +161,7 @@ struct pinl_ctx {
 	pthread_t worker;
 
 	struct pl_swap *swap;
+	struct pl_bounce *bounce; /* made for the first staged lease */
 	struct pl_events *events;
 	struct pinl_counters counters;
 	char (*summary)[256];
@@ -171,6 +183,8 @@ bool pl_alive(const struct pinl_ctx *ctx);
 int pl_stale(void);
 void pl_wait_applied(struct pinl_ctx *ctx);
 int pl_exempt_enter(struct pinl_ctx *ctx);
+void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in);
+void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in);
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot);
 
 /* lease.c */
@@ -189,6 +203,7 @@ int pl_lease_seal(struct pinl_lease *lease);
 
 /* recall.c (ctx->lock held) */
 void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered);
+uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered);
 void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered);
 void pl_lease_input(struct pinl_lease *lease, enum pl_input input);
 void pl_recall_late(struct pinl_lease *lease);
@@ -209,9 +224,16 @@ struct pl_taken {
 void pl_take(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
 void pl_orphan_begin(struct pinl_lease *lease, const struct pl_recall *lost);
 void pl_orphan_end(struct pinl_lease *lease);
+void pl_orphan_unwritten(struct pinl_lease *lease, const struct pl_recall *why, uint64_t bytes);
 void pl_orphan_mark(struct pinl_lease *lease);
 void pl_orphan_check(struct pinl_lease *lease);
 void pl_orphan_summary(struct pinl_ctx *ctx);
+
+/* stage.c (lease busy, no lock) */
+int pl_lease_stage(struct pinl_lease *lease, struct pinl_addr *addrs);
+int pl_lease_sync(struct pinl_lease *lease, size_t offset, size_t len, unsigned direction);
+void pl_lease_flush(struct pinl_lease *lease, const struct pl_recall *why);
+void pl_lease_unstage(struct pinl_lease *lease);
 
 /* event.c */
 struct pl_events *pl_events_new(const struct pinl_opts *opts);

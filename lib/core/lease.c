@@ -20,7 +20,7 @@
 #include "os/vma.h"
 
 #define PAGE	    4096ul
-#define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL)
+#define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL | PINL_STAGE)
 
 static unsigned bucket_of(uint64_t dev, uint64_t ino)
 {
@@ -164,6 +164,14 @@ static void publish_locked(struct pinl_lease *l)
 	ctx->counters.bytes += l->m.end - l->m.start;
 }
 
+static int say_changing(const struct pinl_lease *l)
+{
+	return pinl_set_error(-EBUSY,
+			      "a change of [%#lx, %#lx) or of the file under it is under way; try "
+			      "again when it is done",
+			      l->m.start, l->m.end);
+}
+
 /* Visible and busy, or the reason why not. */
 static int publish(struct pinl_lease *l)
 {
@@ -200,10 +208,7 @@ static int publish(struct pinl_lease *l)
 			"would take the memory from under the other; use FAIL for both, or map the "
 			"file a second time");
 	else if (err == -EBUSY)
-		pinl_set_error(err,
-			       "a change of [%#lx, %#lx) or of the file under it is under way; try "
-			       "again when it is done",
-			       l->m.start, l->m.end);
+		say_changing(l);
 	else if (err)
 		pinl_set_error(err, "the device is being closed");
 	return err;
@@ -246,6 +251,7 @@ static void withdraw(struct pinl_lease *l)
 
 static void lease_free(struct pinl_lease *l)
 {
+	pl_lease_unstage(l);
 	if (l->mem.fd >= 0)
 		close(l->mem.fd);
 	free(l);
@@ -254,8 +260,10 @@ static void lease_free(struct pinl_lease *l)
 static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	int err = l->dev->ops.map(l->dev->priv, &l->m, addrs);
+	int err = l->dev->ops.map(l->dev->priv, &l->dm, addrs);
 
+	if (err == -EOPNOTSUPP && (l->flags & PINL_STAGE))
+		err = pl_lease_stage(l, addrs);
 	if (err)
 		return err;
 	pl_orphan_mark(l);
@@ -314,6 +322,7 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 		l->policy.grace_ms = dev->ctx->opts.ceiling_ms;
 	l->m = (struct pinl_mapping){
 		.start = start, .end = end, .flags = flags & (PINL_WRITE | PINL_PIN)};
+	l->dm = l->m;
 	l->owner = getpid();
 	l->owner_thread = gettid();
 	l->since_ns = pl_clock_ns();
@@ -356,10 +365,26 @@ static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 	return err;
 }
 
+static int lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
+{
+	int err;
+
+	pl_wait_applied(l->ctx);
+	err = publish(l);
+	if (!err)
+		err = make(l, addrs);
+	if (err)
+		lease_free(l);
+	else
+		say_unseen(l);
+	return err;
+}
+
 int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
 		   const struct pinl_policy *policy, struct pinl_addr *addrs, struct pinl_lease **out)
 {
 	struct pinl_lease *l = NULL;
+	struct pl_inside in;
 	int err;
 
 	if (!dev || !out)
@@ -372,15 +397,11 @@ int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsi
 	if (err)
 		return err;
 	l->caller = __builtin_return_address(0);
-	pl_wait_applied(l->ctx);
-	err = publish(l);
-	if (!err)
-		err = make(l, addrs);
-	if (err) {
-		lease_free(l);
+	pl_inside_begin(dev->ctx, &in);
+	err = lease_start(l, addrs);
+	pl_inside_end(dev->ctx, &in);
+	if (err)
 		return err;
-	}
-	say_unseen(l);
 	*out = l;
 	return 0;
 }
@@ -423,17 +444,23 @@ static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked)
 void pl_lease_end(struct pinl_lease *l, bool leaked)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	enum pinl_state before = claim(l);
-	uint64_t deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
+	enum pinl_state before;
+	struct pl_inside in;
+	uint64_t deadline;
 	int drained;
 
+	pl_inside_begin(ctx, &in);
+	before = claim(l);
+	deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
 	if (before != PINL_RELEASED)
 		pl_orphan_check(l);
-	l->m.holder_done = !leaked;
-	l->dev->ops.stop(l->dev->priv, &l->m);
-	drained = l->dev->ops.drain(l->dev->priv, &l->m, deadline);
+	l->dm.holder_done = !leaked;
+	l->dev->ops.stop(l->dev->priv, &l->dm);
+	drained = l->dev->ops.drain(l->dev->priv, &l->dm, deadline);
+	if (before != PINL_RELEASED)
+		pl_lease_flush(l, NULL);
 	pl_orphan_end(l);
-	l->dev->ops.unmap(l->dev->priv, &l->m);
+	l->dev->ops.unmap(l->dev->priv, &l->dm);
 	say_ended(l, before, leaked);
 	pthread_mutex_lock(&ctx->lock);
 	ctx->counters.leaks += leaked;
@@ -443,6 +470,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	withdraw(l);
 	pl_lease_unwatch(l);
 	lease_free(l);
+	pl_inside_end(ctx, &in);
 }
 
 void pinl_unmap_range(struct pinl_lease *lease)
@@ -475,7 +503,7 @@ int pinl_quiesced(struct pinl_lease *l)
 
 uint32_t pinl_lease_key(struct pinl_lease *lease)
 {
-	return lease->m.key;
+	return lease->dm.key;
 }
 
 void pinl_lease_set_cookie(struct pinl_lease *lease, void *cookie)

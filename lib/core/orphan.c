@@ -16,14 +16,25 @@
 
 #define STEP (64ul << 10)
 
+/*
+ * Shared, so that it is never merged into a mapping of the application's: that one may be watched, and
+ * then unmapping this would wait for a source, which may be waiting for the lease that is busy here.
+ */
+static char *buffer(size_t len)
+{
+	void *map = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	return map == MAP_FAILED ? NULL : map;
+}
+
 static void *snapshot(struct pinl_lease *l, const struct pl_range *va)
 {
 	size_t len = va->end - va->start, off = va->start - l->m.start;
-	char *copy = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *copy = buffer(len);
 
-	if (copy == MAP_FAILED)
+	if (!copy)
 		return NULL;
-	if (l->dev->ops.read(l->dev->priv, &l->m, off, len, copy)) {
+	if (l->dev->ops.read(l->dev->priv, &l->dm, off, len, copy)) {
 		munmap(copy, len);
 		return NULL;
 	}
@@ -58,6 +69,8 @@ void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
 	struct pinl_event ev;
 	void *baseline;
 
+	if (l->stage && (lost.op == PINL_OP_COLLAPSE || lost.op == PINL_OP_INSERT))
+		pl_stage_cut(l->stage, lost.va.start - l->m.start, lost.va.end - lost.va.start);
 	if (known(l, &lost.va))
 		return;
 	cut_known(l, &lost.va);
@@ -75,6 +88,31 @@ void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
 	pl_event_push(ctx, &ev);
 }
 
+/* What a staged device wrote and the file has no page for: the copy is all there is of it. */
+void pl_orphan_unwritten(struct pinl_lease *l, const struct pl_recall *why, uint64_t bytes)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	struct pinl_event ev;
+	int n;
+
+	pl_event_lease(l, PINL_EV_ORPHAN, why, &ev);
+	ev.bytes = bytes;
+	ev.err = -ENODATA;
+	pthread_mutex_lock(&ctx->lock);
+	ctx->counters.orphans++;
+	ctx->counters.orphan_bytes += bytes;
+	ctx->counters.orphan_bytes_written += bytes;
+	n = ctx->n_summary++;
+	if (n < PL_MAX_SUMMARY)
+		snprintf(ctx->summary[n], sizeof ctx->summary[n],
+			 "lease %lu: %lu bytes that device %s wrote to its copy of file %lu:%lu have no "
+			 "place in the file any more",
+			 (unsigned long)l->id, (unsigned long)bytes, l->dev->given->name,
+			 (unsigned long)l->mem.dev, (unsigned long)l->mem.ino);
+	pthread_mutex_unlock(&ctx->lock);
+	pl_event_push(ctx, &ev);
+}
+
 struct written {
 	uint64_t bytes, first;
 };
@@ -83,15 +121,15 @@ static int compare(struct pinl_lease *l, const struct pl_orphan *o, struct writt
 {
 	size_t len = o->va.end - o->va.start, off = o->va.start - l->m.start;
 	const char *old = o->baseline;
-	char *now = mmap(NULL, STEP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	int err = now == MAP_FAILED ? -ENOMEM : 0;
+	char *now = buffer(STEP);
+	int err = now ? 0 : -ENOMEM;
 
 	if (err)
 		return err;
 	for (size_t at = 0; at < len && !err; at += STEP) {
 		size_t n = len - at < STEP ? len - at : STEP;
 
-		err = l->dev->ops.read(l->dev->priv, &l->m, off + at, n, now);
+		err = l->dev->ops.read(l->dev->priv, &l->dm, off + at, n, now);
 		for (size_t i = 0; !err && i < n; i++) {
 			if (now[i] == old[at + i])
 				continue;

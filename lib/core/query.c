@@ -55,6 +55,7 @@ int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 	for (int k = 0; k < l->n_orphans; k++)
 		i.orphan_bytes += l->orphans[k].va.end - l->orphans[k].va.start;
 	memcpy(i.coverage, l->coverage, sizeof l->coverage);
+	i.stage = l->stage ? l->dm.start : 0;
 	pthread_mutex_unlock(&ctx->lock);
 	memcpy(out, &i, out->size < sizeof i ? out->size : sizeof i);
 	return 0;
@@ -73,8 +74,9 @@ int pinl_lease_describe(struct pinl_lease *l, char *buf, size_t len)
 }
 
 /* Keep the worker off the lease while fn's backend call runs. */
-static void own(struct pinl_lease *l)
+static void own(struct pinl_lease *l, struct pl_inside *in)
 {
+	pl_inside_begin(l->ctx, in);
 	pthread_mutex_lock(&l->ctx->lock);
 	while (l->busy)
 		pthread_cond_wait(&l->ctx->settled, &l->ctx->lock);
@@ -82,7 +84,7 @@ static void own(struct pinl_lease *l)
 	pthread_mutex_unlock(&l->ctx->lock);
 }
 
-static void disown(struct pinl_lease *l)
+static void disown(struct pinl_lease *l, const struct pl_inside *in)
 {
 	struct pinl_change *answered = NULL;
 
@@ -94,6 +96,7 @@ static void disown(struct pinl_lease *l)
 	pthread_cond_broadcast(&l->ctx->settled);
 	pthread_mutex_unlock(&l->ctx->lock);
 	pl_answer_all(l->ctx, answered);
+	pl_inside_end(l->ctx, in);
 }
 
 static int check_part(struct pinl_lease *l, uintptr_t start, uintptr_t end)
@@ -108,6 +111,7 @@ static int check_part(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 {
 	size_t size = l->m.end - l->m.start;
+	struct pl_inside in;
 	int err;
 
 	if (!pl_alive(l->ctx))
@@ -115,32 +119,59 @@ int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 	if (offset > size || len > size - offset)
 		return pinl_set_error(-EINVAL, "%zu bytes at %zu are not inside the lease of %zu", len,
 				      offset, size);
-	own(l);
-	err = l->dev->ops.read(l->dev->priv, &l->m, offset, len, buf);
-	disown(l);
+	own(l, &in);
+	err = l->dev->ops.read(l->dev->priv, &l->dm, offset, len, buf);
+	disown(l, &in);
+	return err;
+}
+
+int pinl_lease_sync(struct pinl_lease *l, size_t offset, size_t len, unsigned direction)
+{
+	size_t size = l->m.end - l->m.start;
+	struct pl_inside in;
+	int err = 0;
+
+	if (!pl_alive(l->ctx))
+		return pl_stale();
+	if (offset > size || len > size - offset)
+		return pinl_set_error(-EINVAL, "%zu bytes at %zu are not inside the lease of %zu", len,
+				      offset, size);
+	if (!direction || direction & ~(PINL_FOR_CPU | PINL_FOR_DEVICE))
+		return pinl_set_error(-EINVAL, "direction %#x is not PINL_FOR_CPU or PINL_FOR_DEVICE",
+				      direction);
+	own(l, &in);
+	if (l->state == PINL_RELEASED)
+		err = pinl_set_error(-ESTALE, "the lease has been taken back");
+	else if (l->stage)
+		err = pl_lease_sync(l, offset, len, direction);
+	disown(l, &in);
 	return err;
 }
 
 int pinl_device_protect(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 {
 	int err = check_part(l, start, end);
+	struct pl_inside in;
 
 	if (err)
 		return err;
-	own(l);
-	err = l->dev->ops.protect(l->dev->priv, &l->m, start, end);
-	disown(l);
+	own(l, &in);
+	err = l->dev->ops.protect(l->dev->priv, &l->dm, start + l->dm.start - l->m.start,
+				  end + l->dm.start - l->m.start);
+	disown(l, &in);
 	return err;
 }
 
 int pinl_device_dirty(struct pinl_lease *l, uintptr_t start, uintptr_t end, uint8_t *dirty)
 {
 	int err = check_part(l, start, end);
+	struct pl_inside in;
 
 	if (err)
 		return err;
-	own(l);
-	err = l->dev->ops.dirty(l->dev->priv, &l->m, start, end, dirty);
-	disown(l);
+	own(l, &in);
+	err = l->dev->ops.dirty(l->dev->priv, &l->dm, start + l->dm.start - l->m.start,
+				end + l->dm.start - l->m.start, dirty);
+	disown(l, &in);
 	return err;
 }

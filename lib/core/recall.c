@@ -150,6 +150,7 @@ static void recall(struct pinl_lease *l, const struct pl_recall *r)
 	else
 		merge_recall(&l->recall, r);
 	pl_lease_input(l, PL_IN_CHANGE);
+	pthread_cond_signal(&l->ctx->work); /* the deadline may be an earlier one now */
 }
 
 static void orphaned(struct pinl_lease *l, const struct pl_recall *r)
@@ -346,6 +347,27 @@ void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered)
 	}
 }
 
+/* I2 is bounded even where a backend hangs: the ceiling and one grace, then the actor goes on. */
+uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered)
+{
+	uint64_t now = pl_clock_ns(), next = UINT64_MAX;
+
+	for (struct pinl_change **p = &ctx->held; *p;) {
+		struct pinl_change *ch = *p;
+		uint64_t limit = ch->ceiling_ns + ctx->opts.ceiling_ms * 1000000ull;
+
+		if (limit > now) {
+			next = limit < next ? limit : next;
+			p = &ch->next;
+			continue;
+		}
+		*p = ch->next;
+		pinl_change_cut(ctx, ch);
+		let_go(ctx, ch, answered);
+	}
+	return next;
+}
+
 void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered)
 {
 	while (answered) {
@@ -376,6 +398,7 @@ void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *ch)
 		if ((ch->can & PINL_CAN_HOLD) && ch->recalled && !ctx->stopping && blocked(ctx, ch)) {
 			ch->next = ctx->held;
 			ctx->held = ch;
+			pthread_cond_signal(&ctx->work);
 		} else {
 			let_go(ctx, ch, &answered);
 		}

@@ -19,12 +19,13 @@ static uint64_t drain_deadline(const struct pinl_lease *l)
 	return pl_clock_ns() + l->ctx->opts.drain_ms * 1000000ull;
 }
 
-static int stop_and_drain(struct pinl_lease *l)
+static int stop_and_drain(struct pinl_lease *l, const struct pl_recall *r)
 {
-	int err = l->dev->ops.stop(l->dev->priv, &l->m);
+	int err = l->dev->ops.stop(l->dev->priv, &l->dm);
 
 	if (!err)
-		err = l->dev->ops.drain(l->dev->priv, &l->m, drain_deadline(l));
+		err = l->dev->ops.drain(l->dev->priv, &l->dm, drain_deadline(l));
+	pl_lease_flush(l, r);
 	return err;
 }
 
@@ -47,7 +48,11 @@ static int read_device(void *arg, size_t offset, size_t len, void *buf)
 {
 	struct copy *c = arg;
 
-	return c->lease->dev->ops.read(c->lease->dev->priv, &c->lease->m, c->offset + offset, len, buf);
+	if (c->lease->stage) {
+		pl_stage_content(c->lease->stage, c->offset + offset, len, buf);
+		return 0;
+	}
+	return c->lease->dev->ops.read(c->lease->dev->priv, &c->lease->dm, c->offset + offset, len, buf);
 }
 
 static bool unmaps(const struct pl_recall *r, const struct pl_range *va)
@@ -102,37 +107,71 @@ static bool gone_meanwhile(struct pinl_lease *l, const struct pl_range *va)
 	return gone || !still_mapped(l, va);
 }
 
-/* Only the device gets new pages; fails where somebody has mapped anything. */
-static int replace_unmapped(struct pinl_lease *l, const struct pl_range *va, struct copy *c, bool copy)
+/* CPU and device get two mappings of one new memory, so what was staged is shared from now on. */
+static int replace_staged(struct pinl_lease *l, const struct pl_range *va, bool gone, struct copy *c,
+			  pl_fill_fn fill)
 {
-	int err = pl_swap_place(l->ctx->swap, va->start, va->end, copy ? read_device : NULL, c);
+	size_t len = va->end - va->start;
+	void *mine, *yours;
+	int err;
+
+	if (gone && fill) /* the device alone goes on, in the copy it has */
+		return l->dev->ops.retarget(l->dev->priv, &l->dm);
+	err = pl_stage_fresh(len, l->mem.writable, &mine, &yours);
+	if (err)
+		return err;
+	if (gone)
+		munmap(yours, len);
+	else
+		err = pl_swap_replace(l->ctx->swap, va->start, va->end, yours, l->mem.writable, fill, c);
+	if (!err)
+		err = pl_stage_take(l->stage, c->offset, len, mine);
+	if (err)
+		munmap(mine, len);
+	return err ? err : l->dev->ops.retarget(l->dev->priv, &l->dm);
+}
+
+/* Only the device gets new pages; fails where somebody has mapped anything. */
+static int replace_unmapped(struct pinl_lease *l, const struct pl_range *va, struct copy *c,
+			    pl_fill_fn fill)
+{
+	int err = pl_swap_place(l->ctx->swap, va->start, va->end, fill, c);
 
 	if (err)
 		return err;
-	err = l->dev->ops.retarget(l->dev->priv, &l->m);
+	err = l->dev->ops.retarget(l->dev->priv, &l->dm);
 	pl_swap_unplace(va->start, va->end);
 	return err;
 }
 
-/* New private pages under the range, and the device on them. */
+static int replace_mapped(struct pinl_lease *l, const struct pl_range *va, struct copy *c,
+			  pl_fill_fn fill)
+{
+	int err = pl_swap_replace(l->ctx->swap, va->start, va->end, NULL, l->mem.writable, fill, c);
+
+	return err ? err : l->dev->ops.retarget(l->dev->priv, &l->dm);
+}
+
+/* New pages under the range, and the device on them. */
 static int replace(struct pinl_lease *l, const struct pl_recall *r, bool copy, bool *va_lost)
 {
 	struct copy c = {l, r->va.start - l->m.start};
+	pl_fill_fn fill = copy ? read_device : NULL;
+	bool gone = r->va_gone;
 	int err;
 
-	if (r->va_gone)
-		return replace_unmapped(l, &r->va, &c, copy);
-	suspend_sources(l, &r->va, 1);
-	*va_lost = gone_meanwhile(l, &r->va);
-	if (*va_lost) {
-		err = replace_unmapped(l, &r->va, &c, copy);
-	} else {
-		err = pl_swap_replace(l->ctx->swap, r->va.start, r->va.end, l->mem.writable,
-				      copy ? read_device : NULL, &c);
-		if (!err)
-			err = l->dev->ops.retarget(l->dev->priv, &l->m);
+	if (!r->va_gone) {
+		suspend_sources(l, &r->va, 1);
+		gone = *va_lost = gone_meanwhile(l, &r->va);
 	}
-	suspend_sources(l, &r->va, 0);
+	if (l->stage)
+		err = replace_staged(l, &r->va, gone, &c, fill);
+	else if (gone)
+		err = replace_unmapped(l, &r->va, &c, fill);
+	else
+		err = replace_mapped(l, &r->va, &c, fill);
+	if (!r->va_gone)
+		suspend_sources(l, &r->va, 0);
 	return err;
 }
 
@@ -149,18 +188,18 @@ static int take_scratch(struct pinl_lease *l, const struct pl_recall *r, bool *v
 {
 	int err;
 
-	if (l->n_orphans) {
-		err = stop_and_drain(l);
+	if (l->n_orphans || l->stage) {
+		err = stop_and_drain(l, r);
 		pl_orphan_end(l);
 		return err ? err : replace(l, r, false, va_lost);
 	}
 	err = replace(l, r, false, va_lost);
-	return err ? err : l->dev->ops.drain(l->dev->priv, &l->m, drain_deadline(l));
+	return err ? err : l->dev->ops.drain(l->dev->priv, &l->dm, drain_deadline(l));
 }
 
 static int take_copy(struct pinl_lease *l, const struct pl_recall *r, bool *va_lost)
 {
-	int drained = stop_and_drain(l), err;
+	int drained = stop_and_drain(l, r), err;
 
 	pl_orphan_end(l);
 	err = replace(l, r, true, va_lost);
@@ -187,9 +226,9 @@ void pl_take(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *t
 	}
 	*taken = (struct pl_taken){.outcome = r->quiesced ? PINL_OUT_QUIESCED : PINL_OUT_FAIL,
 				   .whole = true,
-				   .err = stop_and_drain(l)};
+				   .err = stop_and_drain(l, r)};
 	pl_orphan_end(l);
-	l->dev->ops.drop(l->dev->priv, &l->m);
+	l->dev->ops.drop(l->dev->priv, &l->dm);
 	if (!taken->err)
 		taken->err = err;
 }

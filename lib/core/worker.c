@@ -127,11 +127,19 @@ static void follow(struct pinl_lease *l, const struct pl_range *va)
 {
 	struct pl_recall r = {.va = *va, .op = PINL_OP_NR};
 	struct pinl_event ev;
-	int err = l->dev->ops.invalidate(l->dev->priv, &l->m, va->start, va->end);
+	int err = l->dev->ops.invalidate(l->dev->priv, &l->dm, va->start, va->end);
 
 	pl_event_lease(l, PINL_EV_FOLLOWED, &r, &ev);
 	ev.err = err;
 	pl_event_push(l->ctx, &ev);
+}
+
+static void answer_unlocked(struct pinl_ctx *ctx, struct pinl_change **answered)
+{
+	pthread_mutex_unlock(&ctx->lock);
+	pl_answer_all(ctx, *answered);
+	*answered = NULL;
+	pthread_mutex_lock(&ctx->lock);
 }
 
 /* ctx->lock held; dropped while working. */
@@ -176,9 +184,7 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 		pl_job_add(l, 0);
 	pl_settle(ctx, &answered);
 	pthread_cond_broadcast(&ctx->settled);
-	pthread_mutex_unlock(&ctx->lock);
-	pl_answer_all(ctx, answered);
-	pthread_mutex_lock(&ctx->lock);
+	answer_unlocked(ctx, &answered);
 }
 
 void *pl_worker(void *arg)
@@ -186,15 +192,20 @@ void *pl_worker(void *arg)
 	struct pinl_ctx *ctx = arg;
 	struct pinl_change *answered = NULL;
 	struct pinl_lease *l;
-	uint64_t next;
+	uint64_t next, cut;
 
 	pl_exempt_enter(ctx);
 	pthread_mutex_lock(&ctx->lock);
 	while (!ctx->stopping) {
 		next = expire(ctx);
+		cut = pl_cut_overdue(ctx, &answered);
+		if (answered) {
+			answer_unlocked(ctx, &answered);
+			continue;
+		}
 		l = job_pop(ctx);
 		if (!l)
-			sleep_until(ctx, next);
+			sleep_until(ctx, cut < next ? cut : next);
 		else if (!l->busy)
 			do_jobs(ctx, l);
 	}

@@ -12,6 +12,11 @@
  * event is read: that, and noting which pages threads wait for, is what the fault thread is for. It
  * allocates nothing and takes no lock. The pages are filled by the caller: wanted pages first, then
  * the rest in order.
+ *
+ * The application may do anything to the range meanwhile. What it moves away (mremap) takes its
+ * registration along and is filled where it went; what it unmaps or replaces needs no filling; fork()
+ * waits for the end, because a child's pages would never be filled. Whatever happens, nothing stays
+ * registered behind a switch: a page that nobody fills would hang whoever touches it.
  */
 #include "os/swap.h"
 
@@ -19,6 +24,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,16 +37,55 @@
 #define PAGE   4096ul
 #define CHUNK  (256ul << 10)
 #define WANTED 64
+#define MOVES  16
+
+/* A part of the range that the application has moved. */
+struct move {
+	uintptr_t from, to;
+	size_t len;
+};
 
 struct pl_swap {
 	int uffd, stop;
 	bool user_only, started;
 	pthread_t thread;
-	pthread_mutex_t lock; /* one switch at a time */
-	/* Pages that threads wait for: written by the fault thread, taken by the filler. */
+	/* Written by the fault thread, for the filler: pages that threads wait for; what was moved, in
+	 * order; odd while an event is taken whose move is not in the list yet. */
 	atomic_uintptr_t wanted[WANTED];
+	struct move moves[MOVES];
+	atomic_uint n_moves, taking;
 	char *staging;
 };
+
+/* One switch at a time in a process, and none in a fork. */
+static pthread_mutex_t switching = PTHREAD_MUTEX_INITIALIZER;
+
+static void before_fork(void)
+{
+	pthread_mutex_lock(&switching);
+}
+
+static void after_fork(void)
+{
+	pthread_mutex_unlock(&switching);
+}
+
+static void watch_forks(void)
+{
+	pthread_atfork(before_fork, after_fork, after_fork);
+}
+
+/* Since 6.15 the kernel refuses as a whole what belongs to another userfaultfd in part. */
+static void unregister(int uffd, uintptr_t start, uintptr_t end)
+{
+	struct uffdio_range range = {start, end - start};
+	uintptr_t middle = start + (end - start) / 2 / PAGE * PAGE;
+
+	if (!ioctl(uffd, UFFDIO_UNREGISTER, &range) || end - start <= PAGE)
+		return;
+	unregister(uffd, start, middle);
+	unregister(uffd, middle, end);
+}
 
 static int uffd_open(bool *user_only)
 {
@@ -74,30 +119,58 @@ static void note_wanted(struct pl_swap *s, uintptr_t page)
 	/* Full: the page comes when the filler gets there. */
 }
 
+/* No room: what is in there is lost to the mover, but he must not hang. */
+static void note_move(struct pl_swap *s, uintptr_t from, uintptr_t to, size_t len)
+{
+	unsigned n = atomic_load(&s->n_moves);
+
+	if (n == MOVES) {
+		unregister(s->uffd, to, to + len);
+		return;
+	}
+	s->moves[n] = (struct move){from, to, len};
+	atomic_store(&s->n_moves, n + 1);
+}
+
+/* The sequence is odd from before an event is taken, which lets its mover go, until it is noted. */
+static bool take_event(struct pl_swap *s)
+{
+	struct uffd_msg msg;
+	bool got;
+
+	atomic_fetch_add(&s->taking, 1);
+	got = read(s->uffd, &msg, sizeof msg) == sizeof msg;
+	if (got && msg.event == UFFD_EVENT_PAGEFAULT)
+		note_wanted(s, msg.arg.pagefault.address & ~(PAGE - 1));
+	else if (got && msg.event == UFFD_EVENT_REMAP)
+		note_move(s, msg.arg.remap.from, msg.arg.remap.to, msg.arg.remap.len);
+	atomic_fetch_add(&s->taking, 1);
+	return got;
+}
+
 static void *fault_thread(void *arg)
 {
 	struct pl_swap *s = arg;
 	struct pollfd p[2] = {{s->uffd, POLLIN, 0}, {s->stop, POLLIN, 0}};
-	struct uffd_msg msg;
 
 	while (!(p[1].revents & POLLIN)) {
 		if (poll(p, 2, -1) < 0)
 			continue;
-		while (read(s->uffd, &msg, sizeof msg) == sizeof msg)
-			if (msg.event == UFFD_EVENT_PAGEFAULT)
-				note_wanted(s, msg.arg.pagefault.address & ~(PAGE - 1));
+		while (take_event(s))
+			;
 	}
 	return NULL;
 }
 
 int pl_swap_new(struct pl_swap **out)
 {
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	struct pl_swap *s = calloc(1, sizeof *s);
 
 	if (!s)
 		return -ENOMEM;
+	pthread_once(&once, watch_forks);
 	s->stop = -1;
-	pthread_mutex_init(&s->lock, NULL);
 	s->staging = mmap(NULL, CHUNK, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	s->uffd = uffd_open(&s->user_only);
@@ -134,7 +207,6 @@ void pl_swap_free(struct pl_swap *s)
 		close(s->uffd);
 	if (s->staging)
 		munmap(s->staging, CHUNK);
-	pthread_mutex_destroy(&s->lock);
 	free(s);
 }
 
@@ -148,23 +220,51 @@ bool pl_swap_user_only(const struct pl_swap *s)
 	return s->user_only;
 }
 
-/* Put len staged bytes at dst. A page that is there already stays as it is. */
-static int copy_in(struct pl_swap *s, uintptr_t dst, size_t len)
+/* Where the page that was at `at` when the switch began is now. */
+static uintptr_t moved(struct pl_swap *s, uintptr_t at)
 {
-	for (size_t done = 0; done < len;) {
-		struct uffdio_copy c = {
-			.dst = dst + done, .src = (uintptr_t)s->staging + done, .len = len - done};
+	unsigned n;
 
-		if (!ioctl(s->uffd, UFFDIO_COPY, &c))
+	while (atomic_load(&s->taking) & 1)
+		sched_yield();
+	n = atomic_load(&s->n_moves);
+	for (unsigned i = 0; i < n; i++)
+		if (at >= s->moves[i].from && at - s->moves[i].from < s->moves[i].len)
+			at = s->moves[i].to + (at - s->moves[i].from);
+	return at;
+}
+
+/* 0: there, also if it was there already; -ENOENT: this page is not ours any more. */
+static int copy_page(struct pl_swap *s, uintptr_t at, const char *content)
+{
+	for (;;) {
+		struct uffdio_copy c = {.dst = moved(s, at), .src = (uintptr_t)content, .len = PAGE};
+
+		if (!ioctl(s->uffd, UFFDIO_COPY, &c) || errno == EEXIST)
 			return 0;
-		if (c.copy > 0)
-			done += c.copy;
-		else if (errno == EEXIST)
-			done += PAGE;
-		else if (errno != EAGAIN) /* EAGAIN: the move's event isn't read yet */
+		if (errno != EAGAIN && c.dst == moved(s, at)) /* EAGAIN: a move isn't noted yet */
 			return -errno;
 	}
-	return 0;
+}
+
+/* Put len staged bytes where [at, at+len) is now: at once if it can be, else page by page. */
+static int copy_in(struct pl_swap *s, uintptr_t at, size_t len)
+{
+	struct uffdio_copy c = {.dst = moved(s, at), .src = (uintptr_t)s->staging, .len = len};
+	size_t done = 0;
+	int err = 0;
+
+	if (c.dst == at) {
+		if (!ioctl(s->uffd, UFFDIO_COPY, &c))
+			return 0;
+		done = c.copy > 0 ? c.copy : 0;
+	}
+	for (; done < len; done += PAGE) {
+		int one = copy_page(s, at + done, s->staging + done);
+
+		err = err ? err : one;
+	}
+	return err;
 }
 
 struct filler {
@@ -200,9 +300,10 @@ static void fill_wanted(struct filler *f)
 	}
 }
 
-static int move_over(struct pl_swap *s, uintptr_t start, size_t len, int prot, bool missing)
+static int move_over(struct pl_swap *s, uintptr_t start, size_t len, void *with, int prot, bool missing)
 {
-	void *fresh = mmap(NULL, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *fresh =
+		with ? with : mmap(NULL, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	struct uffdio_register reg = {.range = {(uintptr_t)fresh, len},
 				      .mode = UFFDIO_REGISTER_MODE_MISSING};
 	int err;
@@ -223,28 +324,34 @@ fail:
 static int fill_all(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_fn fill, void *arg)
 {
 	struct filler f = {.s = s, .start = start, .end = end, .fill = fill, .arg = arg};
-	struct uffdio_range range = {start, end - start};
 
 	for (uintptr_t at = start; at < end; at += CHUNK) {
 		fill_wanted(&f);
 		fill_part(&f, at, end - at < CHUNK ? end - at : CHUNK);
 	}
-	ioctl(s->uffd, UFFDIO_UNREGISTER, &range); /* also wakes whoever still waits */
+	unregister(s->uffd, start, end); /* also wakes whoever still waits */
+	moved(s, start);
+	for (unsigned i = 0; i < atomic_load(&s->n_moves); i++)
+		unregister(s->uffd, s->moves[i].to, s->moves[i].to + s->moves[i].len);
 	return f.err;
 }
 
-int pl_swap_replace(struct pl_swap *s, uintptr_t start, uintptr_t end, bool writable, pl_fill_fn fill,
-		    void *arg)
+int pl_swap_replace(struct pl_swap *s, uintptr_t start, uintptr_t end, void *with, bool writable,
+		    pl_fill_fn fill, void *arg)
 {
 	int prot = PROT_READ | (writable ? PROT_WRITE : 0), err;
 
-	if (fill && s->uffd < 0)
+	if (fill && s->uffd < 0) {
+		if (with)
+			munmap(with, end - start);
 		return -EOPNOTSUPP;
-	pthread_mutex_lock(&s->lock);
-	err = move_over(s, start, end - start, prot, fill != NULL);
+	}
+	pthread_mutex_lock(&switching);
+	atomic_store(&s->n_moves, 0);
+	err = move_over(s, start, end - start, with, prot, fill != NULL);
 	if (!err && fill)
 		err = fill_all(s, start, end, fill, arg);
-	pthread_mutex_unlock(&s->lock);
+	pthread_mutex_unlock(&switching);
 	return err;
 }
 
@@ -261,7 +368,7 @@ int pl_swap_place(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_fn 
 		munmap(at, len);
 		return -EEXIST;
 	}
-	pthread_mutex_lock(&s->lock);
+	pthread_mutex_lock(&switching);
 	for (size_t off = 0; fill && off < len && !err; off += CHUNK) {
 		size_t n = len - off < CHUNK ? len - off : CHUNK;
 
@@ -269,7 +376,7 @@ int pl_swap_place(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_fn 
 		if (!err)
 			memcpy((char *)start + off, s->staging, n);
 	}
-	pthread_mutex_unlock(&s->lock);
+	pthread_mutex_unlock(&switching);
 	if (err)
 		munmap(at, len);
 	return err;
