@@ -368,12 +368,11 @@ static int lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
 	err = publish(l);
 	if (!err)
 		err = make(l, addrs);
-	if (err) {
+	if (err)
 		lease_free(l);
-		return err;
-	}
-	say_unseen(l);
-	return 0;
+	else
+		say_unseen(l);
+	return err;
 }
 
 int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
