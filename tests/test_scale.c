@@ -228,7 +228,7 @@ static double seconds(void)
 static double cost(int kind, int n)
 {
 	struct life l = {.kind = kind, .n = n / PER_FILE * PER_FILE};
-	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1};
+	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1, .drain_ms = 100};
 	struct io_uring ring;
 	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &ring, .slots = SLOTS};
 	double began;
