@@ -87,7 +87,7 @@ static bool still_mapped(const struct pinl_lease *l, const struct pl_range *va)
 
 	while (same && part.end < va->end) {
 		part = live_part(l, part.end, va->end, &live);
-		same = !live || pl_vma_same(&l->mem, part.start, part.end);
+		same = !live || pl_vma_same(l->ctx->maps, &l->mem, part.start, part.end);
 	}
 	return same;
 }
