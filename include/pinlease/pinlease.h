@@ -328,7 +328,11 @@ int pinl_lease_sync(struct pinl_lease *lease, size_t offset, size_t len, unsigne
 /* The index or key that goes with the lease's addresses (uring: buf_index). */
 uint32_t pinl_lease_key(struct pinl_lease *lease);
 
-/* 0: nothing has happened to the range so far; -EAGAIN: a change is being applied; -ESTALE: recalled. */
+/*
+ * 0: nothing had happened to the range when the call began; -EAGAIN: a change is being applied, perhaps
+ * of other memory; -ESTALE: recalled. The kernel makes an unmapped range free for others a moment (some
+ * instructions) before it reports that; only the explicit calls close this gap. Costs a poll(2).
+ */
 int pinl_lease_check(struct pinl_lease *lease);
 
 /* A pointer of yours; comes back in events. Set before it is needed; not locked. */
