@@ -33,6 +33,8 @@
  * - Structures whose first member is `size` are set to sizeof by the caller, so that they can grow.
  * - Any thread may call anything. No call is async-signal-safe. pinl_close() and pinl_device_close()
  *   must be the last call on their object.
+ * - The explicit calls, pinl_munmap() to pinl_fallocate(), are no cancellation points, although they
+ *   wait: a thread that is cancelled meanwhile ends after the change.
  * - The library owns nothing it did not take: it never unmaps memory or closes descriptors of yours,
  *   with one exception that is its purpose: a forced SCRATCH or COPY replaces the recalled part of
  *   the leased range by private memory at the same address. That memory is yours afterwards.

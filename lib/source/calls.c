@@ -3,11 +3,12 @@
  * Explicit calls: the caller asks first and then makes the system call itself, so every policy is kept
  * exactly, on every kind of memory. Invariant: between the answer and pinl_change_done() the range is
  * gated against new leases; the calling thread is exempt meanwhile, so that no other source asks about
- * the same change again.
+ * the same change again; and from the question to pinl_change_done() it can't be cancelled.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <pthread.h>
 #include <semaphore.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -77,14 +78,11 @@ static int va_range(struct asking *a, enum pinl_op op, void *addr, size_t len)
 	return 0;
 }
 
-int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len)
+static int unmap(struct pinl_ctx *ctx, void *addr, size_t len)
 {
 	struct asking a;
-	int err;
+	int err = va_range(&a, PINL_OP_UNMAP, addr, len);
 
-	if (!pl_alive(ctx))
-		return pl_stale();
-	err = va_range(&a, PINL_OP_UNMAP, addr, len);
 	if (!err && !len)
 		err = pinl_set_error(-EINVAL, "munmap of nothing");
 	if (!err)
@@ -108,8 +106,8 @@ static int ask_target(struct pinl_ctx *ctx, int flags, void *new_addr, size_t ne
 	return err ? err : ask(ctx, target);
 }
 
-int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,
-		void *new_addr, void **out)
+static int remap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,
+		 void *new_addr, void **out)
 {
 	struct asking source, target;
 	bool shrink = !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && new_len <= old_len;
@@ -117,8 +115,6 @@ int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len
 	void *got;
 	int err;
 
-	if (!pl_alive(ctx))
-		return pl_stale();
 	err = va_range(&source, shrink ? PINL_OP_UNMAP : PINL_OP_REMAP, (char *)addr + keep,
 		       old_len > keep ? old_len - keep : 0);
 	if (!err)
@@ -177,14 +173,12 @@ static int remove_range(struct pinl_ctx *ctx, struct asking *a, void *addr, size
 	return err;
 }
 
-int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
+static int advise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 {
 	struct asking a;
 	enum pinl_op op;
 	int err;
 
-	if (!pl_alive(ctx))
-		return pl_stale();
 	if (!madvise_op(advice, &op) || !len)
 		return madvise(addr, len, advice)
 			       ? pinl_set_error(-errno, "madvise: %s", strerror(errno))
@@ -213,14 +207,12 @@ static int file_range(struct asking *a, enum pinl_op op, int fd, uint64_t start,
 	return 0;
 }
 
-int pinl_ftruncate(struct pinl_ctx *ctx, int fd, off_t size)
+static int resize(struct pinl_ctx *ctx, int fd, off_t size)
 {
 	struct asking a;
 	struct stat st;
 	int err;
 
-	if (!pl_alive(ctx))
-		return pl_stale();
 	if (size < 0)
 		return pinl_set_error(-EINVAL, "a size below zero");
 	err = file_range(&a, PINL_OP_TRUNCATE, fd, ROUND_UP((uint64_t)size), UINT64_MAX, &st);
@@ -251,7 +243,7 @@ static int fallocate_op(int mode, off_t offset, off_t len, enum pinl_op *op, uin
 	return *start < *end;
 }
 
-int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len)
+static int allocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len)
 {
 	struct asking a;
 	struct stat st;
@@ -259,8 +251,6 @@ int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t l
 	uint64_t start, end;
 	int err;
 
-	if (!pl_alive(ctx))
-		return pl_stale();
 	if (offset < 0 || len <= 0 || !fallocate_op(mode, offset, len, &op, &start, &end))
 		return fallocate(fd, mode, offset, len)
 			       ? pinl_set_error(-errno, "fallocate: %s", strerror(errno))
@@ -269,4 +259,57 @@ int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t l
 	if (!err)
 		err = ask(ctx, &a);
 	return err ? err : finish(ctx, &a, fallocate(fd, mode, offset, len) ? -errno : 0);
+}
+
+/* ---------------------------------------------------------------------------------- the calls -- */
+
+/* A thread that was cancelled here would leave its change, on a stack that is gone, to the core. */
+static int enter(struct pinl_ctx *ctx, int *cancel)
+{
+	if (!pl_alive(ctx))
+		return pl_stale();
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, cancel);
+	return 0;
+}
+
+static int leave(int cancel, int err)
+{
+	pthread_setcancelstate(cancel, NULL);
+	return err;
+}
+
+int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len)
+{
+	int cancel, err = enter(ctx, &cancel);
+
+	return err ? err : leave(cancel, unmap(ctx, addr, len));
+}
+
+int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,
+		void *new_addr, void **out)
+{
+	int cancel, err = enter(ctx, &cancel);
+
+	return err ? err : leave(cancel, remap(ctx, addr, old_len, new_len, flags, new_addr, out));
+}
+
+int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
+{
+	int cancel, err = enter(ctx, &cancel);
+
+	return err ? err : leave(cancel, advise(ctx, addr, len, advice));
+}
+
+int pinl_ftruncate(struct pinl_ctx *ctx, int fd, off_t size)
+{
+	int cancel, err = enter(ctx, &cancel);
+
+	return err ? err : leave(cancel, resize(ctx, fd, size));
+}
+
+int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len)
+{
+	int cancel, err = enter(ctx, &cancel);
+
+	return err ? err : leave(cancel, allocate(ctx, fd, mode, offset, len));
 }
