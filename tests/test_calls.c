@@ -111,10 +111,48 @@ static void a_cancelled_caller_ends_his_call(void **state)
 	assert_ok(lease(r.va, SIZE, policy_of(PINL_KEEP), &r.lease));
 }
 
+/* ------------------------------------------------------------------------------------- mremap -- */
+
+static int no_notices(void)
+{
+	struct pinl_counters n = {.size = sizeof n};
+
+	assert_ok(pinl_counters(r.ctx, &n));
+	return !n.notices && !n.orphans;
+}
+
+/* Whoever refuses, source or target: the other's lease isn't recalled for a move that doesn't come. */
+static void a_refused_move_recalls_nothing(void **state)
+{
+	for (int at_source = 0; at_source < 2; at_source++) {
+		char *target =
+			mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		struct pinl_policy recall = policy_of(PINL_RECALL), refuse = policy_of(PINL_REFUSE);
+		struct pinl_lease *other;
+		void *out = target;
+
+		recall.grace_ms = 1;
+		assert_ok(lease(r.va, SIZE, at_source ? refuse : recall, &r.lease));
+		assert_ok(lease(target, SIZE, at_source ? recall : refuse, &other));
+		assert_int_equal(pinl_mremap(r.ctx, r.va, SIZE, SIZE, MOVE, target, &out), -EBUSY);
+		assert_ptr_equal(out, target);
+		assert_true(no_notices());
+		assert_ok(pinl_lease_check(r.lease));
+		assert_ok(pinl_lease_check(other));
+		assert_int_equal(await(&r, PINL_EV_REFUSED).op,
+				 at_source ? PINL_OP_REMAP : PINL_OP_OVERMAP);
+		pinl_unmap_range(other);
+		pinl_unmap_range(r.lease);
+		munmap(target, SIZE);
+	}
+	assert_ok(lease(r.va, SIZE, policy_of(PINL_KEEP), &r.lease)); /* no gate was left */
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(a_cancelled_caller_ends_his_call, open_rig, close_rig),
+		cmocka_unit_test_setup_teardown(a_refused_move_recalls_nothing, open_rig, close_rig),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

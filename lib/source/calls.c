@@ -24,7 +24,7 @@
 struct asking {
 	struct pinl_change change;
 	sem_t answered;
-	int err, slot;
+	int err;
 };
 
 static void on_answer(struct pinl_change *ch, int err)
@@ -35,16 +35,9 @@ static void on_answer(struct pinl_change *ch, int err)
 	sem_post(&a->answered);
 }
 
-/* 0: go on, then finish(). -errno: refused, nothing to finish. */
+/* 0: go on, and pinl_change_done() afterwards. -errno: refused, nothing to finish. */
 static int ask(struct pinl_ctx *ctx, struct asking *a)
 {
-	a->change.can =
-		PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE | PINL_WILL_SAY_DONE;
-	a->change.actor_pid = getpid();
-	a->change.actor_tid = gettid();
-	a->change.source = "calls";
-	a->change.answer = on_answer;
-	a->change.arg = a;
 	sem_init(&a->answered, 0, 0);
 	pinl_change_submit(ctx, &a->change);
 	while (sem_wait(&a->answered))
@@ -54,23 +47,44 @@ static int ask(struct pinl_ctx *ctx, struct asking *a)
 		return pinl_set_error(
 			a->err, "a lease on the range refuses %s; unmap it first, or lease with RECALL",
 			pinl_op_name(a->change.op));
-	a->slot = pl_exempt_enter(ctx);
 	return 0;
 }
 
-static int finish(struct pinl_ctx *ctx, struct asking *a, int err)
+/* Ask, and go on with the thread exempt until finish(). */
+static int begin(struct pinl_ctx *ctx, struct asking *a, int *slot)
 {
-	pl_exempt_leave(ctx, a->slot);
+	int err = ask(ctx, a);
+
+	if (!err)
+		*slot = pl_exempt_enter(ctx);
+	return err;
+}
+
+static int finish(struct pinl_ctx *ctx, const struct asking *a, int slot, int err)
+{
+	pl_exempt_leave(ctx, slot);
 	pinl_change_done(ctx, a->change.id);
 	return err ? pinl_set_error(err, "%s: %s", pinl_op_name(a->change.op), strerror(-err)) : 0;
+}
+
+static void prepare(struct asking *a, enum pinl_op op)
+{
+	memset(a, 0, sizeof *a);
+	a->change.op = op;
+	a->change.can =
+		PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE | PINL_WILL_SAY_DONE;
+	a->change.actor_pid = getpid();
+	a->change.actor_tid = gettid();
+	a->change.source = "calls";
+	a->change.answer = on_answer;
+	a->change.arg = a;
 }
 
 static int va_range(struct asking *a, enum pinl_op op, void *addr, size_t len)
 {
 	uintptr_t start = (uintptr_t)addr;
 
-	memset(a, 0, sizeof *a);
-	a->change.op = op;
+	prepare(a, op);
 	if (start & (PAGE - 1) || start + len < start)
 		return pinl_set_error(-EINVAL, "[%p, +%zu) is not page aligned or overflows", addr, len);
 	a->change.start = start;
@@ -81,57 +95,60 @@ static int va_range(struct asking *a, enum pinl_op op, void *addr, size_t len)
 static int unmap(struct pinl_ctx *ctx, void *addr, size_t len)
 {
 	struct asking a;
-	int err = va_range(&a, PINL_OP_UNMAP, addr, len);
+	int err = va_range(&a, PINL_OP_UNMAP, addr, len), slot;
 
 	if (!err && !len)
 		err = pinl_set_error(-EINVAL, "munmap of nothing");
 	if (!err)
-		err = ask(ctx, &a);
+		err = begin(ctx, &a, &slot);
 	if (err)
 		return err;
-	return finish(ctx, &a, munmap(addr, len) ? -errno : 0);
+	return finish(ctx, &a, slot, munmap(addr, len) ? -errno : 0);
 }
 
-/* The target of MREMAP_FIXED is overmapped: that is a change of its own, asked first. */
-static int ask_target(struct pinl_ctx *ctx, int flags, void *new_addr, size_t new_len,
-		      struct asking *target)
+/*
+ * The target of MREMAP_FIXED is overmapped: that is a change of its own. The one that is going to be
+ * refused is asked first, so that no lease is recalled by the other for a move that doesn't come. (A
+ * lease made while the first waits can still refuse.)
+ */
+static int ask_both(struct pinl_ctx *ctx, struct asking *source, struct asking *target)
 {
-	int err = va_range(target, PINL_OP_OVERMAP, new_addr, new_len);
+	bool swap = pl_would_refuse(ctx, &source->change);
+	struct asking *first = swap ? source : target, *second = swap ? target : source;
+	int err = ask(ctx, first);
 
-	if (!(flags & MREMAP_FIXED)) {
-		target->change.id = 0;
-		target->slot = -1;
-		return 0;
-	}
-	return err ? err : ask(ctx, target);
+	if (err)
+		return err;
+	err = ask(ctx, second);
+	if (err)
+		pinl_change_done(ctx, first->change.id);
+	return err;
 }
 
 static int remap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,
 		 void *new_addr, void **out)
 {
 	struct asking source, target;
+	bool fixed = flags & MREMAP_FIXED;
 	bool shrink = !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && new_len <= old_len;
 	size_t keep = shrink ? ROUND_UP(new_len) : 0;
 	void *got;
-	int err;
+	int err, slot;
 
 	err = va_range(&source, shrink ? PINL_OP_UNMAP : PINL_OP_REMAP, (char *)addr + keep,
 		       old_len > keep ? old_len - keep : 0);
+	if (!err && fixed)
+		err = va_range(&target, PINL_OP_OVERMAP, new_addr, new_len);
 	if (!err)
-		err = ask_target(ctx, flags, new_addr, new_len, &target);
+		err = fixed ? ask_both(ctx, &source, &target) : ask(ctx, &source);
 	if (err)
 		return err;
-	err = ask(ctx, &source);
-	if (err) {
-		pl_exempt_leave(ctx, target.slot);
-		pinl_change_done(ctx, target.change.id);
-		return err;
-	}
+	slot = pl_exempt_enter(ctx);
 	got = mremap(addr, old_len, new_len, flags, new_addr);
 	err = got == MAP_FAILED ? -errno : 0;
-	pl_exempt_leave(ctx, target.slot);
-	pinl_change_done(ctx, target.change.id);
-	err = finish(ctx, &source, err);
+	if (fixed)
+		pinl_change_done(ctx, target.change.id);
+	err = finish(ctx, &source, slot, err);
 	if (!err)
 		*out = got;
 	return err;
@@ -162,13 +179,13 @@ static int madvise_op(int advice, enum pinl_op *op)
 static int remove_range(struct pinl_ctx *ctx, struct asking *a, void *addr, size_t len)
 {
 	void *alias = mremap(addr, 0, len, MREMAP_MAYMOVE);
-	int err;
+	int err, slot;
 
 	if (alias == MAP_FAILED)
 		return pinl_set_error(-EINVAL, "MADV_REMOVE works on shared file mappings only");
-	err = ask(ctx, a);
+	err = begin(ctx, a, &slot);
 	if (!err)
-		err = finish(ctx, a, madvise(alias, len, MADV_REMOVE) ? -errno : 0);
+		err = finish(ctx, a, slot, madvise(alias, len, MADV_REMOVE) ? -errno : 0);
 	munmap(alias, len);
 	return err;
 }
@@ -177,7 +194,7 @@ static int advise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 {
 	struct asking a;
 	enum pinl_op op;
-	int err;
+	int err, slot;
 
 	if (!madvise_op(advice, &op) || !len)
 		return madvise(addr, len, advice)
@@ -188,17 +205,16 @@ static int advise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 		return err;
 	if (op == PINL_OP_REMOVE)
 		return remove_range(ctx, &a, addr, len);
-	err = ask(ctx, &a);
-	return err ? err : finish(ctx, &a, madvise(addr, len, advice) ? -errno : 0);
+	err = begin(ctx, &a, &slot);
+	return err ? err : finish(ctx, &a, slot, madvise(addr, len, advice) ? -errno : 0);
 }
 
 static int file_range(struct asking *a, enum pinl_op op, int fd, uint64_t start, uint64_t end,
 		      struct stat *st)
 {
-	memset(a, 0, sizeof *a);
+	prepare(a, op);
 	if (fstat(fd, st))
 		return pinl_set_error(-errno, "%s: %s", pinl_op_name(op), strerror(errno));
-	a->change.op = op;
 	a->change.on_file = 1;
 	a->change.file_dev = st->st_dev;
 	a->change.file_ino = st->st_ino;
@@ -211,7 +227,7 @@ static int resize(struct pinl_ctx *ctx, int fd, off_t size)
 {
 	struct asking a;
 	struct stat st;
-	int err;
+	int err, slot;
 
 	if (size < 0)
 		return pinl_set_error(-EINVAL, "a size below zero");
@@ -220,8 +236,8 @@ static int resize(struct pinl_ctx *ctx, int fd, off_t size)
 		return ftruncate(fd, size) ? pinl_set_error(-errno, "ftruncate: %s", strerror(errno))
 					   : 0;
 	if (!err)
-		err = ask(ctx, &a);
-	return err ? err : finish(ctx, &a, ftruncate(fd, size) ? -errno : 0);
+		err = begin(ctx, &a, &slot);
+	return err ? err : finish(ctx, &a, slot, ftruncate(fd, size) ? -errno : 0);
 }
 
 /* Only whole pages leave the file; the ends of a hole are zeroed in place. */
@@ -249,7 +265,7 @@ static int allocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t 
 	struct stat st;
 	enum pinl_op op;
 	uint64_t start, end;
-	int err;
+	int err, slot;
 
 	if (offset < 0 || len <= 0 || !fallocate_op(mode, offset, len, &op, &start, &end))
 		return fallocate(fd, mode, offset, len)
@@ -257,8 +273,8 @@ static int allocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t 
 			       : 0;
 	err = file_range(&a, op, fd, start, end, &st);
 	if (!err)
-		err = ask(ctx, &a);
-	return err ? err : finish(ctx, &a, fallocate(fd, mode, offset, len) ? -errno : 0);
+		err = begin(ctx, &a, &slot);
+	return err ? err : finish(ctx, &a, slot, fallocate(fd, mode, offset, len) ? -errno : 0);
 }
 
 /* ---------------------------------------------------------------------------------- the calls -- */
