@@ -22,10 +22,6 @@ PROGRAM = sys.argv[1]
 REFERENCE = tree.ROOT / 'bench/results/reference'
 
 
-def leftovers():
-    return {p.name for p in pathlib.Path('/var/tmp').glob('pinlease-bench-*')}
-
-
 def check_groups(found):
     seen = {key[0] for key in found.rows} | {group for group, _ in found.left_out}
     missing = {group for group, _ in run.STEPS} - seen
@@ -37,10 +33,9 @@ def check_groups(found):
 
 
 def tiny_run():
-    before = leftovers()
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory(dir='/var/tmp') as work:
         out = pathlib.Path(directory)
-        result = subprocess.run([sys.executable, tree.ROOT / 'bench/run.py', PROGRAM, '--scale', 'tiny', '--out', out],
+        result = subprocess.run([sys.executable, tree.ROOT / 'bench/run.py', PROGRAM, '--scale', 'tiny', '--out', out, '--dir', work],
                                 capture_output=True, encoding='utf-8', timeout=100, check=False)
         if result.returncode:
             raise tree.Failure(f'status {result.returncode}\n{result.stdout}{result.stderr}')
@@ -51,8 +46,9 @@ def tiny_run():
                 raise tree.Failure(f'no table "{table.title}" in\n{result.stdout}')
         for svg in out.glob('*.svg'):
             xml.etree.ElementTree.parse(svg)
-    if leftovers() - before:
-        raise tree.Failure(f'left behind in /var/tmp: {leftovers() - before}')
+        left = list(pathlib.Path(work).iterdir())
+        if left:
+            raise tree.Failure(f'left behind: {left}')
 
 
 def ratios():

@@ -254,9 +254,13 @@ static void too_small_a_place(void **state)
 		uint64_t after;
 	} room = {.info = {{.size = sizeof *room.info}}, .after = 7};
 	struct { /* a caller that was built when the structure ended here */
-		size_t size;
-		uint64_t id;
-	} old[3] = {{.size = sizeof *old}};
+		struct {
+			size_t size;
+			uint64_t id;
+		} info[3];
+		char after[sizeof(struct pinl_lease_info)];
+	} old = {.info = {{.size = sizeof *old.info}}};
+	char untouched[sizeof old.after] = "";
 	size_t found;
 
 	for (int i = 0; i < 3; i++)
@@ -267,11 +271,12 @@ static void too_small_a_place(void **state)
 	assert_int_equal(room.after, 7);
 	assert_ok(pinl_query(r->ctx, &f, NULL, 0, &found));
 	assert_int_equal(found, 3);
-	assert_ok(pinl_query(r->ctx, &f, (struct pinl_lease_info *)old, 3, &found));
+	assert_ok(pinl_query(r->ctx, &f, (struct pinl_lease_info *)old.info, 3, &found));
 	for (int i = 0; i < 3; i++) {
-		assert_int_equal(old[i].size, sizeof *old);
-		assert_int_equal(old[i].id, old[0].id + i);
+		assert_int_equal(old.info[i].size, sizeof *old.info);
+		assert_int_equal(old.info[i].id, old.info[0].id + i);
 	}
+	assert_memory_equal(old.after, untouched, sizeof untouched);
 }
 
 static void refuse(struct rig *r, struct pinl_filter f, size_t size)

@@ -169,6 +169,7 @@ struct pinl_ctx {
 	 */
 	pthread_cond_t settled[PL_SETTLED];
 	pthread_cond_t work; /* the worker has something to do */
+	int maps;	     /* /proc/self/maps, to ask what is mapped; -1: read its text */
 	uint8_t *alive;	     /* one page, wiped in a forked child */
 	struct pinl_opts opts;
 

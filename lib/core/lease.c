@@ -320,7 +320,7 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 	l->owner_thread = gettid();
 	l->since_ns = pl_clock_ns();
 	l->mem.fd = -1;
-	err = pl_vma_query(start, end, pl_inode_known, l, &l->mem);
+	err = pl_vma_query(l->ctx->maps, start, end, pl_inode_known, l, &l->mem);
 	if (!err)
 		err = pl_inode_get(l);
 	if (!err && (flags & PINL_WRITE) && !l->mem.writable)
@@ -342,7 +342,7 @@ static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 {
 	int err = pl_lease_watch(l);
 
-	if (!err && !pl_vma_same(&l->mem, l->m.start, l->m.end))
+	if (!err && !pl_vma_same(l->ctx->maps, &l->mem, l->m.start, l->m.end))
 		err = pinl_set_error(-EBUSY,
 				     "[%#lx, %#lx) was mapped anew while it was being leased; try again "
 				     "when that is done",
@@ -368,12 +368,11 @@ static int lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
 	err = publish(l);
 	if (!err)
 		err = make(l, addrs);
-	if (err) {
+	if (err)
 		lease_free(l);
-		return err;
-	}
-	say_unseen(l);
-	return 0;
+	else
+		say_unseen(l);
+	return err;
 }
 
 int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,

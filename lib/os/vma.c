@@ -306,16 +306,14 @@ static bool continues(const struct vma *a, const struct vma *b)
 	       (a->ino || (a->name[0] == '[') == (b->name[0] == '['));
 }
 
-int pl_vma_query(uintptr_t start, uintptr_t end, pl_vma_known_fn known, void *arg,
+int pl_vma_query(int maps, uintptr_t start, uintptr_t end, pl_vma_known_fn known, void *arg,
 		 struct pinl_memory *out)
 {
 	struct pinl_memory m = {.start = start, .end = end, .fd = -1};
 	struct vma first, v;
-	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC), err;
 	bool writable;
+	int err;
 
-	if (maps < 0 && (errno == EMFILE || errno == ENFILE))
-		return say_none_left(-errno);
 	err = vma_at(maps, start, &first);
 	v = first;
 	writable = first.writable;
@@ -327,8 +325,6 @@ int pl_vma_query(uintptr_t start, uintptr_t end, pl_vma_known_fn known, void *ar
 			err = -EINVAL;
 		writable &= v.writable;
 	}
-	if (maps >= 0)
-		close(maps);
 	if (err == -EINVAL)
 		return pinl_set_error(
 			err, "[%#lx, %#lx) crosses mappings of different kinds; lease each by itself",
@@ -357,15 +353,12 @@ static bool is_of(const struct vma *v, const struct pinl_memory *m)
 			    v->offset - v->start == m->offset - m->start));
 }
 
-bool pl_vma_same(const struct pinl_memory *m, uintptr_t start, uintptr_t end)
+bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr_t end)
 {
-	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
 	struct vma v;
 	bool same = true;
 
 	for (; same && start < end; start = v.end)
 		same = !vma_at(maps, start, &v) && is_of(&v, m);
-	if (maps >= 0)
-		close(maps);
 	return same;
 }
