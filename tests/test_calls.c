@@ -148,11 +148,186 @@ static void a_refused_move_recalls_nothing(void **state)
 	assert_ok(lease(r.va, SIZE, policy_of(PINL_KEEP), &r.lease)); /* no gate was left */
 }
 
+/* -------------------------------------------------------------------------------- MADV_REMOVE -- */
+
+#define LAYOUT 8  /* pages */
+#define FAR    16 /* pages, to another part of the same file */
+
+/* Two files, mapped page by page as the letters say. */
+struct layout {
+	int fd[2];
+	char *va;
+};
+
+static void map_page(struct layout *l, int page, char how, int read_only)
+{
+	char *at = l->va + page * PAGE;
+	int prot = PROT_READ | PROT_WRITE, flags = MAP_SHARED | MAP_FIXED, fd = l->fd[how == 'B'];
+	off_t offset = page * PAGE;
+
+	if (how == '.') {
+		assert_int_equal(munmap(at, PAGE), 0);
+		return;
+	}
+	if (how == 'a') /* A, elsewhere in it */
+		offset += FAR * PAGE;
+	if (how == 'r' || how == 'w') /* A, read only for now; and for ever */
+		prot = PROT_READ;
+	if (how == 'r')
+		fd = read_only;
+	if (how == 'p')
+		flags = MAP_PRIVATE | MAP_FIXED;
+	if (how == 'n')
+		flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS;
+	assert_ptr_equal(mmap(at, PAGE, prot, flags, how == 'n' ? -1 : fd, offset), at);
+}
+
+static void lay_out(struct layout *l, const char *how)
+{
+	char path[64], page[PAGE];
+	int read_only;
+
+	memset(page, 'x', PAGE);
+	for (int i = 0; i < 2; i++) {
+		l->fd[i] = memfd_create("layout", MFD_CLOEXEC);
+		for (int j = 0; j < 2 * FAR; j++)
+			assert_int_equal(pwrite(l->fd[i], page, PAGE, j * PAGE), PAGE);
+	}
+	snprintf(path, sizeof path, "/proc/self/fd/%d", l->fd[0]);
+	read_only = open(path, O_RDONLY | O_CLOEXEC);
+	assert_true(read_only >= 0);
+	l->va = mmap(NULL, LAYOUT * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	for (int i = 0; i < LAYOUT; i++)
+		map_page(l, i, how[i], read_only);
+	close(read_only);
+}
+
+/* Which pages of both files are left. */
+static uint64_t pages_of(const struct layout *l)
+{
+	uint64_t left = 0;
+	char c;
+
+	for (int i = 0; i < 4 * FAR; i++) {
+		assert_int_equal(pread(l->fd[i / (2 * FAR)], &c, 1, i % (2 * FAR) * PAGE), 1);
+		left |= (uint64_t)(c == 'x') << i;
+	}
+	return left;
+}
+
+static void take_down(struct layout *l)
+{
+	munmap(l->va, LAYOUT * PAGE);
+	close(l->fd[0]);
+	close(l->fd[1]);
+}
+
+static void remove_takes_what_the_kernel_would(void **state)
+{
+	static const char *const layouts[] = {"AAAABBBB", "AABBAABB", "AAaaBBaa", "AA..BBBB",
+					      "..AABBBB", "AABBBB..", "........", "AAnnBBBB",
+					      "AAppBBBB", "ppBBBBBB", "AAwwAABB", "wwwwAABB",
+					      "AArrAABB", "wwrrAABB", "AA.nBB.."};
+
+	for (unsigned i = 0; i < sizeof layouts / sizeof *layouts; i++) {
+		struct layout plain, ours;
+		uint64_t left;
+		int err;
+
+		print_message("%s\n", layouts[i]);
+		lay_out(&plain, layouts[i]);
+		err = madvise(plain.va, LAYOUT * PAGE, MADV_REMOVE) ? -errno : 0;
+		left = pages_of(&plain);
+		take_down(&plain);
+		lay_out(&ours, layouts[i]);
+		assert_int_equal(pinl_madvise(r.ctx, ours.va, LAYOUT * PAGE, MADV_REMOVE), err);
+		assert_int_equal(pages_of(&ours), left);
+		take_down(&ours);
+	}
+}
+
+/* What was forced has private memory now, and the hole is made all the same; in this part only. */
+static void remove_reaches_the_file_under_a_forced_lease(void **state)
+{
+	struct pinl_policy copy = policy_of(PINL_RECALL);
+	struct pinl_lease *forced;
+	struct layout l;
+
+	copy.then = PINL_THEN_COPY;
+	copy.grace_ms = 1;
+	lay_out(&l, "AAAAAABB");
+	assert_ok(lease(l.va + 2 * PAGE, 2 * PAGE, copy, &forced));
+	assert_ok(pinl_madvise(r.ctx, l.va, 7 * PAGE, MADV_REMOVE));
+	assert_int_equal(~pages_of(&l), 0x3full | 1ull << (2 * FAR + 6));
+	assert_int_equal(l.va[2 * PAGE], 'x');
+	assert_int_equal(l.va[4 * PAGE], 0);
+	pinl_unmap_range(forced);
+	take_down(&l);
+}
+
+/* A lease at the end of the range, or on the same pages elsewhere: nothing is gone before it has its
+ * say. */
+static void remove_is_refused_as_a_whole(void **state)
+{
+	struct pinl_lease *refusing;
+	struct layout l;
+	char *again;
+
+	lay_out(&l, "AAAABBBB");
+	assert_ok(lease(l.va + 7 * PAGE, PAGE, policy_of(PINL_REFUSE), &refusing));
+	assert_int_equal(pinl_madvise(r.ctx, l.va, 8 * PAGE, MADV_REMOVE), -EBUSY);
+	assert_int_equal(~pages_of(&l), 0);
+	assert_ok(pinl_madvise(r.ctx, l.va, 7 * PAGE, MADV_REMOVE));
+	pinl_unmap_range(refusing);
+	take_down(&l);
+
+	lay_out(&l, "AAAABBBB");
+	again = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, l.fd[0], 0);
+	assert_ok(lease(again, PAGE, policy_of(PINL_REFUSE), &refusing));
+	assert_int_equal(pinl_madvise(r.ctx, l.va, 4 * PAGE, MADV_REMOVE), -EBUSY);
+	assert_int_equal(~pages_of(&l), 0);
+	pinl_unmap_range(refusing);
+	munmap(again, PAGE);
+	take_down(&l);
+}
+
+/* Nobody has to wait for the way to the file, so nobody's hold is cut short for it. */
+static void remove_leaves_a_strangers_hold_alone(void **state)
+{
+	struct pinl_lease *held;
+	struct pinl_event ev = {.size = sizeof ev};
+	struct actor a;
+	char *va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	memset(va, 1, SIZE);
+	assert_ok(lease(va, SIZE, policy_of(PINL_RECALL), &held));
+	assert_ok(lease(r.va, SIZE, policy_of(PINL_KEEP), &r.lease));
+	actor_start(&a, PINL_OP_DONTNEED, va, SIZE, NULL);
+	await(&r, PINL_EV_NOTICE);
+	assert_ok(pinl_madvise(r.ctx, r.va, PAGE, MADV_REMOVE));
+	assert_false(a.done);
+	assert_ok(pinl_quiesced(held));
+	actor_join(&a);
+	await(&r, PINL_EV_ANSWERED);
+	pinl_unmap_range(held);
+	while (!pinl_next_event(r.ctx, &ev))
+		assert_int_not_equal(ev.type, PINL_EV_DEGRADED);
+	for (int i = 0; i < r.n_evs; i++)
+		assert_int_not_equal(r.evs[i].type, PINL_EV_DEGRADED);
+	munmap(va, SIZE);
+}
+
+#define with_rig(test) cmocka_unit_test_setup_teardown(test, open_rig, close_rig)
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(a_cancelled_caller_ends_his_call, open_rig, close_rig),
-		cmocka_unit_test_setup_teardown(a_refused_move_recalls_nothing, open_rig, close_rig),
+		with_rig(a_cancelled_caller_ends_his_call),
+		with_rig(a_refused_move_recalls_nothing),
+		with_rig(remove_takes_what_the_kernel_would),
+		with_rig(remove_reaches_the_file_under_a_forced_lease),
+		with_rig(remove_is_refused_as_a_whole),
+		with_rig(remove_leaves_a_strangers_hold_alone),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

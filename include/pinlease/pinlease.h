@@ -506,6 +506,9 @@ int pinl_counters(struct pinl_ctx *ctx, struct pinl_counters *counters);
  * before, held until recalled, refused with -EBUSY. -errno of the system call otherwise. Memory and
  * files without leases are passed on at once. The calls may be made by the holder itself, also from
  * an event callback: its own changes recall its leases like anyone's.
+ *
+ * MADV_REMOVE asks about the pages of the file, by whatever mapping they are leased, and makes its hole
+ * by a descriptor of the library's own where it can have one: then also where the mapping is locked.
  */
 int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len);
 int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,

@@ -16,6 +16,7 @@
 
 #include "core/ctx.h"
 #include "os/compat.h"
+#include "os/vma.h"
 
 #define PAGE	      4096ul
 #define ROUND_UP(x)   (((x) + PAGE - 1) & ~(PAGE - 1))
@@ -78,6 +79,15 @@ static void prepare(struct asking *a, enum pinl_op op)
 	a->change.source = "calls";
 	a->change.answer = on_answer;
 	a->change.arg = a;
+}
+
+static void on_file(struct asking *a, uint64_t dev, uint64_t ino, uint64_t start, uint64_t end)
+{
+	a->change.on_file = 1;
+	a->change.file_dev = dev;
+	a->change.file_ino = ino;
+	a->change.file_start = start;
+	a->change.file_end = end;
 }
 
 static int va_range(struct asking *a, enum pinl_op op, void *addr, size_t len)
@@ -174,19 +184,114 @@ static int madvise_op(int advice, enum pinl_op *op)
 	return 0;
 }
 
-/* A forced lease has private memory at addr by the time the hole is punched, so the punch goes through a
- * second mapping of the file, made before. */
-static int remove_range(struct pinl_ctx *ctx, struct asking *a, void *addr, size_t len)
-{
-	void *alias = mremap(addr, 0, len, MREMAP_MAYMOVE);
-	int err, slot;
+/*
+ * Another way to the same pages of the file: a forced lease has private memory at the addresses by the
+ * time the hole is made. A descriptor if there is one; a second mapping of watched memory would make
+ * events, for which its maker waits and others' holds are cut short. But only the mapping knows whether
+ * it may be written to when it isn't just now.
+ */
+struct way {
+	int fd;
+	void *alias;
+};
 
-	if (alias == MAP_FAILED)
-		return pinl_set_error(-EINVAL, "MADV_REMOVE works on shared file mappings only");
-	err = begin(ctx, a, &slot);
+static int way_open(struct way *w, const struct pinl_memory *m, size_t len)
+{
+	w->alias = NULL;
+	w->fd = m->fd >= 0 && m->writable ? pl_reopen(m->fd, O_RDWR) : -1;
+	if (w->fd < 0)
+		w->alias = mremap((void *)m->start, 0, len, MREMAP_MAYMOVE);
+	if (w->alias == MAP_FAILED)
+		return pinl_set_error(-errno, "can't map the range at [%#lx, +%zu) once more: %s",
+				      m->start, len, strerror(errno));
+	return 0;
+}
+
+static int way_punch(const struct way *w, const struct pinl_memory *m, size_t len)
+{
+	if (w->fd >= 0 ? fallocate(w->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, m->offset, len)
+		       : madvise(w->alias, len, MADV_REMOVE))
+		return -errno;
+	return 0;
+}
+
+static void way_close(const struct way *w, size_t len)
+{
+	if (w->fd >= 0)
+		close(w->fd);
+	else
+		munmap(w->alias, len);
+}
+
+/* Asked about as a change of the file: a lease may have the same pages by another mapping. */
+static int remove_shared(struct pinl_ctx *ctx, const struct pinl_memory *m)
+{
+	size_t len = m->end - m->start;
+	struct asking a;
+	struct way way;
+	int err = way_open(&way, m, len), slot;
+
+	if (err)
+		return err;
+	prepare(&a, PINL_OP_REMOVE);
+	on_file(&a, m->dev, m->ino, m->offset, m->offset + len);
+	err = begin(ctx, &a, &slot);
 	if (!err)
-		err = finish(ctx, a, slot, madvise(alias, len, MADV_REMOVE) ? -errno : 0);
-	munmap(alias, len);
+		err = finish(ctx, &a, slot, way_punch(&way, m, len));
+	way_close(&way, len);
+	return err;
+}
+
+static int none_known(void *arg, uint64_t dev, uint64_t ino)
+{
+	return -1;
+}
+
+/* Of one file, or of something that isn't shared; then the kernel says why not. */
+static int remove_run(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
+{
+	struct pinl_memory m;
+	int err = pl_vma_query(ctx->maps, start, end, none_known, NULL, &m);
+
+	if (err)
+		return err;
+	if (m.shared && m.kind != PINL_MEM_DEVICE && m.kind != PINL_MEM_SECRET)
+		err = remove_shared(ctx, &m);
+	else if (madvise((void *)start, end - start, MADV_REMOVE))
+		err = pinl_set_error(-errno, "MADV_REMOVE works on shared file mappings only: %s",
+				     strerror(errno));
+	if (m.fd >= 0)
+		close(m.fd);
+	return err;
+}
+
+/*
+ * As the kernel does it: mapping by mapping, the first error ends it, holes are passed over and make it
+ * ENOMEM in the end. But a refusal anywhere in the range comes before any of it is gone.
+ */
+static int remove_range(struct pinl_ctx *ctx, struct asking *a)
+{
+	uintptr_t at = a->change.start, end = a->change.end, from, to;
+	bool hole = false;
+	int err = 0;
+
+	if (pl_would_refuse(ctx, &a->change)) {
+		err = ask(ctx, a);
+		if (err)
+			return err;
+		pinl_change_done(ctx, a->change.id); /* that lease has just ended */
+	}
+	for (; at < end && !err; at = to) {
+		from = at;
+		to = end;
+		err = pl_vma_run(ctx->maps, &from, &to);
+		hole |= err == -ENOENT || from > at;
+		if (!err)
+			err = remove_run(ctx, from, to);
+	}
+	if (hole && (!err || err == -ENOENT))
+		return pinl_set_error(-ENOMEM, "part of [%#lx, %#lx) is not mapped; the rest is removed",
+				      a->change.start, end);
 	return err;
 }
 
@@ -204,7 +309,7 @@ static int advise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 	if (err)
 		return err;
 	if (op == PINL_OP_REMOVE)
-		return remove_range(ctx, &a, addr, len);
+		return remove_range(ctx, &a);
 	err = begin(ctx, &a, &slot);
 	return err ? err : finish(ctx, &a, slot, madvise(addr, len, advice) ? -errno : 0);
 }
@@ -215,11 +320,7 @@ static int file_range(struct asking *a, enum pinl_op op, int fd, uint64_t start,
 	prepare(a, op);
 	if (fstat(fd, st))
 		return pinl_set_error(-errno, "%s: %s", pinl_op_name(op), strerror(errno));
-	a->change.on_file = 1;
-	a->change.file_dev = st->st_dev;
-	a->change.file_ino = st->st_ino;
-	a->change.file_start = start;
-	a->change.file_end = end;
+	on_file(a, st->st_dev, st->st_ino, start, end);
 	return 0;
 }
 
