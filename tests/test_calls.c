@@ -6,6 +6,8 @@
 #include "uffd_rig.h"
 
 #include <linux/falloc.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 
 #define MOVE (MREMAP_MAYMOVE | MREMAP_FIXED)
 
@@ -317,6 +319,46 @@ static void remove_leaves_a_strangers_hold_alone(void **state)
 	munmap(va, SIZE);
 }
 
+/* -------------------------------------------------------------------------------------- files -- */
+
+/* What is to happen as soon as this thread has looked at a file. */
+static _Thread_local void (*after_fstat)(void);
+
+int fstat(int fd, struct stat *st)
+{
+	int err = syscall(SYS_fstat, fd, st);
+	void (*then)(void) = after_fstat;
+
+	after_fstat = NULL;
+	if (then)
+		then();
+	return err;
+}
+
+static char *grown;
+
+static void grow_and_lease(void)
+{
+	assert_int_equal(ftruncate(r.fd, 2 * SIZE), 0);
+	grown = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, r.fd, SIZE);
+	memset(grown, 'g', SIZE);
+	assert_ok(lease(grown, SIZE, policy_of(PINL_REFUSE), &r.lease));
+}
+
+/* It was to stay as long as it was seen to be, so nothing was to be cut off. */
+static void a_file_that_grew_meanwhile_is_asked_about(void **state)
+{
+	after_fstat = grow_and_lease;
+	assert_int_equal(pinl_ftruncate(r.ctx, r.fd, SIZE), -EBUSY);
+	assert_null(after_fstat);
+	assert_int_equal(lseek(r.fd, 0, SEEK_END), 2 * SIZE);
+	assert_int_equal(grown[SIZE - 1], 'g');
+	assert_ok(pinl_ftruncate(r.ctx, r.fd, 3 * SIZE)); /* really growing */
+	pinl_unmap_range(r.lease);
+	r.lease = NULL;
+	munmap(grown, SIZE);
+}
+
 #define with_rig(test) cmocka_unit_test_setup_teardown(test, open_rig, close_rig)
 
 int main(void)
@@ -328,6 +370,7 @@ int main(void)
 		with_rig(remove_reaches_the_file_under_a_forced_lease),
 		with_rig(remove_is_refused_as_a_whole),
 		with_rig(remove_leaves_a_strangers_hold_alone),
+		with_rig(a_file_that_grew_meanwhile_is_asked_about),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

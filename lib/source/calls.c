@@ -324,6 +324,7 @@ static int file_range(struct asking *a, enum pinl_op op, int fd, uint64_t start,
 	return 0;
 }
 
+/* Asked in any case: a file that would grow can have been made longer by others when it's cut. */
 static int resize(struct pinl_ctx *ctx, int fd, off_t size)
 {
 	struct asking a;
@@ -333,9 +334,6 @@ static int resize(struct pinl_ctx *ctx, int fd, off_t size)
 	if (size < 0)
 		return pinl_set_error(-EINVAL, "a size below zero");
 	err = file_range(&a, PINL_OP_TRUNCATE, fd, ROUND_UP((uint64_t)size), UINT64_MAX, &st);
-	if (!err && size >= st.st_size) /* growing takes nothing away */
-		return ftruncate(fd, size) ? pinl_set_error(-errno, "ftruncate: %s", strerror(errno))
-					   : 0;
 	if (!err)
 		err = begin(ctx, &a, &slot);
 	return err ? err : finish(ctx, &a, slot, ftruncate(fd, size) ? -errno : 0);
