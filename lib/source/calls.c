@@ -8,19 +8,22 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/magic.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "core/ctx.h"
 #include "os/compat.h"
 #include "os/vma.h"
+#include "source/files_op.h"
 
-#define PAGE	      4096ul
-#define ROUND_UP(x)   (((x) + PAGE - 1) & ~(PAGE - 1))
-#define ROUND_DOWN(x) ((x) & ~(PAGE - 1))
+#define PAGE	    4096ul
+#define ROUND_UP(x) (((x) + PAGE - 1) & ~(PAGE - 1))
 
 struct asking {
 	struct pinl_change change;
@@ -314,16 +317,6 @@ static int advise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 	return err ? err : finish(ctx, &a, slot, madvise(addr, len, advice) ? -errno : 0);
 }
 
-static int file_range(struct asking *a, enum pinl_op op, int fd, uint64_t start, uint64_t end,
-		      struct stat *st)
-{
-	prepare(a, op);
-	if (fstat(fd, st))
-		return pinl_set_error(-errno, "%s: %s", pinl_op_name(op), strerror(errno));
-	on_file(a, st->st_dev, st->st_ino, start, end);
-	return 0;
-}
-
 /* Asked in any case: a file that would grow can have been made longer by others when it's cut. */
 static int resize(struct pinl_ctx *ctx, int fd, off_t size)
 {
@@ -333,46 +326,61 @@ static int resize(struct pinl_ctx *ctx, int fd, off_t size)
 
 	if (size < 0)
 		return pinl_set_error(-EINVAL, "a size below zero");
-	err = file_range(&a, PINL_OP_TRUNCATE, fd, ROUND_UP((uint64_t)size), UINT64_MAX, &st);
-	if (!err)
-		err = begin(ctx, &a, &slot);
+	if (fstat(fd, &st))
+		return pinl_set_error(-errno, "ftruncate: %s", strerror(errno));
+	prepare(&a, PINL_OP_TRUNCATE);
+	on_file(&a, st.st_dev, st.st_ino, ROUND_UP((uint64_t)size), UINT64_MAX);
+	err = begin(ctx, &a, &slot);
 	return err ? err : finish(ctx, &a, slot, ftruncate(fd, size) ? -errno : 0);
 }
 
-/* Only whole pages leave the file; the ends of a hole are zeroed in place. */
-static int fallocate_op(int mode, off_t offset, off_t len, enum pinl_op *op, uint64_t *start,
-			uint64_t *end)
+/*
+ * What becomes of pages at the edges is up to the file system. Seen: these zero them in place (bar the
+ * last of the file, on ext4), XFS drops them.
+ */
+static bool keeps_edges(int fd)
 {
-	*start = ROUND_UP((uint64_t)offset);
-	*end = ROUND_DOWN((uint64_t)offset + len);
-	if (mode & FALLOC_FL_PUNCH_HOLE)
-		*op = PINL_OP_PUNCH;
-	else if (mode & FALLOC_FL_ZERO_RANGE)
-		*op = PINL_OP_ZERO;
-	else if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE)) {
-		*op = mode & FALLOC_FL_COLLAPSE_RANGE ? PINL_OP_COLLAPSE : PINL_OP_INSERT;
-		*start = ROUND_DOWN((uint64_t)offset);
-		*end = UINT64_MAX;
-	} else
-		return 0;
-	return *start < *end;
+	struct statfs fs;
+
+	return !fstatfs(fd, &fs) && (fs.f_type == EXT4_SUPER_MAGIC || fs.f_type == BTRFS_SUPER_MAGIC ||
+				     fs.f_type == TMPFS_MAGIC || fs.f_type == HUGETLBFS_MAGIC);
+}
+
+/* False: it leaves every page where it is. As the files source judges the call when made raw, but not by
+ * the end of the file, which can be another by the time of the call. */
+static bool fallocate_op(int fd, int mode, off_t offset, off_t len, const struct stat *st,
+			 struct pl_file_op *op)
+{
+	struct pl_syscall call = {SYS_fallocate, {fd, mode, offset, len}};
+	struct pl_file_event ev = {
+		.ranged = true,
+		.offset = offset,
+		.count = len,
+		.size = (uint64_t)(st->st_size > offset ? st->st_size - 1 : offset) + 1,
+		.page = PAGE,
+		.keeps_edges = keeps_edges(fd),
+	};
+
+	return pl_file_decode(&call, &ev, op);
 }
 
 static int allocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len)
 {
+	struct pl_file_op op;
 	struct asking a;
 	struct stat st;
-	enum pinl_op op;
-	uint64_t start, end;
 	int err, slot;
 
-	if (offset < 0 || len <= 0 || !fallocate_op(mode, offset, len, &op, &start, &end))
+	if (fstat(fd, &st))
+		return pinl_set_error(-errno, "fallocate: %s", strerror(errno));
+	if (offset < 0 || len <= 0 || !fallocate_op(fd, mode, offset, len, &st, &op))
 		return fallocate(fd, mode, offset, len)
 			       ? pinl_set_error(-errno, "fallocate: %s", strerror(errno))
 			       : 0;
-	err = file_range(&a, op, fd, start, end, &st);
-	if (!err)
-		err = begin(ctx, &a, &slot);
+	prepare(&a, op.op);
+	a.change.also = op.also;
+	on_file(&a, st.st_dev, st.st_ino, op.start, op.end);
+	err = begin(ctx, &a, &slot);
 	return err ? err : finish(ctx, &a, slot, fallocate(fd, mode, offset, len) ? -errno : 0);
 }
 
