@@ -137,11 +137,13 @@ int pl_uffd_look(pid_t tid, bool wchan, struct pl_syscall *call, struct pl_uffd_
 		memset(call, 0, sizeof *call); /* an io_uring worker, perhaps in madvise */
 	else if (err)
 		return err == -EAGAIN ? err : -ENOENT;
+	if (waits < 0) /* was going to sleep; before it says the call, the kernel waits for that */
+		waits = pl_uffd_waits(tid);
 	nr = err ? err : pl_uffd_decode(call, (uintptr_t)sbrk(0), range);
 	if (!wchan && (!nr || nr == -ENODATA))
 		return -ENOENT;
-	if (waits < 0)
-		return -EAGAIN;
+	if (waits != 1)
+		return waits ? -EAGAIN : -ENOENT;
 	return nr < 0 ? 0 : nr;
 }
 
