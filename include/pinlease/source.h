@@ -113,7 +113,12 @@ uint64_t pinl_newest(struct pinl_ctx *ctx);
 /* True while any lease would want the operations in `ops` held. Cheap, no lock. */
 int pinl_wants_hold(struct pinl_ctx *ctx, unsigned ops);
 
-/* The calling thread acts for the core or has already asked: its changes are let through at once. */
+/*
+ * Never hold this thread. ASKED: it acts for the core or has asked already, so its changes are no news.
+ * INSIDE: it is in a pinl_ call and may have a lease busy; tell what it frees. 0: any other.
+ */
+#define PINL_EXEMPT_ASKED  1
+#define PINL_EXEMPT_INSIDE 2
 int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid);
 
 /*

@@ -16,7 +16,7 @@ int pinl_lease_check(struct pinl_lease *l)
 		return pl_stale();
 	changing = atomic_load_explicit(&ctx->changing, memory_order_acquire);
 	pthread_mutex_lock(&ctx->lock);
-	changed = l->state != PINL_ACTIVE || l->n_detached || l->n_orphans ||
+	changed = l->state != PINL_ACTIVE || l->n_detached || l->orphan_bytes ||
 		  ((l->jobs | l->doing) & ~PL_JOB_FOLLOW);
 	pthread_mutex_unlock(&ctx->lock);
 	if (changed)
@@ -51,8 +51,7 @@ void pl_lease_snapshot(const struct pinl_lease *l, struct pinl_lease_info *i)
 			     PINL_OPBIT(PINL_OP_GUARD),
 		.device_class = l->dev->info.device_class,
 	};
-	for (int k = 0; k < l->n_orphans; k++)
-		i->orphan_bytes += l->orphans[k].va.end - l->orphans[k].va.start;
+	i->orphan_bytes = l->orphan_bytes;
 	memcpy(i->coverage, l->coverage, sizeof l->coverage);
 	strncpy(i->device_kind, l->dev->given->name, sizeof i->device_kind - 1);
 }
