@@ -262,6 +262,7 @@ void pl_recall_rest(struct pinl_lease *lease);
 void pl_change_leave(struct pinl_lease *lease);
 bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem);
 bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem);
+bool pl_would_refuse(struct pinl_ctx *ctx, const struct pinl_change *change); /* takes ctx->lock */
 
 /* worker.c */
 void *pl_worker(void *ctx);

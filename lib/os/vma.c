@@ -85,7 +85,8 @@ static int query_text(uintptr_t at, struct vma *v)
 	return err;
 }
 
-static int vma_at(int maps, uintptr_t at, struct vma *v)
+/* The one there, or the next. */
+static int vma_from(int maps, uintptr_t at, struct vma *v)
 {
 	int err = maps < 0 ? -ENOTTY : query_ioctl(maps, at, v);
 
@@ -93,9 +94,14 @@ static int vma_at(int maps, uintptr_t at, struct vma *v)
 		err = query_text(at, v);
 	if (err == -ENAMETOOLONG) /* the name is only a help */
 		err = query_text(at, v);
-	if (!err && v->start > at)
-		err = -ENOENT;
 	return err;
+}
+
+static int vma_at(int maps, uintptr_t at, struct vma *v)
+{
+	int err = vma_from(maps, at, v);
+
+	return !err && v->start > at ? -ENOENT : err;
 }
 
 int pl_reopen(int fd, int flags)
@@ -383,4 +389,24 @@ bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr
 	for (; same && start < end; start = v.end)
 		same = !vma_at(maps, start, &v) && is_of(&v, m);
 	return same;
+}
+
+int pl_vma_run(int maps, uintptr_t *start, uintptr_t *end)
+{
+	struct vma last, v;
+	int err = vma_from(maps, *start, &v);
+
+	if (!err && v.start >= *end)
+		err = -ENOENT;
+	if (err)
+		return err;
+	if (v.start > *start)
+		*start = v.start;
+	do
+		last = v;
+	while (last.writable && last.end < *end && !vma_at(maps, last.end, &v) && v.writable &&
+	       continues(&last, &v));
+	if (last.end < *end)
+		*end = last.end;
+	return 0;
 }

@@ -26,6 +26,12 @@ enum pl_vma_now pl_vma_look(int maps, const struct pinl_memory *m, uintptr_t at,
 /* True if the file and kind that `m` says are still mapped at [start, end), which lies in its range. */
 bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr_t end);
 
+/*
+ * Cuts a range to the first mappings in it that continue each other and are writable, or to the first
+ * one that isn't. -ENOENT: nothing is mapped in the range.
+ */
+int pl_vma_run(int maps, uintptr_t *start, uintptr_t *end);
+
 /* A description of its own of the file behind fd; -1 and errno. */
 int pl_reopen(int fd, int flags);
 
