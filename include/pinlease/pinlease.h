@@ -169,7 +169,9 @@ struct pinl_opts {
 	unsigned sources;    /* PINL_SOURCE_*; 0 = all */
 	/*
 	 * Called for every event from a thread of the library's own, no lock held, so it may call any
-	 * pinl_ function but pinl_close(). Events that went here are not seen by pinl_next_event().
+	 * pinl_ function but pinl_close(). All signals are blocked there, as in every thread of the
+	 * library's, and so in a program that it starts unless it opens them. Events that went here are
+	 * not seen by pinl_next_event().
 	 */
 	void (*on_event)(const struct pinl_event *event, void *arg);
 	void *on_event_arg;

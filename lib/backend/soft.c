@@ -6,12 +6,12 @@
 #include "backend/soft.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "backend/soft_engine.h"
+#include "os/thread.h"
 
 #define FIRST_DADDR (1ULL << 48) /* no user address: one can't be taken for the other */
 
@@ -53,19 +53,13 @@ static int parse_arg(const struct pinl_soft_arg *arg, enum pinl_device_class *de
 	return 0;
 }
 
-/* No signal of the application's is handled on the engine's stack. */
 static int start_engine(struct pl_soft *s)
 {
-	sigset_t all, was;
-	int err;
+	int err = pl_thread_start(&s->engine, pl_soft_engine, s);
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &was);
-	err = pthread_create(&s->engine, NULL, pl_soft_engine, s);
-	pthread_sigmask(SIG_SETMASK, &was, NULL);
 	if (err)
-		return pinl_set_error(-err, "can't start the soft device's engine thread: %s",
-				      strerror(err));
+		return pinl_set_error(err, "can't start the soft device's engine thread: %s",
+				      strerror(-err));
 	pthread_setname_np(s->engine, "pinl-soft");
 	return 0;
 }
