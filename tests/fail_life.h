@@ -30,7 +30,7 @@ enum life_change { NO_CHANGE, FTRUNCATE, MUNMAP, RAW_DONTNEED, RAW_FTRUNCATE };
 struct life {
 	enum life_memory memory;
 	const char *device;
-	unsigned flags; /* PINL_PIN */
+	unsigned flags; /* PINL_PIN, PINL_STAGE */
 	enum pinl_policy_kind kind;
 	enum pinl_then then;
 	unsigned refuse;

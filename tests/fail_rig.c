@@ -41,6 +41,11 @@ bool is_uring(const struct run *r)
 	return !strcmp(r->l->device, "uring");
 }
 
+bool is_staged(const struct run *r)
+{
+	return r->l->flags & PINL_STAGE;
+}
+
 /* ---------------------------------------------------------------------------------------- memory -- */
 
 static int make_file(struct run *r)
@@ -82,7 +87,7 @@ void rig_up(struct run *r)
 	must(r, !ftruncate(r->bounce, SIZE));
 	if (is_uring(r))
 		must(r, !io_uring_queue_init(16, &r->ring, 0));
-	if (r->l->flags & PINL_PIN) {
+	if ((r->l->flags & PINL_PIN) && !is_staged(r)) {
 		iov = (struct iovec){r->va, SIZE};
 		must(r, !io_uring_queue_init(2, &r->witness, 0));
 		must(r, !io_uring_register_buffers(&r->witness, &iov, 1));

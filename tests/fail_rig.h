@@ -49,6 +49,7 @@ void wrong(struct run *r, const char *fmt, ...) __attribute__((format(printf, 2,
 void rig_up(struct run *r);
 void rig_down(struct run *r);
 bool is_uring(const struct run *r);
+bool is_staged(const struct run *r);
 
 /* The device writes `c` to all it was given. 0 or the first error. */
 int dev_write(struct run *r, char c);

@@ -58,6 +58,12 @@ static const struct sweep sweeps[] = {
 	{"shared_file_refuse",
 	 {SHARED_FILE, "soft", 0, PINL_REFUSE, 0, PINL_OPBIT(PINL_OP_TRUNCATE), FTRUNCATE, false,
 	  IN_LEASE}},
+	{"staged",
+	 {SHARED_FILE, "uring", PIN | PINL_STAGE, PINL_RECALL, PINL_THEN_FAIL, 0, NO_CHANGE, false,
+	  IN_LEASE}},
+	{"staged_copy",
+	 {SHARED_FILE, "uring", PIN | PINL_STAGE, PINL_RECALL, PINL_THEN_COPY, 0, FTRUNCATE, false,
+	  IN_LEASE}},
 	{"raw_madvise_copy",
 	 {ANON, "uring", PIN, PINL_RECALL, PINL_THEN_COPY, 0, RAW_DONTNEED, false,
 	  IN_CHANGE | IN_UNMAP}},
@@ -181,6 +187,12 @@ static bool can_sweep(void)
 	return !status;
 }
 
+/* Nobody else tells of all that can happen to a file on a disk. */
+static bool needs_files(const struct life *l)
+{
+	return l->memory == PRIVATE_FILE && l->change == RAW_FTRUNCATE;
+}
+
 static void sweep(void **state)
 {
 	const struct sweep *s = *state;
@@ -191,7 +203,12 @@ static void sweep(void **state)
 	if (!can_sweep())
 		skip();
 	start(&first, &s->life, 0, 0, NULL);
-	assert_true(finish(&first, 0));
+	if (!finish(&first, 0)) {
+		if (!needs_files(&s->life) || !strstr(healthy->wrong, strerror(EOPNOTSUPP)))
+			fail();
+		print_message("skip: changes of files in %s held by fanotify\n", life_dir());
+		skip();
+	}
 	for (unsigned choice = 0; choice < 3; choice++)
 		sweep_choice(&s->life, choice, healthy, reports, &t);
 	print_message("%s: %u failures\n", s->name, t.fired);

@@ -207,6 +207,8 @@ static pthread_t begin_force(struct raw *trigger)
 	lend(&t, &l, trigger->at, trigger->len, PINNED | PINL_COOPERATIVE, recall(PINL_THEN_COPY, 1));
 	pinl_soft_pause(t.dev, 1);
 	assert_int_equal(pthread_create(&dma, NULL, long_transfer, NULL), 0);
+	while (*(volatile char *)l.va != 'z') /* the first page is moved, then it stands */
+		sched_yield();
 	raw_start(trigger);
 	while (state_of(l.lease) != PINL_FORCING)
 		sched_yield();

@@ -91,6 +91,17 @@ static inline void trap_close(struct trap *t)
 	alarm(0);
 }
 
+#define for_each_device(t, i) for (int i = SOFT; trap_next(t, i); i++)
+
+static inline int trap_next(struct trap *t, int i)
+{
+	if (i > SOFT)
+		trap_close(t);
+	if (i < DEVICES)
+		trap_open(t, i);
+	return i < DEVICES;
+}
+
 static inline int try_lend(struct trap *t, struct lent *l, char *va, size_t len, unsigned flags,
 			   struct pinl_policy policy)
 {

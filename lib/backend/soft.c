@@ -70,7 +70,6 @@ static void free_soft(struct pl_soft *s)
 		pl_pins_close(s->pins);
 	pthread_cond_destroy(&s->changed);
 	pthread_mutex_destroy(&s->lock);
-	free(s->maps);
 	free(s);
 }
 
@@ -197,22 +196,16 @@ static int soft_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 	map->writable = !!(m->flags & PINL_WRITE);
 	if (m->flags & PINL_PIN)
 		err = pl_pin_new(s->pins, m->start, m->end, &map->pin);
-	if (err)
-		goto fail;
-	err = pl_soft_insert(s, map);
 	if (err) {
-		pinl_set_error(err, "out of memory");
-		pl_pin_free(s->pins, map->pin);
-		goto fail;
+		free(map);
+		return err;
 	}
+	pl_soft_insert(s, map);
 	for (size_t i = 0; addrs && i < pages; i++)
 		addrs[i] = (struct pinl_addr){.addr = map->daddr + i * s->page};
 	m->key = 0;
 	m->priv = map;
 	return 0;
-fail:
-	free(map);
-	return err;
 }
 
 static void soft_unmap(void *dev, struct pinl_mapping *m)

@@ -152,8 +152,21 @@ static void dev_free(struct uring_dev *d)
 	if (d->ring >= 0)
 		close(d->ring);
 	pthread_mutex_destroy(&d->lock);
-	free(d->used);
+	free(d->free);
+	free(d->tags);
 	free(d);
+}
+
+static int make_lists(struct uring_dev *d)
+{
+	d->free = calloc(d->nr, sizeof *d->free);
+	d->tags = calloc(d->nr, sizeof *d->tags);
+	if (!d->free || !d->tags)
+		return pinl_set_error(-ENOMEM, "out of memory for a device");
+	for (unsigned i = 0; i < d->nr; i++)
+		d->free[i] = i;
+	d->nr_free = d->nr;
+	return 0;
 }
 
 static int check_arg(const struct pinl_uring_arg *arg)
@@ -189,8 +202,8 @@ static int uring_open(const void *given, struct pinl_device_info *info, void **o
 				     strerror(errno));
 	if (!err)
 		err = use_table(d, arg);
-	if (!err && !(d->used = calloc(d->nr, 1)))
-		err = pinl_set_error(-ENOMEM, "out of memory for a device");
+	if (!err)
+		err = make_lists(d);
 	if (!err)
 		err = open_private(d, &why);
 	if (err) {
@@ -210,16 +223,18 @@ static void uring_close(void *dev)
 	dev_free(dev);
 }
 
+/* What is given back comes last, so that a request made for an ended lease soon meets no other. */
+static void slot_give(struct uring_dev *d, unsigned slot)
+{
+	d->free[(d->next_free + d->nr_free++) % d->nr] = slot;
+}
+
 static int slot_take(struct uring_dev *d, unsigned *slot)
 {
-	for (unsigned i = 0; i < d->nr; i++) {
-		unsigned s = (d->next_slot + i) % d->nr;
-
-		if (d->used[s])
-			continue;
-		d->used[s] = 1;
-		d->next_slot = s + 1;
-		*slot = s;
+	if (d->nr_free) {
+		*slot = d->free[d->next_free];
+		d->next_free = (d->next_free + 1) % d->nr;
+		d->nr_free--;
 		return 0;
 	}
 	return pinl_set_error(
@@ -279,21 +294,12 @@ static int set_slot(struct uring_dev *d, struct uring_map *u)
 	return err;
 }
 
-/* The content with this tag has been taken out; some request may still use it. */
-static void wait_for(struct uring_map *u, uint64_t tag)
-{
-	if (u->n_waiting < URING_WAITING)
-		u->waiting[u->n_waiting++] = tag;
-	else
-		u->lost = true;
-}
-
 /* If the kernel won't, u->tag says so: drain tries again and doesn't confirm before. */
 void pl_uring_empty(struct uring_dev *d, struct uring_map *u)
 {
 	if (!u->tag || pl_slot_set(d->ring, d->first + u->slot, NULL, 0, 0))
 		return;
-	wait_for(u, u->tag);
+	pl_uring_tag_wait(d, u, u->tag);
 	u->tag = 0;
 }
 
@@ -314,13 +320,9 @@ static int uring_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 	if (!err) {
 		err = set_slot(d, u);
 		if (err) {
-			d->used[u->slot] = 0;
+			slot_give(d, u->slot);
 			err = pin_error(err, m->end - m->start);
 		}
-	}
-	if (!err) {
-		u->next = d->maps;
-		d->maps = u;
 	}
 	pthread_mutex_unlock(&d->lock);
 	if (err) {
@@ -342,12 +344,8 @@ static void uring_unmap(void *dev, struct pinl_mapping *m)
 	pthread_mutex_lock(&d->lock);
 	pl_uring_empty(d, u);
 	pl_uring_let_go(d, u);
-	d->used[u->slot] = 0;
-	for (struct uring_map **p = &d->maps; *p; p = &(*p)->next)
-		if (*p == u) {
-			*p = u->next;
-			break;
-		}
+	pl_uring_tags_drop(d, u);
+	slot_give(d, u->slot);
 	pthread_mutex_unlock(&d->lock);
 	free(u);
 }
@@ -407,7 +405,7 @@ static int uring_retarget(void *dev, struct pinl_mapping *m)
 		err = retarget_tight(d, u);
 	}
 	if (!err && old)
-		wait_for(u, old);
+		pl_uring_tag_wait(d, u, old);
 	if (!err) {
 		u->stopped = false;
 		if (!u->n_waiting && !u->lost)

@@ -22,16 +22,6 @@
 #define PAGE	    4096ul
 #define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL | PINL_STAGE)
 
-static unsigned bucket_of(uint64_t dev, uint64_t ino)
-{
-	return ((ino * 0x9e3779b97f4a7c15ull) ^ dev) % PL_FILE_BUCKETS;
-}
-
-struct pinl_lease *pl_file_bucket(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino)
-{
-	return ctx->files[bucket_of(dev, ino)];
-}
-
 void pl_lease_cut_detached(const struct pinl_lease *l, struct pl_range *va)
 {
 	for (int again = 1; again;) {
@@ -147,15 +137,20 @@ static bool moved_with_another(struct pinl_lease *l)
 static void publish_locked(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	unsigned bucket = bucket_of(l->mem.dev, l->mem.ino);
 
 	l->node.start = l->m.start;
 	l->node.end = l->m.end;
 	pl_index_insert(&ctx->index, &l->node);
-	if (l->mem.ino) {
-		l->file_next = ctx->files[bucket];
-		ctx->files[bucket] = l;
+	if (l->inode) {
+		l->file_node.start = l->mem.offset;
+		l->file_node.end = l->mem.offset + (l->m.end - l->m.start);
+		pl_index_insert(&l->inode->leases, &l->file_node);
 	}
+	l->dev_next = l->dev->leases;
+	l->dev_prev = &l->dev->leases;
+	if (l->dev_next)
+		l->dev_next->dev_prev = &l->dev_next;
+	l->dev->leases = l;
 	if (l->policy.kind == PINL_RECALL)
 		atomic_fetch_or(&ctx->wants_hold,
 				pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN));
@@ -217,15 +212,14 @@ static int publish(struct pinl_lease *l)
 static void unpublish_locked(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	struct pinl_lease **p;
 
+	pl_change_leave(l);
 	pl_index_remove(&ctx->index, &l->node);
-	if (l->mem.ino)
-		for (p = &ctx->files[bucket_of(l->mem.dev, l->mem.ino)]; *p; p = &(*p)->file_next)
-			if (*p == l) {
-				*p = l->file_next;
-				break;
-			}
+	if (l->inode)
+		pl_index_remove(&l->inode->leases, &l->file_node);
+	*l->dev_prev = l->dev_next;
+	if (l->dev_next)
+		l->dev_next->dev_prev = l->dev_prev;
 	ctx->counters.leases--;
 	ctx->counters.unmapped++;
 	ctx->counters.bytes -= l->m.end - l->m.start;
@@ -244,7 +238,7 @@ static void withdraw(struct pinl_lease *l)
 		pl_lease_input(l, PL_IN_UNMAP);
 	unpublish_locked(l);
 	pl_settle(ctx, &answered);
-	pthread_cond_broadcast(&ctx->settled);
+	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&ctx->lock);
 	pl_answer_all(ctx, answered);
 }
@@ -252,8 +246,7 @@ static void withdraw(struct pinl_lease *l)
 static void lease_free(struct pinl_lease *l)
 {
 	pl_lease_unstage(l);
-	if (l->mem.fd >= 0)
-		close(l->mem.fd);
+	pl_inode_put(l);
 	free(l);
 }
 
@@ -271,7 +264,7 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 	l->busy = false;
 	if (l->jobs)
 		pl_job_add(l, 0);
-	pthread_cond_broadcast(&ctx->settled);
+	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&ctx->lock);
 	return 0;
 }
@@ -327,7 +320,9 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 	l->owner_thread = gettid();
 	l->since_ns = pl_clock_ns();
 	l->mem.fd = -1;
-	err = pl_vma_query(start, end, &l->mem);
+	err = pl_vma_query(l->ctx->maps, start, end, pl_inode_known, l, &l->mem);
+	if (!err)
+		err = pl_inode_get(l);
 	if (!err && (flags & PINL_WRITE) && !l->mem.writable)
 		err = pinl_set_error(-EACCES,
 				     "[%#lx, %#lx) is mapped read-only, and PINL_WRITE was asked for",
@@ -347,7 +342,7 @@ static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 {
 	int err = pl_lease_watch(l);
 
-	if (!err && !pl_vma_same(&l->mem, l->m.start, l->m.end))
+	if (!err && !pl_vma_same(l->ctx->maps, &l->mem, l->m.start, l->m.end))
 		err = pinl_set_error(-EBUSY,
 				     "[%#lx, %#lx) was mapped anew while it was being leased; try again "
 				     "when that is done",
@@ -373,12 +368,11 @@ static int lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
 	err = publish(l);
 	if (!err)
 		err = make(l, addrs);
-	if (err) {
+	if (err)
 		lease_free(l);
-		return err;
-	}
-	say_unseen(l);
-	return 0;
+	else
+		say_unseen(l);
+	return err;
 }
 
 int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
@@ -415,7 +409,7 @@ static enum pinl_state claim(struct pinl_lease *l)
 
 	pthread_mutex_lock(&ctx->lock);
 	while (l->busy || l->queued)
-		pthread_cond_wait(&ctx->settled, &ctx->lock);
+		pthread_cond_wait(pl_settled(l), &ctx->lock);
 	before = l->state;
 	pl_lease_input(l, PL_IN_UNMAP);
 	l->busy = true;
@@ -496,7 +490,7 @@ int pinl_quiesced(struct pinl_lease *l)
 		l->recall.quiesced = true;
 		pl_lease_input(l, PL_IN_QUIESCED);
 		while (l->state == PINL_FORCING)
-			pthread_cond_wait(&ctx->settled, &ctx->lock);
+			pthread_cond_wait(pl_settled(l), &ctx->lock);
 	}
 	pthread_mutex_unlock(&ctx->lock);
 	return err ? pinl_set_error(err, "the lease has been taken back already") : 0;

@@ -84,6 +84,8 @@ static const char *degraded_words(int err)
 		return "not seen when done raw";
 	case -EINTR:
 		return "let go before the recall was over, others were waiting behind it";
+	case -ENOSPC:
+		return "too many changes under way, a new lease may come before this one";
 	}
 	return "not held before it took effect";
 }

@@ -14,7 +14,8 @@
 
 #include "core/ctx.h"
 
-#define STEP (64ul << 10)
+#define STEP  (64ul << 10)
+#define BLOCK 512ul
 
 /*
  * Shared, so that it is never merged into a mapping of the application's: that one may be watched, and
@@ -27,10 +28,35 @@ static char *buffer(size_t len)
 	return map == MAP_FAILED ? NULL : map;
 }
 
+/* A hole that the device is to get pages of its own at, soon: not to be filled by a buffer. */
+static void *keep_free(const struct pl_range *va)
+{
+	size_t len = va->end - va->start;
+	void *map = mmap((void *)va->start, len, PROT_NONE,
+			 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+
+	if (map == MAP_FAILED)
+		return NULL;
+	if ((uintptr_t)map == va->start)
+		return map;
+	munmap(map, len);
+	return NULL;
+}
+
+static char *buffer_beside(const struct pl_range *va)
+{
+	void *kept = keep_free(va);
+	char *map = buffer(va->end - va->start);
+
+	if (kept)
+		munmap(kept, va->end - va->start);
+	return map;
+}
+
 static void *snapshot(struct pinl_lease *l, const struct pl_range *va)
 {
 	size_t len = va->end - va->start, off = va->start - l->m.start;
-	char *copy = buffer(len);
+	char *copy = buffer_beside(va);
 
 	if (!copy)
 		return NULL;
@@ -117,6 +143,14 @@ struct written {
 	uint64_t bytes, first;
 };
 
+/* Most of it is equal: byte by byte only where it isn't. */
+static void count(const char *now, const char *old, size_t at, struct written *w)
+{
+	for (size_t i = 0; i < BLOCK; i++)
+		if (now[i] != old[i] && !w->bytes++)
+			w->first = at + i;
+}
+
 static int compare(struct pinl_lease *l, const struct pl_orphan *o, struct written *w)
 {
 	size_t len = o->va.end - o->va.start, off = o->va.start - l->m.start;
@@ -130,12 +164,9 @@ static int compare(struct pinl_lease *l, const struct pl_orphan *o, struct writt
 		size_t n = len - at < STEP ? len - at : STEP;
 
 		err = l->dev->ops.read(l->dev->priv, &l->dm, off + at, n, now);
-		for (size_t i = 0; !err && i < n; i++) {
-			if (now[i] == old[at + i])
-				continue;
-			if (!w->bytes++)
-				w->first = at + i;
-		}
+		for (size_t i = 0; !err && i < n; i += BLOCK)
+			if (memcmp(now + i, old + at + i, BLOCK))
+				count(now + i, old + at + i, at + i, w);
 	}
 	munmap(now, STEP);
 	return err;
@@ -216,6 +247,7 @@ void pl_orphan_end(struct pinl_lease *l)
 static void summary_of_live(struct pinl_ctx *ctx, int fd)
 {
 	struct pl_node *node;
+	int n = 0;
 
 	if (pthread_mutex_trylock(&ctx->lock))
 		return;
@@ -223,7 +255,7 @@ static void summary_of_live(struct pinl_ctx *ctx, int fd)
 	     node = pl_index_next(node, 0, UINTPTR_MAX)) {
 		const struct pinl_lease *l = (const struct pinl_lease *)node;
 
-		for (int i = 0; i < l->n_orphans; i++)
+		for (int i = 0; i < l->n_orphans && n++ < PL_MAX_SUMMARY; i++)
 			dprintf(fd,
 				"pinlease: lease %lu ends with the process: device %s still has %lu "
 				"orphaned bytes at %#lx\n",
@@ -232,6 +264,8 @@ static void summary_of_live(struct pinl_ctx *ctx, int fd)
 				(unsigned long)l->orphans[i].va.start);
 	}
 	pthread_mutex_unlock(&ctx->lock);
+	if (n > PL_MAX_SUMMARY)
+		dprintf(fd, "pinlease: and more leases with orphaned bytes\n");
 }
 
 void pl_orphan_summary(struct pinl_ctx *ctx)

@@ -24,43 +24,55 @@ int pinl_lease_check(struct pinl_lease *l)
 	return changing ? -EAGAIN : 0;
 }
 
+void pl_lease_snapshot(const struct pinl_lease *l, struct pinl_lease_info *i)
+{
+	*i = (struct pinl_lease_info){
+		.id = l->id,
+		.owner = l->owner,
+		.owner_thread = l->owner_thread,
+		.caller = l->caller,
+		.start = l->m.start,
+		.end = l->m.end,
+		.since_ns = l->since_ns,
+		.age_ns = pl_clock_ns() - l->since_ns,
+		.state = l->state,
+		.outcome = l->outcome,
+		.memory = l->mem.kind,
+		.file_dev = l->mem.dev,
+		.file_ino = l->mem.ino,
+		.file_offset = l->mem.offset,
+		.policy = l->policy,
+		.flags = l->flags,
+		.detached_bytes = (l->m.end - l->m.start) - pl_lease_live_bytes(l),
+		.device = l->dev,
+		.cookie = l->cookie,
+		.stage = l->stage ? l->dm.start : 0,
+		.detaching = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN) |
+			     PINL_OPBIT(PINL_OP_GUARD),
+		.device_class = l->dev->info.device_class,
+	};
+	for (int k = 0; k < l->n_orphans; k++)
+		i->orphan_bytes += l->orphans[k].va.end - l->orphans[k].va.start;
+	memcpy(i->coverage, l->coverage, sizeof l->coverage);
+	strncpy(i->device_kind, l->dev->given->name, sizeof i->device_kind - 1);
+}
+
 int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 {
-	struct pinl_lease_info i = {.size = out->size};
 	struct pinl_ctx *ctx = l->ctx;
+	size_t size = out->size;
+	struct pinl_lease_info i;
 
 	if (!pl_alive(ctx))
 		return pl_stale();
-	if (out->size < 2 * sizeof(size_t))
+	if (size < 2 * sizeof(size_t))
 		return pinl_set_error(-EINVAL,
 				      "pinl_lease_info.size must be sizeof(struct pinl_lease_info)");
 	pthread_mutex_lock(&ctx->lock);
-	i.id = l->id;
-	i.owner = l->owner;
-	i.owner_thread = l->owner_thread;
-	i.caller = l->caller;
-	i.start = l->m.start;
-	i.end = l->m.end;
-	i.since_ns = l->since_ns;
-	i.age_ns = pl_clock_ns() - l->since_ns;
-	i.state = l->state;
-	i.outcome = l->outcome;
-	i.memory = l->mem.kind;
-	i.file_dev = l->mem.dev;
-	i.file_ino = l->mem.ino;
-	i.file_offset = l->mem.offset;
-	i.policy = l->policy;
-	i.flags = l->flags;
-	i.detached_bytes = (l->m.end - l->m.start) - pl_lease_live_bytes(l);
-	for (int k = 0; k < l->n_orphans; k++)
-		i.orphan_bytes += l->orphans[k].va.end - l->orphans[k].va.start;
-	memcpy(i.coverage, l->coverage, sizeof l->coverage);
-	i.stage = l->stage ? l->dm.start : 0;
-	i.detaching = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN) |
-		      PINL_OPBIT(PINL_OP_GUARD);
-	i.device_class = l->dev->info.device_class;
+	pl_lease_snapshot(l, &i);
 	pthread_mutex_unlock(&ctx->lock);
-	memcpy(out, &i, out->size < sizeof i ? out->size : sizeof i);
+	i.size = size;
+	memcpy(out, &i, size < sizeof i ? size : sizeof i);
 	return 0;
 }
 
@@ -82,7 +94,7 @@ static void own(struct pinl_lease *l, struct pl_inside *in)
 	pl_inside_begin(l->ctx, in);
 	pthread_mutex_lock(&l->ctx->lock);
 	while (l->busy)
-		pthread_cond_wait(&l->ctx->settled, &l->ctx->lock);
+		pthread_cond_wait(pl_settled(l), &l->ctx->lock);
 	l->busy = true;
 	pthread_mutex_unlock(&l->ctx->lock);
 }
@@ -96,7 +108,7 @@ static void disown(struct pinl_lease *l, const struct pl_inside *in)
 	if (l->jobs)
 		pl_job_add(l, 0);
 	pl_settle(l->ctx, &answered);
-	pthread_cond_broadcast(&l->ctx->settled);
+	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&l->ctx->lock);
 	pl_answer_all(l->ctx, answered);
 	pl_inside_end(l->ctx, in);

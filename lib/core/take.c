@@ -87,7 +87,7 @@ static bool still_mapped(const struct pinl_lease *l, const struct pl_range *va)
 
 	while (same && part.end < va->end) {
 		part = live_part(l, part.end, va->end, &live);
-		same = !live || pl_vma_same(&l->mem, part.start, part.end);
+		same = !live || pl_vma_same(l->ctx->maps, &l->mem, part.start, part.end);
 	}
 	return same;
 }
@@ -107,30 +107,36 @@ static bool gone_meanwhile(struct pinl_lease *l, const struct pl_range *va)
 	return gone || !still_mapped(l, va);
 }
 
-/* A staged device has a copy of its own to go on with, or gets a new one. */
-static int staged_alone(struct pinl_lease *l, const struct pl_range *va, bool copy)
+/* CPU and device get two mappings of one new memory, so what was staged is shared from now on. */
+static int replace_staged(struct pinl_lease *l, const struct pl_range *va, bool gone, struct copy *c,
+			  pl_fill_fn fill)
 {
 	size_t len = va->end - va->start;
 	void *mine, *yours;
-	int err = copy ? 0 : pl_stage_fresh(len, true, &mine, &yours);
+	int err;
 
-	if (!err && !copy) {
+	if (gone && fill) /* the device alone goes on, in the copy it has */
+		return l->dev->ops.retarget(l->dev->priv, &l->dm);
+	err = pl_stage_fresh(len, l->mem.writable, &mine, &yours);
+	if (err)
+		return err;
+	if (gone)
 		munmap(yours, len);
-		err = pl_stage_take(l->stage, va->start - l->m.start, len, mine);
-		if (err)
-			munmap(mine, len);
-	}
+	else
+		err = pl_swap_replace(l->ctx->swap, va->start, va->end, yours, l->mem.writable, fill, c);
+	if (!err)
+		err = pl_stage_take(l->stage, c->offset, len, mine);
+	if (err)
+		munmap(mine, len);
 	return err ? err : l->dev->ops.retarget(l->dev->priv, &l->dm);
 }
 
 /* Only the device gets new pages; fails where somebody has mapped anything. */
-static int replace_unmapped(struct pinl_lease *l, const struct pl_range *va, struct copy *c, bool copy)
+static int replace_unmapped(struct pinl_lease *l, const struct pl_range *va, struct copy *c,
+			    pl_fill_fn fill)
 {
-	int err;
+	int err = pl_swap_place(l->ctx->swap, va->start, va->end, fill, c);
 
-	if (l->stage)
-		return staged_alone(l, va, copy);
-	err = pl_swap_place(l->ctx->swap, va->start, va->end, copy ? read_device : NULL, c);
 	if (err)
 		return err;
 	err = l->dev->ops.retarget(l->dev->priv, &l->dm);
@@ -138,48 +144,34 @@ static int replace_unmapped(struct pinl_lease *l, const struct pl_range *va, str
 	return err;
 }
 
-/* CPU and device get two mappings of one new memory, so what was staged is shared from now on. */
-static int replace_staged(struct pinl_lease *l, const struct pl_range *va, pl_fill_fn fill,
-			  struct copy *c)
+static int replace_mapped(struct pinl_lease *l, const struct pl_range *va, struct copy *c,
+			  pl_fill_fn fill)
 {
-	size_t len = va->end - va->start;
-	void *mine, *yours;
-	int err = pl_stage_fresh(len, l->mem.writable, &mine, &yours);
+	int err = pl_swap_replace(l->ctx->swap, va->start, va->end, NULL, l->mem.writable, fill, c);
 
-	if (err)
-		return err;
-	err = pl_swap_replace(l->ctx->swap, va->start, va->end, yours, l->mem.writable, fill, c);
-	if (!err)
-		err = pl_stage_take(l->stage, va->start - l->m.start, len, mine);
-	if (err)
-		munmap(mine, len);
 	return err ? err : l->dev->ops.retarget(l->dev->priv, &l->dm);
 }
 
-static int replace_mapped(struct pinl_lease *l, const struct pl_range *va, pl_fill_fn fill,
-			  struct copy *c)
-{
-	int err;
-
-	if (l->stage)
-		return replace_staged(l, va, fill, c);
-	err = pl_swap_replace(l->ctx->swap, va->start, va->end, NULL, l->mem.writable, fill, c);
-	return err ? err : l->dev->ops.retarget(l->dev->priv, &l->dm);
-}
-
-/* New private pages under the range, and the device on them. */
+/* New pages under the range, and the device on them. */
 static int replace(struct pinl_lease *l, const struct pl_recall *r, bool copy, bool *va_lost)
 {
 	struct copy c = {l, r->va.start - l->m.start};
+	pl_fill_fn fill = copy ? read_device : NULL;
+	bool gone = r->va_gone;
 	int err;
 
-	if (r->va_gone)
-		return replace_unmapped(l, &r->va, &c, copy);
-	suspend_sources(l, &r->va, 1);
-	*va_lost = gone_meanwhile(l, &r->va);
-	err = *va_lost ? replace_unmapped(l, &r->va, &c, copy)
-		       : replace_mapped(l, &r->va, copy ? read_device : NULL, &c);
-	suspend_sources(l, &r->va, 0);
+	if (!r->va_gone) {
+		suspend_sources(l, &r->va, 1);
+		gone = *va_lost = gone_meanwhile(l, &r->va);
+	}
+	if (l->stage)
+		err = replace_staged(l, &r->va, gone, &c, fill);
+	else if (gone)
+		err = replace_unmapped(l, &r->va, &c, fill);
+	else
+		err = replace_mapped(l, &r->va, &c, fill);
+	if (!r->va_gone)
+		suspend_sources(l, &r->va, 0);
 	return err;
 }
 

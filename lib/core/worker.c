@@ -38,16 +38,12 @@ static struct pinl_lease *job_pop(struct pinl_ctx *ctx)
 /* Returns the next deadline, UINT64_MAX for none. */
 static uint64_t expire(struct pinl_ctx *ctx)
 {
-	uint64_t now = pl_clock_ns(), next = UINT64_MAX;
+	uint64_t now = pl_clock_ns();
+	struct pl_node *first;
 
-	for (struct pinl_lease *l = ctx->noticed, *after; l; l = after) {
-		after = l->noticed_next; /* the input takes l off the list */
-		if (l->recall.deadline_ns <= now)
-			pl_lease_input(l, PL_IN_DEADLINE);
-		else if (l->recall.deadline_ns < next)
-			next = l->recall.deadline_ns;
-	}
-	return next;
+	while ((first = pl_index_first(&ctx->noticed, 0, UINTPTR_MAX)) && first->start <= now)
+		pl_lease_input(pl_lease_of_notice_node(first), PL_IN_DEADLINE); /* takes it out */
+	return first ? first->start : UINT64_MAX;
 }
 
 static void sleep_until(struct pinl_ctx *ctx, uint64_t when)
@@ -180,10 +176,12 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 		apply_taken(l, &recall, &taken);
 	if (jobs & PL_JOB_ORPHAN)
 		pl_recall_late(l);
+	if (jobs & PL_JOB_TAKE)
+		pl_recall_rest(l);
 	if (l->jobs)
 		pl_job_add(l, 0);
 	pl_settle(ctx, &answered);
-	pthread_cond_broadcast(&ctx->settled);
+	pthread_cond_broadcast(pl_settled(l));
 	answer_unlocked(ctx, &answered);
 }
 

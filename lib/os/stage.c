@@ -94,25 +94,35 @@ void pl_bounce_free(struct pl_bounce *b)
 	free(b);
 }
 
-/* From a file mapping into b->in. False: there is no page. */
-static bool page_in(struct pl_bounce *b, const char *file, size_t at)
+/* From a file mapping into b->in, at `at`. False: there is no page. */
+static bool bring_in(struct pl_bounce *b, const char *file, size_t at, size_t len)
 {
-	return pwrite(b->fd, file, PAGE, at) == (ssize_t)PAGE;
+	ssize_t n;
+
+	do
+		n = pwrite(b->fd, file, len, at);
+	while (n < 0 && errno == EINTR); /* or a page that is there passes for gone */
+	return n == (ssize_t)len;
 }
 
 /* Pages that are not there come in page by page; `gone` has one flag per page of the chunk. */
 static void file_in(struct pl_bounce *b, const char *file, size_t len, bool *gone)
 {
-	bool all = pwrite(b->fd, file, len, 0) == (ssize_t)len;
+	bool all = bring_in(b, file, 0, len);
 
 	for (size_t at = 0; at < len; at += PAGE)
-		gone[at / PAGE] = !all && !page_in(b, file + at, at);
+		gone[at / PAGE] = !all && !bring_in(b, file + at, at, PAGE);
 }
 
 /* From b->out into a file mapping. */
 static bool out_to_file(struct pl_bounce *b, char *file, size_t at, size_t len)
 {
-	return pread(b->fd, file, len, CHUNK + at) == (ssize_t)len;
+	ssize_t n;
+
+	do
+		n = pread(b->fd, file, len, CHUNK + at);
+	while (n < 0 && errno == EINTR);
+	return n == (ssize_t)len;
 }
 
 /* --------------------------------------------------------------------------------------- sync -- */

@@ -187,8 +187,7 @@ static int try_own_fds(const struct vma *v, struct stat *st)
 		if (e->d_name[0] != '.' && n != dirfd(d))
 			fd = confirmed(n, v, st, false);
 	}
-	if (d)
-		closedir(d);
+	closedir(d);
 	return fd;
 }
 
@@ -233,10 +232,26 @@ static enum pinl_memory_kind kind_by_name(const struct vma *v)
 	return v->shared ? PINL_MEM_FILE_SHARED : PINL_MEM_FILE_PRIVATE;
 }
 
-static int classify(const struct vma *v, struct pinl_memory *m)
+static int say_none_left(int err)
+{
+	return pinl_set_error(err, "no file descriptors left%s; every file with leases needs one",
+			      err == -EMFILE ? ": raise ulimit -n"
+					     : " in the system: raise fs.file-max");
+}
+
+/* What is known has a descriptor open, so the numbers can't have come to another file. */
+static int known_file(const struct vma *v, pl_vma_known_fn known, void *arg, struct stat *st)
+{
+	int fd = known(arg, makedev(v->major, v->minor), v->ino);
+
+	return fd >= 0 && fstat(fd, st) ? -errno : fd;
+}
+
+static int classify(const struct vma *v, pl_vma_known_fn known, void *arg, struct pinl_memory *m)
 {
 	struct statfs fs = {0};
 	struct stat st;
+	bool mine;
 
 	m->shared = v->shared;
 	m->writable = v->writable;
@@ -251,7 +266,10 @@ static int classify(const struct vma *v, struct pinl_memory *m)
 	m->ino = v->ino;
 	m->kind = kind_by_name(v);
 	m->is_memfd = !strncmp(v->name, "/memfd:", 7);
-	m->fd = file_of(v, &st);
+	m->fd = known_file(v, known, arg, &st);
+	mine = m->fd == -1;
+	if (mine)
+		m->fd = file_of(v, &st);
 	if (m->fd < 0) {
 		int err = m->fd == -ENOENT ? 0 : m->fd;
 
@@ -259,8 +277,13 @@ static int classify(const struct vma *v, struct pinl_memory *m)
 		return err;
 	}
 	m->dev = st.st_dev;
-	if (fstatfs(m->fd, &fs)) /* without it the kind would be a guess */
-		return -errno;
+	if (fstatfs(m->fd, &fs)) { /* without it the kind would be a guess */
+		int err = -errno;
+
+		if (mine)
+			close(m->fd);
+		return err;
+	}
 	m->fs_magic = fs.f_type;
 	if (!S_ISREG(st.st_mode) || fs.f_type == SECRETMEM) {
 		m->kind = fs.f_type == SECRETMEM ? PINL_MEM_SECRET : PINL_MEM_DEVICE;
@@ -283,15 +306,14 @@ static bool continues(const struct vma *a, const struct vma *b)
 	       (a->ino || (a->name[0] == '[') == (b->name[0] == '['));
 }
 
-int pl_vma_query(uintptr_t start, uintptr_t end, struct pinl_memory *out)
+int pl_vma_query(int maps, uintptr_t start, uintptr_t end, pl_vma_known_fn known, void *arg,
+		 struct pinl_memory *out)
 {
 	struct pinl_memory m = {.start = start, .end = end, .fd = -1};
 	struct vma first, v;
-	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC), err;
 	bool writable;
+	int err;
 
-	if (maps < 0 && (errno == EMFILE || errno == ENFILE))
-		return pinl_set_error(-errno, "no file descriptors left; raise ulimit -n");
 	err = vma_at(maps, start, &first);
 	v = first;
 	writable = first.writable;
@@ -303,8 +325,6 @@ int pl_vma_query(uintptr_t start, uintptr_t end, struct pinl_memory *out)
 			err = -EINVAL;
 		writable &= v.writable;
 	}
-	if (maps >= 0)
-		close(maps);
 	if (err == -EINVAL)
 		return pinl_set_error(
 			err, "[%#lx, %#lx) crosses mappings of different kinds; lease each by itself",
@@ -312,13 +332,12 @@ int pl_vma_query(uintptr_t start, uintptr_t end, struct pinl_memory *out)
 	if (err == -ENOENT)
 		return pinl_set_error(-ENOMEM, "part of [%#lx, %#lx) is not mapped", start, end);
 	if (!err)
-		err = classify(&first, &m);
-	if (err) {
-		if (m.fd >= 0)
-			close(m.fd);
-		return pinl_set_error(err, "can't find out what is mapped at [%#lx, %#lx): %s%s", start,
-				      end, strerror(-err), err == -EMFILE ? "; raise ulimit -n" : "");
-	}
+		err = classify(&first, known, arg, &m);
+	if (err == -EMFILE || err == -ENFILE)
+		return say_none_left(err);
+	if (err)
+		return pinl_set_error(err, "can't find out what is mapped at [%#lx, %#lx): %s", start,
+				      end, strerror(-err));
 	m.writable = writable;
 	m.vma_start = first.start;
 	m.vma_end = v.end;
@@ -334,15 +353,12 @@ static bool is_of(const struct vma *v, const struct pinl_memory *m)
 			    v->offset - v->start == m->offset - m->start));
 }
 
-bool pl_vma_same(const struct pinl_memory *m, uintptr_t start, uintptr_t end)
+bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr_t end)
 {
-	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
 	struct vma v;
 	bool same = true;
 
 	for (; same && start < end; start = v.end)
 		same = !vma_at(maps, start, &v) && is_of(&v, m);
-	if (maps >= 0)
-		close(maps);
 	return same;
 }
