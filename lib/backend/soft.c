@@ -178,6 +178,31 @@ static int can_map(struct pl_soft *s, const struct pinl_mapping *m)
 	return 0;
 }
 
+static void free_map(struct pl_soft_map *map)
+{
+	free(map->pins);
+	free(map);
+}
+
+/* Pinned now, and the pins that retarget will need. */
+static int make_pins(struct pl_soft *s, struct pl_soft_map *map)
+{
+	int err;
+
+	map->pins = calloc(PL_SOFT_PINS, sizeof *map->pins);
+	if (!map->pins)
+		return pinl_set_error(-ENOMEM, "out of memory");
+	err = pl_pin_set(s->pins, map->start, map->end, &map->pins[0]);
+	if (err)
+		return err;
+	map->pin = &map->pins[0];
+	for (int i = 1; i < PL_SOFT_PINS; i++) {
+		map->pins[i].next = map->spare;
+		map->spare = &map->pins[i];
+	}
+	return 0;
+}
+
 static int soft_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 {
 	struct pl_soft *s = dev;
@@ -195,9 +220,9 @@ static int soft_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 	map->end = m->end;
 	map->writable = !!(m->flags & PINL_WRITE);
 	if (m->flags & PINL_PIN)
-		err = pl_pin_new(s->pins, m->start, m->end, &map->pin);
+		err = make_pins(s, map);
 	if (err) {
-		free(map);
+		free_map(map);
 		return err;
 	}
 	pl_soft_insert(s, map);
@@ -220,11 +245,11 @@ static void soft_unmap(void *dev, struct pinl_mapping *m)
 		pthread_cond_wait(&s->changed, &s->lock);
 	}
 	pthread_mutex_unlock(&s->lock);
-	pl_soft_free_pins(s, map->old);
-	pl_soft_free_pins(s, map->pin);
+	pl_soft_free_pins(s, map, map->old);
+	pl_soft_free_pins(s, map, map->pin);
 	if (s->pins)
 		pl_pins_settle(s->pins);
-	free(map);
+	free_map(map);
 	m->priv = NULL;
 }
 

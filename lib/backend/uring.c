@@ -26,6 +26,7 @@
 
 #include "backend/backends.h"
 #include "backend/uring_table.h"
+#include "os/errname.h"
 
 #define PAGE	      4096ul
 #define DEFAULT_SLOTS 1024
@@ -271,7 +272,7 @@ static int pin_error(int err, size_t len)
 	}
 	if (err == -EEXIST)
 		return table_error(err, 0);
-	return pinl_set_error(err, "io_uring can't register the range: %s", strerror(-err));
+	return pinl_set_error(err, "io_uring can't register the range: %s", pl_errname(-err));
 }
 
 /* Never the same twice in this process: an unread completion of a device closed long ago must not be

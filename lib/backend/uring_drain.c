@@ -17,6 +17,7 @@
 #include "backend/uring.h"
 #include "backend/uring_table.h"
 #include "os/clock.h"
+#include "os/errname.h"
 
 #define PAGE 4096ul
 
@@ -257,5 +258,5 @@ int pl_uring_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, 
 		done += ret > 0 ? ret : 0;
 	}
 	pthread_mutex_unlock(&d->lock);
-	return ret < 0 ? pinl_set_error(ret, "can't read the device's pages: %s", strerror(-ret)) : 0;
+	return ret < 0 ? pinl_set_error(ret, "can't read the device's pages: %s", pl_errname(-ret)) : 0;
 }

@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * I8: who makes a change that is held may hold any lock of the program's, the allocator's too. So the
+ * library's threads allocate and free nothing.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
+#include <malloc.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "check.h"
+
+#define PAGE  4096ul
+#define PAGES 64
+#define SIZE  (PAGES * PAGE)
+
+/* -------------------------------------------------------------------- who allocates, and when -- */
+
+static _Thread_local bool programs; /* a thread of this program's, not of the library's */
+static _Atomic(void *) by_library;  /* the last one on a thread of the library's */
+
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t size);
+void __real_free(void *p);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t size);
+void __wrap_free(void *p);
+char *__real_strerror(int err);
+char *__wrap_strerror(int err);
+FILE *__real_fopen64(const char *path, const char *mode);
+FILE *__wrap_fopen64(const char *path, const char *mode);
+
+extern char __executable_start[];
+
+/* The argument for addr2line -e of this program. */
+static unsigned long place(void *caller)
+{
+	return (unsigned long)((char *)caller - __executable_start);
+}
+
+static void note(void *caller)
+{
+	if (!programs)
+		atomic_store(&by_library, caller);
+}
+
+void *__wrap_malloc(size_t size)
+{
+	note(__builtin_return_address(0));
+	return __real_malloc(size);
+}
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+	note(__builtin_return_address(0));
+	return __real_calloc(n, size);
+}
+
+void *__wrap_realloc(void *p, size_t size)
+{
+	note(__builtin_return_address(0));
+	return __real_realloc(p, size);
+}
+
+void __wrap_free(void *p)
+{
+	if (p)
+		note(__builtin_return_address(0));
+	__real_free(p);
+}
+
+/* These two allocate: one where messages are translated, the other always. */
+char *__wrap_strerror(int err)
+{
+	note(__builtin_return_address(0));
+	return __real_strerror(err);
+}
+
+FILE *__wrap_fopen64(const char *path, const char *mode)
+{
+	note(__builtin_return_address(0));
+	return __real_fopen64(path, mode);
+}
+
+/* ------------------------------------------------------------------------------ lives of a lease -- */
+
+struct rig {
+	struct io_uring ring;
+	struct pinl_ctx *ctx;
+	struct pinl_device *dev;
+};
+
+static void rig_open(struct rig *r, const char *kind)
+{
+	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1};
+	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &r->ring};
+
+	assert_int_equal(io_uring_queue_init(8, &r->ring, 0), 0);
+	assert_ok(pinl_open(&opts, &r->ctx));
+	assert_ok(pinl_device_open(r->ctx, kind, strcmp(kind, "uring") ? NULL : (void *)&arg, &r->dev));
+}
+
+static void rig_close(struct rig *r)
+{
+	pinl_close(r->ctx);
+	io_uring_queue_exit(&r->ring);
+}
+
+struct life {
+	const char *kind;
+	struct pinl_policy policy;
+	unsigned pin;
+	bool answer, long_path;
+};
+
+/* A file without a name, whose last name was longer than what the library asks the kernel for. */
+static int long_named(void)
+{
+	char name[251] = {0};
+	int dir[4], fd;
+
+	memset(name, 'n', sizeof name - 1);
+	dir[0] = open("/dev/shm", O_PATH | O_DIRECTORY);
+	for (int i = 0; i < 3; i++) {
+		assert_int_equal(mkdirat(dir[i], name, 0700), 0);
+		dir[i + 1] = openat(dir[i], name, O_PATH | O_DIRECTORY);
+	}
+	fd = openat(dir[3], name, O_RDWR | O_CREAT, 0600);
+	unlinkat(dir[3], name, 0);
+	for (int i = 3; i-- > 0;) {
+		close(dir[i + 1]);
+		unlinkat(dir[i], name, AT_REMOVEDIR);
+	}
+	close(dir[0]);
+	assert_true(fd >= 0);
+	return fd;
+}
+
+/* One page goes, is told of and recalled; then all; with what a program calls in between and after. */
+static void live(struct rig *r, const struct life *life)
+{
+	char *mem, bytes[PAGE];
+	int fd = life->long_path ? long_named() : memfd_create("locks", MFD_CLOEXEC);
+	struct pinl_lease *lease;
+
+	assert_int_equal(ftruncate(fd, SIZE), 0);
+	mem = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	memset(mem, 'O', SIZE);
+	assert_ok(pinl_map_range(r->dev, (uintptr_t)mem, (uintptr_t)mem + SIZE, PINL_WRITE | life->pin,
+				 &life->policy, NULL, &lease));
+	assert_ok(pinl_lease_read(lease, 0, PAGE, bytes));
+	assert_ok(pinl_ftruncate(r->ctx, fd, SIZE - PAGE));
+	assert_ok(pinl_ftruncate(r->ctx, fd, SIZE - 2 * PAGE));
+	pinl_lease_read(lease, SIZE - PAGE, PAGE, bytes); /* some can't any more */
+	if (life->answer)
+		pinl_quiesced(lease);
+	pinl_unmap_range(lease);
+	munmap(mem, SIZE);
+	close(fd);
+}
+
+static const struct life lives[] = {
+	{"soft", {.kind = PINL_RECALL, .then = PINL_THEN_FAIL}, PINL_PIN, false, false},
+	{"soft", {.kind = PINL_RECALL, .then = PINL_THEN_SCRATCH}, PINL_PIN, false, false},
+	{"soft", {.kind = PINL_RECALL, .then = PINL_THEN_COPY}, PINL_PIN, false, false},
+	{"soft", {.kind = PINL_KEEP}, PINL_PIN, true, false},
+	{"soft", {.kind = PINL_FOLLOW}, 0, false, false},
+	{"uring", {.kind = PINL_RECALL, .then = PINL_THEN_FAIL}, PINL_PIN, false, false},
+	{"uring", {.kind = PINL_RECALL, .then = PINL_THEN_SCRATCH}, PINL_PIN, false, true},
+	{"uring", {.kind = PINL_RECALL, .then = PINL_THEN_COPY}, PINL_PIN, false, false},
+	{"uring", {.kind = PINL_KEEP}, PINL_PIN, true, false},
+};
+
+static void live_all(void)
+{
+	programs = true;
+	atomic_store(&by_library, NULL);
+	for (size_t i = 0; i < sizeof lives / sizeof *lives; i++) {
+		struct life life = lives[i];
+		struct rig r;
+
+		life.policy.size = sizeof life.policy;
+		rig_open(&r, life.kind);
+		live(&r, &life);
+		rig_close(&r);
+	}
+}
+
+static void the_librarys_threads_neither_allocate_nor_free(void **state)
+{
+	live_all();
+	if (by_library)
+		fail_msg("allocates or frees: code at %#lx", place(by_library));
+}
+
+/* -------------------------------------------------------------- the allocator gives memory back -- */
+
+/* In a child, because what goes wrong here hangs. */
+static void in_time(void (*fn)(void))
+{
+	struct pollfd p = {.events = POLLIN};
+	pid_t pid = fork();
+	int status, ready;
+
+	if (!pid) {
+		setenv("CMOCKA_TEST_ABORT", "1", 1);
+		fn();
+		_exit(0);
+	}
+	p.fd = syscall(SYS_pidfd_open, pid, 0);
+	assert_true(p.fd >= 0);
+	do
+		ready = poll(&p, 1, 6000);
+	while (ready < 0 && errno == EINTR);
+	if (ready != 1)
+		kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	close(p.fd);
+	assert_int_equal(ready, 1);
+	assert_int_equal(status, 0);
+}
+
+/*
+ * The allocator gives free pages back, leased ones among them, and is held there with the lock of the
+ * only arena until the worker is through.
+ */
+static void trim_leased_heap(void)
+{
+	struct pinl_policy policy = {
+		.size = sizeof policy, .kind = PINL_RECALL, .then = PINL_THEN_SCRATCH, .grace_ms = 50};
+	struct pinl_lease_info info = {.size = sizeof info};
+	struct pinl_lease *lease;
+	uintptr_t start;
+	struct rig r;
+	char *buf;
+
+	mallopt(M_ARENA_MAX, 1);
+	mallopt(M_MMAP_THRESHOLD, 32 << 20);
+	mallopt(M_TRIM_THRESHOLD, 32 << 20);
+	rig_open(&r, "soft");
+	buf = malloc(1 << 20);
+	memset(buf, 'O', 1 << 20);
+	start = ((uintptr_t)buf + PAGE - 1) & ~(PAGE - 1);
+	assert_ok(pinl_map_range(r.dev, start, start + (512 << 10), PINL_WRITE | PINL_PIN, &policy, NULL,
+				 &lease));
+	free(buf);
+	if (malloc_trim(0)) { /* not in a sanitizer's allocator */
+		assert_ok(pinl_lease_info(lease, &info));
+		assert_int_equal(info.outcome, PINL_OUT_SCRATCH);
+	}
+	pinl_unmap_range(lease);
+	rig_close(&r);
+}
+
+static void the_allocator_may_give_leased_memory_back(void **state)
+{
+	in_time(trim_leased_heap);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		/* first: once there were other threads, there are other arenas */
+		cmocka_unit_test(the_allocator_may_give_leased_memory_back),
+		cmocka_unit_test(the_librarys_threads_neither_allocate_nor_free),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
