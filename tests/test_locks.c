@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * I8: who makes a change that is held may hold any lock of the program's, the allocator's too. So the
- * library's threads allocate and free nothing.
+ * library's threads allocate and free nothing, and neither does a call of the program's while a lease
+ * is there for which somebody may be held.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,7 +35,9 @@
 /* -------------------------------------------------------------------- who allocates, and when -- */
 
 static _Thread_local bool programs; /* a thread of this program's, not of the library's */
-static _Atomic(void *) by_library;  /* the last one on a thread of the library's */
+static _Atomic(void *) by_library;  /* the last one on a thread of the library's, */
+static _Atomic(void *) under_lease; /* and the last one in a call during which a lease was there */
+static struct pinl_ctx *watched;    /* in such a call */
 
 void *__real_malloc(size_t size);
 void *__real_calloc(size_t n, size_t size);
@@ -59,8 +62,12 @@ static unsigned long place(void *caller)
 
 static void note(void *caller)
 {
+	struct pinl_counters now = {.size = sizeof now};
+
 	if (!programs)
 		atomic_store(&by_library, caller);
+	else if (watched && !pinl_counters(watched, &now) && now.leases)
+		atomic_store(&under_lease, caller);
 }
 
 void *__wrap_malloc(size_t size)
@@ -167,13 +174,17 @@ static void live(struct rig *r, const struct life *life)
 	memset(mem, 'O', SIZE);
 	assert_ok(pinl_map_range(r->dev, (uintptr_t)mem, (uintptr_t)mem + SIZE, PINL_WRITE | life->pin,
 				 &life->policy, NULL, &lease));
+	watched = r->ctx;
 	assert_ok(pinl_lease_read(lease, 0, PAGE, bytes));
+	watched = NULL;
 	assert_ok(pinl_ftruncate(r->ctx, fd, SIZE - PAGE));
 	assert_ok(pinl_ftruncate(r->ctx, fd, SIZE - 2 * PAGE));
+	watched = r->ctx;
 	pinl_lease_read(lease, SIZE - PAGE, PAGE, bytes); /* some can't any more */
 	if (life->answer)
 		pinl_quiesced(lease);
 	pinl_unmap_range(lease);
+	watched = NULL;
 	munmap(mem, SIZE);
 	close(fd);
 }
@@ -194,6 +205,7 @@ static void live_all(void)
 {
 	programs = true;
 	atomic_store(&by_library, NULL);
+	atomic_store(&under_lease, NULL);
 	for (size_t i = 0; i < sizeof lives / sizeof *lives; i++) {
 		struct life life = lives[i];
 		struct rig r;
@@ -210,6 +222,13 @@ static void the_librarys_threads_neither_allocate_nor_free(void **state)
 	live_all();
 	if (by_library)
 		fail_msg("allocates or frees: code at %#lx", place(by_library));
+}
+
+static void nothing_is_freed_while_somebody_may_be_held_for_a_lease(void **state)
+{
+	live_all();
+	if (under_lease)
+		fail_msg("allocates or frees: code at %#lx", place(under_lease));
 }
 
 /* -------------------------------------------------------------- the allocator gives memory back -- */
@@ -282,6 +301,7 @@ int main(void)
 		/* first: once there were other threads, there are other arenas */
 		cmocka_unit_test(the_allocator_may_give_leased_memory_back),
 		cmocka_unit_test(the_librarys_threads_neither_allocate_nor_free),
+		cmocka_unit_test(nothing_is_freed_while_somebody_may_be_held_for_a_lease),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

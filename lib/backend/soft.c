@@ -249,8 +249,11 @@ static void soft_unmap(void *dev, struct pinl_mapping *m)
 	pl_soft_free_pins(s, map, map->pin);
 	if (s->pins)
 		pl_pins_settle(s->pins);
-	free_map(map);
-	m->priv = NULL;
+}
+
+static void soft_forget(void *dev, struct pinl_mapping *m)
+{
+	free_map(m->priv);
 }
 
 const struct pinl_device_ops pl_soft_ops = {
@@ -268,6 +271,7 @@ const struct pinl_device_ops pl_soft_ops = {
 	.invalidate = pl_soft_invalidate,
 	.protect = pl_soft_protect,
 	.dirty = pl_soft_dirty,
+	.forget = soft_forget,
 };
 
 /* ---------------------------------------------------------------------------------- public calls -- */

@@ -26,7 +26,7 @@ struct pl_soft_map {
 	struct pl_pin *pin; /* NULL: on demand, or dropped */
 	struct pl_pin *old; /* pins of before a retarget that no drain has confirmed, newest first */
 	struct pl_pin *spare;
-	struct pl_pin *pins; /* all of them, made in map, freed in unmap; NULL: on demand */
+	struct pl_pin *pins; /* all of them, made in map, freed in forget; NULL: on demand */
 	unsigned char pte[];
 };
 

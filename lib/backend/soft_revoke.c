@@ -11,7 +11,7 @@
  *
  * retarget of a running mapping moves its pin to `old`, where the transfers that began with it, and
  * `read`, still find it; a drain that is confirmed, or unmap, lets it go. drop, in stopped, lets all go.
- * What was let go is a spare for the next retarget: here nothing is allocated or freed.
+ * What was let go is a spare for the next retarget: here nothing is allocated or freed (device.h).
  */
 #include "backend/soft_engine.h"
 #include "os/clock.h"

@@ -348,7 +348,11 @@ static void uring_unmap(void *dev, struct pinl_mapping *m)
 	pl_uring_tags_drop(d, u);
 	slot_give(d, u->slot);
 	pthread_mutex_unlock(&d->lock);
-	free(u);
+}
+
+static void uring_forget(void *dev, struct pinl_mapping *m)
+{
+	free(m->priv);
 }
 
 static int uring_stop(void *dev, struct pinl_mapping *m)
@@ -444,4 +448,5 @@ const struct pinl_device_ops pl_uring_ops = {
 	.read = pl_uring_read,
 	.drop = uring_drop,
 	.retarget = uring_retarget,
+	.forget = uring_forget,
 };
