@@ -98,9 +98,9 @@ static int probe_clone(struct uring_dev *d)
 		if (!err)
 			err = pl_slot_set(other.ring_fd, 0, page, PAGE, 0);
 		if (!err)
-			err = pl_slot_clone(other.ring_fd, 0, d->priv.ring_fd, 0);
+			err = pl_slot_clone(other.ring_fd, 0, d->priv.ring.ring_fd, 0);
 		if (!err)
-			err = pl_slot_empty(d->priv.ring_fd, 0);
+			err = pl_slot_empty(d->priv.ring.ring_fd, 0);
 		io_uring_queue_exit(&other);
 	}
 	if (page != MAP_FAILED)
@@ -119,34 +119,22 @@ static const char *why_no_read(int err)
 /* Without it the device works, but can't be read: *why. */
 static int open_private(struct uring_dev *d, const char **why)
 {
-	int err = io_uring_queue_init(4, &d->priv, 0);
+	int err = pl_mover_open(&d->priv, d->nr);
 
-	if (err) {
-		d->priv.ring_fd = -1;
+	if (err)
 		return pinl_set_error(err, "can't make a second ring: %s", strerror(-err));
-	}
-	fcntl(d->priv.ring_fd, F_SETFD, FD_CLOEXEC);
-	err = pl_table_make(d->priv.ring_fd, d->nr);
-	d->bounce = memfd_create("pinlease", MFD_CLOEXEC);
-	if (err || d->bounce < 0)
-		return pinl_set_error(err ? err : -errno, "can't make a second ring's buffers: %s",
-				      strerror(err ? -err : errno));
 	err = probe_clone(d);
 	d->can_read = !err;
 	*why = err ? why_no_read(err) : NULL;
-	if (err) { /* then it is good for nothing, and may have a clone left */
-		io_uring_queue_exit(&d->priv);
-		d->priv.ring_fd = -1;
-	}
+	if (err) /* then it is good for nothing, and may have a clone left */
+		pl_mover_close(&d->priv);
 	return 0;
 }
 
 static void dev_free(struct uring_dev *d)
 {
-	if (d->priv.ring_fd >= 0)
-		io_uring_queue_exit(&d->priv);
-	if (d->bounce >= 0)
-		close(d->bounce);
+	if (d->can_read)
+		pl_mover_close(&d->priv);
 	pl_uring_cq_close(d);
 	if (d->own_table)
 		pl_table_drop(d->ring);
@@ -195,7 +183,6 @@ static int uring_open(const void *given, struct pinl_device_info *info, void **o
 	if (!d)
 		return pinl_set_error(-ENOMEM, "out of memory for a device");
 	pthread_mutex_init(&d->lock, NULL);
-	d->priv.ring_fd = d->bounce = -1;
 	d->given = arg->ring->ring_fd;
 	d->ring = fcntl(d->given, F_DUPFD_CLOEXEC, 0);
 	if (d->ring < 0)
