@@ -131,8 +131,26 @@ static int open_private(struct uring_dev *d, const char **why)
 	return 0;
 }
 
+/* Try again to empty the free slots that unmap couldn't: their pages are still pinned. */
+static void settle(struct uring_dev *d)
+{
+	bool left = false;
+
+	if (!d->left_full)
+		return;
+	for (unsigned i = 0; i < d->nr_free; i++) {
+		unsigned slot = d->free[(d->next_free + i) % d->nr];
+
+		left |= pl_slot_set(d->ring, d->first + slot, NULL, 0, 0) != 0;
+		if (d->can_read)
+			left |= pl_slot_set(d->priv.ring.ring_fd, slot, NULL, 0, 0) != 0;
+	}
+	d->left_full = left;
+}
+
 static void dev_free(struct uring_dev *d)
 {
+	settle(d);
 	if (d->can_read)
 		pl_mover_close(&d->priv);
 	pl_uring_cq_close(d);
@@ -304,6 +322,7 @@ static int uring_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 		return pinl_set_error(-ENOMEM, "out of memory for a lease");
 	u->m = m;
 	pthread_mutex_lock(&d->lock);
+	settle(d);
 	err = slot_take(d, &u->slot);
 	if (!err) {
 		err = set_slot(d, u);
@@ -334,6 +353,8 @@ static void uring_unmap(void *dev, struct pinl_mapping *m)
 	pl_uring_let_go(d, u);
 	pl_uring_tags_drop(d, u);
 	slot_give(d, u->slot);
+	d->left_full |= u->tag || u->held;
+	settle(d);
 	pthread_mutex_unlock(&d->lock);
 }
 
@@ -367,7 +388,7 @@ static void uring_drop(void *dev, struct pinl_mapping *m)
 
 /* The old pages count against RLIMIT_MEMLOCK until they are gone: make room, at the price of requests
  * failing meanwhile. */
-static int retarget_tight(struct uring_dev *d, struct uring_map *u)
+static void make_room(struct uring_dev *d, struct uring_map *u)
 {
 	struct timespec t = {0, 1000000};
 
@@ -379,7 +400,6 @@ static int retarget_tight(struct uring_dev *d, struct uring_map *u)
 		nanosleep(&t, NULL);
 		pthread_mutex_lock(&d->lock);
 	}
-	return set_slot(d, u);
 }
 
 static int uring_retarget(void *dev, struct pinl_mapping *m)
@@ -393,8 +413,9 @@ static int uring_retarget(void *dev, struct pinl_mapping *m)
 	old = u->tag;
 	err = set_slot(d, u);
 	if (err == -ENOMEM) {
-		old = 0;
-		err = retarget_tight(d, u);
+		make_room(d, u);
+		old = u->tag; /* 0, or the kernel wouldn't empty the slot */
+		err = set_slot(d, u);
 	}
 	if (!err && old)
 		pl_uring_tag_wait(d, u, old);

@@ -57,6 +57,7 @@ struct uring_dev {
 	bool own_table;
 	unsigned *free; /* slots: nr_free of them, from next_free on, around */
 	unsigned next_free, nr_free;
+	bool left_full;		 /* a free slot may have something in it, here or in the private ring */
 	struct uring_tag **tags; /* nr chains, by tag */
 	struct uring_cq cq;
 	struct pl_mover priv; /* reads what leases pin, through clones of their slots; if can_read */
