@@ -38,8 +38,10 @@
  *   the leased range by private memory at the same address. That memory is yours afterwards.
  * - fork: a child inherits no lease. In the child every call on an inherited object returns -ESTALE,
  *   and pinl_unmap_range(), pinl_device_close() and pinl_close() do nothing. A raw clone() behaves
- *   the same way (MADV_WIPEONFORK). A child does inherit the *ring descriptor*, and with it keeps
- *   the pins alive until it closes it or execs: open rings close-on-exec.
+ *   the same way (MADV_WIPEONFORK). The library's own descriptors are closed in a child of fork(). It
+ *   does inherit *your ring*, and with it keeps the pins alive until it execs (open rings
+ *   close-on-exec) or leaves it: by io_uring_queue_exit(), since a mapping of the ring counts as much
+ *   as its descriptor; io_uring_ring_dontfork() in the parent leaves only the descriptor to close.
  */
 #ifndef PINLEASE_PINLEASE_H
 #define PINLEASE_PINLEASE_H

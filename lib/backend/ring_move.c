@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "backend/uring_table.h"
+#include "os/forked.h"
 
 #define TRIES 100 /* 1 ms apart, while memory is short */
 #define LANES 4
@@ -174,17 +175,28 @@ fail:
 	return err;
 }
 
+static void ring_exit(struct pl_mover *m)
+{
+	pl_forked_remove(m->ring.ring_fd);
+	io_uring_queue_exit(&m->ring);
+}
+
+/* A mapping of a ring in a child would keep the pins just as a descriptor does. */
 int pl_mover_open(struct pl_mover *m, unsigned slots)
 {
 	int err = io_uring_queue_init(4, &m->ring, 0);
 
 	if (err)
 		return err;
-	err = pl_table_make(m->ring.ring_fd, slots);
+	err = pl_forked_add(m->ring.ring_fd);
+	if (!err)
+		err = io_uring_ring_dontfork(&m->ring);
+	if (!err)
+		err = pl_table_make(m->ring.ring_fd, slots);
 	if (!err)
 		err = make_lanes(m);
 	if (err) {
-		io_uring_queue_exit(&m->ring);
+		ring_exit(m);
 		return err;
 	}
 	atomic_init(&m->taken, 0);
@@ -194,7 +206,7 @@ int pl_mover_open(struct pl_mover *m, unsigned slots)
 
 void pl_mover_close(struct pl_mover *m)
 {
-	io_uring_queue_exit(&m->ring);
+	ring_exit(m);
 	munmap(m->lanes, LANES * LANE);
 	close(m->fd);
 	pthread_mutex_destroy(&m->lock);

@@ -27,6 +27,7 @@
 #include "backend/backends.h"
 #include "backend/uring_table.h"
 #include "os/errname.h"
+#include "os/forked.h"
 
 #define PAGE	      4096ul
 #define DEFAULT_SLOTS 1024
@@ -156,8 +157,7 @@ static void dev_free(struct uring_dev *d)
 	pl_uring_cq_close(d);
 	if (d->own_table)
 		pl_table_drop(d->ring);
-	if (d->ring >= 0)
-		close(d->ring);
+	pl_forked_close(d->ring);
 	pthread_mutex_destroy(&d->lock);
 	free(d->free);
 	free(d->tags);
@@ -203,9 +203,9 @@ static int uring_open(const void *given, struct pinl_device_info *info, void **o
 	pthread_mutex_init(&d->lock, NULL);
 	d->given = arg->ring->ring_fd;
 	d->ring = fcntl(d->given, F_DUPFD_CLOEXEC, 0);
-	if (d->ring < 0)
-		err = pinl_set_error(-errno, "can't duplicate the ring's descriptor: %s",
-				     strerror(errno));
+	err = d->ring < 0 ? -errno : pl_forked_add(d->ring);
+	if (err)
+		pinl_set_error(err, "can't duplicate the ring's descriptor: %s", strerror(-err));
 	if (!err)
 		err = use_table(d, arg);
 	if (!err)

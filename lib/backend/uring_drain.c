@@ -32,6 +32,7 @@ int pl_uring_cq_open(struct uring_dev *d, const struct io_uring *ring)
 		cq->map = NULL;
 		return -errno;
 	}
+	madvise(map, cq->len, MADV_DONTFORK); /* as the descriptor (os/forked.h) */
 	cq->map = map;
 	cq->head = (unsigned *)(map + ((char *)ring->cq.khead - base));
 	cq->tail = (unsigned *)(map + ((char *)ring->cq.ktail - base));

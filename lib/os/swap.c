@@ -33,6 +33,7 @@
 #include <unistd.h>
 
 #include "os/compat.h"
+#include "os/forked.h"
 #include "os/thread.h"
 #include "os/wake.h"
 
@@ -106,6 +107,10 @@ static int uffd_open(bool *user_only)
 
 		close(fd);
 		return err;
+	}
+	if (pl_forked_add(fd)) {
+		close(fd);
+		return -EMFILE;
 	}
 	return fd;
 }
@@ -181,7 +186,7 @@ int pl_swap_new(struct pl_swap **out)
 	if (s->uffd >= 0) {
 		s->stop = eventfd(0, EFD_CLOEXEC);
 		if (s->stop < 0 || pl_thread_start(&s->thread, fault_thread, s)) {
-			close(s->uffd);
+			pl_forked_close(s->uffd);
 			s->uffd = -1;
 		} else {
 			s->started = true;
@@ -205,8 +210,7 @@ void pl_swap_free(struct pl_swap *s)
 	}
 	if (s->stop >= 0)
 		close(s->stop);
-	if (s->uffd >= 0)
-		close(s->uffd);
+	pl_forked_close(s->uffd);
 	if (s->staging)
 		munmap(s->staging, CHUNK);
 	free(s);
