@@ -332,7 +332,11 @@ int pinl_lease_sync(struct pinl_lease *lease, size_t offset, size_t len, unsigne
 /* The index or key that goes with the lease's addresses (uring: buf_index). */
 uint32_t pinl_lease_key(struct pinl_lease *lease);
 
-/* 0: nothing has happened to the range so far; -EAGAIN: a change is being applied; -ESTALE: recalled. */
+/*
+ * 0: nothing had happened to the range when the call began; -EAGAIN: a change is being applied, perhaps
+ * of other memory; -ESTALE: recalled. The kernel makes an unmapped range free for others a moment (some
+ * instructions) before it reports that; only the explicit calls close this gap. Costs a poll(2).
+ */
 int pinl_lease_check(struct pinl_lease *lease);
 
 /* A pointer of yours; comes back in events. Set before it is needed; not locked. */
@@ -448,8 +452,7 @@ enum pinl_event_type {
 	PINL_EV_ORPHAN_END, /* they are released; bytes = what the device wrote there meanwhile */
 	PINL_EV_DEGRADED,   /* a guarantee is weaker than asked for: err -EBUSY could not be refused,
 			       -EALREADY told only after it took effect, -EOPNOTSUPP op is not seen
-			       raw, -EINTR let go before the recall was over (start, end: the change),
-			       -ENOSPC too many changes under way to keep new leases off this one */
+			       raw, -EINTR let go before the recall was over (start, end: the change) */
 	PINL_EV_LEAK,	    /* the device or context was closed with this lease on it */
 	PINL_EV_DROPPED,    /* bytes = events lost because nobody read them: the oldest; pinl_query() has
 			       the leases that wait for an answer (PINL_NOTICED) */

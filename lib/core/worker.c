@@ -4,6 +4,7 @@
  * lock while it works on a lease; `busy` keeps everyone else off the lease meanwhile.
  */
 #include <errno.h>
+#include <string.h>
 #include <time.h>
 
 #include "core/ctx.h"
@@ -95,10 +96,9 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 	struct pinl_ctx *ctx = l->ctx;
 
 	l->outcome = taken->outcome;
-	if (!taken->whole) {
+	if (!taken->whole || taken->switched)
 		detach(l, &r->va);
-		l->va_lost |= r->effect == PL_GONE || taken->va_lost;
-	}
+	l->va_lost |= r->effect == PL_GONE || taken->va_lost;
 	if (r->quiesced)
 		ctx->counters.quiesced++;
 	else
@@ -141,24 +141,30 @@ static void answer_unlocked(struct pinl_ctx *ctx, struct pinl_change **answered)
 /* ctx->lock held; dropped while working. */
 static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 {
-	struct pl_recall recall = l->recall, lost = l->lost;
+	struct pl_recall recall = l->recall, lost = l->lost, parted = l->parted;
 	struct pl_range follow_va = l->follow;
 	struct pinl_change *answered = NULL;
 	struct pl_taken taken = {0};
 	unsigned jobs = l->jobs;
-	bool lost_some;
+	struct pl_range lost_va[PL_MAX_LOST];
+	int n_lost = (jobs & PL_JOB_ORPHAN) && l->state != PINL_RELEASED ? l->n_lost : 0;
 
-	/* A force has taken the pages meanwhile, or some of them. */
-	pl_lease_cut_detached(l, &lost.va);
-	lost_some = (jobs & PL_JOB_ORPHAN) && l->state != PINL_RELEASED && lost.va.start < lost.va.end;
+	memcpy(lost_va, l->lost_va, sizeof lost_va);
+	for (int i = 0; i < n_lost; i++) /* a force has taken the pages meanwhile, or some of them */
+		pl_lease_cut_detached(l, &lost_va[i]);
 	l->doing = jobs;
 	l->jobs = 0;
 	l->busy = true;
 	l->follow = (struct pl_range){0, 0};
 	pthread_mutex_unlock(&ctx->lock);
 
-	if (lost_some)
-		pl_orphan_begin(l, &lost);
+	for (int i = 0; i < n_lost; i++) {
+		lost.va = lost_va[i];
+		if (lost.va.start < lost.va.end)
+			pl_orphan_begin(l, &lost);
+	}
+	if (jobs & PL_JOB_PARTED)
+		pl_orphan_begin(l, &parted);
 	if (jobs & PL_JOB_FOLLOW)
 		follow(l, &follow_va);
 	if (jobs & PL_JOB_TAKE) {

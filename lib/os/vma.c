@@ -382,6 +382,28 @@ static bool is_of(const struct vma *v, const struct pinl_memory *m)
 			    v->offset - v->start == m->offset - m->start));
 }
 
+enum pl_vma_now pl_vma_look(int maps, const struct pinl_memory *m, uintptr_t at, uintptr_t *end)
+{
+	enum pl_vma_now first = PL_VMA_HOLE, now;
+	struct vma v;
+
+	for (uintptr_t start = at; at < *end; at = v.end) {
+		v = (struct vma){0};
+		now = PL_VMA_HOLE;
+		if (!vma_at(maps, at, &v))
+			now = is_of(&v, m) ? PL_VMA_SAME : PL_VMA_OTHER;
+		else
+			v.end = v.start > at ? v.start : *end;
+		if (at == start)
+			first = now;
+		else if (now != first)
+			break;
+	}
+	if (at < *end)
+		*end = at;
+	return first;
+}
+
 bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr_t end)
 {
 	struct vma v;

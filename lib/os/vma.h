@@ -18,6 +18,11 @@ typedef int (*pl_vma_known_fn)(void *arg, uint64_t dev, uint64_t ino);
 int pl_vma_query(int maps, uintptr_t start, uintptr_t end, pl_vma_known_fn known, void *arg,
 		 struct pinl_memory *mem);
 
+enum pl_vma_now { PL_VMA_HOLE, PL_VMA_SAME, PL_VMA_OTHER };
+
+/* What is at `at` now, compared with m, and up to where: *end is cut. */
+enum pl_vma_now pl_vma_look(int maps, const struct pinl_memory *m, uintptr_t at, uintptr_t *end);
+
 /* True if the file and kind that `m` says are still mapped at [start, end), which lies in its range. */
 bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr_t end);
 

@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -267,6 +268,14 @@ static void uffd_suspend(void *src, uintptr_t start, uintptr_t end, int suspende
 		add_range(u, start, end);
 }
 
+static int uffd_pending(void *src)
+{
+	struct pl_uffd *u = src;
+	struct pollfd p = {.fd = u->fd, .events = POLLIN};
+
+	return poll(&p, 1, 0) > 0;
+}
+
 const struct pinl_source_ops pl_uffd_ops = {
 	.size = sizeof pl_uffd_ops,
 	.name = "uffd",
@@ -276,4 +285,5 @@ const struct pinl_source_ops pl_uffd_ops = {
 	.watch = uffd_watch,
 	.unwatch = uffd_unwatch,
 	.suspend = uffd_suspend,
+	.pending = uffd_pending,
 };
