@@ -15,7 +15,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -23,6 +22,7 @@
 #include <pinlease/device.h>
 
 #include "os/compat.h"
+#include "os/thread.h"
 #include "os/wake.h"
 #include "source/sources.h"
 
@@ -46,7 +46,6 @@ static int start_reader(struct pl_uffd *u)
 {
 	size_t page = sysconf(_SC_PAGESIZE);
 	void *probe = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	sigset_t all, old;
 	int err;
 
 	if (probe == MAP_FAILED)
@@ -55,10 +54,7 @@ static int start_reader(struct pl_uffd *u)
 	u->opener = gettid();
 	err = add_range(u, u->probe.start, u->probe.end);
 	if (!err) {
-		sigfillset(&all);
-		pthread_sigmask(SIG_SETMASK, &all, &old);
-		err = -pthread_create(&u->thread, NULL, pl_uffd_reader, u);
-		pthread_sigmask(SIG_SETMASK, &old, NULL);
+		err = pl_thread_start(&u->thread, pl_uffd_reader, u);
 		if (err)
 			remove_range(u, u->probe.start, u->probe.end);
 	}
