@@ -173,6 +173,7 @@ static void init_sync(struct pinl_ctx *ctx)
 	for (int i = 0; i < PL_SETTLED; i++)
 		pthread_cond_init(&ctx->settled[i], &attr);
 	pthread_cond_init(&ctx->work, &attr);
+	pthread_cond_init(&ctx->ended, &attr);
 	pthread_condattr_destroy(&attr);
 	ctx->jobs_tail = &ctx->jobs;
 }
@@ -198,6 +199,7 @@ static void ctx_free(struct pinl_ctx *ctx)
 	for (int i = 0; i < PL_SETTLED; i++)
 		pthread_cond_destroy(&ctx->settled[i]);
 	pthread_cond_destroy(&ctx->work);
+	pthread_cond_destroy(&ctx->ended);
 	pthread_mutex_destroy(&ctx->lock);
 	free(ctx->summary);
 	free(ctx);

@@ -56,6 +56,7 @@ struct pinl_device {
 	void *priv;
 	struct pinl_lease *leases; /* visible ones; ctx->lock */
 	bool closing;
+	unsigned enders; /* threads in pl_lease_end for a lease of this device */
 };
 
 /* Pages the device still has although file or mapping let them go. At the head of its own mapping. */
@@ -112,7 +113,7 @@ struct pinl_lease {
 
 	enum pinl_state state;
 	enum pinl_outcome outcome;
-	bool busy, queued;
+	bool busy, queued, ending;
 	bool seen, stopped; /* by the look ahead for this force; the device has been stopped then */
 	int stop_err;
 	uint64_t drain_by;
@@ -178,9 +179,10 @@ struct pinl_ctx {
 	/* A lease left busy/queued, or its state changed; several, so that few wake for others' leases.
 	 */
 	pthread_cond_t settled[PL_SETTLED];
-	pthread_cond_t work; /* the worker has something to do */
-	int maps;	     /* /proc/self/maps, to ask what is mapped; -1: read its text */
-	uint8_t *alive;	     /* one page, wiped in a forked child */
+	pthread_cond_t ended; /* a thread has left pl_lease_end */
+	pthread_cond_t work;  /* the worker has something to do */
+	int maps;	      /* /proc/self/maps, to ask what is mapped; -1: read its text */
+	uint8_t *alive;	      /* one page, wiped in a forked child */
 	struct pinl_opts opts;
 
 	struct pl_source sources[PL_MAX_SOURCES];
@@ -234,6 +236,7 @@ void pl_exempt_leave(struct pinl_ctx *ctx, int slot);
 bool pl_lease_overlap(const struct pinl_lease *lease, const struct pinl_change *change,
 		      struct pl_range *va);
 void pl_lease_cut_detached(const struct pinl_lease *lease, struct pl_range *va);
+bool pl_lease_begin_end(struct pinl_lease *lease);
 void pl_lease_end(struct pinl_lease *lease, bool leaked);
 size_t pl_lease_live_bytes(const struct pinl_lease *lease);
 

@@ -462,9 +462,21 @@ static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked)
 	pl_event_push(l->ctx, &ev);
 }
 
+/* ctx->lock held. False: another thread ends it already. */
+bool pl_lease_begin_end(struct pinl_lease *l)
+{
+	if (l->ending)
+		return false;
+	l->ending = true;
+	l->dev->enders++;
+	return true;
+}
+
+/* After pl_lease_begin_end(). */
 void pl_lease_end(struct pinl_lease *l, bool leaked)
 {
 	struct pinl_ctx *ctx = l->ctx;
+	struct pinl_device *dev = l->dev;
 	enum pinl_state before;
 	struct pl_inside in;
 	uint64_t deadline;
@@ -493,11 +505,22 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	l->dev->ops.forget(l->dev->priv, &l->dm);
 	lease_free(l);
 	pl_inside_end(ctx, &in);
+	pthread_mutex_lock(&ctx->lock);
+	dev->enders--; /* device and context may be closed from here on */
+	pthread_cond_broadcast(&ctx->ended);
+	pthread_mutex_unlock(&ctx->lock);
 }
 
 void pinl_unmap_range(struct pinl_lease *lease)
 {
-	if (lease && pl_alive(lease->ctx))
+	bool mine;
+
+	if (!lease || !pl_alive(lease->ctx))
+		return;
+	pthread_mutex_lock(&lease->ctx->lock);
+	mine = pl_lease_begin_end(lease);
+	pthread_mutex_unlock(&lease->ctx->lock);
+	if (mine)
 		pl_lease_end(lease, false);
 }
 
