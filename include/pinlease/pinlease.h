@@ -40,8 +40,10 @@
  *   the leased range by private memory at the same address. That memory is yours afterwards.
  * - fork: a child inherits no lease. In the child every call on an inherited object returns -ESTALE,
  *   and pinl_unmap_range(), pinl_device_close() and pinl_close() do nothing. A raw clone() behaves
- *   the same way (MADV_WIPEONFORK). A child does inherit the *ring descriptor*, and with it keeps
- *   the pins alive until it closes it or execs: open rings close-on-exec.
+ *   the same way (MADV_WIPEONFORK). The library's own descriptors are closed in a child of fork(). It
+ *   does inherit *your ring*, and with it keeps the pins alive until it execs (open rings
+ *   close-on-exec) or leaves it: by io_uring_queue_exit(), since a mapping of the ring counts as much
+ *   as its descriptor; io_uring_ring_dontfork() in the parent leaves only the descriptor to close.
  */
 #ifndef PINLEASE_PINLEASE_H
 #define PINLEASE_PINLEASE_H
@@ -171,7 +173,9 @@ struct pinl_opts {
 	unsigned sources;    /* PINL_SOURCE_*; 0 = all */
 	/*
 	 * Called for every event from a thread of the library's own, no lock held, so it may call any
-	 * pinl_ function but pinl_close(). Events that went here are not seen by pinl_next_event().
+	 * pinl_ function but pinl_close(). All signals are blocked there, as in every thread of the
+	 * library's, and so in a program that it starts unless it opens them. Events that went here are
+	 * not seen by pinl_next_event().
 	 */
 	void (*on_event)(const struct pinl_event *event, void *arg);
 	void *on_event_arg;
@@ -330,7 +334,11 @@ int pinl_lease_sync(struct pinl_lease *lease, size_t offset, size_t len, unsigne
 /* The index or key that goes with the lease's addresses (uring: buf_index). */
 uint32_t pinl_lease_key(struct pinl_lease *lease);
 
-/* 0: nothing has happened to the range so far; -EAGAIN: a change is being applied; -ESTALE: recalled. */
+/*
+ * 0: nothing had happened to the range when the call began; -EAGAIN: a change is being applied, perhaps
+ * of other memory; -ESTALE: recalled. The kernel makes an unmapped range free for others a moment (some
+ * instructions) before it reports that; only the explicit calls close this gap. Costs a poll(2).
+ */
 int pinl_lease_check(struct pinl_lease *lease);
 
 /* A pointer of yours; comes back in events. Set before it is needed; not locked. */

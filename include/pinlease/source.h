@@ -81,6 +81,9 @@ struct pinl_source_ops {
 	/* Around a forced replacement of [start, end): stop (1) and start again (0) reporting changes of
 	 * these addresses. The caller is the core's worker and would wait for itself otherwise. */
 	void (*suspend)(void *src, uintptr_t start, uintptr_t end, int suspended);
+
+	/* True if the kernel has something for the source that it hasn't begun to take. Any thread. */
+	int (*pending)(void *src);
 };
 
 int pinl_source_add(struct pinl_ctx *ctx, const struct pinl_source_ops *ops, const void *arg);

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "core/text.h"
+#include "os/thread.h"
 
 #ifndef MADV_WIPEONFORK
 #define MADV_WIPEONFORK 18
@@ -255,7 +256,7 @@ int pl_open_core(const struct pinl_opts *given, struct pinl_ctx **out)
 	if (!err && !(ctx->events = pl_events_new(&opts)))
 		err = errno ? -errno : -ENOMEM;
 	if (!err)
-		err = -pthread_create(&ctx->worker, NULL, pl_worker, ctx);
+		err = pl_thread_start(&ctx->worker, pl_worker, ctx);
 	if (err) {
 		ctx_free(ctx);
 		return pinl_set_error(err, "can't make a context: %s%s", strerror(-err),

@@ -113,6 +113,9 @@ struct pinl_lease {
 	enum pinl_state state;
 	enum pinl_outcome outcome;
 	bool busy, queued;
+	bool seen, stopped; /* by the look ahead for this force; the device has been stopped then */
+	int stop_err;
+	uint64_t drain_by;
 	unsigned jobs, doing; /* to do; being done by the worker */
 	struct pl_recall recall;
 	struct pl_recall next; /* late changes that came while FORCING */
@@ -274,6 +277,7 @@ struct pl_taken {
 	int err;       /* what fell short */
 };
 int pl_replace(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
+bool pl_stops_first(const struct pinl_lease *lease);
 void pl_take(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
 void pl_orphan_begin(struct pinl_lease *lease, const struct pl_recall *lost);
 void pl_orphan_end(struct pinl_lease *lease);

@@ -490,6 +490,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	pthread_mutex_unlock(&ctx->lock);
 	withdraw(l);
 	pl_lease_unwatch(l);
+	l->dev->ops.forget(l->dev->priv, &l->dm);
 	lease_free(l);
 	pl_inside_end(ctx, &in);
 }

@@ -59,29 +59,58 @@ static int query_ioctl(int maps, uintptr_t at, struct vma *v)
 	return 0;
 }
 
+/* A text file, line by line; stdio would allocate, and the worker asks, too. */
+struct text {
+	int fd;
+	size_t at, have;
+	char buf[1024];
+};
+
+/* What doesn't fit is cut off. -ENOENT at the end. */
+static int next_line(struct text *t, char *line, size_t max)
+{
+	size_t n = 0;
+	ssize_t got;
+	char c;
+
+	do {
+		if (t->at == t->have) {
+			do
+				got = read(t->fd, t->buf, sizeof t->buf);
+			while (got < 0 && errno == EINTR);
+			if (got <= 0)
+				return got < 0 ? -errno : -ENOENT;
+			t->have = got;
+			t->at = 0;
+		}
+		c = t->buf[t->at++];
+		if (n + 1 < max && c != '\n')
+			line[n++] = c;
+	} while (c != '\n');
+	line[n] = 0;
+	return 0;
+}
+
 static int query_text(uintptr_t at, struct vma *v)
 {
-	FILE *f = fopen("/proc/self/maps", "re");
+	struct text t = {.fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC)};
 	char line[1024], perms[8];
-	int err = -ENOENT, pos;
+	int err, pos;
 
-	if (!f)
+	if (t.fd < 0)
 		return errno == ENOENT ? -ENOSYS : -errno;
-	while (err && fgets(line, sizeof line, f)) {
+	while (!(err = next_line(&t, line, sizeof line))) {
 		pos = 0;
 		if (sscanf(line, "%lx-%lx %7s %lx %x:%x %lu %n", &v->start, &v->end, perms, &v->offset,
 			   &v->major, &v->minor, &v->ino, &pos) < 7 ||
 		    v->end <= at)
 			continue;
-		line[strcspn(line, "\n")] = 0;
 		snprintf(v->name, sizeof v->name, "%.500s", pos ? line + pos : "");
 		v->writable = perms[1] == 'w';
 		v->shared = perms[3] == 's';
-		err = 0;
+		break;
 	}
-	if (err && ferror(f))
-		err = -EIO;
-	fclose(f);
+	close(t.fd);
 	return err;
 }
 
