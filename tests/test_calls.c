@@ -106,8 +106,7 @@ static void a_cancelled_caller_ends_his_call(void **state)
 		pinl_unmap_range(r.lease);
 		munmap(c.target, SIZE);
 		assert_int_equal(ftruncate(r.fd, SIZE), 0);
-		assert_ptr_equal(
-			mmap(r.va, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, r.fd, 0), r.va);
+		r.va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, r.fd, 0);
 		memset(r.va, 'a', SIZE);
 	}
 	assert_ok(lease(r.va, SIZE, policy_of(PINL_KEEP), &r.lease));
@@ -157,6 +156,7 @@ static void a_refused_move_recalls_nothing(void **state)
 
 /* Two files, mapped page by page as the letters say. */
 struct layout {
+	const char *how;
 	int fd[2];
 	char *va;
 };
@@ -189,6 +189,7 @@ static void lay_out(struct layout *l, const char *how)
 	char path[64], page[PAGE];
 	int read_only;
 
+	l->how = how;
 	memset(page, 'x', PAGE);
 	for (int i = 0; i < 2; i++) {
 		l->fd[i] = memfd_create("layout", MFD_CLOEXEC);
@@ -219,7 +220,9 @@ static uint64_t pages_of(const struct layout *l)
 
 static void take_down(struct layout *l)
 {
-	munmap(l->va, LAYOUT * PAGE);
+	for (int i = 0; i < LAYOUT; i++)
+		if (l->how[i] != '.') /* that may be another's by now */
+			munmap(l->va + i * PAGE, PAGE);
 	close(l->fd[0]);
 	close(l->fd[1]);
 }
