@@ -29,7 +29,7 @@ static int stop_and_drain(struct pinl_lease *l, const struct pl_recall *r)
 	return err;
 }
 
-static void suspend_sources(struct pinl_lease *l, const struct pl_range *va, int suspended)
+void pl_sources_suspend(struct pinl_lease *l, const struct pl_range *va, int suspended)
 {
 	struct pinl_ctx *ctx = l->ctx;
 
@@ -161,7 +161,7 @@ static int replace(struct pinl_lease *l, const struct pl_recall *r, bool copy, b
 	int err;
 
 	if (!r->va_gone) {
-		suspend_sources(l, &r->va, 1);
+		pl_sources_suspend(l, &r->va, 1);
 		gone = *va_lost = gone_meanwhile(l, &r->va);
 	}
 	if (l->stage)
@@ -171,7 +171,7 @@ static int replace(struct pinl_lease *l, const struct pl_recall *r, bool copy, b
 	else
 		err = replace_mapped(l, &r->va, &c, fill);
 	if (!r->va_gone)
-		suspend_sources(l, &r->va, 0);
+		pl_sources_suspend(l, &r->va, 0);
 	return err;
 }
 
