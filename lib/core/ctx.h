@@ -282,6 +282,7 @@ struct pl_taken {
 int pl_replace(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
 bool pl_stops_first(const struct pinl_lease *lease);
 void pl_take(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
+void pl_sources_suspend(struct pinl_lease *lease, const struct pl_range *va, int suspended);
 void pl_orphan_begin(struct pinl_lease *lease, const struct pl_recall *lost);
 void pl_orphan_end(struct pinl_lease *lease);
 void pl_orphan_unwritten(struct pinl_lease *lease, const struct pl_recall *why, uint64_t bytes);

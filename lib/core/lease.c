@@ -483,6 +483,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	int drained;
 
 	pl_inside_begin(ctx, &in);
+	pl_wait_applied(ctx); /* a change whose caller has been let go is this lease's to report */
 	before = claim(l);
 	deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
 	if (before != PINL_RELEASED)

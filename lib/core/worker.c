@@ -125,8 +125,10 @@ static void follow(struct pinl_lease *l, const struct pl_range *va)
 {
 	struct pl_recall r = {.va = *va, .op = PINL_OP_NR};
 	struct pinl_event ev;
-	int err = l->dev->ops.invalidate(l->dev->priv, &l->dm, va->start, va->end);
+	int err;
 
+	pl_sources_suspend(l, va, 0); /* what has been mapped there meanwhile is to be watched, too */
+	err = l->dev->ops.invalidate(l->dev->priv, &l->dm, va->start, va->end);
 	pl_event_lease(l, PINL_EV_FOLLOWED, &r, &ev);
 	ev.err = err;
 	pl_event_push(l->ctx, &ev);

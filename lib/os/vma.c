@@ -209,18 +209,21 @@ static int try_path(const char *path, const struct vma *v, struct stat *st, bool
 	return fd;
 }
 
-/* The program's own descriptors: for memfds and unlinked files, without privilege. */
+/*
+ * The program's own descriptors: for memfds and unlinked files, without privilege. Each is opened anew
+ * before it is looked at: another thread may close it and get the number for something else.
+ */
 static int try_own_fds(const struct vma *v, struct stat *st)
 {
 	DIR *d = opendir("/proc/self/fd");
 	struct dirent *e;
+	char path[64];
 	int fd = d ? -ENOENT : shortage_or_none();
 
 	while (d && fd == -ENOENT && (e = readdir(d))) {
-		int n = atoi(e->d_name);
-
-		if (e->d_name[0] != '.' && n != dirfd(d))
-			fd = confirmed(n, v, st, false);
+		snprintf(path, sizeof path, "/proc/self/fd/%.16s", e->d_name);
+		if (e->d_name[0] != '.' && atoi(e->d_name) != dirfd(d))
+			fd = try_path(path, v, st, false);
 	}
 	closedir(d);
 	return fd;
