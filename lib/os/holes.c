@@ -30,3 +30,24 @@ off_t pl_next_hole(int fd, off_t at, off_t end, off_t size)
 	}
 	return end;
 }
+
+bool pl_first_hole(int fd, off_t at, off_t end, off_t size, off_t *from, off_t *to)
+{
+	while (at < end) {
+		off_t data = lseek(fd, at, SEEK_DATA);
+
+		if (data < 0 && errno != ENXIO)
+			return false;
+		if (data < 0 || data > end)
+			data = end;
+		if (data > at) {
+			*from = at;
+			*to = data;
+			return true;
+		}
+		at = pl_next_hole(fd, data, end, size);
+		if (at <= data)
+			return false;
+	}
+	return false;
+}

@@ -3,10 +3,14 @@
 #ifndef PL_OS_HOLES_H
 #define PL_OS_HOLES_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 /* The first hole of [at, end) in a file of `size` bytes, which has data at `at`; or end. -1 and errno.
  */
 off_t pl_next_hole(int fd, off_t at, off_t end, off_t size);
+
+/* The first hole of [at, end), all of it; false: none, or the file system doesn't say. */
+bool pl_first_hole(int fd, off_t at, off_t end, off_t size, off_t *from, off_t *to);
 
 #endif
