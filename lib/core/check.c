@@ -20,6 +20,7 @@
 #include "core/ctx.h"
 #include "os/compat.h"
 #include "os/holes.h"
+#include "os/vma.h"
 
 #define PAGE  4096ul
 #define WORDS (PAGE / sizeof(uint64_t))
@@ -54,7 +55,9 @@ static void check_shmem(struct pinl_lease *l)
 	struct search s;
 	struct stat st;
 
-	if (l->mem.fd < 0 || fstat(l->mem.fd, &st))
+	if (l->mem.fd < 0 || fstat(l->mem.fd, &st) ||
+	    (pl_all_present(l->m.start, l->m.end) &&
+	     pl_vma_same(l->ctx->maps, &l->mem, l->m.start, l->m.end)))
 		return;
 	st.st_size = (st.st_size + PAGE - 1) & ~(off_t)(PAGE - 1);
 	if (st.st_size < last) {

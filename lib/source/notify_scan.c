@@ -205,7 +205,8 @@ void pl_noted_baseline(struct pl_aside *aside, int fd, int real, struct pl_noted
 
 	if (fstat(fd, &s.st))
 		return;
-	pl_aside_run(aside, scan_first, &s);
+	if (r->kind != PINL_MEM_SHMEM || !pl_all_present(r->node.start, r->node.end))
+		pl_aside_run(aside, scan_first, &s);
 	r->blocks = s.st.st_blocks;
 }
 
