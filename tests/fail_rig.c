@@ -72,6 +72,7 @@ static void map_memory(struct run *r)
 		r->fd = make_file(r);
 		must(r, r->fd >= 0);
 		must(r, !ftruncate(r->fd, SIZE));
+		must(r, !fcntl(r->fd, F_SETLK, &(struct flock){.l_type = F_WRLCK}));
 	}
 	r->va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, flags, r->fd, 0);
 	must(r, r->va != MAP_FAILED);
@@ -197,8 +198,7 @@ void check_old_pages(struct run *r)
 
 /* ---------------------------------------------------------------------------------------- counts -- */
 
-/* io_uring's workers are the kernel's own: they go when they like. */
-static bool is_worker(const char *tid)
+static bool is_named(const char *tid, const char *start)
 {
 	char path[300], name[16] = "";
 	int fd;
@@ -209,7 +209,13 @@ static bool is_worker(const char *tid)
 		name[0] = 0;
 	if (fd >= 0)
 		close(fd);
-	return !strncmp(name, "iou-", 4);
+	return !strncmp(name, start, strlen(start));
+}
+
+/* io_uring's workers are the kernel's own: they go when they like. */
+static bool is_worker(const char *tid)
+{
+	return is_named(tid, "iou-");
 }
 
 static long entries(const char *path)
@@ -223,6 +229,37 @@ static long entries(const char *path)
 		n += !tasks || !is_worker(e->d_name);
 	if (d)
 		closedir(d);
+	return n;
+}
+
+static long aside(void)
+{
+	DIR *d = opendir("/proc/self/task");
+	struct dirent *e;
+	char path[300];
+	long n = 0;
+
+	while (d && (e = readdir(d))) {
+		snprintf(path, sizeof path, "/proc/self/task/%s/fd", e->d_name);
+		if (is_named(e->d_name, "pinl-aside"))
+			n += entries(path);
+	}
+	if (d)
+		closedir(d);
+	return n > 5 ? n - 5 : 0; /* itself, its parent, the standard ones */
+}
+
+static long locks(void)
+{
+	FILE *f = fopen("/proc/locks", "re");
+	char line[256];
+	long n = 0;
+	int pid;
+
+	while (f && fgets(line, sizeof line, f))
+		n += sscanf(line, "%*s POSIX %*s %*s %d", &pid) == 1 && pid == getpid();
+	if (f)
+		fclose(f);
 	return n;
 }
 
@@ -280,12 +317,17 @@ int ring_buffers(int ring_fd)
 
 void take_stock(struct has *h)
 {
-	*h = (struct has){entries("/proc/self/fd"), entries("/proc/self/task"), mapped(), pinned_kb()};
+	*h = (struct has){entries("/proc/self/fd"),
+			  entries("/proc/self/task"),
+			  mapped(),
+			  pinned_kb(),
+			  locks(),
+			  aside()};
 }
 
 static bool same(const struct has *a, const struct has *b, bool pins_only)
 {
-	return a->pinned_kb == b->pinned_kb &&
+	return a->pinned_kb == b->pinned_kb && a->locks == b->locks && a->aside == b->aside &&
 	       (pins_only || (a->fds == b->fds && a->threads == b->threads && a->mapped == b->mapped));
 }
 
@@ -302,8 +344,11 @@ void check_stock(struct run *r, const char *when, bool pins_only)
 		usleep(2000);
 	}
 	if (pins_only)
-		wrong(r, "%s: %ld KiB pinned more than before", when, now.pinned_kb - want.pinned_kb);
-	wrong(r, "%s: %ld descriptors, %ld threads, %ld bytes mapped, %ld KiB pinned more than before",
+		wrong(r, "%s: %ld KiB pinned, %ld locks, %ld files open aside more than before", when,
+		      now.pinned_kb - want.pinned_kb, now.locks - want.locks, now.aside - want.aside);
+	wrong(r,
+	      "%s: %ld descriptors, %ld threads, %ld bytes mapped, %ld KiB pinned, %ld locks more than "
+	      "before",
 	      when, now.fds - want.fds, now.threads - want.threads, now.mapped - want.mapped,
-	      now.pinned_kb - want.pinned_kb);
+	      now.pinned_kb - want.pinned_kb, now.locks - want.locks);
 }
