@@ -249,18 +249,13 @@ static long aside(void)
 	return n > 5 ? n - 5 : 0; /* itself, its parent, the standard ones */
 }
 
-static long locks(void)
+/* Our lock of the file, as another owner meets it. */
+static bool is_locked(struct run *r)
 {
-	FILE *f = fopen("/proc/locks", "re");
-	char line[256];
-	long n = 0;
-	int pid;
+	struct flock l = {.l_type = F_WRLCK};
 
-	while (f && fgets(line, sizeof line, f))
-		n += sscanf(line, "%*s POSIX %*s %*s %d", &pid) == 1 && pid == getpid();
-	if (f)
-		fclose(f);
-	return n;
+	must(r, !fcntl(r->fd, F_OFD_GETLK, &l));
+	return l.l_type == F_WRLCK;
 }
 
 /* Bytes mapped, but for the heap and the main stack, which grow. A sanitizer maps what it likes. */
@@ -327,7 +322,7 @@ void take_stock(struct has *h)
 
 static bool same(const struct has *a, const struct has *b, bool pins_only)
 {
-	return a->pinned_kb == b->pinned_kb && a->locks == b->locks && a->aside == b->aside &&
+	return a->pinned_kb == b->pinned_kb && a->aside == b->aside &&
 	       (pins_only || (a->fds == b->fds && a->threads == b->threads && a->mapped == b->mapped));
 }
 
@@ -335,6 +330,8 @@ void check_stock(struct run *r, const char *when, bool pins_only)
 {
 	struct has want = r->before, now;
 
+	if (r->fd >= 0 && !is_locked(r))
+		wrong(r, "%s: the program's lock of the file is gone", when);
 	if (r->unmapped)
 		want.mapped -= mapped() ? (long)SIZE : 0;
 	for (int i = 0; i < 1000; i++) {
@@ -344,11 +341,9 @@ void check_stock(struct run *r, const char *when, bool pins_only)
 		usleep(2000);
 	}
 	if (pins_only)
-		wrong(r, "%s: %ld KiB pinned, %ld locks, %ld files open aside more than before", when,
-		      now.pinned_kb - want.pinned_kb, now.locks - want.locks, now.aside - want.aside);
-	wrong(r,
-	      "%s: %ld descriptors, %ld threads, %ld bytes mapped, %ld KiB pinned, %ld locks more than "
-	      "before",
+		wrong(r, "%s: %ld KiB pinned, %ld files open aside more than before", when,
+		      now.pinned_kb - want.pinned_kb, now.aside - want.aside);
+	wrong(r, "%s: %ld descriptors, %ld threads, %ld bytes mapped, %ld KiB pinned more than before",
 	      when, now.fds - want.fds, now.threads - want.threads, now.mapped - want.mapped,
-	      now.pinned_kb - want.pinned_kb, now.locks - want.locks);
+	      now.pinned_kb - want.pinned_kb);
 }

@@ -17,7 +17,6 @@
 /* What the kernel says this process has. */
 struct has {
 	long fds, threads, mapped, pinned_kb;
-	long locks; /* on files, by fcntl() */
 	long aside; /* files that the library has open in a table of its own */
 };
 
