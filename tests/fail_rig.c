@@ -312,11 +312,7 @@ int ring_buffers(int ring_fd)
 
 void take_stock(struct has *h)
 {
-	*h = (struct has){entries("/proc/self/fd"),
-			  entries("/proc/self/task"),
-			  mapped(),
-			  pinned_kb(),
-			  locks(),
+	*h = (struct has){entries("/proc/self/fd"), entries("/proc/self/task"), mapped(), pinned_kb(),
 			  aside()};
 }
 
