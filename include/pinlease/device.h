@@ -4,8 +4,13 @@
  * for the device and takes it away again. It never decides; policy, order and deadlines are the core's.
  *
  * The core promises: no lock is held in any call; for one lease calls never overlap, except that
- * `read` may run beside nothing but itself; map comes first, unmap comes last and exactly once.
- * Members that are NULL behave as their default (lib/backend/default_ops.c): -EOPNOTSUPP, or nothing.
+ * `read` may run beside nothing but itself; map comes first, unmap and then forget come last and exactly
+ * once.
+ *
+ * From map's return to forget nothing may be allocated or freed: who makes a change that waits for this
+ * lease may hold the allocator's lock. What stop, drain, read, drop, retarget and invalidate need is
+ * made in map; what unmap is through with is freed in forget. Members that are NULL behave as their
+ * default (lib/backend/default_ops.c): -EOPNOTSUPP, or nothing.
  *
  * Forced SCRATCH:  the VA has new pages -> retarget -> drain
  * Forced COPY:     stop -> drain -> the VA has new pages, filled by `read` -> retarget
@@ -87,6 +92,9 @@ struct pinl_device_ops {
 
 	int (*protect)(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t end);
 	int (*dirty)(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t end, uint8_t *dirty);
+
+	/* After unmap, when nothing waits for the lease any more: free what map has allocated. */
+	void (*forget)(void *dev, struct pinl_mapping *m);
 };
 
 /* pinl_device_open() with operations of your own. */

@@ -33,13 +33,18 @@
  * - Structures whose first member is `size` are set to sizeof by the caller, so that they can grow.
  * - Any thread may call anything. No call is async-signal-safe. pinl_close() and pinl_device_close()
  *   must be the last call on their object.
- * - The library owns nothing it did not take: it never unmaps memory or closes descriptors of yours,
- *   with one exception that is its purpose: a forced SCRATCH or COPY replaces the recalled part of
- *   the leased range by private memory at the same address. That memory is yours afterwards.
+ * - The explicit calls, pinl_munmap() to pinl_fallocate(), are no cancellation points, although they
+ *   wait: a thread that is cancelled meanwhile ends after the change.
+ * - The library owns nothing it did not take: it never unmaps memory, closes descriptors or drops
+ *   file locks (fcntl(2), flock(2)) of yours, with one exception that is its purpose: a forced SCRATCH
+ *   or COPY replaces the recalled part of the leased range by private memory at the same address.
+ *   That memory is yours afterwards.
  * - fork: a child inherits no lease. In the child every call on an inherited object returns -ESTALE,
  *   and pinl_unmap_range(), pinl_device_close() and pinl_close() do nothing. A raw clone() behaves
- *   the same way (MADV_WIPEONFORK). A child does inherit the *ring descriptor*, and with it keeps
- *   the pins alive until it closes it or execs: open rings close-on-exec.
+ *   the same way (MADV_WIPEONFORK). The library's own descriptors are closed in a child of fork(). It
+ *   does inherit *your ring*, and with it keeps the pins alive until it execs (open rings
+ *   close-on-exec) or leaves it: by io_uring_queue_exit(), since a mapping of the ring counts as much
+ *   as its descriptor; io_uring_ring_dontfork() in the parent leaves only the descriptor to close.
  */
 #ifndef PINLEASE_PINLEASE_H
 #define PINLEASE_PINLEASE_H
@@ -169,7 +174,9 @@ struct pinl_opts {
 	unsigned sources;    /* PINL_SOURCE_*; 0 = all */
 	/*
 	 * Called for every event from a thread of the library's own, no lock held, so it may call any
-	 * pinl_ function but pinl_close(). Events that went here are not seen by pinl_next_event().
+	 * pinl_ function but pinl_close(). All signals are blocked there, as in every thread of the
+	 * library's, and so in a program that it starts unless it opens them. Events that went here are
+	 * not seen by pinl_next_event().
 	 */
 	void (*on_event)(const struct pinl_event *event, void *arg);
 	void *on_event_arg;
@@ -328,7 +335,11 @@ int pinl_lease_sync(struct pinl_lease *lease, size_t offset, size_t len, unsigne
 /* The index or key that goes with the lease's addresses (uring: buf_index). */
 uint32_t pinl_lease_key(struct pinl_lease *lease);
 
-/* 0: nothing has happened to the range so far; -EAGAIN: a change is being applied; -ESTALE: recalled. */
+/*
+ * 0: nothing had happened to the range when the call began; -EAGAIN: a change is being applied, perhaps
+ * of other memory; -ESTALE: recalled. The kernel makes an unmapped range free for others a moment (some
+ * instructions) before it reports that; only the explicit calls close this gap. Costs a poll(2).
+ */
 int pinl_lease_check(struct pinl_lease *lease);
 
 /* A pointer of yours; comes back in events. Set before it is needed; not locked. */
@@ -444,8 +455,7 @@ enum pinl_event_type {
 	PINL_EV_ORPHAN_END, /* they are released; bytes = what the device wrote there meanwhile */
 	PINL_EV_DEGRADED,   /* a guarantee is weaker than asked for: err -EBUSY could not be refused,
 			       -EALREADY told only after it took effect, -EOPNOTSUPP op is not seen
-			       raw, -EINTR let go before the recall was over (start, end: the change),
-			       -ENOSPC too many changes under way to keep new leases off this one */
+			       raw, -EINTR let go before the recall was over (start, end: the change) */
 	PINL_EV_LEAK,	    /* the device or context was closed with this lease on it */
 	PINL_EV_DROPPED,    /* bytes = events lost because nobody read them: the oldest; pinl_query() has
 			       the leases that wait for an answer (PINL_NOTICED) */
@@ -504,6 +514,9 @@ int pinl_counters(struct pinl_ctx *ctx, struct pinl_counters *counters);
  * before, held until recalled, refused with -EBUSY. -errno of the system call otherwise. Memory and
  * files without leases are passed on at once. The calls may be made by the holder itself, also from
  * an event callback: its own changes recall its leases like anyone's.
+ *
+ * MADV_REMOVE asks about the pages of the file, by whatever mapping they are leased, and makes its hole
+ * by a descriptor of the library's own where it can have one: then also where the mapping is locked.
  */
 int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len);
 int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,

@@ -83,6 +83,9 @@ struct pinl_source_ops {
 	/* Around a forced replacement of [start, end): stop (1) and start again (0) reporting changes of
 	 * these addresses. The caller is the core's worker and would wait for itself otherwise. */
 	void (*suspend)(void *src, uintptr_t start, uintptr_t end, int suspended);
+
+	/* True if the kernel has something for the source that it hasn't begun to take. Any thread. */
+	int (*pending)(void *src);
 };
 
 int pinl_source_add(struct pinl_ctx *ctx, const struct pinl_source_ops *ops, const void *arg);
@@ -115,7 +118,12 @@ uint64_t pinl_newest(struct pinl_ctx *ctx);
 /* True while any lease would want the operations in `ops` held. Cheap, no lock. */
 int pinl_wants_hold(struct pinl_ctx *ctx, unsigned ops);
 
-/* The calling thread acts for the core or has already asked: its changes are let through at once. */
+/*
+ * Never hold this thread. ASKED: it acts for the core or has asked already, so its changes are no news.
+ * INSIDE: it is in a pinl_ call and may have a lease busy; tell what it frees. 0: any other.
+ */
+#define PINL_EXEMPT_ASKED  1
+#define PINL_EXEMPT_INSIDE 2
 int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid);
 
 /*

@@ -46,6 +46,10 @@ static void no_drop(void *dev, struct pinl_mapping *m)
 {
 }
 
+static void no_forget(void *dev, struct pinl_mapping *m)
+{
+}
+
 static int no_retarget(void *dev, struct pinl_mapping *m)
 {
 	return pinl_set_error(-EOPNOTSUPP, "this device can't be given other pages at the same address");
@@ -81,6 +85,7 @@ const struct pinl_device_ops pl_default_device_ops = {
 	.invalidate = no_invalidate,
 	.protect = no_protect,
 	.dirty = no_dirty,
+	.forget = no_forget,
 };
 
 #define PL_OVERLAY(member)                                                                              \
@@ -106,4 +111,5 @@ void pl_device_ops_fill(const struct pinl_device_ops *ops, struct pinl_device_op
 	PL_OVERLAY(invalidate);
 	PL_OVERLAY(protect);
 	PL_OVERLAY(dirty);
+	PL_OVERLAY(forget);
 }

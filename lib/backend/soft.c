@@ -6,12 +6,12 @@
 #include "backend/soft.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "backend/soft_engine.h"
+#include "os/thread.h"
 
 #define FIRST_DADDR (1ULL << 48) /* no user address: one can't be taken for the other */
 
@@ -53,19 +53,13 @@ static int parse_arg(const struct pinl_soft_arg *arg, enum pinl_device_class *de
 	return 0;
 }
 
-/* No signal of the application's is handled on the engine's stack. */
 static int start_engine(struct pl_soft *s)
 {
-	sigset_t all, was;
-	int err;
+	int err = pl_thread_start(&s->engine, pl_soft_engine, s);
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &was);
-	err = pthread_create(&s->engine, NULL, pl_soft_engine, s);
-	pthread_sigmask(SIG_SETMASK, &was, NULL);
 	if (err)
-		return pinl_set_error(-err, "can't start the soft device's engine thread: %s",
-				      strerror(err));
+		return pinl_set_error(err, "can't start the soft device's engine thread: %s",
+				      strerror(-err));
 	pthread_setname_np(s->engine, "pinl-soft");
 	return 0;
 }
@@ -184,6 +178,31 @@ static int can_map(struct pl_soft *s, const struct pinl_mapping *m)
 	return 0;
 }
 
+static void free_map(struct pl_soft_map *map)
+{
+	free(map->pins);
+	free(map);
+}
+
+/* Pinned now, and the pins that retarget will need. */
+static int make_pins(struct pl_soft *s, struct pl_soft_map *map)
+{
+	int err;
+
+	map->pins = calloc(PL_SOFT_PINS, sizeof *map->pins);
+	if (!map->pins)
+		return pinl_set_error(-ENOMEM, "out of memory");
+	err = pl_pin_set(s->pins, map->start, map->end, &map->pins[0]);
+	if (err)
+		return err;
+	map->pin = &map->pins[0];
+	for (int i = 1; i < PL_SOFT_PINS; i++) {
+		map->pins[i].next = map->spare;
+		map->spare = &map->pins[i];
+	}
+	return 0;
+}
+
 static int soft_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 {
 	struct pl_soft *s = dev;
@@ -201,9 +220,9 @@ static int soft_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 	map->end = m->end;
 	map->writable = !!(m->flags & PINL_WRITE);
 	if (m->flags & PINL_PIN)
-		err = pl_pin_new(s->pins, m->start, m->end, &map->pin);
+		err = make_pins(s, map);
 	if (err) {
-		free(map);
+		free_map(map);
 		return err;
 	}
 	pl_soft_insert(s, map);
@@ -226,12 +245,15 @@ static void soft_unmap(void *dev, struct pinl_mapping *m)
 		pthread_cond_wait(&s->changed, &s->lock);
 	}
 	pthread_mutex_unlock(&s->lock);
-	pl_soft_free_pins(s, map->old);
-	pl_soft_free_pins(s, map->pin);
+	pl_soft_free_pins(s, map, map->old);
+	pl_soft_free_pins(s, map, map->pin);
 	if (s->pins)
 		pl_pins_settle(s->pins);
-	free(map);
-	m->priv = NULL;
+}
+
+static void soft_forget(void *dev, struct pinl_mapping *m)
+{
+	free_map(m->priv);
 }
 
 const struct pinl_device_ops pl_soft_ops = {
@@ -249,6 +271,7 @@ const struct pinl_device_ops pl_soft_ops = {
 	.invalidate = pl_soft_invalidate,
 	.protect = pl_soft_protect,
 	.dirty = pl_soft_dirty,
+	.forget = soft_forget,
 };
 
 /* ---------------------------------------------------------------------------------- public calls -- */

@@ -14,6 +14,9 @@
 
 enum { PL_PTE_VALID = 1, PL_PTE_WRITABLE = 2, PL_PTE_DIRTY = 4 };
 
+/* Of one mapping: the present pages, and those of recalls that no drain has confirmed yet. */
+#define PL_SOFT_PINS 4
+
 struct pl_soft_map {
 	struct pl_node node; /* soft->maps, by device address */
 	uint64_t daddr;	     /* device address of `start`, set by pl_soft_insert */
@@ -22,6 +25,8 @@ struct pl_soft_map {
 	int stopped;	    /* no entry is valid, none can be faulted in */
 	struct pl_pin *pin; /* NULL: on demand, or dropped */
 	struct pl_pin *old; /* pins of before a retarget that no drain has confirmed, newest first */
+	struct pl_pin *spare;
+	struct pl_pin *pins; /* all of them, made in map, freed in forget; NULL: on demand */
 	unsigned char pte[];
 };
 
@@ -93,8 +98,8 @@ static inline size_t pl_soft_index(const struct pl_soft *s, const struct pl_soft
 /* soft.c: -EOPNOTSUPP and the sentence why a device of this class can't `what`. */
 int pl_soft_unsupported(const struct pl_soft *s, const char *what);
 
-/* soft_revoke.c: a list of pins that no transfer has. */
-void pl_soft_free_pins(struct pl_soft *s, struct pl_pin *pin);
+/* soft_revoke.c: let go of a list of pins of the mapping that no transfer has. */
+void pl_soft_free_pins(struct pl_soft *s, struct pl_soft_map *map, struct pl_pin *pin);
 
 int pl_soft_stop(void *dev, struct pinl_mapping *m);
 int pl_soft_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns);

@@ -1,11 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Invariant: a slot of the ring's buffer table is in the stack of free slots and empty, or belongs to
- * exactly one pin. At most one request is in the ring, its submitter waits for it under `lock`; so a
- * pin that no thread is accessing has no request, and clearing its slot unpins at once.
- *
- * The kernel is reached through the ring only: data goes pinned pages <-> memfd <-> caller, because a
- * fixed buffer's pages have no other name once their mapping is gone.
+ * Invariant: a slot of the ring's buffer table is in the stack of free slots and empty, or in that of
+ * full ones, or belongs to exactly one pin. A pin that no thread is accessing has no request in the ring
+ * (ring_move.h), so clearing its slot unpins at once.
  */
 #include "backend/soft_pin.h"
 
@@ -22,44 +19,20 @@
 
 #include "backend/ring_move.h"
 #include "backend/uring_table.h"
+#include "os/errname.h"
 
 enum {
-	SLOTS = 16384,		/* the kernel's maximum */
-	BOUNCE_SIZE = 64 << 10, /* bytes one request moves */
-	PIN_MAX = 1 << 30,	/* bytes in one fixed buffer, the kernel's maximum */
+	SLOTS = 16384,	   /* the kernel's maximum */
+	PIN_MAX = 1 << 30, /* bytes in one fixed buffer, the kernel's maximum */
 };
 
 struct pl_pins {
-	struct io_uring ring;
-	pthread_mutex_t lock; /* ring's queues, bounce, full, free, nr_free */
-	int bounce_fd;
-	unsigned char *bounce;
-	struct pl_pin *full; /* freed, but the kernel had no memory to empty their slots */
-	unsigned nr_free;
+	struct pl_mover mover;
+	pthread_mutex_t lock; /* both stacks */
+	unsigned nr_free, nr_full;
 	uint16_t free[SLOTS];
+	uint16_t full[SLOTS]; /* no pin's any more, but the kernel had no memory to empty them */
 };
-
-static int make_bounce(struct pl_pins *p)
-{
-	void *map;
-	int fd, err;
-
-	fd = memfd_create("pinlease-soft-bounce", MFD_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	if (ftruncate(fd, BOUNCE_SIZE) < 0)
-		goto fail;
-	map = mmap(NULL, BOUNCE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (map == MAP_FAILED)
-		goto fail;
-	p->bounce_fd = fd;
-	p->bounce = map;
-	return 0;
-fail:
-	err = -errno;
-	close(fd);
-	return err;
-}
 
 int pl_pins_open(struct pl_pins **pins)
 {
@@ -68,36 +41,22 @@ int pl_pins_open(struct pl_pins **pins)
 
 	if (!p)
 		return -ENOMEM;
-	err = io_uring_queue_init(4, &p->ring, 0);
-	if (err)
-		goto fail;
-	err = pl_table_make(p->ring.ring_fd, SLOTS);
-	if (!err)
-		err = make_bounce(p);
-	if (err)
-		goto fail_ring;
+	err = pl_mover_open(&p->mover, SLOTS);
+	if (err) {
+		free(p);
+		return err;
+	}
 	for (unsigned i = 0; i < SLOTS; i++)
 		p->free[i] = SLOTS - 1 - i;
 	p->nr_free = SLOTS;
 	pthread_mutex_init(&p->lock, NULL);
 	*pins = p;
 	return 0;
-fail_ring:
-	io_uring_queue_exit(&p->ring);
-fail:
-	free(p);
-	return err;
 }
 
 void pl_pins_close(struct pl_pins *p)
 {
-	io_uring_queue_exit(&p->ring);
-	for (struct pl_pin *pin = p->full, *next; pin; pin = next) {
-		next = pin->next;
-		free(pin);
-	}
-	munmap(p->bounce, BOUNCE_SIZE);
-	close(p->bounce_fd);
+	pl_mover_close(&p->mover);
 	pthread_mutex_destroy(&p->lock);
 	free(p);
 }
@@ -147,105 +106,73 @@ static int explain(int err, size_t len)
 		return pinl_set_error(-ENOSPC, "the soft device's table of %d pins is full: end a lease",
 				      SLOTS);
 	default:
-		return pinl_set_error(err, "pinning %zu bytes failed: %s", len, strerror(-err));
+		return pinl_set_error(err, "pinning %zu bytes failed: %s", len, pl_errname(-err));
 	}
 }
 
-int pl_pin_new(struct pl_pins *p, uintptr_t start, uintptr_t end, struct pl_pin **out)
+int pl_pin_set(struct pl_pins *p, uintptr_t start, uintptr_t end, struct pl_pin *pin)
 {
 	size_t len = end - start;
-	struct pl_pin *pin;
+	unsigned slot;
 	int err;
 
 	if (len > PIN_MAX)
 		return pinl_set_error(-EOPNOTSUPP,
 				      "a soft device pins at most 1 GiB in one lease: split the range");
-	pin = calloc(1, sizeof *pin);
-	if (!pin)
-		return pinl_set_error(-ENOMEM, "out of memory");
-	err = take_slot(p, &pin->slot);
+	err = take_slot(p, &slot);
 	if (err)
-		goto fail;
-	err = pl_slot_set(p->ring.ring_fd, pin->slot, (void *)start, len, 0);
+		return explain(err, len);
+	err = pl_slot_set(p->mover.ring.ring_fd, slot, (void *)start, len, 0);
 	if (err) {
-		give_slot(p, pin->slot);
-		goto fail;
+		give_slot(p, slot);
+		return explain(err, len);
 	}
-	pin->start = start;
-	pin->len = len;
-	*out = pin;
+	*pin = (struct pl_pin){.start = start, .len = len, .slot = slot};
 	return 0;
-fail:
-	free(pin);
-	return explain(err, len);
+}
+
+static void add_full(struct pl_pins *p, unsigned slot)
+{
+	pthread_mutex_lock(&p->lock);
+	p->full[p->nr_full++] = slot;
+	pthread_mutex_unlock(&p->lock);
+}
+
+static bool take_full(struct pl_pins *p, unsigned *slot)
+{
+	bool any;
+
+	pthread_mutex_lock(&p->lock);
+	any = p->nr_full;
+	if (any)
+		*slot = p->full[--p->nr_full];
+	pthread_mutex_unlock(&p->lock);
+	return any;
 }
 
 void pl_pins_settle(struct pl_pins *p)
 {
-	struct pl_pin *full, *next;
+	unsigned slot;
 
-	pthread_mutex_lock(&p->lock);
-	full = p->full;
-	p->full = NULL;
-	pthread_mutex_unlock(&p->lock);
-	for (; full; full = next) {
-		bool empty = !pl_slot_empty(p->ring.ring_fd, full->slot);
-
-		next = full->next;
-		if (empty) {
-			give_slot(p, full->slot);
-			free(full);
-			continue;
+	while (take_full(p, &slot)) {
+		if (pl_slot_empty(p->mover.ring.ring_fd, slot)) {
+			add_full(p, slot);
+			return;
 		}
-		pthread_mutex_lock(&p->lock);
-		full->next = p->full;
-		p->full = full;
-		pthread_mutex_unlock(&p->lock);
+		give_slot(p, slot);
 	}
 }
 
-void pl_pin_free(struct pl_pins *p, struct pl_pin *pin)
+void pl_pin_clear(struct pl_pins *p, const struct pl_pin *pin)
 {
-	if (!pin)
-		return;
-	pthread_mutex_lock(&p->lock);
-	pin->next = p->full;
-	p->full = pin;
-	pthread_mutex_unlock(&p->lock);
+	add_full(p, pin->slot);
 	pl_pins_settle(p);
-}
-
-static int access_chunk(struct pl_pins *p, const struct pl_pin *pin, size_t offset, void *buf,
-			size_t len, int write)
-{
-	void *at = (void *)(pin->start + offset);
-	int ret;
-
-	if (write)
-		memcpy(p->bounce, buf, len);
-	ret = pl_ring_move(&p->ring, write, p->bounce_fd, at, len, pin->slot);
-	if (ret < 0)
-		return ret;
-	if ((size_t)ret != len)
-		return -EIO;
-	if (!write)
-		memcpy(buf, p->bounce, len);
-	return 0;
 }
 
 int pl_pin_access(struct pl_pins *p, const struct pl_pin *pin, size_t offset, void *buf, size_t len,
 		  int write)
 {
-	int err = 0;
-
 	if (offset > pin->len || len > pin->len - offset)
 		return -EFAULT;
-	for (size_t done = 0, n; !err && done < len; done += n) {
-		n = len - done < BOUNCE_SIZE ? len - done : BOUNCE_SIZE;
-		/* One chunk at a time, so that a long read doesn't hold up the engine. */
-		pthread_mutex_lock(&p->lock);
-		err = access_chunk(p, pin, offset + done, (char *)buf + done, n, write);
-		pthread_mutex_unlock(&p->lock);
-	}
-	return err;
+	return pl_mover_move(&p->mover, write, pin->start + offset, pin->slot, buf, len);
 }

@@ -22,19 +22,19 @@ struct pl_pin {
 /* -errno as from io_uring_setup(2): this kernel or this container doesn't give it. No sentence. */
 int pl_pins_open(struct pl_pins **pins);
 
-/* Every pin has been freed. */
+/* Every pin has been cleared. */
 void pl_pins_close(struct pl_pins *pins);
 
 /* Pin what is mapped at [start, end) now. With a sentence: -EOPNOTSUPP this memory can't be pinned,
- * -ENOMEM, -ENOSPC no slot left. Any thread. */
-int pl_pin_new(struct pl_pins *pins, uintptr_t start, uintptr_t end, struct pl_pin **pin);
+ * -ENOMEM, -ENOSPC no slot left. Any thread. Nothing is allocated, here or below. */
+int pl_pin_set(struct pl_pins *pins, uintptr_t start, uintptr_t end, struct pl_pin *pin);
 
 /* Unpin what earlier couldn't be. */
 void pl_pins_settle(struct pl_pins *pins);
 
 /* The pages are unpinned on return, or, when the kernel has no memory for that, in a later settle or
- * close. NULL is fine. */
-void pl_pin_free(struct pl_pins *pins, struct pl_pin *pin);
+ * close. */
+void pl_pin_clear(struct pl_pins *pins, const struct pl_pin *pin);
 
 /* Copy between buf and the pinned pages, wherever their mapping has gone. Any thread. */
 int pl_pin_access(struct pl_pins *pins, const struct pl_pin *pin, size_t offset, void *buf, size_t len,

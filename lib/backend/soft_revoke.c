@@ -11,9 +11,11 @@
  *
  * retarget of a running mapping moves its pin to `old`, where the transfers that began with it, and
  * `read`, still find it; a drain that is confirmed, or unmap, lets it go. drop, in stopped, lets all go.
+ * What was let go is a spare for the next retarget: here nothing is allocated or freed (device.h).
  */
 #include "backend/soft_engine.h"
 #include "os/clock.h"
+#include "os/errname.h"
 
 #include <errno.h>
 #include <string.h>
@@ -31,12 +33,33 @@ static int wait_change_until(struct pl_soft *s, uint64_t ns)
 	return -pthread_cond_timedwait(&s->changed, &s->lock, &ts);
 }
 
-void pl_soft_free_pins(struct pl_soft *s, struct pl_pin *pin)
+static void push_spare(struct pl_soft *s, struct pl_soft_map *map, struct pl_pin *pin)
+{
+	pthread_mutex_lock(&s->lock);
+	pin->next = map->spare;
+	map->spare = pin;
+	pthread_mutex_unlock(&s->lock);
+}
+
+static struct pl_pin *pop_spare(struct pl_soft *s, struct pl_soft_map *map)
+{
+	struct pl_pin *pin;
+
+	pthread_mutex_lock(&s->lock);
+	pin = map->spare;
+	if (pin)
+		map->spare = pin->next;
+	pthread_mutex_unlock(&s->lock);
+	return pin;
+}
+
+void pl_soft_free_pins(struct pl_soft *s, struct pl_soft_map *map, struct pl_pin *pin)
 {
 	while (pin) {
 		struct pl_pin *next = pin->next;
 
-		pl_pin_free(s->pins, pin);
+		pl_pin_clear(s->pins, pin);
+		push_spare(s, map, pin);
 		pin = next;
 	}
 }
@@ -116,7 +139,7 @@ int pl_soft_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 		map->old = NULL;
 	}
 	pthread_mutex_unlock(&s->lock);
-	pl_soft_free_pins(s, old);
+	pl_soft_free_pins(s, map, old);
 	if (err)
 		return pinl_set_error(err, "a transfer of the soft device hasn't ended by the deadline");
 	return 0;
@@ -139,7 +162,7 @@ int pl_soft_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, v
 	err = pl_soft_access(s, pin, map->start + offset, buf, len, 0);
 	if (err)
 		return pinl_set_error(err, "can't read the soft device's pages at offset %zu: %s",
-				      offset, strerror(-err));
+				      offset, pl_errname(-err));
 	return 0;
 }
 
@@ -156,8 +179,8 @@ void pl_soft_drop(void *dev, struct pinl_mapping *m)
 		map->pin = map->old = NULL;
 	}
 	pthread_mutex_unlock(&s->lock);
-	pl_soft_free_pins(s, pin);
-	pl_soft_free_pins(s, old);
+	pl_soft_free_pins(s, map, pin);
+	pl_soft_free_pins(s, map, old);
 }
 
 /* With the lock held. Returns the pins that nobody can have any more. */
@@ -180,6 +203,25 @@ static struct pl_pin *exchange(struct pl_soft *s, struct pl_soft_map *map, struc
 	return unused;
 }
 
+/* What is mapped there now, in a spare pin. */
+static int pin_again(struct pl_soft *s, struct pl_soft_map *map, struct pl_pin **out)
+{
+	struct pl_pin *pin = pop_spare(s, map);
+	int err;
+
+	if (!pin)
+		return pinl_set_error(-EBUSY,
+				      "transfers on the pages of %d earlier recalls of this "
+				      "lease have not ended",
+				      PL_SOFT_PINS - 1);
+	err = pl_pin_set(s->pins, map->start, map->end, pin);
+	if (err)
+		push_spare(s, map, pin);
+	else
+		*out = pin;
+	return err;
+}
+
 int pl_soft_retarget(void *dev, struct pinl_mapping *m)
 {
 	struct pl_soft *s = dev;
@@ -190,14 +232,14 @@ int pl_soft_retarget(void *dev, struct pinl_mapping *m)
 	if (s->device_class < PINL_DEV_REVOCABLE)
 		return pl_soft_unsupported(s, "be given other pages");
 	if (m->flags & PINL_PIN) {
-		err = pl_pin_new(s->pins, map->start, map->end, &pin);
+		err = pin_again(s, map, &pin);
 		if (err)
 			return err;
 	}
 	pthread_mutex_lock(&s->lock);
 	unused = exchange(s, map, pin);
 	pthread_mutex_unlock(&s->lock);
-	pl_soft_free_pins(s, unused);
+	pl_soft_free_pins(s, map, unused);
 	return 0;
 }
 

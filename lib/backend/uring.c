@@ -26,6 +26,8 @@
 
 #include "backend/backends.h"
 #include "backend/uring_table.h"
+#include "os/errname.h"
+#include "os/forked.h"
 
 #define PAGE	      4096ul
 #define DEFAULT_SLOTS 1024
@@ -97,9 +99,9 @@ static int probe_clone(struct uring_dev *d)
 		if (!err)
 			err = pl_slot_set(other.ring_fd, 0, page, PAGE, 0);
 		if (!err)
-			err = pl_slot_clone(other.ring_fd, 0, d->priv.ring_fd, 0);
+			err = pl_slot_clone(other.ring_fd, 0, d->priv.ring.ring_fd, 0);
 		if (!err)
-			err = pl_slot_empty(d->priv.ring_fd, 0);
+			err = pl_slot_empty(d->priv.ring.ring_fd, 0);
 		io_uring_queue_exit(&other);
 	}
 	if (page != MAP_FAILED)
@@ -118,39 +120,44 @@ static const char *why_no_read(int err)
 /* Without it the device works, but can't be read: *why. */
 static int open_private(struct uring_dev *d, const char **why)
 {
-	int err = io_uring_queue_init(4, &d->priv, 0);
+	int err = pl_mover_open(&d->priv, d->nr);
 
-	if (err) {
-		d->priv.ring_fd = -1;
+	if (err)
 		return pinl_set_error(err, "can't make a second ring: %s", strerror(-err));
-	}
-	fcntl(d->priv.ring_fd, F_SETFD, FD_CLOEXEC);
-	err = pl_table_make(d->priv.ring_fd, d->nr);
-	d->bounce = memfd_create("pinlease", MFD_CLOEXEC);
-	if (err || d->bounce < 0)
-		return pinl_set_error(err ? err : -errno, "can't make a second ring's buffers: %s",
-				      strerror(err ? -err : errno));
 	err = probe_clone(d);
 	d->can_read = !err;
 	*why = err ? why_no_read(err) : NULL;
-	if (err) { /* then it is good for nothing, and may have a clone left */
-		io_uring_queue_exit(&d->priv);
-		d->priv.ring_fd = -1;
-	}
+	if (err) /* then it is good for nothing, and may have a clone left */
+		pl_mover_close(&d->priv);
 	return 0;
+}
+
+/* Try again to empty the free slots that unmap couldn't: their pages are still pinned. */
+static void settle(struct uring_dev *d)
+{
+	bool left = false;
+
+	if (!d->left_full)
+		return;
+	for (unsigned i = 0; i < d->nr_free; i++) {
+		unsigned slot = d->free[(d->next_free + i) % d->nr];
+
+		left |= pl_slot_set(d->ring, d->first + slot, NULL, 0, 0) != 0;
+		if (d->can_read)
+			left |= pl_slot_set(d->priv.ring.ring_fd, slot, NULL, 0, 0) != 0;
+	}
+	d->left_full = left;
 }
 
 static void dev_free(struct uring_dev *d)
 {
-	if (d->priv.ring_fd >= 0)
-		io_uring_queue_exit(&d->priv);
-	if (d->bounce >= 0)
-		close(d->bounce);
+	settle(d);
+	if (d->can_read)
+		pl_mover_close(&d->priv);
 	pl_uring_cq_close(d);
 	if (d->own_table)
 		pl_table_drop(d->ring);
-	if (d->ring >= 0)
-		close(d->ring);
+	pl_forked_close(d->ring);
 	pthread_mutex_destroy(&d->lock);
 	free(d->free);
 	free(d->tags);
@@ -194,12 +201,11 @@ static int uring_open(const void *given, struct pinl_device_info *info, void **o
 	if (!d)
 		return pinl_set_error(-ENOMEM, "out of memory for a device");
 	pthread_mutex_init(&d->lock, NULL);
-	d->priv.ring_fd = d->bounce = -1;
 	d->given = arg->ring->ring_fd;
 	d->ring = fcntl(d->given, F_DUPFD_CLOEXEC, 0);
-	if (d->ring < 0)
-		err = pinl_set_error(-errno, "can't duplicate the ring's descriptor: %s",
-				     strerror(errno));
+	err = d->ring < 0 ? -errno : pl_forked_add(d->ring);
+	if (err)
+		pinl_set_error(err, "can't duplicate the ring's descriptor: %s", strerror(-err));
 	if (!err)
 		err = use_table(d, arg);
 	if (!err)
@@ -271,7 +277,7 @@ static int pin_error(int err, size_t len)
 	}
 	if (err == -EEXIST)
 		return table_error(err, 0);
-	return pinl_set_error(err, "io_uring can't register the range: %s", strerror(-err));
+	return pinl_set_error(err, "io_uring can't register the range: %s", pl_errname(-err));
 }
 
 /* Never the same twice in this process: an unread completion of a device closed long ago must not be
@@ -316,6 +322,7 @@ static int uring_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 		return pinl_set_error(-ENOMEM, "out of memory for a lease");
 	u->m = m;
 	pthread_mutex_lock(&d->lock);
+	settle(d);
 	err = slot_take(d, &u->slot);
 	if (!err) {
 		err = set_slot(d, u);
@@ -346,8 +353,14 @@ static void uring_unmap(void *dev, struct pinl_mapping *m)
 	pl_uring_let_go(d, u);
 	pl_uring_tags_drop(d, u);
 	slot_give(d, u->slot);
+	d->left_full |= u->tag || u->held;
+	settle(d);
 	pthread_mutex_unlock(&d->lock);
-	free(u);
+}
+
+static void uring_forget(void *dev, struct pinl_mapping *m)
+{
+	free(m->priv);
 }
 
 static int uring_stop(void *dev, struct pinl_mapping *m)
@@ -375,7 +388,7 @@ static void uring_drop(void *dev, struct pinl_mapping *m)
 
 /* The old pages count against RLIMIT_MEMLOCK until they are gone: make room, at the price of requests
  * failing meanwhile. */
-static int retarget_tight(struct uring_dev *d, struct uring_map *u)
+static void make_room(struct uring_dev *d, struct uring_map *u)
 {
 	struct timespec t = {0, 1000000};
 
@@ -387,7 +400,6 @@ static int retarget_tight(struct uring_dev *d, struct uring_map *u)
 		nanosleep(&t, NULL);
 		pthread_mutex_lock(&d->lock);
 	}
-	return set_slot(d, u);
 }
 
 static int uring_retarget(void *dev, struct pinl_mapping *m)
@@ -401,8 +413,9 @@ static int uring_retarget(void *dev, struct pinl_mapping *m)
 	old = u->tag;
 	err = set_slot(d, u);
 	if (err == -ENOMEM) {
-		old = 0;
-		err = retarget_tight(d, u);
+		make_room(d, u);
+		old = u->tag; /* 0, or the kernel wouldn't empty the slot */
+		err = set_slot(d, u);
 	}
 	if (!err && old)
 		pl_uring_tag_wait(d, u, old);
@@ -443,4 +456,5 @@ const struct pinl_device_ops pl_uring_ops = {
 	.read = pl_uring_read,
 	.drop = uring_drop,
 	.retarget = uring_retarget,
+	.forget = uring_forget,
 };

@@ -9,6 +9,8 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "backend/ring_move.h"
+
 /*
  * Tags: user_data of the completions that say "the last request on this slot's old content has ended".
  * The upper half marks them as ours, the lower half counts.
@@ -55,11 +57,11 @@ struct uring_dev {
 	bool own_table;
 	unsigned *free; /* slots: nr_free of them, from next_free on, around */
 	unsigned next_free, nr_free;
+	bool left_full;		 /* a free slot may have something in it, here or in the private ring */
 	struct uring_tag **tags; /* nr chains, by tag */
 	struct uring_cq cq;
-	struct io_uring priv; /* reads what leases pin, through clones of their slots */
+	struct pl_mover priv; /* reads what leases pin, through clones of their slots; if can_read */
 	bool can_read;
-	int bounce; /* memfd between the private ring and a caller's buffer */
 };
 
 int pl_uring_cq_open(struct uring_dev *d, const struct io_uring *ring);

@@ -13,10 +13,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "backend/ring_move.h"
 #include "backend/uring.h"
 #include "backend/uring_table.h"
 #include "os/clock.h"
+#include "os/errname.h"
 
 #define PAGE 4096ul
 
@@ -32,6 +32,7 @@ int pl_uring_cq_open(struct uring_dev *d, const struct io_uring *ring)
 		cq->map = NULL;
 		return -errno;
 	}
+	madvise(map, cq->len, MADV_DONTFORK); /* as the descriptor (os/forked.h) */
 	cq->map = map;
 	cq->head = (unsigned *)(map + ((char *)ring->cq.khead - base));
 	cq->tail = (unsigned *)(map + ((char *)ring->cq.ktail - base));
@@ -127,14 +128,14 @@ int pl_uring_hold(struct uring_dev *d, struct uring_map *u)
 
 	if (u->held || !u->tag)
 		return u->held ? 0 : -ENODATA;
-	err = pl_slot_clone(d->ring, d->first + u->slot, d->priv.ring_fd, u->slot);
+	err = pl_slot_clone(d->ring, d->first + u->slot, d->priv.ring.ring_fd, u->slot);
 	u->held = !err;
 	return err;
 }
 
 void pl_uring_let_go(struct uring_dev *d, struct uring_map *u)
 {
-	if (u->held && !pl_slot_empty(d->priv.ring_fd, u->slot))
+	if (u->held && !pl_slot_empty(d->priv.ring.ring_fd, u->slot))
 		u->held = false;
 }
 
@@ -226,36 +227,20 @@ int pl_uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 	return 0;
 }
 
-/* One part through the bounce file: the private ring writes the pinned pages there. */
-static int read_part(struct uring_dev *d, struct uring_map *u, uintptr_t at, size_t len, char *buf)
-{
-	int ret = pl_ring_move(&d->priv, false, d->bounce, (void *)at, len, u->slot);
-
-	if (ret < 0)
-		return ret;
-	if (ret == 0 || pread(d->bounce, buf, ret, 0) != ret)
-		return -EIO;
-	return ret;
-}
-
 int pl_uring_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf)
 {
 	struct uring_dev *d = dev;
 	struct uring_map *u = m->priv;
-	int ret;
+	int err;
 
 	if (!d->can_read)
 		return pinl_set_error(
 			-EOPNOTSUPP,
 			"this kernel can't share a fixed buffer with a second ring; 6.13 can");
 	pthread_mutex_lock(&d->lock);
-	ret = pl_uring_hold(d, u);
-	for (size_t done = 0; ret >= 0 && done < len;) {
-		size_t n = len - done < (256ul << 10) ? len - done : 256ul << 10;
-
-		ret = read_part(d, u, m->start + offset + done, n, (char *)buf + done);
-		done += ret > 0 ? ret : 0;
-	}
+	err = pl_uring_hold(d, u);
 	pthread_mutex_unlock(&d->lock);
-	return ret < 0 ? pinl_set_error(ret, "can't read the device's pages: %s", strerror(-ret)) : 0;
+	if (!err)
+		err = pl_mover_move(&d->priv, false, m->start + offset, u->slot, buf, len);
+	return err ? pinl_set_error(err, "can't read the device's pages: %s", pl_errname(-err)) : 0;
 }

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "core/text.h"
+#include "os/thread.h"
 
 #ifndef MADV_WIPEONFORK
 #define MADV_WIPEONFORK 18
@@ -37,10 +38,8 @@ int pl_stale(void)
 		"open a context of its own");
 }
 
-int pl_exempt_enter(struct pinl_ctx *ctx)
+static int exempt_add(struct pinl_ctx *ctx, pid_t self)
 {
-	pid_t self = gettid();
-
 	for (int i = 0; i < PL_MAX_EXEMPT; i++) {
 		pid_t empty = 0;
 
@@ -48,6 +47,11 @@ int pl_exempt_enter(struct pinl_ctx *ctx)
 			return i;
 	}
 	return -1; /* its change will be asked about twice, which is harmless */
+}
+
+int pl_exempt_enter(struct pinl_ctx *ctx)
+{
+	return exempt_add(ctx, gettid());
 }
 
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot)
@@ -59,7 +63,7 @@ void pl_exempt_leave(struct pinl_ctx *ctx, int slot)
 void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in)
 {
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &in->cancel);
-	in->slot = pl_exempt_enter(ctx);
+	in->slot = exempt_add(ctx, -gettid());
 }
 
 void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in)
@@ -70,10 +74,17 @@ void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in)
 
 int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid)
 {
-	for (int i = 0; i < PL_MAX_EXEMPT; i++)
-		if (atomic_load_explicit(&ctx->exempt[i], memory_order_relaxed) == tid)
-			return 1;
-	return 0;
+	int inside = 0;
+
+	for (int i = 0; i < PL_MAX_EXEMPT; i++) {
+		pid_t got = atomic_load_explicit(&ctx->exempt[i], memory_order_relaxed);
+
+		if (got == tid)
+			return PINL_EXEMPT_ASKED;
+		if (got == -tid)
+			inside = PINL_EXEMPT_INSIDE;
+	}
+	return inside;
 }
 
 void pinl_changing_begin(struct pinl_ctx *ctx)
@@ -258,7 +269,7 @@ int pl_open_core(const struct pinl_opts *given, struct pinl_ctx **out)
 	if (!err && !(ctx->events = pl_events_new(&opts)))
 		err = errno ? -errno : -ENOMEM;
 	if (!err)
-		err = -pthread_create(&ctx->worker, NULL, pl_worker, ctx);
+		err = pl_thread_start(&ctx->worker, pl_worker, ctx);
 	if (err) {
 		ctx_free(ctx);
 		return pinl_set_error(err, "can't make a context: %s%s", strerror(-err),

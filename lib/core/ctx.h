@@ -33,7 +33,7 @@
 
 #define PL_MAX_SOURCES	8
 #define PL_MAX_DETACHED 8
-#define PL_MAX_ORPHANS	4
+#define PL_MAX_LOST	6
 #define PL_MAX_GATES	2048
 #define PL_SETTLED	64
 #define PL_MAX_EXEMPT	256
@@ -59,12 +59,14 @@ struct pinl_device {
 	bool closing;
 };
 
-/* Pages the device still has although file or mapping let them go. */
+/* Pages the device still has although file or mapping let them go. At the head of its own mapping. */
 struct pl_orphan {
+	struct pl_orphan *next;
 	struct pl_range va;
 	enum pinl_op op;
 	uint64_t since_ns;
 	pid_t actor;
+	size_t mapped;	/* all of the mapping; 0: none */
 	void *baseline; /* their content when found; NULL: the device can't be read */
 };
 
@@ -72,9 +74,10 @@ struct pl_recall {
 	struct pl_range va; /* union of the changes' overlaps */
 	enum pinl_op op;
 	enum pl_effect effect;
-	bool late;     /* the pages were detached before the notice */
-	bool quiesced; /* by the holder */
-	bool va_gone;  /* the address range is no longer mapped by it */
+	bool late;	      /* the pages were detached before the notice */
+	bool held;	      /* the actor waits, so it is looked at again after a force */
+	bool quiesced;	      /* by the holder */
+	struct pl_range gone; /* these addresses are no longer mapped by it */
 	uint64_t deadline_ns, change_id;
 	pid_t actor_pid, actor_tid;
 	const char *source;
@@ -83,6 +86,7 @@ struct pl_recall {
 #define PL_JOB_ORPHAN 1u
 #define PL_JOB_FOLLOW 2u
 #define PL_JOB_TAKE   4u
+#define PL_JOB_PARTED 8u
 
 struct pinl_lease {
 	struct pl_node node;
@@ -110,6 +114,9 @@ struct pinl_lease {
 	enum pinl_state state;
 	enum pinl_outcome outcome;
 	bool busy, queued;
+	bool seen, stopped; /* by the look ahead for this force; the device has been stopped then */
+	int stop_err;
+	uint64_t drain_by;
 	unsigned jobs, doing; /* to do; being done by the worker */
 	struct pl_recall recall;
 	struct pl_recall next; /* late changes that came while FORCING */
@@ -120,9 +127,12 @@ struct pinl_lease {
 	int n_detached;
 	bool va_lost; /* part of the address range went: whatever is there now is not ours to pin */
 	struct pl_range follow; /* PL_JOB_FOLLOW */
-	struct pl_recall lost;	/* PL_JOB_ORPHAN: what was lost and to whom */
-	struct pl_orphan orphans[PL_MAX_ORPHANS];
-	int n_orphans;
+	struct pl_range lost_va[PL_MAX_LOST];
+	int n_lost;
+	struct pl_recall lost;	 /* PL_JOB_ORPHAN: what was lost and to whom */
+	struct pl_recall parted; /* PL_JOB_PARTED: a copy that the program has discarded */
+	struct pl_orphan *orphans, unrecorded;
+	size_t orphan_bytes;
 };
 
 /* A file with leases; inode.c. */
@@ -185,6 +195,7 @@ struct pinl_ctx {
 	struct pinl_change *held;
 	struct pl_gate gates[PL_MAX_GATES];
 	int n_gates;
+	unsigned wide_gates; /* that found no room in gates */
 	uint64_t next_id;
 	bool stopping, worker_started;
 	pthread_t worker;
@@ -199,9 +210,9 @@ struct pinl_ctx {
 
 	atomic_uint_fast64_t sequence;
 	atomic_int changing;
-	atomic_uint applying;	/* odd: reports are being taken */
-	atomic_uint wants_hold; /* PINL_OPBITs wanted held by any lease so far */
-	_Atomic pid_t exempt[PL_MAX_EXEMPT];
+	atomic_uint applying;		     /* odd: reports are being taken */
+	atomic_uint wants_hold;		     /* PINL_OPBITs wanted held by any lease so far */
+	_Atomic pid_t exempt[PL_MAX_EXEMPT]; /* negative: inside the library, what it frees is told */
 
 	struct pinl_ctx *next_open; /* for the exit summary */
 };
@@ -254,6 +265,7 @@ void pl_recall_rest(struct pinl_lease *lease);
 void pl_change_leave(struct pinl_lease *lease);
 bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem);
 bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem);
+bool pl_would_refuse(struct pinl_ctx *ctx, const struct pinl_change *change); /* takes ctx->lock */
 
 /* worker.c */
 void *pl_worker(void *ctx);
@@ -263,9 +275,12 @@ void pl_job_add(struct pinl_lease *lease, unsigned jobs); /* ctx->lock held */
 struct pl_taken {
 	enum pinl_outcome outcome;
 	bool whole;
-	bool va_lost; /* the addresses turned out to be unmapped */
-	int err;      /* what fell short */
+	bool va_lost;  /* some of the addresses turned out to be unmapped */
+	bool switched; /* the program has other memory there, whatever became of the device */
+	int err;       /* what fell short */
 };
+int pl_replace(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
+bool pl_stops_first(const struct pinl_lease *lease);
 void pl_take(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
 void pl_orphan_begin(struct pinl_lease *lease, const struct pl_recall *lost);
 void pl_orphan_end(struct pinl_lease *lease);

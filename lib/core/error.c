@@ -4,7 +4,9 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-static _Thread_local char sentence[512];
+/* There from a thread's start, also if the library was opened late: the worker may not allocate, and on
+ * the first use of a place made on demand the C library does. */
+static _Thread_local char sentence[512] __attribute__((tls_model("initial-exec")));
 
 int pinl_set_error(int err, const char *fmt, ...)
 {

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "core/ctx.h"
+#include "os/thread.h"
 #include "os/wake.h"
 
 #define RING 4096
@@ -61,7 +62,7 @@ struct pl_events *pl_events_new(const struct pinl_opts *opts)
 	if (e->fd < 0 || e->stop < 0)
 		goto fail;
 	if (e->on_event) {
-		errno = pthread_create(&e->dispatcher, NULL, dispatch, e);
+		errno = -pl_thread_start(&e->dispatcher, dispatch, e);
 		if (errno)
 			goto fail;
 		e->started = true;

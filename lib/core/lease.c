@@ -20,6 +20,7 @@
 #include "os/vma.h"
 
 #define PAGE	    4096ul
+#define GATE_MS	    20
 #define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL | PINL_STAGE)
 
 void pl_lease_cut_detached(const struct pinl_lease *l, struct pl_range *va)
@@ -168,7 +169,7 @@ static int say_changing(const struct pinl_lease *l)
 }
 
 /* Visible and busy, or the reason why not. */
-static int publish(struct pinl_lease *l)
+static int publish_once(struct pinl_lease *l, bool *gated)
 {
 	struct pinl_ctx *ctx = l->ctx;
 	struct pinl_lease *other;
@@ -184,8 +185,11 @@ static int publish(struct pinl_lease *l)
 		err = -EOPNOTSUPP;
 	} else if (l->dev->closing) {
 		err = -ENODEV;
-	} else if (pl_gate_blocks(ctx, &l->mem) || pl_change_pending_on(ctx, &l->mem)) {
+	} else if (pl_change_pending_on(ctx, &l->mem)) {
 		err = -EBUSY;
+	} else if (pl_gate_blocks(ctx, &l->mem)) {
+		err = -EBUSY;
+		*gated = true;
 	} else {
 		l->id = ++ctx->next_id;
 		l->busy = true;
@@ -206,6 +210,25 @@ static int publish(struct pinl_lease *l)
 		say_changing(l);
 	else if (err)
 		pinl_set_error(err, "the device is being closed");
+	return err;
+}
+
+/* What was let go happens soon, as a rule; a program shouldn't have to try again for that. */
+static int publish(struct pinl_lease *l)
+{
+	uint64_t until = pl_clock_ns() + GATE_MS * 1000000ull;
+	struct timespec pause = {0, 100000};
+	bool gated = true;
+	int err = -EBUSY;
+
+	while (err == -EBUSY && gated) {
+		gated = false;
+		err = publish_once(l, &gated);
+		if (err != -EBUSY || pl_clock_ns() > until)
+			break;
+		if (gated)
+			nanosleep(&pause, NULL);
+	}
 	return err;
 }
 
@@ -252,6 +275,7 @@ static void lease_free(struct pinl_lease *l)
 
 static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 {
+	struct pinl_change *answered = NULL;
 	struct pinl_ctx *ctx = l->ctx;
 	int err = l->dev->ops.map(l->dev->priv, &l->dm, addrs);
 
@@ -264,8 +288,10 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 	l->busy = false;
 	if (l->jobs)
 		pl_job_add(l, 0);
+	pl_settle(ctx, &answered);
 	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&ctx->lock);
+	pl_answer_all(ctx, answered);
 	return 0;
 }
 
@@ -462,6 +488,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	pthread_mutex_unlock(&ctx->lock);
 	withdraw(l);
 	pl_lease_unwatch(l);
+	l->dev->ops.forget(l->dev->priv, &l->dm);
 	lease_free(l);
 	pl_inside_end(ctx, &in);
 }

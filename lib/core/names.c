@@ -83,9 +83,7 @@ static const char *degraded_words(int err)
 	case -EOPNOTSUPP:
 		return "not seen when done raw";
 	case -EINTR:
-		return "let go before the recall was over, others were waiting behind it";
-	case -ENOSPC:
-		return "too many changes under way, a new lease may come before this one";
+		return "let go before the recall was over: it took too long, or others waited behind it";
 	}
 	return "not held before it took effect";
 }

@@ -17,75 +17,78 @@
 #define STEP  (64ul << 10)
 #define BLOCK 512ul
 
+#ifndef MAP_32BIT
+#define MAP_32BIT 0
+#endif
+
 /*
  * Shared, so that it is never merged into a mapping of the application's: that one may be watched, and
- * then unmapping this would wait for a source, which may be waiting for the lease that is busy here.
+ * then unmapping this would wait for a source, which may be waiting for the lease that is busy here. And
+ * low, where there is room, not in a hole that was a lease's a moment ago: the device may be going to
+ * get pages of its own at those addresses.
  */
 static char *buffer(size_t len)
 {
-	void *map = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	const int flags = MAP_SHARED | MAP_ANONYMOUS;
+	void *map = mmap(NULL, len, PROT_READ | PROT_WRITE, flags | MAP_32BIT, -1, 0);
 
+	if (map == MAP_FAILED && MAP_32BIT)
+		map = mmap(NULL, len, PROT_READ | PROT_WRITE, flags, -1, 0);
 	return map == MAP_FAILED ? NULL : map;
 }
 
-/* A hole that the device is to get pages of its own at, soon: not to be filled by a buffer. */
-static void *keep_free(const struct pl_range *va)
-{
-	size_t len = va->end - va->start;
-	void *map = mmap((void *)va->start, len, PROT_NONE,
-			 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+#define HEADER 4096ul /* before the baseline, in the same mapping */
 
-	if (map == MAP_FAILED)
+/* NULL: no memory. Without a baseline the device can't be read. */
+static struct pl_orphan *record(struct pinl_lease *l, const struct pl_recall *lost)
+{
+	size_t len = lost->va.end - lost->va.start, off = lost->va.start - l->m.start;
+	char *map = buffer(HEADER + len);
+	struct pl_orphan *o = (void *)map;
+
+	if (!map)
 		return NULL;
-	if ((uintptr_t)map == va->start)
-		return map;
-	munmap(map, len);
-	return NULL;
+	*o = (struct pl_orphan){.va = lost->va,
+				.op = lost->op,
+				.since_ns = pl_clock_ns(),
+				.actor = lost->actor_pid,
+				.mapped = HEADER + len,
+				.baseline = map + HEADER};
+	if (l->dev->ops.read(l->dev->priv, &l->dm, off, len, o->baseline))
+		o->baseline = NULL;
+	return o;
 }
 
-static char *buffer_beside(const struct pl_range *va)
-{
-	void *kept = keep_free(va);
-	char *map = buffer(va->end - va->start);
-
-	if (kept)
-		munmap(kept, va->end - va->start);
-	return map;
-}
-
-static void *snapshot(struct pinl_lease *l, const struct pl_range *va)
-{
-	size_t len = va->end - va->start, off = va->start - l->m.start;
-	char *copy = buffer_beside(va);
-
-	if (!copy)
-		return NULL;
-	if (l->dev->ops.read(l->dev->priv, &l->dm, off, len, copy)) {
-		munmap(copy, len);
-		return NULL;
-	}
-	return copy;
-}
-
-static bool known(const struct pinl_lease *l, const struct pl_range *va)
-{
-	for (int i = 0; i < l->n_orphans; i++)
-		if (l->orphans[i].va.start <= va->start && l->orphans[i].va.end >= va->end)
-			return true;
-	return false;
-}
-
-/* Cut off what is known already at either end, so that bytes are counted once. */
+/* Cut off what is known already at either end, so that bytes are counted once. Empty: all of it. */
 static void cut_known(const struct pinl_lease *l, struct pl_range *va)
 {
-	for (int i = 0; i < l->n_orphans; i++) {
-		const struct pl_range *k = &l->orphans[i].va;
-
-		if (k->start <= va->start && k->end > va->start)
-			va->start = k->end < va->end ? k->end : va->end;
-		else if (k->end >= va->end && k->start < va->end)
-			va->end = k->start;
+	for (const struct pl_orphan *o = l->orphans, *next; o && va->start < va->end; o = next) {
+		next = o->next;
+		if (o->va.start <= va->start && o->va.end > va->start) {
+			va->start = o->va.end < va->end ? o->va.end : va->end;
+			next = l->orphans; /* another one may go on there */
+		} else if (o->va.end >= va->end && o->va.start < va->end) {
+			va->end = o->va.start;
+			next = l->orphans;
+		}
 	}
+}
+
+/* Found and said, but there was no memory to remember it by: what the device writes there isn't known.
+ */
+static void unrecorded(struct pinl_lease *l, const struct pl_recall *lost)
+{
+	struct pl_orphan *o = &l->unrecorded;
+
+	if (o->va.start == o->va.end)
+		*o = (struct pl_orphan){.va = lost->va,
+					.op = lost->op,
+					.since_ns = pl_clock_ns(),
+					.actor = lost->actor_pid};
+	if (lost->va.start < o->va.start)
+		o->va.start = lost->va.start;
+	if (lost->va.end > o->va.end)
+		o->va.end = lost->va.end;
 }
 
 void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
@@ -93,23 +96,25 @@ void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
 	struct pl_recall lost = *given;
 	struct pinl_ctx *ctx = l->ctx;
 	struct pinl_event ev;
-	void *baseline;
+	struct pl_orphan *o;
 
 	if (l->stage && (lost.op == PINL_OP_COLLAPSE || lost.op == PINL_OP_INSERT))
 		pl_stage_cut(l->stage, lost.va.start - l->m.start, lost.va.end - lost.va.start);
-	if (known(l, &lost.va))
-		return;
 	cut_known(l, &lost.va);
-	if (l->n_orphans ==
-	    PL_MAX_ORPHANS) /* the first ones can't be told apart any more: report them now */
-		pl_orphan_end(l);
-	baseline = snapshot(l, &lost.va);
+	if (lost.va.start >= lost.va.end)
+		return;
+	o = record(l, &lost);
 	pl_event_lease(l, PINL_EV_ORPHAN, &lost, &ev);
 	pthread_mutex_lock(&ctx->lock);
-	l->orphans[l->n_orphans++] =
-		(struct pl_orphan){lost.va, lost.op, pl_clock_ns(), lost.actor_pid, baseline};
+	if (o) {
+		o->next = l->orphans;
+		l->orphans = o;
+	} else {
+		unrecorded(l, &lost);
+	}
 	ctx->counters.orphans++;
 	ctx->counters.orphan_bytes += lost.va.end - lost.va.start;
+	l->orphan_bytes += lost.va.end - lost.va.start;
 	pthread_mutex_unlock(&ctx->lock);
 	pl_event_push(ctx, &ev);
 }
@@ -225,22 +230,32 @@ static void end_one(struct pinl_lease *l, struct pl_orphan *o)
 	ev.waited_ns = ev.time_ns - o->since_ns;
 	summary_line(l, o, &ev, &w);
 	pl_event_push(l->ctx, &ev);
-	if (o->baseline)
-		munmap(o->baseline, o->va.end - o->va.start);
+	if (o->mapped)
+		munmap(o, o->mapped);
 }
 
 void pl_orphan_end(struct pinl_lease *l)
 {
-	struct pl_orphan ended[PL_MAX_ORPHANS];
-	int n;
+	struct pl_orphan *list, *next, *oldest = NULL, without;
 
 	pthread_mutex_lock(&l->ctx->lock);
-	n = l->n_orphans;
-	memcpy(ended, l->orphans, sizeof ended);
-	l->n_orphans = 0;
+	list = l->orphans;
+	without = l->unrecorded;
+	l->orphans = NULL;
+	l->unrecorded.va = (struct pl_range){0, 0};
+	l->orphan_bytes = 0;
 	pthread_mutex_unlock(&l->ctx->lock);
-	for (int i = 0; i < n; i++)
-		end_one(l, &ended[i]);
+	for (; list; list = next) {
+		next = list->next;
+		list->next = oldest;
+		oldest = list;
+	}
+	for (; oldest; oldest = next) {
+		next = oldest->next;
+		end_one(l, oldest);
+	}
+	if (without.va.start < without.va.end)
+		end_one(l, &without);
 }
 
 /* What is still out when the process ends. Exit doesn't wait for a lock. */
@@ -255,13 +270,13 @@ static void summary_of_live(struct pinl_ctx *ctx, int fd)
 	     node = pl_index_next(node, 0, UINTPTR_MAX)) {
 		const struct pinl_lease *l = (const struct pinl_lease *)node;
 
-		for (int i = 0; i < l->n_orphans && n++ < PL_MAX_SUMMARY; i++)
+		if (l->orphan_bytes && n++ < PL_MAX_SUMMARY)
 			dprintf(fd,
 				"pinlease: lease %lu ends with the process: device %s still has %lu "
-				"orphaned bytes at %#lx\n",
+				"orphaned bytes in [%#lx, %#lx)\n",
 				(unsigned long)l->id, l->dev->given->name,
-				(unsigned long)(l->orphans[i].va.end - l->orphans[i].va.start),
-				(unsigned long)l->orphans[i].va.start);
+				(unsigned long)l->orphan_bytes, (unsigned long)l->m.start,
+				(unsigned long)l->m.end);
 	}
 	pthread_mutex_unlock(&ctx->lock);
 	if (n > PL_MAX_SUMMARY)

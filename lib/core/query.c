@@ -6,7 +6,21 @@
 #include "core/ctx.h"
 #include "core/text.h"
 
-/* `changing` is read first: a change that is over by then is in the state, one that isn't says so. */
+static bool pending(const struct pinl_lease *l)
+{
+	for (int i = 0; i < l->ctx->n_sources; i++) {
+		const struct pl_source *s = &l->ctx->sources[i];
+
+		if ((l->watched & (1u << i)) && s->ops->pending && s->ops->pending(s->priv))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * In this order: a source raises `changing` before it takes a report from the kernel, and lowers it when
+ * the report is in the state. So what has been reported by now is pending, or changing, or in the state.
+ */
 int pinl_lease_check(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
@@ -14,9 +28,10 @@ int pinl_lease_check(struct pinl_lease *l)
 
 	if (!pl_alive(ctx))
 		return pl_stale();
-	changing = atomic_load_explicit(&ctx->changing, memory_order_acquire);
+	changing = pending(l);
+	changing |= atomic_load_explicit(&ctx->changing, memory_order_acquire) > 0;
 	pthread_mutex_lock(&ctx->lock);
-	changed = l->state != PINL_ACTIVE || l->n_detached || l->n_orphans ||
+	changed = l->state != PINL_ACTIVE || l->n_detached || l->orphan_bytes ||
 		  ((l->jobs | l->doing) & ~PL_JOB_FOLLOW);
 	pthread_mutex_unlock(&ctx->lock);
 	if (changed)
@@ -51,8 +66,7 @@ void pl_lease_snapshot(const struct pinl_lease *l, struct pinl_lease_info *i)
 			     PINL_OPBIT(PINL_OP_GUARD),
 		.device_class = l->dev->info.device_class,
 	};
-	for (int k = 0; k < l->n_orphans; k++)
-		i->orphan_bytes += l->orphans[k].va.end - l->orphans[k].va.start;
+	i->orphan_bytes = l->orphan_bytes;
 	memcpy(i->coverage, l->coverage, sizeof l->coverage);
 	strncpy(i->device_kind, l->dev->given->name, sizeof i->device_kind - 1);
 }

@@ -83,20 +83,24 @@ static void make_recall(const struct pinl_lease *l, const struct pinl_change *ch
 		.op = ch->op,
 		.effect = effect,
 		.late = !(ch->can & PINL_CAN_BEFORE),
-		.va_gone = effect == PL_GONE && !(ch->can & PINL_CAN_BEFORE),
+		.held = ch->can & PINL_CAN_HOLD,
 		.deadline_ns = deadline < ch->ceiling_ns ? deadline : ch->ceiling_ns,
 		.change_id = ch->id,
 		.actor_pid = ch->actor_pid,
 		.actor_tid = ch->actor_tid,
 		.source = ch->source,
 	};
+	if (effect == PL_GONE && r->late)
+		r->gone = *va;
 }
 
 static void merge_recall(struct pl_recall *r, const struct pl_recall *more)
 {
 	widen(&r->va, &more->va);
 	r->late |= more->late;
-	r->va_gone |= more->va_gone;
+	r->held &= more->held;
+	if (more->gone.start < more->gone.end)
+		widen(&r->gone, &more->gone);
 	if (more->effect == PL_GONE)
 		r->effect = PL_GONE;
 	if (more->deadline_ns < r->deadline_ns)
@@ -149,11 +153,13 @@ static void recall(struct pinl_lease *l, const struct pl_recall *r)
 	if (l->state == PINL_FORCING) {
 		/* Held changes are looked at again; those that can't wait are kept for after the force.
 		 */
-		if (r->late && !l->has_next)
+		bool keep = r->late || !r->held;
+
+		if (keep && !l->has_next)
 			l->next = *r;
-		else if (r->late)
+		else if (keep)
 			merge_recall(&l->next, r);
-		l->has_next |= r->late;
+		l->has_next |= keep;
 		return;
 	}
 	if (l->state == PINL_ACTIVE) {
@@ -167,12 +173,22 @@ static void recall(struct pinl_lease *l, const struct pl_recall *r)
 	pthread_cond_signal(&l->ctx->work); /* the deadline may be an earlier one now */
 }
 
+/* Apart, where they don't touch: what lies between is no orphan. */
 static void orphaned(struct pinl_lease *l, const struct pl_recall *r)
 {
-	if (l->jobs & PL_JOB_ORPHAN)
-		widen(&l->lost.va, &r->va);
-	else
+	int i = 0;
+
+	if (!(l->jobs & PL_JOB_ORPHAN)) {
 		l->lost = *r;
+		l->n_lost = 0;
+	}
+	while (i < l->n_lost && i < PL_MAX_LOST - 1 &&
+	       (r->va.start > l->lost_va[i].end || r->va.end < l->lost_va[i].start))
+		i++;
+	if (i == l->n_lost)
+		l->lost_va[l->n_lost++] = r->va;
+	else
+		widen(&l->lost_va[i], &r->va);
 	pl_job_add(l, PL_JOB_ORPHAN);
 }
 
@@ -233,33 +249,37 @@ static void apply(struct pinl_lease *l, struct pinl_change *ch, const struct pl_
 	}
 }
 
-static bool refused(struct pinl_ctx *ctx, struct pinl_change *ch)
+static struct pinl_lease *refuser(struct pinl_ctx *ctx, const struct pinl_change *ch,
+				  struct pl_range *va)
 {
 	struct pinl_lease *l;
-	struct pl_range va;
 	enum pl_effect effect;
 
-	for_each_lease(l, ctx, ch)
-	{
-		struct pinl_event ev;
+	for_each_lease(l, ctx, ch) if (l->state != PINL_RELEASED && pl_lease_overlap(l, ch, va) &&
+				       ask(l, ch, &effect).action == PL_REFUSE) return l;
+	return NULL;
+}
 
-		if (l->state == PINL_RELEASED || !pl_lease_overlap(l, ch, &va) ||
-		    ask(l, ch, &effect).action != PL_REFUSE)
-			continue;
-		pl_event_lease(l, PINL_EV_REFUSED, NULL, &ev);
-		ev.op = ch->op;
-		ev.start = va.start;
-		ev.end = va.end;
-		ev.change_id = ch->id;
-		ev.actor_pid = ch->actor_pid;
-		ev.actor_tid = ch->actor_tid;
-		ev.err = -EBUSY;
-		strncpy(ev.source, ch->source, sizeof ev.source - 1);
-		pl_event_push(ctx, &ev);
-		ctx->counters.refused++;
-		return true;
-	}
-	return false;
+static bool refused(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	struct pinl_event ev;
+	struct pl_range va;
+	struct pinl_lease *l = refuser(ctx, ch, &va);
+
+	if (!l)
+		return false;
+	pl_event_lease(l, PINL_EV_REFUSED, NULL, &ev);
+	ev.op = ch->op;
+	ev.start = va.start;
+	ev.end = va.end;
+	ev.change_id = ch->id;
+	ev.actor_pid = ch->actor_pid;
+	ev.actor_tid = ch->actor_tid;
+	ev.err = -EBUSY;
+	strncpy(ev.source, ch->source, sizeof ev.source - 1);
+	pl_event_push(ctx, &ev);
+	ctx->counters.refused++;
+	return true;
 }
 
 static bool blocks(const struct pinl_lease *l, const struct pinl_change *ch)
@@ -313,13 +333,13 @@ static void change_degraded(struct pinl_ctx *ctx, const struct pinl_change *ch, 
 	pl_event_push(ctx, &ev);
 }
 
-/* Without room a lease could slip in before the change: said, for it can't be helped here. */
+/* Without room for its range no lease at all is made until it is done. */
 static void gate_add(struct pinl_ctx *ctx, const struct pinl_change *ch)
 {
 	if (!(ch->can & PINL_WILL_SAY_DONE))
 		return;
 	if (ctx->n_gates == PL_MAX_GATES) {
-		change_degraded(ctx, ch, -ENOSPC);
+		ctx->wide_gates++;
 		return;
 	}
 	ctx->gates[ctx->n_gates++] = (struct pl_gate){ch->id,
@@ -354,9 +374,41 @@ static void answered_event(struct pinl_ctx *ctx, const struct pinl_change *ch)
 	ctx->counters.answered++;
 }
 
+/*
+ * What has been replaced by SCRATCH or COPY is the program's own, and no change of it is recalled. But
+ * where it goes, the device must not be given that address again; and where a COPY is discarded, CPU and
+ * device part: that is an orphan.
+ */
+static void lose_detached(struct pinl_lease *l, struct pinl_change *ch, const struct pl_range *part)
+{
+	struct pl_range va = {ch->start > part->start ? ch->start : part->start,
+			      ch->end < part->end ? ch->end : part->end};
+	enum pl_effect effect;
+	struct pl_recall r;
+
+	if (va.start >= va.end || l->id <= ch->newer_than)
+		return;
+	ask(l, ch, &effect);
+	l->va_lost |= effect == PL_GONE;
+	if (effect != PL_DISCARD || l->outcome != PINL_OUT_COPY ||
+	    l->va_lost) /* the device alone has it */
+		return;
+	make_recall(l, ch, &va, effect, &r);
+	if (l->jobs & PL_JOB_PARTED)
+		widen(&l->parted.va, &va);
+	else
+		l->parted = r;
+	pl_job_add(l, PL_JOB_PARTED);
+}
+
 /* The change may go on: gate its range and hand it to the caller to answer without the lock. */
 static void let_go(struct pinl_ctx *ctx, struct pinl_change *ch, struct pinl_change **answered)
 {
+	struct pinl_lease *l;
+
+	if (!ch->on_file)
+		for_each_lease(l, ctx, ch) for (int i = 0; i < l->n_detached; i++)
+			lose_detached(l, ch, &l->detached[i]);
 	if (ch->recalled)
 		answered_event(ctx, ch);
 	gate_add(ctx, ch);
@@ -467,10 +519,15 @@ void pinl_change_cut(struct pinl_ctx *ctx, const struct pinl_change *ch)
 
 void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id)
 {
+	int i = 0;
+
 	pthread_mutex_lock(&ctx->lock);
-	for (int i = 0; i < ctx->n_gates; i++)
-		if (ctx->gates[i].id == change_id)
-			ctx->gates[i--] = ctx->gates[--ctx->n_gates];
+	while (i < ctx->n_gates && ctx->gates[i].id != change_id)
+		i++;
+	if (i < ctx->n_gates)
+		ctx->gates[i] = ctx->gates[--ctx->n_gates];
+	else if (change_id && ctx->wide_gates)
+		ctx->wide_gates--;
 	pthread_mutex_unlock(&ctx->lock);
 }
 
@@ -488,6 +545,8 @@ bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem)
 {
 	uint64_t len = mem->end - mem->start;
 
+	if (ctx->wide_gates)
+		return true;
 	for (int i = 0; i < ctx->n_gates; i++) {
 		const struct pl_gate *g = &ctx->gates[i];
 
@@ -514,4 +573,16 @@ bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem)
 			return true;
 	}
 	return false;
+}
+
+/* So that of several changes of one call none recalls before another is refused. Of now, no promise. */
+bool pl_would_refuse(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	struct pl_range va;
+	bool no;
+
+	pthread_mutex_lock(&ctx->lock);
+	no = refuser(ctx, ch, &va);
+	pthread_mutex_unlock(&ctx->lock);
+	return no;
 }

@@ -4,9 +4,12 @@
  * lock while it works on a lease; `busy` keeps everyone else off the lease meanwhile.
  */
 #include <errno.h>
+#include <string.h>
 #include <time.h>
 
 #include "core/ctx.h"
+
+#define AHEAD 256 /* leases that a look ahead goes over */
 
 void pl_job_add(struct pinl_lease *l, unsigned jobs)
 {
@@ -95,10 +98,9 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 	struct pinl_ctx *ctx = l->ctx;
 
 	l->outcome = taken->outcome;
-	if (!taken->whole) {
+	if (!taken->whole || taken->switched)
 		detach(l, &r->va);
-		l->va_lost |= r->effect == PL_GONE || taken->va_lost;
-	}
+	l->va_lost |= r->effect == PL_GONE || taken->va_lost;
 	if (r->quiesced)
 		ctx->counters.quiesced++;
 	else
@@ -138,27 +140,67 @@ static void answer_unlocked(struct pinl_ctx *ctx, struct pinl_change **answered)
 	pthread_mutex_lock(&ctx->lock);
 }
 
+/* ctx->lock held; dropped meanwhile. The lease is queued, so it stays. */
+static void stop_ahead(struct pinl_ctx *ctx, struct pinl_lease *l)
+{
+	uint64_t drain_by = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
+	int err;
+
+	l->busy = true;
+	pthread_mutex_unlock(&ctx->lock);
+	err = l->dev->ops.stop(l->dev->priv, &l->dm);
+	pthread_mutex_lock(&ctx->lock);
+	l->busy = false;
+	l->stopped = true;
+	l->stop_err = err;
+	l->drain_by = drain_by;
+	pthread_cond_broadcast(pl_settled(l));
+}
+
+/*
+ * Forces are done one after the other, but their waiting for transfers to end may not add up: the
+ * devices of all that are queued are stopped first, and the time to drain runs for all at once.
+ */
+static void look_ahead(struct pinl_ctx *ctx)
+{
+	struct pinl_lease *l = ctx->jobs;
+
+	for (int i = 0; l && i < AHEAD; i++, l = l->job_next) {
+		if (l->seen || l->busy || l->jobs != PL_JOB_TAKE)
+			continue;
+		l->seen = true;
+		if (pl_stops_first(l))
+			stop_ahead(ctx, l);
+	}
+}
+
 /* ctx->lock held; dropped while working. */
 static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 {
-	struct pl_recall recall = l->recall, lost = l->lost;
+	struct pl_recall recall = l->recall, lost = l->lost, parted = l->parted;
 	struct pl_range follow_va = l->follow;
 	struct pinl_change *answered = NULL;
 	struct pl_taken taken = {0};
 	unsigned jobs = l->jobs;
-	bool lost_some;
+	struct pl_range lost_va[PL_MAX_LOST];
+	int n_lost = (jobs & PL_JOB_ORPHAN) && l->state != PINL_RELEASED ? l->n_lost : 0;
 
-	/* A force has taken the pages meanwhile, or some of them. */
-	pl_lease_cut_detached(l, &lost.va);
-	lost_some = (jobs & PL_JOB_ORPHAN) && l->state != PINL_RELEASED && lost.va.start < lost.va.end;
+	memcpy(lost_va, l->lost_va, sizeof lost_va);
+	for (int i = 0; i < n_lost; i++) /* a force has taken the pages meanwhile, or some of them */
+		pl_lease_cut_detached(l, &lost_va[i]);
 	l->doing = jobs;
 	l->jobs = 0;
 	l->busy = true;
 	l->follow = (struct pl_range){0, 0};
 	pthread_mutex_unlock(&ctx->lock);
 
-	if (lost_some)
-		pl_orphan_begin(l, &lost);
+	for (int i = 0; i < n_lost; i++) {
+		lost.va = lost_va[i];
+		if (lost.va.start < lost.va.end)
+			pl_orphan_begin(l, &lost);
+	}
+	if (jobs & PL_JOB_PARTED)
+		pl_orphan_begin(l, &parted);
 	if (jobs & PL_JOB_FOLLOW)
 		follow(l, &follow_va);
 	if (jobs & PL_JOB_TAKE) {
@@ -172,6 +214,8 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 		ctx->counters.followed++;
 	l->busy = false;
 	l->doing = 0;
+	if (jobs & PL_JOB_TAKE)
+		l->seen = l->stopped = false;
 	if (jobs & PL_JOB_TAKE)
 		apply_taken(l, &recall, &taken);
 	if (jobs & PL_JOB_ORPHAN)
@@ -201,6 +245,8 @@ void *pl_worker(void *arg)
 			answer_unlocked(ctx, &answered);
 			continue;
 		}
+		if (ctx->jobs && !ctx->jobs->seen)
+			look_ahead(ctx);
 		l = job_pop(ctx);
 		if (!l)
 			sleep_until(ctx, cut < next ? cut : next);

@@ -9,14 +9,16 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <semaphore.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <linux/close_range.h>
+
+#include "os/thread.h"
 
 struct job {
 	long (*fn)(void *arg);
@@ -89,7 +91,6 @@ static void *aside(void *arg)
 int pl_aside_new(struct pl_aside **out)
 {
 	struct pl_aside *a = calloc(1, sizeof *a);
-	sigset_t all, old;
 	int err;
 
 	if (!a)
@@ -97,10 +98,7 @@ int pl_aside_new(struct pl_aside **out)
 	pthread_mutex_init(&a->lock, NULL);
 	pthread_cond_init(&a->work, NULL);
 	a->tail = &a->jobs;
-	sigfillset(&all); /* no signal handler of the program runs on the thread */
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	err = -pthread_create(&a->thread, NULL, aside, a);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	err = pl_thread_start(&a->thread, aside, a);
 	if (err) {
 		free(a);
 		return err;
@@ -175,6 +173,32 @@ static long do_close(void *arg)
 void pl_aside_close(struct pl_aside *a, int fd)
 {
 	pl_aside_run(a, do_close, &fd);
+}
+
+struct mapping {
+	int fd, prot;
+	off_t offset;
+	size_t len;
+	void *at;
+};
+
+static long do_map(void *arg)
+{
+	struct mapping *m = arg;
+
+	m->at = (void *)syscall(SYS_mmap, NULL, m->len, m->prot, MAP_SHARED | MAP_NORESERVE, m->fd,
+				m->offset);
+	return m->at == MAP_FAILED ? errno : 0;
+}
+
+void *pl_aside_map(struct pl_aside *a, int fd, int prot, off_t offset, size_t len)
+{
+	struct mapping m = {.fd = fd, .prot = prot, .offset = offset, .len = len};
+	int err = pl_aside_run(a, do_map, &m);
+
+	if (err)
+		errno = err;
+	return m.at;
 }
 
 static long do_error(void *arg)

@@ -7,6 +7,9 @@
 #ifndef PL_OS_ASIDE_H
 #define PL_OS_ASIDE_H
 
+#include <stddef.h>
+#include <sys/types.h>
+
 struct pl_aside;
 
 int pl_aside_new(struct pl_aside **out);
@@ -23,6 +26,9 @@ long pl_aside_run(struct pl_aside *a, long (*fn)(void *arg), void *arg);
  */
 int pl_aside_open(struct pl_aside *a, int fd, int flags);
 void pl_aside_close(struct pl_aside *a, int fd);
+
+/* mmap(2) by a descriptor there, MAP_SHARED. MAP_FAILED and errno. */
+void *pl_aside_map(struct pl_aside *a, int fd, int prot, off_t offset, size_t len);
 
 /* 0; -errno: this system gives no table of its own, so nothing can be opened. */
 int pl_aside_error(struct pl_aside *a);

@@ -33,6 +33,8 @@
 #include <unistd.h>
 
 #include "os/compat.h"
+#include "os/forked.h"
+#include "os/thread.h"
 #include "os/wake.h"
 
 #define PAGE   4096ul
@@ -105,6 +107,10 @@ static int uffd_open(bool *user_only)
 
 		close(fd);
 		return err;
+	}
+	if (pl_forked_add(fd)) {
+		close(fd);
+		return -EMFILE;
 	}
 	return fd;
 }
@@ -179,8 +185,8 @@ int pl_swap_new(struct pl_swap **out)
 		goto nomem;
 	if (s->uffd >= 0) {
 		s->stop = eventfd(0, EFD_CLOEXEC);
-		if (s->stop < 0 || pthread_create(&s->thread, NULL, fault_thread, s)) {
-			close(s->uffd);
+		if (s->stop < 0 || pl_thread_start(&s->thread, fault_thread, s)) {
+			pl_forked_close(s->uffd);
 			s->uffd = -1;
 		} else {
 			s->started = true;
@@ -204,8 +210,7 @@ void pl_swap_free(struct pl_swap *s)
 	}
 	if (s->stop >= 0)
 		close(s->stop);
-	if (s->uffd >= 0)
-		close(s->uffd);
+	pl_forked_close(s->uffd);
 	if (s->staging)
 		munmap(s->staging, CHUNK);
 	free(s);

@@ -17,7 +17,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -60,33 +59,63 @@ static int query_ioctl(int maps, uintptr_t at, struct vma *v)
 	return 0;
 }
 
+/* A text file, line by line; stdio would allocate, and the worker asks, too. */
+struct text {
+	int fd;
+	size_t at, have;
+	char buf[1024];
+};
+
+/* What doesn't fit is cut off. -ENOENT at the end. */
+static int next_line(struct text *t, char *line, size_t max)
+{
+	size_t n = 0;
+	ssize_t got;
+	char c;
+
+	do {
+		if (t->at == t->have) {
+			do
+				got = read(t->fd, t->buf, sizeof t->buf);
+			while (got < 0 && errno == EINTR);
+			if (got <= 0)
+				return got < 0 ? -errno : -ENOENT;
+			t->have = got;
+			t->at = 0;
+		}
+		c = t->buf[t->at++];
+		if (n + 1 < max && c != '\n')
+			line[n++] = c;
+	} while (c != '\n');
+	line[n] = 0;
+	return 0;
+}
+
 static int query_text(uintptr_t at, struct vma *v)
 {
-	FILE *f = fopen("/proc/self/maps", "re");
+	struct text t = {.fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC)};
 	char line[1024], perms[8];
-	int err = -ENOENT, pos;
+	int err, pos;
 
-	if (!f)
+	if (t.fd < 0)
 		return errno == ENOENT ? -ENOSYS : -errno;
-	while (err && fgets(line, sizeof line, f)) {
+	while (!(err = next_line(&t, line, sizeof line))) {
 		pos = 0;
 		if (sscanf(line, "%lx-%lx %7s %lx %x:%x %lu %n", &v->start, &v->end, perms, &v->offset,
 			   &v->major, &v->minor, &v->ino, &pos) < 7 ||
 		    v->end <= at)
 			continue;
-		line[strcspn(line, "\n")] = 0;
 		snprintf(v->name, sizeof v->name, "%.500s", pos ? line + pos : "");
 		v->writable = perms[1] == 'w';
 		v->shared = perms[3] == 's';
-		err = 0;
+		break;
 	}
-	if (err && ferror(f))
-		err = -EIO;
-	fclose(f);
+	close(t.fd);
 	return err;
 }
 
-static int vma_at(int maps, uintptr_t at, struct vma *v)
+/* The one there, or the next. */
+static int vma_from(int maps, uintptr_t at, struct vma *v)
 {
 	int err = maps < 0 ? -ENOTTY : query_ioctl(maps, at, v);
 
@@ -94,9 +123,14 @@ static int vma_at(int maps, uintptr_t at, struct vma *v)
 		err = query_text(at, v);
 	if (err == -ENAMETOOLONG) /* the name is only a help */
 		err = query_text(at, v);
-	if (!err && v->start > at)
-		err = -ENOENT;
 	return err;
+}
+
+static int vma_at(int maps, uintptr_t at, struct vma *v)
+{
+	int err = vma_from(maps, at, v);
+
+	return !err && v->start > at ? -ENOENT : err;
 }
 
 static bool may_be_file(int fd, const struct vma *v, struct stat *st)
@@ -104,24 +138,11 @@ static bool may_be_file(int fd, const struct vma *v, struct stat *st)
 	return !fstat(fd, st) && st->st_ino == v->ino;
 }
 
-struct one_page {
-	int fd;
-	uint64_t offset;
-};
-
-static long map_one(void *arg)
-{
-	const struct one_page *p = arg;
-
-	return syscall(SYS_mmap, NULL, 4096, PROT_READ, MAP_SHARED, p->fd, p->offset);
-}
-
 /* btrfs gives every subvolume a st_dev that /proc/self/maps doesn't know: map a page and see what it
  * says. */
 static bool maps_as(struct pl_aside *aside, int real, const struct vma *v)
 {
-	struct one_page p = {real, v->offset};
-	void *page = (void *)pl_aside_run(aside, map_one, &p);
+	void *page = pl_aside_map(aside, real, PROT_READ, v->offset, 4096);
 	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
 	struct vma other;
 	bool same = page != MAP_FAILED && !vma_at(maps, (uintptr_t)page, &other) &&
@@ -383,6 +404,28 @@ static bool is_of(const struct vma *v, const struct pinl_memory *m)
 			    v->offset - v->start == m->offset - m->start));
 }
 
+enum pl_vma_now pl_vma_look(int maps, const struct pinl_memory *m, uintptr_t at, uintptr_t *end)
+{
+	enum pl_vma_now first = PL_VMA_HOLE, now;
+	struct vma v;
+
+	for (uintptr_t start = at; at < *end; at = v.end) {
+		v = (struct vma){0};
+		now = PL_VMA_HOLE;
+		if (!vma_at(maps, at, &v))
+			now = is_of(&v, m) ? PL_VMA_SAME : PL_VMA_OTHER;
+		else
+			v.end = v.start > at ? v.start : *end;
+		if (at == start)
+			first = now;
+		else if (now != first)
+			break;
+	}
+	if (at < *end)
+		*end = at;
+	return first;
+}
+
 bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr_t end)
 {
 	struct vma v;
@@ -391,4 +434,24 @@ bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr
 	for (; same && start < end; start = v.end)
 		same = !vma_at(maps, start, &v) && is_of(&v, m);
 	return same;
+}
+
+int pl_vma_run(int maps, uintptr_t *start, uintptr_t *end)
+{
+	struct vma last, v;
+	int err = vma_from(maps, *start, &v);
+
+	if (!err && v.start >= *end)
+		err = -ENOENT;
+	if (err)
+		return err;
+	if (v.start > *start)
+		*start = v.start;
+	do
+		last = v;
+	while (last.writable && last.end < *end && !vma_at(maps, last.end, &v) && v.writable &&
+	       continues(&last, &v));
+	if (last.end < *end)
+		*end = last.end;
+	return 0;
 }

@@ -29,7 +29,18 @@ struct pl_vma_how {
 int pl_vma_query(const struct pl_vma_how *how, uintptr_t start, uintptr_t end, struct pinl_memory *mem,
 		 int *real);
 
+enum pl_vma_now { PL_VMA_HOLE, PL_VMA_SAME, PL_VMA_OTHER };
+
+/* What is at `at` now, compared with m, and up to where: *end is cut. */
+enum pl_vma_now pl_vma_look(int maps, const struct pinl_memory *m, uintptr_t at, uintptr_t *end);
+
 /* True if the file and kind that `m` says are still mapped at [start, end), which lies in its range. */
 bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr_t end);
+
+/*
+ * Cuts a range to the first mappings in it that continue each other and are writable, or to the first
+ * one that isn't. -ENOENT: nothing is mapped in the range.
+ */
+int pl_vma_run(int maps, uintptr_t *start, uintptr_t *end);
 
 #endif

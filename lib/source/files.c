@@ -15,7 +15,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +25,7 @@
 
 #include <pinlease/device.h>
 
+#include "os/thread.h"
 #include "source/sources.h"
 
 #define OPS_HELD (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
@@ -257,16 +257,10 @@ static void files_free(struct pl_files *s)
 	free(s);
 }
 
-/* No signal handler of the program runs on the threads. */
 static int start_thread(pthread_t *thread, void *(*fn)(void *), struct pl_files *s)
 {
-	sigset_t all, old;
-	int err;
+	int err = pl_thread_start(thread, fn, s);
 
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	err = -pthread_create(thread, NULL, fn, s);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (err)
 		return pinl_set_error(err, "can't start a thread to watch files: %s", strerror(-err));
 	return 0;

@@ -18,7 +18,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +28,7 @@
 
 #include <pinlease/device.h>
 
+#include "os/thread.h"
 #include "source/sources.h"
 
 #define PAGE	  4096ull
@@ -274,19 +274,6 @@ static void notify_free(struct pl_notify *s)
 	free(s);
 }
 
-/* No signal handler of the program runs on the thread. */
-static int start_thread(struct pl_notify *s)
-{
-	sigset_t all, old;
-	int err;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	err = -pthread_create(&s->thread, NULL, pl_notify_thread, s);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return err;
-}
-
 static int open_error(int err)
 {
 	if (err == -EMFILE)
@@ -321,7 +308,7 @@ static int notify_open(struct pinl_ctx *ctx, const void *arg, void **src)
 	if (s->wake < 0)
 		err = -errno;
 	if (!err)
-		err = start_thread(s);
+		err = pl_thread_start(&s->thread, pl_notify_thread, s);
 	if (err) {
 		notify_free(s);
 		return open_error(err);

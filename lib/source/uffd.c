@@ -14,7 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -22,6 +22,7 @@
 #include <pinlease/device.h>
 
 #include "os/compat.h"
+#include "os/thread.h"
 #include "os/wake.h"
 #include "source/sources.h"
 
@@ -45,7 +46,6 @@ static int start_reader(struct pl_uffd *u)
 {
 	size_t page = sysconf(_SC_PAGESIZE);
 	void *probe = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	sigset_t all, old;
 	int err;
 
 	if (probe == MAP_FAILED)
@@ -54,10 +54,7 @@ static int start_reader(struct pl_uffd *u)
 	u->opener = gettid();
 	err = add_range(u, u->probe.start, u->probe.end);
 	if (!err) {
-		sigfillset(&all);
-		pthread_sigmask(SIG_SETMASK, &all, &old);
-		err = -pthread_create(&u->thread, NULL, pl_uffd_reader, u);
-		pthread_sigmask(SIG_SETMASK, &old, NULL);
+		err = pl_thread_start(&u->thread, pl_uffd_reader, u);
 		if (err)
 			remove_range(u, u->probe.start, u->probe.end);
 	}
@@ -271,6 +268,14 @@ static void uffd_suspend(void *src, uintptr_t start, uintptr_t end, int suspende
 		add_range(u, start, end);
 }
 
+static int uffd_pending(void *src)
+{
+	struct pl_uffd *u = src;
+	struct pollfd p = {.fd = u->fd, .events = POLLIN};
+
+	return poll(&p, 1, 0) > 0;
+}
+
 const struct pinl_source_ops pl_uffd_ops = {
 	.size = sizeof pl_uffd_ops,
 	.name = "uffd",
@@ -280,4 +285,5 @@ const struct pinl_source_ops pl_uffd_ops = {
 	.watch = uffd_watch,
 	.unwatch = uffd_unwatch,
 	.suspend = uffd_suspend,
+	.pending = uffd_pending,
 };

@@ -130,10 +130,10 @@ static bool is_answered(const struct pl_uffd_ask *ask)
 static void ask_for(struct pl_uffd_hold *hold, struct pl_uffd_caller *c)
 {
 	for (int i = 0; i < c->nr && !c->exempt; i++) {
-		unsigned can = PINL_CAN_TELL | PINL_CAN_HOLD;
+		unsigned can = PINL_CAN_TELL | PINL_CAN_HOLD | PINL_WILL_SAY_DONE;
 
 		if (is_before(c->range[i].op))
-			can |= PINL_CAN_BEFORE | PINL_WILL_SAY_DONE;
+			can |= PINL_CAN_BEFORE;
 		c->ask[i] = submit(hold->asks, &c->range[i], can, c->tid, WAITED);
 	}
 	/* A core that has nothing to do answers within submit. */
@@ -301,7 +301,7 @@ enum pl_uffd_found pl_uffd_hold_find(struct pl_uffd_hold *hold, int nr, struct p
 			r->op = c->range[j].op;
 			*tid = c->tid;
 			c->read = true;
-			if (!c->exempt && !c->ask[j])
+			if (c->exempt != PINL_EXEMPT_ASKED && !c->ask[j])
 				return PL_UFFD_SEEN;
 			r->newer_than = c->mark;
 			return PL_UFFD_KNOWN;
@@ -328,7 +328,7 @@ static void leave(struct pl_uffd_hold *hold, const struct pl_uffd_caller *c, str
 {
 	struct pl_uffd_leaving *l = NULL;
 
-	if (ask && atomic_load(&ask->state) == ANSWERED && (ask->change.can & PINL_WILL_SAY_DONE))
+	if (ask && atomic_load(&ask->state) == ANSWERED && (ask->change.can & PINL_CAN_BEFORE))
 		l = leaving(hold, c->tid);
 	if (l) {
 		l->change_id = ask->change.id;

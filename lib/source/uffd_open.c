@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Getting a userfaultfd that can do what the source needs, or one sentence saying what is in the way;
- * and keeping it out of forked children. `forked` is the only state: lock-free, because a child of
- * fork() may take no lock.
+ * and keeping it out of forked children: they would keep the registration alive when the parent closes
+ * it, and then the parent's next munmap would wait for a reader that is gone.
  */
 #include "source/uffd.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -16,45 +15,11 @@
 #include <pinlease/device.h>
 
 #include "os/compat.h"
+#include "os/forked.h"
 
-#define MAX_FORKED 64
 #define FEATURES                                                                                        \
 	(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_EVENT_UNMAP |               \
 	 UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_REMAP)
-
-/*
- * A child that kept the descriptor would keep the registration alive when the parent closes it, and then
- * the parent's next munmap would wait for a reader that is gone. Descriptors plus one; 0 = empty.
- */
-static atomic_int forked[MAX_FORKED];
-
-static void close_in_child(void)
-{
-	for (int i = 0; i < MAX_FORKED; i++) {
-		int fd = atomic_exchange(&forked[i], 0);
-
-		if (fd)
-			close(fd - 1);
-	}
-}
-
-static void watch_forks(void)
-{
-	pthread_atfork(NULL, NULL, close_in_child);
-}
-
-static void forked_replace(int old, int new)
-{
-	static pthread_once_t once = PTHREAD_ONCE_INIT;
-
-	pthread_once(&once, watch_forks);
-	for (int i = 0; i < MAX_FORKED; i++) {
-		int expected = old;
-
-		if (atomic_compare_exchange_strong(&forked[i], &expected, new))
-			return;
-	}
-}
 
 static int open_uffd(void)
 {
@@ -137,8 +102,11 @@ int pl_uffd_open_fd(void)
 
 	if (fd < 0)
 		return explain_open(fd);
-	forked_replace(0, fd + 1);
-	err = shake_hands(fd);
+	err = pl_forked_add(fd);
+	if (err)
+		pinl_set_error(err, "more userfaultfds and rings than a fork can close");
+	else
+		err = shake_hands(fd);
 	if (!err)
 		return fd;
 	pl_uffd_close_fd(fd);
@@ -148,6 +116,5 @@ int pl_uffd_open_fd(void)
 /* Whoever is blocked is let go by this. */
 void pl_uffd_close_fd(int fd)
 {
-	forked_replace(fd + 1, 0);
-	close(fd);
+	pl_forked_close(fd);
 }

@@ -86,12 +86,12 @@ static void take_events(struct pl_uffd *u)
 	pinl_applying_begin(u->ctx);
 	while (messages-- && read(u->fd, &msg, sizeof msg) == sizeof msg)
 		apply(u, &msg, callers);
-	pinl_applying_end(u->ctx);
-	pinl_changing_end(u->ctx);
 	if (u->hold.one)
 		pl_uffd_hold_drop_read(&u->hold);
 	else
 		pl_uffd_hold_drop(&u->hold, callers);
+	pinl_applying_end(u->ctx);
+	pinl_changing_end(u->ctx);
 }
 
 /*

@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Leases of which parts have been taken before: what SCRATCH and COPY put there is the program's own,
+ * and no later recall touches it or gives the device what the program has put in its place. And several
+ * things on one lease at once: changes that are merged, orphans in any number.
+ */
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <semaphore.h>
+
+#include <pinlease/device.h>
+
+#include "traps_rig.h"
+
+#define N     8
+#define FLAGS (PINNED | PINL_COOPERATIVE)
+
+static struct trap t;
+static struct lent l;
+static int fd;
+
+static char *memfd(size_t pages)
+{
+	char *va;
+
+	fd = memfd_create("parts", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(fd, pages * PG), 0);
+	va = mmap(NULL, pages * PG, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	assert_ptr_not_equal(va, MAP_FAILED);
+	return memset(va, 'O', pages * PG);
+}
+
+static void punch(int page)
+{
+	assert_ok(pinl_fallocate(t.ctx, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, page * PG, PG));
+}
+
+static void done(char *va, size_t pages)
+{
+	end(&l);
+	munmap(va, pages * PG);
+	close(fd);
+}
+
+static void a_part_replaced_before_keeps_what_the_program_stored(void **state)
+{
+	char *va;
+
+	for_each_device(&t, i) for (int then = PINL_THEN_SCRATCH; then <= PINL_THEN_COPY; then++)
+	{
+		va = memfd(N);
+		lend(&t, &l, va, N * PG, FLAGS, recall(then, 0));
+		punch(3);
+		memset(va + 3 * PG, 'C', PG);
+		assert_ok(pinl_ftruncate(t.ctx, fd, 0));
+		assert_page(va + 3 * PG, 'C');
+		assert_page(va + 4 * PG, then == PINL_THEN_COPY ? 'O' : 0);
+		assert_coherent(&t, &l, 0, N);
+		done(va, N);
+	}
+}
+
+/* The addresses of such a part are anybody's once the program has unmapped it. */
+static void the_device_is_not_given_what_came_in_its_place(void **state)
+{
+	char *va;
+
+	for_each_device(&t, i) for (int then = PINL_THEN_SCRATCH; then <= PINL_THEN_COPY; then++)
+	{
+		va = memfd(N);
+		lend(&t, &l, va, N * PG, FLAGS, recall(then, 0));
+		punch(3);
+		anon_at(va + 3 * PG, PG, MAP_FIXED);
+		memset(va + 3 * PG, 'M', PG);
+		assert_ok(pinl_ftruncate(t.ctx, fd, 0));
+		put(&t, &l, 3, 'D'); /* goes nowhere, whatever it says */
+		assert_page(va + 3 * PG, 'M');
+		done(va, N);
+	}
+}
+
+static void *punch_last(void *arg)
+{
+	punch(N - 1);
+	return NULL;
+}
+
+/* One changes the file's end, the other unmaps the beginning: COPY of the end is kept all the same. */
+static void an_unmapped_part_doesnt_spoil_the_copy_of_another(void **state)
+{
+	struct pinl_event ev;
+	pthread_t other;
+	char *va;
+
+	for_each_device(&t, i)
+	{
+		va = memfd(N);
+		lend(&t, &l, va, N * PG, PINNED, recall(PINL_THEN_COPY, 100));
+		assert_int_equal(pthread_create(&other, NULL, punch_last, NULL), 0);
+		await(&t, PINL_EV_NOTICE);
+		assert_int_equal(munmap(va, PG), 0); /* within the same notice */
+		pthread_join(other, NULL);
+		ev = await(&t, PINL_EV_FORCED);
+		assert_int_equal(ev.outcome, PINL_OUT_COPY);
+		assert_int_equal(ev.err, 0);
+		assert_page(va + (N - 1) * PG, 'O');
+		done(va, N);
+	}
+}
+
+/* The device keeps a copy that the program itself has thrown away: said, and counted. */
+static void a_copy_that_is_discarded_is_an_orphan(void **state)
+{
+	struct pinl_counters n = {.size = sizeof n};
+	char *va;
+
+	for_each_device(&t, i) for (int explicit = 0; explicit < 2; explicit ++)
+	{
+		va = anon(N * PG);
+		fd = -1;
+		lend(&t, &l, va, N * PG, PINNED, recall(PINL_THEN_COPY, 0));
+		assert_int_equal(explicit ? pinl_madvise(t.ctx, va, PG, MADV_DONTNEED)
+					  : madvise_by_other(va, PG, MADV_DONTNEED),
+				 0);
+		assert_int_equal(await(&t, PINL_EV_ORPHAN).start, va);
+		assert_ok(put(&t, &l, 0, 'x'));
+		end(&l);
+		assert_int_equal(await(&t, PINL_EV_ORPHAN_END).bytes, PG);
+		munmap(va, N * PG);
+		assert_ok(pinl_counters(t.ctx, &n));
+		assert_int_equal(n.orphan_bytes_written, (explicit + 1) * PG);
+	}
+}
+
+static void orphans_in_any_number_are_counted_apart(void **state)
+{
+	struct pinl_lease_info info = {.size = sizeof info};
+	struct pinl_counters n = {.size = sizeof n};
+	char *va;
+
+	for_each_device(&t, i)
+	{
+		va = memfd(32);
+		lend(&t, &l, va, 32 * PG, FLAGS, keep());
+		for (int hole = 0; hole < 12; hole++) {
+			punch(2 * hole);
+			await(&t, PINL_EV_ORPHAN);
+		}
+		assert_ok(pinl_lease_info(l.lease, &info));
+		assert_int_equal(info.orphan_bytes, 12 * PG);
+		assert_ok(put(&t, &l, 0, 'x'));
+		assert_ok(put(&t, &l, 22, 'x'));
+		done(va, 32);
+		assert_ok(pinl_counters(t.ctx, &n));
+		assert_int_equal(n.orphans, 12);
+		assert_int_equal(n.orphan_bytes, 12 * PG);
+		assert_int_equal(n.orphan_bytes_written, 2 * PG);
+	}
+}
+
+/* ------------------------------------------------------------------------------- a lease being made --
+ */
+
+/* A device of the test's own, whose map can be stopped. */
+static struct {
+	int stop;
+	sem_t entered, go;
+} maker;
+
+static int maker_open(const void *arg, struct pinl_device_info *info, void **dev)
+{
+	info->device_class = PINL_DEV_REVOCABLE;
+	info->caps = PINL_DEVCAP_PIN;
+	*dev = &maker;
+	return 0;
+}
+
+static int maker_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
+{
+	if (maker.stop) {
+		sem_post(&maker.entered);
+		sem_wait(&maker.go);
+	}
+	return 0;
+}
+
+static int maker_stop(void *dev, struct pinl_mapping *m)
+{
+	return 0;
+}
+
+static int maker_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
+{
+	return 0;
+}
+
+static const struct pinl_device_ops maker_ops = {.size = sizeof maker_ops,
+						 .name = "maker",
+						 .open = maker_open,
+						 .map = maker_map,
+						 .stop = maker_stop,
+						 .drain = maker_drain};
+
+static struct pinl_device *slow;
+
+static void *lease_private(void *va)
+{
+	struct pinl_policy p = recall(PINL_THEN_FAIL, 0);
+	struct pinl_lease *lease;
+
+	assert_ok(pinl_map_range(slow, (uintptr_t)va, (uintptr_t)va + N * PG, FLAGS, &p, NULL, &lease));
+	return lease;
+}
+
+static void *punch_all(void *arg)
+{
+	pinl_fallocate(t.ctx, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, N * PG);
+	return NULL;
+}
+
+/* A hole takes nothing from the private mapping that is being leased; but the change waits for that
+ * lease as long as it is not known, and must be let go when it is. */
+static void a_change_that_waits_for_a_lease_being_made_goes_on(void **state)
+{
+	pthread_t mapper, actor;
+	struct pinl_event ev;
+	char *shared, *private;
+	void *lease;
+
+	trap_open(&t, SOFT);
+	sem_init(&maker.entered, 0, 0);
+	sem_init(&maker.go, 0, 0);
+	assert_ok(pinl_device_open_ops(t.ctx, &maker_ops, NULL, &slow));
+	shared = memfd(N);
+	private = mmap(NULL, N * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	lend(&t, &l, shared, N * PG, FLAGS, recall(PINL_THEN_FAIL, 0));
+	maker.stop = 1;
+	assert_int_equal(pthread_create(&mapper, NULL, lease_private, private), 0);
+	sem_wait(&maker.entered);
+	assert_int_equal(pthread_create(&actor, NULL, punch_all, NULL), 0);
+	await(&t, PINL_EV_RELEASED);
+	sem_post(&maker.go);
+	pthread_join(mapper, &lease);
+	pthread_join(actor, NULL);
+	while (!next_event(&t, &ev, 0))
+		assert_int_not_equal(ev.type, PINL_EV_DEGRADED); /* not by the ceiling */
+	pinl_unmap_range(lease);
+	munmap(private, N * PG);
+	done(shared, N);
+	trap_close(&t);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_part_replaced_before_keeps_what_the_program_stored),
+		cmocka_unit_test(the_device_is_not_given_what_came_in_its_place),
+		cmocka_unit_test(an_unmapped_part_doesnt_spoil_the_copy_of_another),
+		cmocka_unit_test(a_copy_that_is_discarded_is_an_orphan),
+		cmocka_unit_test(orphans_in_any_number_are_counted_apart),
+		cmocka_unit_test(a_change_that_waits_for_a_lease_being_made_goes_on),
+	};
+
+	return cmocka_run_group_tests_name("parts", tests, NULL, NULL);
+}
