@@ -35,9 +35,10 @@
  *   must be the last call on their object.
  * - The explicit calls, pinl_munmap() to pinl_fallocate(), are no cancellation points, although they
  *   wait: a thread that is cancelled meanwhile ends after the change.
- * - The library owns nothing it did not take: it never unmaps memory or closes descriptors of yours,
- *   with one exception that is its purpose: a forced SCRATCH or COPY replaces the recalled part of
- *   the leased range by private memory at the same address. That memory is yours afterwards.
+ * - The library owns nothing it did not take: it never unmaps memory, closes descriptors or drops
+ *   file locks (fcntl(2), flock(2)) of yours, with one exception that is its purpose: a forced SCRATCH
+ *   or COPY replaces the recalled part of the leased range by private memory at the same address.
+ *   That memory is yours afterwards.
  * - fork: a child inherits no lease. In the child every call on an inherited object returns -ESTALE,
  *   and pinl_unmap_range(), pinl_device_close() and pinl_close() do nothing. A raw clone() behaves
  *   the same way (MADV_WIPEONFORK). The library's own descriptors are closed in a child of fork(). It

@@ -26,6 +26,7 @@
 #include "core/index.h"
 #include "core/policy.h"
 #include "core/revoke.h"
+#include "os/aside.h"
 #include "os/clock.h"
 #include "os/stage.h"
 #include "os/swap.h"
@@ -141,7 +142,8 @@ struct pl_inode {
 	struct pl_index leases;
 	uint64_t dev, ino;
 	unsigned refs;
-	int fd; /* every lease's mem.fd; -1: can't be opened */
+	int fd;	  /* every lease's mem.fd, O_PATH; -1: can't be opened */
+	int real; /* the same file, open in the table of ctx->aside */
 };
 
 static inline struct pinl_lease *pl_lease_of_notice_node(struct pl_node *node)
@@ -200,6 +202,7 @@ struct pinl_ctx {
 	bool stopping, worker_started;
 	pthread_t worker;
 
+	struct pl_aside *aside; /* for calls on descriptors of files */
 	struct pl_swap *swap;
 	struct pl_bounce *bounce; /* made for the first staged lease */
 	struct pl_events *events;
@@ -242,8 +245,8 @@ size_t pl_lease_live_bytes(const struct pinl_lease *lease);
 
 /* inode.c */
 struct pl_inode *pl_inode_find(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino); /* ctx->lock held */
-int pl_inode_known(void *lease, uint64_t dev, uint64_t ino);			  /* for pl_vma_query */
-int pl_inode_get(struct pinl_lease *lease);
+int pl_inode_real(struct pinl_ctx *ctx, const struct pinl_memory *mem); /* of a leased file; or -1 */
+int pl_inode_under(struct pinl_lease *lease, uintptr_t start, uintptr_t end); /* fills lease->mem */
 void pl_inode_put(struct pinl_lease *lease);
 
 /* query.c (ctx->lock held); all but size */

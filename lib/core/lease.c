@@ -346,9 +346,7 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 	l->owner_thread = gettid();
 	l->since_ns = pl_clock_ns();
 	l->mem.fd = -1;
-	err = pl_vma_query(l->ctx->maps, start, end, pl_inode_known, l, &l->mem);
-	if (!err)
-		err = pl_inode_get(l);
+	err = pl_inode_under(l, start, end);
 	if (!err && (flags & PINL_WRITE) && !l->mem.writable)
 		err = pinl_set_error(-EACCES,
 				     "[%#lx, %#lx) is mapped read-only, and PINL_WRITE was asked for",

@@ -188,42 +188,47 @@ static int madvise_op(int advice, enum pinl_op *op)
 }
 
 /*
- * Another way to the same pages of the file: a forced lease has private memory at the addresses by the
- * time the hole is made. A descriptor if there is one; a second mapping of watched memory would make
- * events, for which its maker waits and others' holds are cut short. But only the mapping knows whether
- * it may be written to when it isn't just now.
+ * A second mapping of the same pages: a forced lease has private memory at the addresses by the time the
+ * hole is made. Mapped by a descriptor if there is one; a copy of a watched mapping would make events,
+ * for which its maker waits and others' holds are cut short. But only the mapping knows whether it may
+ * be written to when it isn't just now.
  */
 struct way {
-	int fd;
-	void *alias;
+	char *map, *alias; /* all of it; where the range is */
+	size_t len;	   /* of map */
 };
 
-static int way_open(struct way *w, const struct pinl_memory *m, size_t len)
+static char *map_file(struct pinl_ctx *ctx, const struct pinl_memory *m, uint64_t from, size_t len)
 {
-	w->alias = NULL;
-	w->fd = m->fd >= 0 && m->writable ? pl_reopen(m->fd, O_RDWR) : -1;
-	if (w->fd < 0)
-		w->alias = mremap((void *)m->start, 0, len, MREMAP_MAYMOVE);
-	if (w->alias == MAP_FAILED)
+	int fd = m->fd >= 0 && m->writable ? pl_aside_open(ctx->aside, m->fd, O_RDWR) : -1;
+	char *map = MAP_FAILED;
+
+	if (fd >= 0) {
+		map = pl_aside_map(ctx->aside, fd, PROT_READ | PROT_WRITE, from, len);
+		pl_aside_close(ctx->aside, fd);
+	}
+	return map;
+}
+
+static int way_open(struct way *w, struct pinl_ctx *ctx, const struct pinl_memory *m, size_t len)
+{
+	uint64_t page = PAGE, before;
+	struct stat st;
+
+	if (m->kind == PINL_MEM_HUGETLB && m->fd >= 0 && !fstat(m->fd, &st))
+		page = st.st_blksize; /* which is mapped as a whole */
+	before = m->offset % page;
+	w->len = (before + len + page - 1) / page * page;
+	w->map = map_file(ctx, m, m->offset - before, w->len);
+	w->alias = w->map + before;
+	if (w->map != MAP_FAILED)
+		return 0;
+	w->len = len;
+	w->map = w->alias = mremap((void *)m->start, 0, len, MREMAP_MAYMOVE);
+	if (w->map == MAP_FAILED)
 		return pinl_set_error(-errno, "can't map the range at [%#lx, +%zu) once more: %s",
 				      m->start, len, strerror(errno));
 	return 0;
-}
-
-static int way_punch(const struct way *w, const struct pinl_memory *m, size_t len)
-{
-	if (w->fd >= 0 ? fallocate(w->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, m->offset, len)
-		       : madvise(w->alias, len, MADV_REMOVE))
-		return -errno;
-	return 0;
-}
-
-static void way_close(const struct way *w, size_t len)
-{
-	if (w->fd >= 0)
-		close(w->fd);
-	else
-		munmap(w->alias, len);
 }
 
 /* Asked about as a change of the file: a lease may have the same pages by another mapping. */
@@ -232,7 +237,7 @@ static int remove_shared(struct pinl_ctx *ctx, const struct pinl_memory *m)
 	size_t len = m->end - m->start;
 	struct asking a;
 	struct way way;
-	int err = way_open(&way, m, len), slot;
+	int err = way_open(&way, ctx, m, len), slot;
 
 	if (err)
 		return err;
@@ -240,8 +245,8 @@ static int remove_shared(struct pinl_ctx *ctx, const struct pinl_memory *m)
 	on_file(&a, m->dev, m->ino, m->offset, m->offset + len);
 	err = begin(ctx, &a, &slot);
 	if (!err)
-		err = finish(ctx, &a, slot, way_punch(&way, m, len));
-	way_close(&way, len);
+		err = finish(ctx, &a, slot, madvise(way.alias, len, MADV_REMOVE) ? -errno : 0);
+	munmap(way.map, way.len);
 	return err;
 }
 
@@ -253,8 +258,9 @@ static int none_known(void *arg, uint64_t dev, uint64_t ino)
 /* Of one file, or of something that isn't shared; then the kernel says why not. */
 static int remove_run(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
 {
+	struct pl_vma_how how = {.maps = ctx->maps, .aside = ctx->aside, .known = none_known};
 	struct pinl_memory m;
-	int err = pl_vma_query(ctx->maps, start, end, none_known, NULL, &m);
+	int real, err = pl_vma_query(&how, start, end, &m, &real);
 
 	if (err)
 		return err;
@@ -265,6 +271,8 @@ static int remove_run(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
 				     strerror(errno));
 	if (m.fd >= 0)
 		close(m.fd);
+	if (real >= 0)
+		pl_aside_close(ctx->aside, real);
 	return err;
 }
 
