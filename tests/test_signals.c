@@ -221,8 +221,13 @@ static void store(int sig)
 		mem[stores++ * 97 % PAGES * PAGE] = 'h';
 }
 
+/* It doesn't take the signal itself: it could be in the handler when the range is unmapped. */
 static void *signal_all(void *arg)
 {
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, NULL);
 	while (!atomic_load(&quiet)) {
 		kill(getpid(), SIGUSR1);
 		sched_yield();
