@@ -464,6 +464,7 @@ static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked)
 
 void pl_lease_end(struct pinl_lease *l, bool leaked)
 {
+	void (*forget)(struct pinl_mapping *) = l->dev->ops.forget; /* then dev may be gone */
 	struct pinl_ctx *ctx = l->ctx;
 	enum pinl_state before;
 	struct pl_inside in;
@@ -490,7 +491,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	pthread_mutex_unlock(&ctx->lock);
 	withdraw(l);
 	pl_lease_unwatch(l);
-	l->dev->ops.forget(l->dev->priv, &l->dm);
+	forget(&l->dm);
 	lease_free(l);
 	pl_inside_end(ctx, &in);
 }
