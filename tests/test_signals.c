@@ -222,6 +222,11 @@ static void store(int sig)
 
 static void *signal_all(void *arg)
 {
+	sigset_t own;
+
+	sigemptyset(&own);
+	sigaddset(&own, SIGUSR1);
+	pthread_sigmask(SIG_BLOCK, &own, NULL);
 	while (!atomic_load(&quiet))
 		kill(getpid(), SIGUSR1);
 	return NULL;
