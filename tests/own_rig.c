@@ -113,7 +113,7 @@ void own_open(struct own *o, const char *device, unsigned ceiling_ms,
 	o->notice = notice;
 	o->has_ring = !strcmp(device, "uring");
 	if (o->has_ring)
-		must_ok(io_uring_queue_init(8, &o->ring, 0));
+		must_ok(io_uring_queue_init(1024, &o->ring, 0));
 	must_ok(pinl_open(&opts, &o->ctx));
 	must_ok(pinl_device_open(o->ctx, device, o->has_ring ? &arg : NULL, &o->dev));
 }

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "backend/soft_engine.h"
+#include "os/thread.h"
 
 #define FIRST_DADDR (1ULL << 48) /* no user address: one can't be taken for the other */
 
@@ -292,15 +293,17 @@ static int explain_dma(int err, uint64_t daddr, int write)
 int pinl_soft_dma(struct pinl_device *dev, uint64_t daddr, void *buf, size_t len, int write)
 {
 	struct pl_soft_dma x = {.daddr = daddr, .buf = buf, .len = len, .write = !!write};
+	PL_CALL(call);
 	struct pl_soft *s = soft_of(dev);
 
 	if (!s)
 		return -EINVAL;
-	return explain_dma(pl_soft_submit(s, &x), daddr, write);
+	return explain_dma(pl_soft_submit(s, &x, &call), daddr, write);
 }
 
 int pinl_soft_pause(struct pinl_device *dev, int paused)
 {
+	PL_CALL(call);
 	struct pl_soft *s = soft_of(dev);
 
 	if (!s)

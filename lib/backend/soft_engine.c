@@ -16,6 +16,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "os/thread.h"
+
 /* ---------------------------------------------------------------------------------- page table -- */
 
 /* The index of the last mapping that starts at or below daddr, plus one. */
@@ -217,15 +219,16 @@ void *pl_soft_engine(void *arg)
 		s->cur = x;
 		x->result = s->closing ? -ENODEV : dma_run(s, x);
 		s->cur = NULL;
-		x->done = 1;
 		pthread_cond_broadcast(&s->changed);
+		sem_post(&x->ended);
 	}
 	pthread_mutex_unlock(&s->lock);
 	return NULL;
 }
 
-int pl_soft_submit(struct pl_soft *s, struct pl_soft_dma *x)
+int pl_soft_submit(struct pl_soft *s, struct pl_soft_dma *x, const struct pl_call *call)
 {
+	sem_init(&x->ended, 0, 0);
 	pthread_mutex_lock(&s->lock);
 	if (s->closing) {
 		pthread_mutex_unlock(&s->lock);
@@ -235,8 +238,13 @@ int pl_soft_submit(struct pl_soft *s, struct pl_soft_dma *x)
 	*s->tail = x;
 	s->tail = &x->next;
 	pthread_cond_broadcast(&s->changed);
-	while (!x->done)
-		pthread_cond_wait(&s->changed, &s->lock);
+	pthread_mutex_unlock(&s->lock);
+	pl_call_wait_begin(call);
+	while (sem_wait(&x->ended))
+		;
+	pl_call_wait_end(call);
+	sem_destroy(&x->ended);
+	pthread_mutex_lock(&s->lock);
 	s->submitters--;
 	pthread_cond_broadcast(&s->changed);
 	pthread_mutex_unlock(&s->lock);

@@ -4,6 +4,7 @@
 #define PL_BACKEND_SOFT_ENGINE_H
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,7 +24,7 @@ struct pl_soft_map {
 	unsigned char pte[];
 };
 
-/* A transfer. Lives on its submitter's stack until `done`. */
+/* A transfer. Lives on its submitter's stack until it has `ended`. */
 struct pl_soft_dma {
 	struct pl_soft_dma *next;
 	uint64_t daddr;
@@ -33,7 +34,8 @@ struct pl_soft_dma {
 	struct pl_soft_map *map; /* while in flight */
 	struct pl_pin *pin;	 /* the pages it began with; NULL: on demand */
 	int busy;		 /* the page at `pos` is being accessed */
-	int cancel, done, result;
+	int cancel, result;
+	sem_t ended;
 };
 
 struct pl_soft {
@@ -57,7 +59,8 @@ struct pl_soft {
 void *pl_soft_engine(void *soft);
 
 /* Queue a transfer and wait for its end. */
-int pl_soft_submit(struct pl_soft *s, struct pl_soft_dma *x);
+struct pl_call;
+int pl_soft_submit(struct pl_soft *s, struct pl_soft_dma *x, const struct pl_call *call);
 
 /* Give the mapping its device addresses and make it visible to the engine. -ENOMEM. */
 int pl_soft_insert(struct pl_soft *s, struct pl_soft_map *map);

@@ -158,7 +158,9 @@ static int read_part(struct uring_dev *d, struct uring_map *u, uintptr_t at, siz
 	while (ret == -EINTR);
 	if (ret < 0)
 		return ret;
-	ret = io_uring_wait_cqe(&d->priv, &cqe);
+	do /* a stop signal can't be blocked */
+		ret = io_uring_wait_cqe(&d->priv, &cqe);
+	while (ret == -EINTR || ret == -EAGAIN);
 	if (ret)
 		return ret;
 	ret = cqe->res;

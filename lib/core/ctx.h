@@ -10,6 +10,10 @@
  * lease->busy: whoever set it (the worker or the thread in unmap) may call the backend for this lease;
  * it replaces a per-lease lock and is waited for on ctx->settled.
  *
+ * Every exported call that takes a lock or has a cancellation point begins with PL_CALL (os/thread.h): a
+ * signal handler that changes watched memory with a lock taken would wait for a source thread that needs
+ * that lock, and a cancelled thread would leave it taken.
+ *
  * Lifetimes: a lease lives from map to unmap; the worker touches it only while it is queued or busy,
  * and unmap waits for both to end.
  */
@@ -28,6 +32,7 @@
 #include "core/revoke.h"
 #include "os/clock.h"
 #include "os/swap.h"
+#include "os/thread.h"
 
 #define PL_MAX_SOURCES	8
 #define PL_MAX_DETACHED 8
@@ -102,8 +107,9 @@ struct pinl_lease {
 
 	enum pinl_state state;
 	enum pinl_outcome outcome;
+	atomic_bool changed; /* not all of it is as it was pinned; stays. Read without the lock. */
 	bool busy, queued;
-	unsigned jobs, doing; /* to do; being done by the worker */
+	unsigned jobs; /* to do by the worker */
 	struct pl_recall recall;
 	struct pl_recall next; /* late changes that came while FORCING */
 	bool has_next;
@@ -128,10 +134,11 @@ struct pl_gate {
 
 /*
  * A thread of the application's that works on a lease. What it frees or unmaps is the library's own and
- * must not wait for a lease, least of all its own; and it must not be cancelled with one busy.
+ * must not wait for a lease, least of all its own. Inside a PL_CALL: with a lease busy it must neither
+ * be cancelled nor run a signal handler.
  */
 struct pl_inside {
-	int slot, cancel;
+	int slot;
 };
 
 struct pl_events;

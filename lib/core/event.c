@@ -60,7 +60,7 @@ struct pl_events *pl_events_new(const struct pinl_opts *opts)
 	if (e->fd < 0 || e->stop < 0)
 		goto fail;
 	if (e->on_event) {
-		errno = pthread_create(&e->dispatcher, NULL, dispatch, e);
+		errno = -pl_thread_start(&e->dispatcher, "pinl-events", dispatch, e);
 		if (errno)
 			goto fail;
 		e->started = true;
@@ -180,5 +180,7 @@ int pinl_fd(struct pinl_ctx *ctx)
 
 int pinl_next_event(struct pinl_ctx *ctx, struct pinl_event *event)
 {
+	PL_CALL(call);
+
 	return pl_alive(ctx) ? pl_events_pop(ctx->events, event) : pl_stale();
 }

@@ -378,6 +378,7 @@ static int lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
 int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
 		   const struct pinl_policy *policy, struct pinl_addr *addrs, struct pinl_lease **out)
 {
+	PL_CALL(call);
 	struct pinl_lease *l = NULL;
 	struct pl_inside in;
 	int err;
@@ -468,12 +469,15 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 
 void pinl_unmap_range(struct pinl_lease *lease)
 {
+	PL_CALL(call);
+
 	if (lease && pl_alive(lease->ctx))
 		pl_lease_end(lease, false);
 }
 
 int pinl_quiesced(struct pinl_lease *l)
 {
+	PL_CALL(call);
 	struct pinl_ctx *ctx = l->ctx;
 	int err = 0;
 
@@ -501,6 +505,8 @@ uint32_t pinl_lease_key(struct pinl_lease *lease)
 
 void pinl_lease_set_cookie(struct pinl_lease *lease, void *cookie)
 {
+	PL_CALL(call);
+
 	if (!pl_alive(lease->ctx))
 		return;
 	pthread_mutex_lock(&lease->ctx->lock);

@@ -6,26 +6,23 @@
 #include "core/ctx.h"
 #include "core/text.h"
 
-/* `changing` is read first: a change that is over by then is in the state, one that isn't says so. */
+/* `changing` is read first: a change that is over by then is in `changed`, one that isn't says so. */
 int pinl_lease_check(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	bool changing, changed;
+	bool changing;
 
 	if (!pl_alive(ctx))
 		return pl_stale();
-	changing = atomic_load_explicit(&ctx->changing, memory_order_acquire);
-	pthread_mutex_lock(&ctx->lock);
-	changed = l->state != PINL_ACTIVE || l->n_detached || l->n_orphans ||
-		  ((l->jobs | l->doing) & ~PL_JOB_FOLLOW);
-	pthread_mutex_unlock(&ctx->lock);
-	if (changed)
+	changing = atomic_load(&ctx->changing);
+	if (atomic_load(&l->changed))
 		return -ESTALE;
 	return changing ? -EAGAIN : 0;
 }
 
 int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 {
+	PL_CALL(call);
 	struct pinl_lease_info i = {.size = out->size};
 	struct pinl_ctx *ctx = l->ctx;
 
@@ -62,6 +59,7 @@ int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 
 int pinl_lease_describe(struct pinl_lease *l, char *buf, size_t len)
 {
+	PL_CALL(call);
 	int n;
 
 	if (!pl_alive(l->ctx))
@@ -109,6 +107,7 @@ static int check_part(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 
 int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 {
+	PL_CALL(call);
 	size_t size = l->m.end - l->m.start;
 	struct pl_inside in;
 	int err;
@@ -126,6 +125,7 @@ int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 
 int pinl_device_protect(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 {
+	PL_CALL(call);
 	int err = check_part(l, start, end);
 	struct pl_inside in;
 
@@ -139,6 +139,7 @@ int pinl_device_protect(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 
 int pinl_device_dirty(struct pinl_lease *l, uintptr_t start, uintptr_t end, uint8_t *dirty)
 {
+	PL_CALL(call);
 	int err = check_part(l, start, end);
 	struct pl_inside in;
 

@@ -127,6 +127,8 @@ void pl_lease_input(struct pinl_lease *l, enum pl_input input)
 	if (l->state == PINL_NOTICED && t.next != PINL_NOTICED)
 		unnotice(l);
 	l->state = t.next;
+	if (t.next != PINL_ACTIVE)
+		atomic_store(&l->changed, true);
 	if (t.step == PL_STEP_NOTIFY)
 		notice(l);
 	else if (t.step == PL_STEP_TAKE && input != PL_IN_UNMAP)

@@ -13,6 +13,8 @@ void pl_job_add(struct pinl_lease *l, unsigned jobs)
 	struct pinl_ctx *ctx = l->ctx;
 
 	l->jobs |= jobs;
+	if (jobs & ~PL_JOB_FOLLOW)
+		atomic_store(&l->changed, true);
 	if (l->queued || l->busy) /* whoever clears busy queues it again */
 		return;
 	l->queued = true;
@@ -151,7 +153,6 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	struct pl_taken taken = {0};
 	unsigned jobs = l->jobs;
 
-	l->doing = jobs;
 	l->jobs = 0;
 	l->busy = true;
 	l->follow = (struct pl_range){0, 0};
@@ -171,7 +172,6 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	if (jobs & PL_JOB_FOLLOW)
 		ctx->counters.followed++;
 	l->busy = false;
-	l->doing = 0;
 	if (jobs & PL_JOB_TAKE)
 		apply_taken(l, &recall, &taken);
 	if (jobs & PL_JOB_ORPHAN)
@@ -190,6 +190,7 @@ void *pl_worker(void *arg)
 	struct pinl_lease *l;
 	uint64_t next, cut;
 
+	pinl_set_error(0, "%s", ""); /* its thread-local memory may be allocated at first use */
 	pl_exempt_enter(ctx);
 	pthread_mutex_lock(&ctx->lock);
 	while (!ctx->stopping) {

@@ -33,6 +33,7 @@
 #include <unistd.h>
 
 #include "os/compat.h"
+#include "os/thread.h"
 
 #define PAGE   4096ul
 #define CHUNK  (256ul << 10)
@@ -178,7 +179,7 @@ int pl_swap_new(struct pl_swap **out)
 		goto nomem;
 	if (s->uffd >= 0) {
 		s->stop = eventfd(0, EFD_CLOEXEC);
-		if (s->stop < 0 || pthread_create(&s->thread, NULL, fault_thread, s)) {
+		if (s->stop < 0 || pl_thread_start(&s->thread, "pinl-fault", fault_thread, s)) {
 			close(s->uffd);
 			s->uffd = -1;
 		} else {

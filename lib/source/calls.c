@@ -35,7 +35,7 @@ static void on_answer(struct pinl_change *ch, int err)
 }
 
 /* 0: go on, then finish(). -errno: refused, nothing to finish. */
-static int ask(struct pinl_ctx *ctx, struct asking *a)
+static int ask(struct pinl_ctx *ctx, struct asking *a, const struct pl_call *call)
 {
 	a->change.can =
 		PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE | PINL_WILL_SAY_DONE;
@@ -46,8 +46,10 @@ static int ask(struct pinl_ctx *ctx, struct asking *a)
 	a->change.arg = a;
 	sem_init(&a->answered, 0, 0);
 	pinl_change_submit(ctx, &a->change);
+	pl_call_wait_begin(call);
 	while (sem_wait(&a->answered))
 		;
+	pl_call_wait_end(call);
 	sem_destroy(&a->answered);
 	if (a->err)
 		return pinl_set_error(
@@ -79,6 +81,7 @@ static int va_range(struct asking *a, enum pinl_op op, void *addr, size_t len)
 
 int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len)
 {
+	PL_CALL(call);
 	struct asking a;
 	int err;
 
@@ -88,7 +91,7 @@ int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len)
 	if (!err && !len)
 		err = pinl_set_error(-EINVAL, "munmap of nothing");
 	if (!err)
-		err = ask(ctx, &a);
+		err = ask(ctx, &a, &call);
 	if (err)
 		return err;
 	return finish(ctx, &a, munmap(addr, len) ? -errno : 0);
@@ -96,7 +99,7 @@ int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len)
 
 /* The target of MREMAP_FIXED is overmapped: that is a change of its own, asked first. */
 static int ask_target(struct pinl_ctx *ctx, int flags, void *new_addr, size_t new_len,
-		      struct asking *target)
+		      struct asking *target, const struct pl_call *call)
 {
 	int err = va_range(target, PINL_OP_OVERMAP, new_addr, new_len);
 
@@ -105,12 +108,13 @@ static int ask_target(struct pinl_ctx *ctx, int flags, void *new_addr, size_t ne
 		target->slot = -1;
 		return 0;
 	}
-	return err ? err : ask(ctx, target);
+	return err ? err : ask(ctx, target, call);
 }
 
 int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,
 		void *new_addr, void **out)
 {
+	PL_CALL(call);
 	struct asking source, target;
 	bool shrink = !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && new_len <= old_len;
 	size_t keep = shrink ? ROUND_UP(new_len) : 0;
@@ -122,10 +126,10 @@ int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len
 	err = va_range(&source, shrink ? PINL_OP_UNMAP : PINL_OP_REMAP, (char *)addr + keep,
 		       old_len > keep ? old_len - keep : 0);
 	if (!err)
-		err = ask_target(ctx, flags, new_addr, new_len, &target);
+		err = ask_target(ctx, flags, new_addr, new_len, &target, &call);
 	if (err)
 		return err;
-	err = ask(ctx, &source);
+	err = ask(ctx, &source, &call);
 	if (err) {
 		pl_exempt_leave(ctx, target.slot);
 		pinl_change_done(ctx, target.change.id);
@@ -163,14 +167,15 @@ static int madvise_op(int advice, enum pinl_op *op)
 
 /* A forced lease has private memory at addr by the time the hole is punched, so the punch goes through a
  * second mapping of the file, made before. */
-static int remove_range(struct pinl_ctx *ctx, struct asking *a, void *addr, size_t len)
+static int remove_range(struct pinl_ctx *ctx, struct asking *a, void *addr, size_t len,
+			const struct pl_call *call)
 {
 	void *alias = mremap(addr, 0, len, MREMAP_MAYMOVE);
 	int err;
 
 	if (alias == MAP_FAILED)
 		return pinl_set_error(-EINVAL, "MADV_REMOVE works on shared file mappings only");
-	err = ask(ctx, a);
+	err = ask(ctx, a, call);
 	if (!err)
 		err = finish(ctx, a, madvise(alias, len, MADV_REMOVE) ? -errno : 0);
 	munmap(alias, len);
@@ -179,6 +184,7 @@ static int remove_range(struct pinl_ctx *ctx, struct asking *a, void *addr, size
 
 int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 {
+	PL_CALL(call);
 	struct asking a;
 	enum pinl_op op;
 	int err;
@@ -193,8 +199,8 @@ int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 	if (err)
 		return err;
 	if (op == PINL_OP_REMOVE)
-		return remove_range(ctx, &a, addr, len);
-	err = ask(ctx, &a);
+		return remove_range(ctx, &a, addr, len, &call);
+	err = ask(ctx, &a, &call);
 	return err ? err : finish(ctx, &a, madvise(addr, len, advice) ? -errno : 0);
 }
 
@@ -215,6 +221,7 @@ static int file_range(struct asking *a, enum pinl_op op, int fd, uint64_t start,
 
 int pinl_ftruncate(struct pinl_ctx *ctx, int fd, off_t size)
 {
+	PL_CALL(call);
 	struct asking a;
 	struct stat st;
 	int err;
@@ -228,7 +235,7 @@ int pinl_ftruncate(struct pinl_ctx *ctx, int fd, off_t size)
 		return ftruncate(fd, size) ? pinl_set_error(-errno, "ftruncate: %s", strerror(errno))
 					   : 0;
 	if (!err)
-		err = ask(ctx, &a);
+		err = ask(ctx, &a, &call);
 	return err ? err : finish(ctx, &a, ftruncate(fd, size) ? -errno : 0);
 }
 
@@ -253,6 +260,7 @@ static int fallocate_op(int mode, off_t offset, off_t len, enum pinl_op *op, uin
 
 int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len)
 {
+	PL_CALL(call);
 	struct asking a;
 	struct stat st;
 	enum pinl_op op;
@@ -267,6 +275,6 @@ int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t l
 			       : 0;
 	err = file_range(&a, op, fd, start, end, &st);
 	if (!err)
-		err = ask(ctx, &a);
+		err = ask(ctx, &a, &call);
 	return err ? err : finish(ctx, &a, fallocate(fd, mode, offset, len) ? -errno : 0);
 }
