@@ -203,14 +203,18 @@ static int soft_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 	map->start = m->start;
 	map->end = m->end;
 	map->writable = !!(m->flags & PINL_WRITE);
+	for (int i = 0; i < PL_SOFT_PINS; i++) {
+		map->pins[i].next = map->spare;
+		map->spare = &map->pins[i];
+	}
 	if (m->flags & PINL_PIN)
-		err = pl_pin_new(s->pins, m->start, m->end, &map->pin);
+		map->pin = pl_soft_pin(s, map, &err);
 	if (err)
 		goto fail;
 	err = pl_soft_insert(s, map);
 	if (err) {
 		pinl_set_error(err, "out of memory");
-		pl_pin_free(s->pins, map->pin);
+		pl_soft_unpin(s, map, map->pin);
 		goto fail;
 	}
 	for (size_t i = 0; addrs && i < pages; i++)
@@ -235,8 +239,8 @@ static void soft_unmap(void *dev, struct pinl_mapping *m)
 		pthread_cond_wait(&s->changed, &s->lock);
 	}
 	pthread_mutex_unlock(&s->lock);
-	pl_soft_free_pins(s, map->old);
-	pl_soft_free_pins(s, map->pin);
+	pl_soft_unpin(s, map, map->old);
+	pl_soft_unpin(s, map, map->pin);
 	free(map);
 	m->priv = NULL;
 }

@@ -14,13 +14,19 @@
 
 enum { PL_PTE_VALID = 1, PL_PTE_WRITABLE = 2, PL_PTE_DIRTY = 4 };
 
+/* The core's worker takes memory away, which may allocate and free nothing (I8): so a mapping comes with
+ * all the pins it may need. More than one is in use while a drain isn't confirmed. */
+#define PL_SOFT_PINS 4
+
 struct pl_soft_map {
 	uint64_t daddr; /* device address of `start`, set by pl_soft_insert */
 	uintptr_t start, end;
 	int writable;
-	int stopped;	    /* no entry is valid, none can be faulted in */
-	struct pl_pin *pin; /* NULL: on demand, or dropped */
-	struct pl_pin *old; /* pins of before a retarget that no drain has confirmed, newest first */
+	int stopped;	      /* no entry is valid, none can be faulted in */
+	struct pl_pin *pin;   /* NULL: on demand, or dropped */
+	struct pl_pin *old;   /* pins of before a retarget that no drain has confirmed, newest first */
+	struct pl_pin *spare; /* in no use, of `pins` */
+	struct pl_pin pins[PL_SOFT_PINS];
 	unsigned char pte[];
 };
 
@@ -95,8 +101,11 @@ static inline size_t pl_soft_index(const struct pl_soft *s, const struct pl_soft
 /* soft.c: -EOPNOTSUPP and the sentence why a device of this class can't `what`. */
 int pl_soft_unsupported(const struct pl_soft *s, const char *what);
 
-/* soft_revoke.c: a list of pins that no transfer has. */
-void pl_soft_free_pins(struct pl_soft *s, struct pl_pin *pin);
+/* soft_revoke.c. Pin what is mapped there now: NULL and err, with its sentence. Without the lock. */
+struct pl_pin *pl_soft_pin(struct pl_soft *s, struct pl_soft_map *map, int *err);
+
+/* A list of pins that no transfer has. Without the lock. */
+void pl_soft_unpin(struct pl_soft *s, struct pl_soft_map *map, struct pl_pin *pin);
 
 int pl_soft_stop(void *dev, struct pinl_mapping *m);
 int pl_soft_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns);

@@ -154,43 +154,32 @@ static int explain(int err, size_t len)
 	}
 }
 
-int pl_pin_new(struct pl_pins *p, uintptr_t start, uintptr_t end, struct pl_pin **out)
+int pl_pin_take(struct pl_pins *p, uintptr_t start, uintptr_t end, struct pl_pin *pin)
 {
 	size_t len = end - start;
-	struct pl_pin *pin;
 	int err;
 
 	if (len > PIN_MAX)
 		return pinl_set_error(-EOPNOTSUPP,
 				      "a soft device pins at most 1 GiB in one lease: split the range");
-	pin = calloc(1, sizeof *pin);
-	if (!pin)
-		return pinl_set_error(-ENOMEM, "out of memory");
 	err = take_slot(p, &pin->slot);
 	if (err)
-		goto fail;
+		return explain(err, len);
 	err = set_slot(p, pin->slot, start, len);
 	if (err) {
 		give_slot(p, pin->slot);
-		goto fail;
+		return explain(err, len);
 	}
 	pin->start = start;
 	pin->len = len;
-	*out = pin;
 	return 0;
-fail:
-	free(pin);
-	return explain(err, len);
 }
 
-void pl_pin_free(struct pl_pins *p, struct pl_pin *pin)
+void pl_pin_let_go(struct pl_pins *p, struct pl_pin *pin)
 {
-	if (!pin)
-		return;
 	/* A slot that can't be emptied is never used again: it still has the pages. */
 	if (!set_slot(p, pin->slot, 0, 0))
 		give_slot(p, pin->slot);
-	free(pin);
 }
 
 /* The only completion there can be is that of the request just made. */

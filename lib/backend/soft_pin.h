@@ -11,7 +11,7 @@
 
 struct pl_pins;
 
-/* One range of pages, pinned as it was mapped when the pin was made. */
+/* One range of pages, pinned as it was mapped when the pin was made. The memory is the owner's. */
 struct pl_pin {
 	struct pl_pin *next; /* the owner's */
 	uintptr_t start;
@@ -26,11 +26,11 @@ int pl_pins_open(struct pl_pins **pins);
 void pl_pins_close(struct pl_pins *pins);
 
 /* Pin what is mapped at [start, end) now. With a sentence: -EOPNOTSUPP this memory can't be pinned,
- * -ENOMEM, -ENOSPC no slot left. Any thread. */
-int pl_pin_new(struct pl_pins *pins, uintptr_t start, uintptr_t end, struct pl_pin **pin);
+ * -ENOMEM, -ENOSPC no slot left. Any thread. Allocates nothing. */
+int pl_pin_take(struct pl_pins *pins, uintptr_t start, uintptr_t end, struct pl_pin *pin);
 
-/* The pages are unpinned on return. NULL is fine. */
-void pl_pin_free(struct pl_pins *pins, struct pl_pin *pin);
+/* The pages are unpinned on return. */
+void pl_pin_let_go(struct pl_pins *pins, struct pl_pin *pin);
 
 /* Copy between buf and the pinned pages, wherever their mapping has gone. Any thread. */
 int pl_pin_access(struct pl_pins *pins, const struct pl_pin *pin, size_t offset, void *buf, size_t len,

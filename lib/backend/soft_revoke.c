@@ -31,12 +31,41 @@ static int wait_change_until(struct pl_soft *s, uint64_t ns)
 	return -pthread_cond_timedwait(&s->changed, &s->lock, &ts);
 }
 
-void pl_soft_free_pins(struct pl_soft *s, struct pl_pin *pin)
+static void give_spare(struct pl_soft *s, struct pl_soft_map *map, struct pl_pin *pin)
+{
+	pthread_mutex_lock(&s->lock);
+	pin->next = map->spare;
+	map->spare = pin;
+	pthread_mutex_unlock(&s->lock);
+}
+
+struct pl_pin *pl_soft_pin(struct pl_soft *s, struct pl_soft_map *map, int *err)
+{
+	struct pl_pin *pin;
+
+	pthread_mutex_lock(&s->lock);
+	pin = map->spare;
+	if (pin)
+		map->spare = pin->next;
+	pthread_mutex_unlock(&s->lock);
+	*err = pin ? pl_pin_take(s->pins, map->start, map->end, pin)
+		   : pinl_set_error(-ENOSPC, "too many transfers of the soft device use old pages");
+	if (!*err) {
+		pin->next = NULL;
+		return pin;
+	}
+	if (pin)
+		give_spare(s, map, pin);
+	return NULL;
+}
+
+void pl_soft_unpin(struct pl_soft *s, struct pl_soft_map *map, struct pl_pin *pin)
 {
 	while (pin) {
 		struct pl_pin *next = pin->next;
 
-		pl_pin_free(s->pins, pin);
+		pl_pin_let_go(s->pins, pin);
+		give_spare(s, map, pin);
 		pin = next;
 	}
 }
@@ -116,7 +145,7 @@ int pl_soft_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 		map->old = NULL;
 	}
 	pthread_mutex_unlock(&s->lock);
-	pl_soft_free_pins(s, old);
+	pl_soft_unpin(s, map, old);
 	if (err)
 		return pinl_set_error(err, "a transfer of the soft device hasn't ended by the deadline");
 	return 0;
@@ -156,8 +185,8 @@ void pl_soft_drop(void *dev, struct pinl_mapping *m)
 		map->pin = map->old = NULL;
 	}
 	pthread_mutex_unlock(&s->lock);
-	pl_soft_free_pins(s, pin);
-	pl_soft_free_pins(s, old);
+	pl_soft_unpin(s, map, pin);
+	pl_soft_unpin(s, map, old);
 }
 
 /* With the lock held. Returns the pins that nobody can have any more. */
@@ -185,19 +214,18 @@ int pl_soft_retarget(void *dev, struct pinl_mapping *m)
 	struct pl_soft *s = dev;
 	struct pl_soft_map *map = m->priv;
 	struct pl_pin *pin = NULL, *unused;
-	int err;
+	int err = 0;
 
 	if (s->device_class < PINL_DEV_REVOCABLE)
 		return pl_soft_unsupported(s, "be given other pages");
-	if (m->flags & PINL_PIN) {
-		err = pl_pin_new(s->pins, map->start, map->end, &pin);
-		if (err)
-			return err;
-	}
+	if (m->flags & PINL_PIN)
+		pin = pl_soft_pin(s, map, &err);
+	if (err)
+		return err;
 	pthread_mutex_lock(&s->lock);
 	unused = exchange(s, map, pin);
 	pthread_mutex_unlock(&s->lock);
-	pl_soft_free_pins(s, unused);
+	pl_soft_unpin(s, map, unused);
 	return 0;
 }
 
