@@ -30,6 +30,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "os/compat.h"
@@ -60,6 +61,19 @@ struct pl_swap {
 
 /* One switch at a time in a process, and none in a fork. */
 static pthread_mutex_t switching = PTHREAD_MUTEX_INITIALIZER;
+
+/* A fork that lasts longer than this waits for the allocator's lock, which somebody may have who is held
+ * until this switch is over. */
+#define FORK_S 1
+
+static int switch_begin(void)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_sec += FORK_S;
+	return pthread_mutex_clocklock(&switching, CLOCK_MONOTONIC, &until) ? -EBUSY : 0;
+}
 
 static void before_fork(void)
 {
@@ -343,7 +357,9 @@ int pl_swap_replace(struct pl_swap *s, uintptr_t start, uintptr_t end, bool writ
 
 	if (fill && s->uffd < 0)
 		return -EOPNOTSUPP;
-	pthread_mutex_lock(&switching);
+	err = switch_begin();
+	if (err)
+		return err;
 	atomic_store(&s->n_moves, 0);
 	err = move_over(s, start, end - start, prot, fill != NULL);
 	if (!err && fill)
@@ -365,7 +381,6 @@ int pl_swap_place(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_fn 
 		munmap(at, len);
 		return -EEXIST;
 	}
-	pthread_mutex_lock(&switching);
 	for (size_t off = 0; fill && off < len && !err; off += CHUNK) {
 		size_t n = len - off < CHUNK ? len - off : CHUNK;
 
@@ -373,7 +388,6 @@ int pl_swap_place(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_fn 
 		if (!err)
 			memcpy((char *)start + off, s->staging, n);
 	}
-	pthread_mutex_unlock(&switching);
 	if (err)
 		munmap(at, len);
 	return err;
