@@ -110,7 +110,8 @@ uint64_t pinl_newest(struct pinl_ctx *ctx);
 /* True while any lease would want the operations in `ops` held. Cheap, no lock. */
 int pinl_wants_hold(struct pinl_ctx *ctx, unsigned ops);
 
-/* The calling thread acts for the core or has already asked: its changes are let through at once. */
+/* The changes of a thread are let through at once: 1: it acts for the core, or it has already asked; 2:
+ * it is inside a call and could be waited for, what it changes is to be told. 0: neither. */
 int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid);
 
 /*

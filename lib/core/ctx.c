@@ -36,10 +36,9 @@ int pl_stale(void)
 		"open a context of its own");
 }
 
-int pl_exempt_enter(struct pinl_ctx *ctx)
+/* Negative: a thread inside a call. */
+static int exempt(struct pinl_ctx *ctx, pid_t self)
 {
-	pid_t self = gettid();
-
 	for (int i = 0; i < PL_MAX_EXEMPT; i++) {
 		pid_t empty = 0;
 
@@ -47,6 +46,11 @@ int pl_exempt_enter(struct pinl_ctx *ctx)
 			return i;
 	}
 	return -1; /* its change will be asked about twice, which is harmless */
+}
+
+int pl_exempt_enter(struct pinl_ctx *ctx)
+{
+	return exempt(ctx, gettid());
 }
 
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot)
@@ -57,7 +61,7 @@ void pl_exempt_leave(struct pinl_ctx *ctx, int slot)
 
 void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in)
 {
-	in->slot = pl_exempt_enter(ctx);
+	in->slot = exempt(ctx, -gettid());
 }
 
 void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in)
@@ -67,9 +71,12 @@ void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in)
 
 int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid)
 {
-	for (int i = 0; i < PL_MAX_EXEMPT; i++)
-		if (atomic_load_explicit(&ctx->exempt[i], memory_order_relaxed) == tid)
-			return 1;
+	for (int i = 0; i < PL_MAX_EXEMPT; i++) {
+		pid_t is = atomic_load_explicit(&ctx->exempt[i], memory_order_relaxed);
+
+		if (is == tid || is == -tid)
+			return is == tid ? 1 : 2;
+	}
 	return 0;
 }
 

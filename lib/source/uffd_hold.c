@@ -300,7 +300,7 @@ enum pl_uffd_found pl_uffd_hold_find(struct pl_uffd_hold *hold, int nr, struct p
 			r->op = c->range[j].op;
 			*tid = c->tid;
 			c->read = true;
-			if (!c->exempt && !c->ask[j])
+			if (c->exempt == 2 || (!c->exempt && !c->ask[j]))
 				return PL_UFFD_SEEN;
 			r->newer_than = c->mark;
 			return PL_UFFD_KNOWN;

@@ -53,7 +53,7 @@ struct pl_uffd_caller {
 	uint64_t since_ns, seen_ns;
 	bool seen, gone; /* by the last scan */
 	uint64_t mark;	 /* leases made later were not asked about */
-	bool exempt;	 /* the core's own doing: never held, its events are no news */
+	int exempt;	 /* pinl_tid_exempt(): never held; 1: its events are no news */
 	bool idle;	 /* no lease cares about it */
 	bool read;	 /* its event was */
 };
