@@ -109,7 +109,8 @@ struct pinl_lease {
 	enum pinl_outcome outcome;
 	atomic_bool changed; /* not all of it is as it was pinned; stays. Read without the lock. */
 	bool busy, queued;
-	unsigned jobs; /* to do by the worker */
+	uint64_t inside_ns; /* a thread makes or ends it since; 0: none does */
+	unsigned jobs;	    /* to do by the worker */
 	struct pl_recall recall;
 	struct pl_recall next; /* late changes that came while FORCING */
 	bool has_next;

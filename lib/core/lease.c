@@ -193,6 +193,7 @@ static int publish(struct pinl_lease *l)
 	} else {
 		l->id = ++ctx->next_id;
 		l->busy = true;
+		l->inside_ns = pl_clock_ns();
 		publish_locked(l);
 	}
 	pthread_mutex_unlock(&ctx->lock);
@@ -267,6 +268,7 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 	pl_orphan_mark(l);
 	pthread_mutex_lock(&ctx->lock);
 	l->busy = false;
+	l->inside_ns = 0;
 	if (l->jobs)
 		pl_job_add(l, 0);
 	pthread_cond_broadcast(&ctx->settled);
@@ -414,6 +416,8 @@ static enum pinl_state claim(struct pinl_lease *l)
 	before = l->state;
 	pl_lease_input(l, PL_IN_UNMAP);
 	l->busy = true;
+	l->inside_ns = pl_clock_ns();
+	pthread_cond_signal(&ctx->work); /* a change may have to be let go earlier now */
 	pthread_mutex_unlock(&ctx->lock);
 	return before;
 }
