@@ -83,6 +83,8 @@ void own_wait(sem_t *sem)
 		;
 }
 
+unsigned own_drain_ms;
+
 static void on_event(const struct pinl_event *ev, void *arg)
 {
 	struct own *o = arg;
@@ -104,6 +106,7 @@ void own_open(struct own *o, const char *device, unsigned ceiling_ms,
 	struct pinl_opts opts = {.size = sizeof opts,
 				 .summary_fd = -1,
 				 .ceiling_ms = ceiling_ms ? ceiling_ms : LONG,
+				 .drain_ms = own_drain_ms,
 				 .on_event = on_event,
 				 .on_event_arg = o};
 	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &o->ring};

@@ -72,6 +72,9 @@ struct own {
 	int has_ring;
 };
 
+/* For the next own_open(); 0: the default. */
+extern unsigned own_drain_ms;
+
 /* device: "soft" or "uring"; ceiling_ms 0: LONG. */
 void own_open(struct own *o, const char *device, unsigned ceiling_ms,
 	      void (*notice)(struct own *o, const struct pinl_event *ev));

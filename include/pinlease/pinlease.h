@@ -33,9 +33,9 @@
  * - Structures whose first member is `size` are set to sizeof by the caller, so that they can grow.
  * - Any thread may call anything. No call is async-signal-safe. pinl_close() and pinl_device_close()
  *   must be the last call on their object.
- * - No call is a cancellation point; a pthread_cancel() meanwhile acts after it. Signals wait while a call
- *   works, which is bounded by pinl_opts.drain_ms; they come through while it waits: an explicit call for
- *   a recall, pinl_soft_dma() for its transfer. No signal handler of the program's runs on a thread of
+ * - No call is a cancellation point; a pthread_cancel() meanwhile acts after it. Signals wait while a
+ *call works, which is bounded by pinl_opts.drain_ms; they come through while it waits: an explicit call
+ *for a recall, pinl_soft_dma() for its transfer. No signal handler of the program's runs on a thread of
  *   the library's. A handler may make system calls on leased memory: they count like any thread's.
  * - The library owns nothing it did not take: it never unmaps memory or closes descriptors of yours,
  *   with one exception that is its purpose: a forced SCRATCH or COPY replaces the recalled part of
