@@ -296,6 +296,8 @@ void own_start(struct own_thread *t, void (*fn)(void *arg), void *arg)
 	t->arg = arg;
 	t->tid = t->done = 0;
 	must_ok(pthread_create(&t->thread, NULL, run, t));
+	while (!t->tid)
+		sched_yield();
 }
 
 void own_join(struct own_thread *t)

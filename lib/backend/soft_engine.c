@@ -6,7 +6,8 @@
  * demand) or over (pinned).
  *
  * `lock` and the lock of the pins (soft_pin.c) are never held together; nothing is allocated, freed or
- * accessed under `lock`.
+ * accessed under `lock`. A submitter's buffer is touched under neither: it may be in a range that is
+ * being switched, and wait there for a worker that reads this device.
  */
 #include "backend/soft_engine.h"
 
@@ -106,11 +107,14 @@ static uintptr_t dma_va(struct pl_soft_dma *x)
 	return x->map->start + (x->daddr + x->pos - x->map->daddr);
 }
 
+#define CHUNK 4096
+
 /* Bytes up to the end of the page at `pos`. */
 static size_t dma_chunk(struct pl_soft *s, struct pl_soft_dma *x)
 {
 	size_t room = s->page - (x->daddr + x->pos) % s->page;
 
+	room = room < CHUNK ? room : CHUNK;
 	return x->len - x->pos < room ? x->len - x->pos : room;
 }
 
@@ -166,6 +170,7 @@ static int dma_page(struct pl_soft *s, struct pl_soft_dma *x)
 	unsigned char *pte = &x->map->pte[pl_soft_index(s, x->map, dma_va(x))];
 	size_t len = dma_chunk(s, x);
 	uintptr_t va = dma_va(x);
+	char part[CHUNK];
 	int err;
 
 	if (!x->pin && x->map->stopped)
@@ -174,7 +179,11 @@ static int dma_page(struct pl_soft *s, struct pl_soft_dma *x)
 	*pte |= PL_PTE_VALID | (x->write ? PL_PTE_WRITABLE : 0);
 	x->busy = 1;
 	pthread_mutex_unlock(&s->lock);
-	err = pl_soft_access(s, x->pin, va, x->buf + x->pos, len, x->write);
+	if (x->write)
+		memcpy(part, x->buf + x->pos, len);
+	err = pl_soft_access(s, x->pin, va, part, len, x->write);
+	if (!err && !x->write)
+		memcpy(x->buf + x->pos, part, len);
 	pthread_mutex_lock(&s->lock);
 	x->busy = 0;
 	/* After the access: a page found clean has nothing in it that will not be reported later. */

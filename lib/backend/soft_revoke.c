@@ -285,15 +285,22 @@ int pl_soft_dirty(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t 
 {
 	struct pl_soft *s = dev;
 	struct pl_soft_map *map = m->priv;
-	size_t first;
+	uint8_t part[256]; /* `dirty` isn't touched under the lock */
+	size_t n;
 
 	if (s->device_class != PINL_DEV_FAULTING)
 		return pl_soft_unsupported(s, "track what it wrote");
-	first = pl_soft_index(s, map, start);
-	pthread_mutex_lock(&s->lock);
-	for (size_t i = first; i < pl_soft_index(s, map, end); i++)
-		dirty[i - first] = !!(map->pte[i] & PL_PTE_DIRTY);
-	clear_ptes(s, map, start, end, PL_PTE_DIRTY);
-	pthread_mutex_unlock(&s->lock);
+	for (; start < end; start += n * s->page, dirty += n) {
+		size_t first = pl_soft_index(s, map, start);
+
+		n = pl_soft_index(s, map, end) - first;
+		n = n < sizeof part ? n : sizeof part;
+		pthread_mutex_lock(&s->lock);
+		for (size_t i = 0; i < n; i++)
+			part[i] = !!(map->pte[first + i] & PL_PTE_DIRTY);
+		clear_ptes(s, map, start, start + n * s->page, PL_PTE_DIRTY);
+		pthread_mutex_unlock(&s->lock);
+		memcpy(dirty, part, n);
+	}
 	return 0;
 }

@@ -105,6 +105,22 @@ static int check_part(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 	return 0;
 }
 
+/* `buf` may be in a range that is being switched, and wait there for a worker that wants to read this
+ * very device: so no lock of the backend's is held when it is written to. */
+static int read_parts(struct pinl_lease *l, size_t offset, size_t len, char *buf)
+{
+	char part[16384];
+	int err = 0;
+
+	for (size_t done = 0, n; !err && done < len; done += n) {
+		n = len - done < sizeof part ? len - done : sizeof part;
+		err = l->dev->ops.read(l->dev->priv, &l->m, offset + done, n, part);
+		if (!err)
+			memcpy(buf + done, part, n);
+	}
+	return err;
+}
+
 int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 {
 	PL_CALL(call);
@@ -118,7 +134,7 @@ int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 		return pinl_set_error(-EINVAL, "%zu bytes at %zu are not inside the lease of %zu", len,
 				      offset, size);
 	own(l, &in);
-	err = l->dev->ops.read(l->dev->priv, &l->m, offset, len, buf);
+	err = read_parts(l, offset, len, buf);
 	disown(l, &in);
 	return err;
 }
