@@ -3,6 +3,7 @@
 #include "own_rig.h"
 
 #include <dirent.h>
+#include <pinlease/device.h>
 #include <poll.h>
 #include <sys/syscall.h>
 
@@ -84,6 +85,54 @@ void own_wait(sem_t *sem)
 }
 
 unsigned own_drain_ms;
+void (*own_hook)(const char *call);
+
+static void hook(const char *call)
+{
+	if (own_hook)
+		own_hook(call);
+}
+
+static int hooked_open(const void *arg, struct pinl_device_info *info, void **dev)
+{
+	info->device_class = PINL_DEV_REVOCABLE;
+	info->caps = PINL_DEVCAP_PIN | PINL_DEVCAP_ONDEMAND;
+	*dev = &own_hook;
+	return 0;
+}
+
+static int hooked_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
+{
+	hook("map");
+	return 0;
+}
+
+static void hooked_unmap(void *dev, struct pinl_mapping *m)
+{
+	hook("unmap");
+}
+
+static int hooked_stop(void *dev, struct pinl_mapping *m)
+{
+	hook("stop");
+	return 0;
+}
+
+static int hooked_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
+{
+	hook("drain");
+	return 0;
+}
+
+static const struct pinl_device_ops hooked_ops = {
+	.size = sizeof hooked_ops,
+	.name = "hooked",
+	.open = hooked_open,
+	.map = hooked_map,
+	.unmap = hooked_unmap,
+	.stop = hooked_stop,
+	.drain = hooked_drain,
+};
 
 static void on_event(const struct pinl_event *ev, void *arg)
 {
@@ -118,7 +167,10 @@ void own_open(struct own *o, const char *device, unsigned ceiling_ms,
 	if (o->has_ring)
 		must_ok(io_uring_queue_init(1024, &o->ring, 0));
 	must_ok(pinl_open(&opts, &o->ctx));
-	must_ok(pinl_device_open(o->ctx, device, o->has_ring ? &arg : NULL, &o->dev));
+	if (strcmp(device, "hooked"))
+		must_ok(pinl_device_open(o->ctx, device, o->has_ring ? &arg : NULL, &o->dev));
+	else
+		must_ok(pinl_device_open_ops(o->ctx, &hooked_ops, NULL, &o->dev));
 }
 
 static long vm_pin(void)

@@ -75,7 +75,10 @@ struct own {
 /* For the next own_open(); 0: the default. */
 extern unsigned own_drain_ms;
 
-/* device: "soft" or "uring"; ceiling_ms 0: LONG. */
+/* Called by a "hooked" device when it is told to map, unmap, stop or drain. */
+extern void (*own_hook)(const char *call);
+
+/* device: "soft", "uring", or "hooked", one that does no I/O; ceiling_ms 0: LONG. */
 void own_open(struct own *o, const char *device, unsigned ceiling_ms,
 	      void (*notice)(struct own *o, const struct pinl_event *ev));
 /* I4 too: nothing is leased, pinned or registered any more. */

@@ -5,9 +5,6 @@
  */
 #include "own_rig.h"
 
-#include <linux/falloc.h>
-#include <poll.h>
-#include <sched.h>
 #include <spawn.h>
 #include <sys/ptrace.h>
 #include <sys/stat.h>

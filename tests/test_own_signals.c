@@ -30,54 +30,13 @@ static void stop_here(const char *call)
 	own_wait(&device.go);
 }
 
-static int dev_open(const void *arg, struct pinl_device_info *info, void **dev)
-{
-	info->device_class = PINL_DEV_REVOCABLE;
-	info->caps = PINL_DEVCAP_PIN;
-	*dev = &device;
-	return 0;
-}
-
-static int dev_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
-{
-	stop_here("map");
-	return 0;
-}
-
-static void dev_unmap(void *dev, struct pinl_mapping *m)
-{
-	stop_here("unmap");
-}
-
-static int dev_stop(void *dev, struct pinl_mapping *m)
-{
-	return 0;
-}
-
-static int dev_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
-{
-	stop_here("drain");
-	return 0;
-}
-
-static const struct pinl_device_ops dev_ops = {
-	.size = sizeof dev_ops,
-	.name = "stoppable",
-	.open = dev_open,
-	.map = dev_map,
-	.unmap = dev_unmap,
-	.stop = dev_stop,
-	.drain = dev_drain,
-};
-
 static void open_stoppable(struct own *o)
 {
-	own_open(o, "soft", 0, NULL);
-	pinl_device_close(o->dev);
+	own_open(o, "hooked", 0, NULL);
 	sem_init(&device.entered, 0, 0);
 	sem_init(&device.go, 0, 0);
 	device.stop_at = NULL;
-	must_ok(pinl_device_open_ops(o->ctx, &dev_ops, NULL, &o->dev));
+	own_hook = stop_here;
 }
 
 /* ---------------------------------------------------------------------------------- cancellation -- */
