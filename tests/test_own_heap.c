@@ -8,7 +8,6 @@
 #include <dlfcn.h>
 #include <link.h>
 #include <malloc.h>
-#include <pinlease/device.h>
 #include <sys/syscall.h>
 
 /* The sanitizers bring an allocator of their own, which gives nothing back. */
@@ -127,59 +126,24 @@ ISOLATED(a_fork_waits_for_the_allocator)
 /* ------------------------------------------------- what the allocator does inside a call of ours --
  */
 
-/* A device that allocates and frees, or waits for who does, when a lease is made or ended. */
+/* A device that does something when a lease is made or ended, as if it allocated or freed. */
 static struct {
-	void (*in_map)(void *arg), (*in_unmap)(void *arg);
+	const char *at;
+	void (*fn)(void *arg);
 	void *arg;
 } allocating;
 
-static int dev_open(const void *arg, struct pinl_device_info *info, void **dev)
+static void allocate(const char *call)
 {
-	info->device_class = PINL_DEV_REVOCABLE;
-	info->caps = PINL_DEVCAP_PIN;
-	*dev = &allocating;
-	return 0;
+	if (allocating.at && !strcmp(call, allocating.at))
+		allocating.fn(allocating.arg);
 }
-
-static int dev_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
-{
-	if (allocating.in_map)
-		allocating.in_map(allocating.arg);
-	return 0;
-}
-
-static void dev_unmap(void *dev, struct pinl_mapping *m)
-{
-	if (allocating.in_unmap)
-		allocating.in_unmap(allocating.arg);
-}
-
-static int dev_nothing(void *dev, struct pinl_mapping *m)
-{
-	return 0;
-}
-
-static int dev_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
-{
-	return 0;
-}
-
-static const struct pinl_device_ops dev_ops = {
-	.size = sizeof dev_ops,
-	.name = "allocating",
-	.open = dev_open,
-	.map = dev_map,
-	.unmap = dev_unmap,
-	.stop = dev_nothing,
-	.drain = dev_drain,
-};
 
 static void open_allocating(struct own *o)
 {
-	own_open(o, "soft", 0, NULL);
-	pinl_device_close(o->dev);
-	memset(&allocating, 0, sizeof allocating);
-	must_ok(pinl_device_open_ops(o->ctx, &dev_ops, NULL, &o->dev));
+	allocating.at = NULL;
+	own_hook = allocate;
+	own_open(o, "hooked", 0, NULL);
 }
 
 static void discard(void *arg)
@@ -204,10 +168,11 @@ ISOLATED(what_a_call_of_ours_frees_is_told)
 	own_map(&more, 'a');
 	lease = own_lease(&o, m.va, SIZE, PINNED, &policy);
 	other = own_lease(&o, more.va, SIZE, PINNED, &policy);
-	allocating.in_unmap = discard;
+	allocating.fn = discard;
 	allocating.arg = m.va;
+	allocating.at = "unmap";
 	pinl_unmap_range(other);
-	allocating.in_unmap = NULL;
+	allocating.at = NULL;
 	own_wait(&o.noticed);
 	own_stale(lease);
 	pinl_unmap_range(lease);
@@ -226,7 +191,7 @@ static void wait_for_discard(void *arg)
 }
 
 /* The lease is being ended or made, and cannot be before the discarding thread has gone on. */
-static void wait_inside(int in_map)
+static void wait_inside(const char *at)
 {
 	struct pinl_policy policy = own_recall(0, PINL_THEN_FAIL);
 	struct pinl_lease *lease;
@@ -236,11 +201,11 @@ static void wait_inside(int in_map)
 	own_drain_ms = 20;
 	open_allocating(&o);
 	own_map(&m, 'a');
+	allocating.fn = wait_for_discard;
 	allocating.arg = m.va;
-	allocating.in_map = in_map ? wait_for_discard : NULL;
-	allocating.in_unmap = in_map ? NULL : wait_for_discard;
+	allocating.at = at;
 	lease = own_lease(&o, m.va, SIZE, PINNED, &policy);
-	if (in_map)
+	if (!strcmp(at, "map"))
 		own_stale(lease);
 	pinl_unmap_range(lease);
 	own_unmap(&m);
@@ -249,12 +214,12 @@ static void wait_inside(int in_map)
 
 ISOLATED(making_a_lease_waits_for_the_allocator)
 {
-	wait_inside(1);
+	wait_inside("map");
 }
 
 ISOLATED(ending_a_lease_waits_for_the_allocator)
 {
-	wait_inside(0);
+	wait_inside("unmap");
 }
 
 /* ------------------------------------------------------------------------------ with the linker's -- */

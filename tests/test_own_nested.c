@@ -5,7 +5,6 @@
  */
 #include "own_rig.h"
 
-#include <pinlease/device.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
@@ -153,39 +152,13 @@ static struct {
 	struct own_thread t;
 } changing;
 
-static int dev_open(const void *arg, struct pinl_device_info *info, void **dev)
+static void change_now(const char *call)
 {
-	info->device_class = PINL_DEV_REVOCABLE;
-	info->caps = PINL_DEVCAP_PIN | PINL_DEVCAP_ONDEMAND;
-	*dev = &changing;
-	return 0;
-}
-
-static int dev_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
-{
+	if (strcmp(call, "map"))
+		return;
 	own_start(&changing.t, changing.fn, changing.arg);
 	own_wait_blocked(changing.t.tid, changing.nr);
-	return 0;
 }
-
-static int dev_nothing(void *dev, struct pinl_mapping *m)
-{
-	return 0;
-}
-
-static int dev_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
-{
-	return 0;
-}
-
-static const struct pinl_device_ops dev_ops = {
-	.size = sizeof dev_ops,
-	.name = "changing",
-	.open = dev_open,
-	.map = dev_map,
-	.stop = dev_nothing,
-	.drain = dev_drain,
-};
 
 static void change_while_mapping(char kind, void (*fn)(void *arg), long nr)
 {
@@ -195,12 +168,11 @@ static void change_while_mapping(char kind, void (*fn)(void *arg), long nr)
 	struct own o;
 	struct cut c = {&m, &o, 0};
 
-	own_open(&o, "soft", 0, NULL);
+	own_open(&o, "hooked", 0, NULL);
 	if (kind == 'f' && !own_files(&o))
 		exit(77);
-	pinl_device_close(o.dev);
-	must_ok(pinl_device_open_ops(o.ctx, &dev_ops, NULL, &o.dev));
 	own_map(&m, kind);
+	own_hook = change_now;
 	changing.fn = fn;
 	changing.arg = nr == SYS_futex || nr == SYS_ftruncate ? (void *)&c : m.va;
 	changing.nr = nr;

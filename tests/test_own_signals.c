@@ -6,7 +6,6 @@
  */
 #include "own_rig.h"
 
-#include <pinlease/device.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 
