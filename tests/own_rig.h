@@ -65,7 +65,7 @@ struct own {
 	struct pinl_ctx *ctx;
 	struct pinl_device *dev;
 	void (*notice)(struct own *o, const struct pinl_event *ev);
-	void *arg;
+	void *_Atomic arg;
 	sem_t noticed; /* posted before `notice` is called */
 	atomic_int released, answered;
 	struct io_uring ring;

@@ -128,14 +128,16 @@ ISOLATED(a_fork_waits_for_the_allocator)
 
 /* A device that does something when a lease is made or ended, as if it allocated or freed. */
 static struct {
-	const char *at;
+	_Atomic(const char *) at;
 	void (*fn)(void *arg);
 	void *arg;
 } allocating;
 
 static void allocate(const char *call)
 {
-	if (allocating.at && !strcmp(call, allocating.at))
+	const char *at = allocating.at;
+
+	if (at && !strcmp(call, at))
 		allocating.fn(allocating.arg);
 }
 

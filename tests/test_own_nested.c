@@ -228,7 +228,7 @@ static void discard_on(void *arg)
 		memset(arg, 1, SIZE);
 		must_ok(madvise(arg, SIZE, MADV_DONTNEED));
 		rounds++;
-		usleep(200); /* room to make a lease in */
+		usleep(3000); /* room to make a lease in: a change is over when a look says so */
 	}
 }
 
@@ -345,7 +345,6 @@ static void cycle(char kind, int explicitly)
 		if (kind == 'f' && !own_files(&s[i].o))
 			exit(77);
 		own_map(&s[i].m, kind);
-		s[i].o.arg = &s[i];
 		s[i].other = &s[!i];
 		s[i].explicitly = explicitly;
 		sem_init(&s[i].done, 0, 0);
@@ -353,8 +352,10 @@ static void cycle(char kind, int explicitly)
 	}
 	for (int i = 0; i < 2; i++) {
 		c[i] = (struct cut){&s[i].m, &s[i].o, 0};
-		own_start(&t[i], explicitly ? truncate_explicitly : truncate_raw, &c[i]);
+		s[i].o.arg = &s[i];
 	}
+	for (int i = 0; i < 2; i++)
+		own_start(&t[i], explicitly ? truncate_explicitly : truncate_raw, &c[i]);
 	for (int i = 0; i < 2; i++) {
 		own_join(&t[i]);
 		own_wait(&s[i].done);
