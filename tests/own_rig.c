@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <pinlease/device.h>
 #include <poll.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 /* ----------------------------------------------------------------------------- a process per test -- */
@@ -315,6 +316,14 @@ void own_unmap(struct own_memory *m)
 	munmap(m->va, SIZE);
 	if (m->fd >= 0)
 		close(m->fd);
+}
+
+off_t own_size(int fd)
+{
+	struct stat st;
+
+	must_ok(fstat(fd, &st));
+	return st.st_size;
 }
 
 int own_files(struct own *o)

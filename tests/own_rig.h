@@ -32,7 +32,7 @@
 #define PAGE   4096ul
 #define PAGES  16ul
 #define SIZE   (PAGES * PAGE)
-#define HANG_S 20
+#define HANG_S 60
 #define PINNED (PINL_WRITE | PINL_PIN)
 #define LONG   600000 /* ms of grace or ceiling: longer than a test may take */
 
@@ -107,6 +107,7 @@ struct own_memory {
 };
 void own_map(struct own_memory *m, char kind);
 void own_unmap(struct own_memory *m);
+off_t own_size(int fd);
 
 /* Does the files source hold changes in the test's directory? If not, says "skip: why". */
 int own_files(struct own *o);

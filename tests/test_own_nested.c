@@ -5,7 +5,6 @@
  */
 #include "own_rig.h"
 
-#include <sys/stat.h>
 #include <sys/syscall.h>
 
 /* ------------------------------------------------------------------------- several of one range -- */
@@ -51,14 +50,6 @@ static pid_t truncating_child(struct own_memory *m, size_t size)
 	return pid;
 }
 
-static off_t size_of(struct own_memory *m)
-{
-	struct stat st;
-
-	must_ok(fstat(m->fd, &st));
-	return st.st_size;
-}
-
 /* All are held until the lease is quiesced, all go on then, and nothing of them stays behind. */
 ISOLATED(truncates_at_once_of_the_same_pages)
 {
@@ -86,7 +77,7 @@ ISOLATED(truncates_at_once_of_the_same_pages)
 	}
 	child = truncating_child(&m, 7 * PAGE);
 	own_wait_blocked(child, SYS_ftruncate);
-	must(size_of(&m) == (off_t)SIZE);
+	must(own_size(m.fd) == (off_t)SIZE);
 	must_ok(pinl_quiesced(lease));
 	for (int i = 0; i < N; i++)
 		own_join(&t[i]);
