@@ -155,12 +155,12 @@ static void discard(void *arg)
 
 /*
  * A call of ours frees something of its own, and the allocator takes the occasion to discard memory that
- * the program has freed while it was leased. The thread isn't held, it could wait for itself; but it is
- * told.
+ * the program has freed while it was leased. The thread isn't held, it could wait for itself, who is to
+ * answer; but it is told.
  */
 ISOLATED(what_a_call_of_ours_frees_is_told)
 {
-	struct pinl_policy policy = own_recall(0, PINL_THEN_FAIL);
+	struct pinl_policy policy = own_recall(LONG, PINL_THEN_FAIL);
 	struct pinl_lease *lease, *other;
 	struct own_memory m, more;
 	struct own o;
@@ -176,6 +176,7 @@ ISOLATED(what_a_call_of_ours_frees_is_told)
 	pinl_unmap_range(other);
 	allocating.at = NULL;
 	own_wait(&o.noticed);
+	must_ok(pinl_quiesced(lease));
 	own_stale(lease);
 	pinl_unmap_range(lease);
 	own_unmap(&m);
