@@ -100,7 +100,7 @@ struct pinl_lease {
 	uint64_t id, since_ns;
 	pid_t owner, owner_thread;
 	const void *caller;
-	void *cookie;
+	void *_Atomic cookie; /* read and set without a lock */
 	uint8_t coverage[PINL_OP_NR];
 	unsigned watched;      /* bit per source */
 	struct timespec ctime; /* of the file when it was pinned */

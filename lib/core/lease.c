@@ -509,11 +509,6 @@ uint32_t pinl_lease_key(struct pinl_lease *lease)
 
 void pinl_lease_set_cookie(struct pinl_lease *lease, void *cookie)
 {
-	PL_CALL(call);
-
-	if (!pl_alive(lease->ctx))
-		return;
-	pthread_mutex_lock(&lease->ctx->lock);
-	lease->cookie = cookie;
-	pthread_mutex_unlock(&lease->ctx->lock);
+	if (pl_alive(lease->ctx))
+		lease->cookie = cookie;
 }

@@ -46,10 +46,12 @@ static int ask(struct pinl_ctx *ctx, struct asking *a, const struct pl_call *cal
 	a->change.arg = a;
 	sem_init(&a->answered, 0, 0);
 	pinl_change_submit(ctx, &a->change);
-	pl_call_wait_begin(call);
-	while (sem_wait(&a->answered))
-		;
-	pl_call_wait_end(call);
+	if (sem_trywait(&a->answered)) {
+		pl_call_wait_begin(call);
+		while (sem_wait(&a->answered))
+			;
+		pl_call_wait_end(call);
+	}
 	sem_destroy(&a->answered);
 	if (a->err)
 		return pinl_set_error(
