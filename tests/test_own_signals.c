@@ -260,8 +260,6 @@ static void handle(int sig, void (*fn)(int), int flags)
 
 struct busy {
 	struct own *o;
-	struct own_memory m;
-	struct pinl_lease *lease;
 	uint64_t daddr;
 };
 
@@ -276,8 +274,11 @@ static void be_busy(void *arg)
 	char text[512];
 
 	while (!handler.stop) {
-		struct pinl_lease *lease = own_lease_again(b->o, b->m.va, SIZE, b->m.flags, &policy);
+		struct pinl_lease *lease;
+		struct own_memory m;
 
+		own_map(&m, 'm');
+		lease = own_lease(b->o, m.va, SIZE, m.flags, &policy);
 		for (int i = 0; i < 50; i++) {
 			must_ok(pinl_counters(b->o->ctx, &counters));
 			must_ok(pinl_lease_info(lease, &info));
@@ -288,10 +289,10 @@ static void be_busy(void *arg)
 		}
 		must_ok(pinl_lease_read(lease, 0, sizeof text, text));
 		must_ok(pinl_soft_dma(b->o->dev, b->daddr, text, sizeof text, 0));
-		must_ok(pinl_ftruncate(b->o->ctx, b->m.fd, 0));
-		must_ok(ftruncate(b->m.fd, SIZE));
+		must_ok(pinl_ftruncate(b->o->ctx, m.fd, 0));
 		must(pinl_quiesced(lease) == -EALREADY);
 		pinl_unmap_range(lease);
+		own_unmap(&m);
 	}
 }
 
@@ -309,7 +310,6 @@ ISOLATED(a_handler_discards_watched_memory_anywhere)
 
 	own_open(&o, "soft", 0, NULL);
 	own_map(&watched, 'a');
-	own_map(&b.m, 'm');
 	must_ok(pinl_map_range(o.dev, (uintptr_t)watched.va, (uintptr_t)watched.va + PAGE, PINNED,
 			       &policy, addrs, &lease));
 	b.daddr = addrs[0].addr;
@@ -325,7 +325,6 @@ ISOLATED(a_handler_discards_watched_memory_anywhere)
 	own_join(&t);
 	must_ok(pinl_lease_check(lease));
 	pinl_unmap_range(lease);
-	own_unmap(&b.m);
 	own_unmap(&watched);
 	own_close(&o);
 }
