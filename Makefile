@@ -5,6 +5,7 @@
 help:
 	@echo 'make demo     install what is missing, build, show a recall on real files (build/demo.html)'
 	@echo 'make check    install what is missing, build, run every test; the last line is the sum'
+	@echo 'make bench    build, measure what leases cost; some minutes, QUICK=1 under one (bench/README.md)'
 	@echo 'make build    only build, in build/'
 	@echo 'make install  install what was built (DESTDIR= is honoured)'
 	@echo 'make format   put the C files into the form of .clang-format'
@@ -19,6 +20,12 @@ demo:
 check:
 	@scripts/deps check
 	@scripts/check
+
+bench:
+	@scripts/deps build
+	@$(MAKE) --no-print-directory build/build.ninja
+	ninja -C build bench/pinlease-bench
+	@scale=full; [ -z "$(QUICK)" ] || scale=quick; bench/run.py build/bench/pinlease-bench --scale $$scale
 
 build: build/build.ninja
 	ninja -C build
@@ -36,4 +43,4 @@ format:
 clean:
 	rm -rf build build-asan build-tsan
 
-.PHONY: help demo check build install format clean
+.PHONY: help demo check bench build install format clean

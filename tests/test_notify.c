@@ -96,6 +96,21 @@ static void tmpfs_has_no_hold(void **state)
 	assert_int_equal(map(r, FIRST, LAST, PINL_WRITE | PINL_PIN, &policy, &r->lease), -EOPNOTSUPP);
 }
 
+/* A hole under a private mapping can't be told from pages of its own: so nobody promises to. */
+static void private_holes_are_not_promised(void **state)
+{
+	struct rig *r = *state;
+	struct pinl_policy follow = {.size = sizeof follow, .kind = PINL_FOLLOW},
+			   recalled = recall(LONG);
+
+	start(r, "/dev/shm", MAP_PRIVATE);
+	assert_ok(pinl_device_open(r->ctx, "soft", NULL, &r->dev));
+	assert_int_equal(map(r, FIRST, LAST, PINL_WRITE, &follow, &r->lease), -EOPNOTSUPP);
+	assert_non_null(strstr(pinl_error(), ": punch, zero"));
+	/* Pinned pages of the mapping's own are not in the file, and only its end takes them. */
+	assert_ok(map(r, FIRST, LAST, PINL_WRITE | PINL_PIN, &recalled, &r->lease));
+}
+
 /* Without privilege the source is missing, says what it needs, and the rest works. */
 static void without_privilege(void **state)
 {
@@ -127,9 +142,13 @@ static void without_privilege(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(tmpfs_punch_is_told), TEST(tmpfs_truncate_is_told),
-		TEST(memfd_punch_is_told), TEST(hugetlb_punch_is_told),
-		TEST(tmpfs_has_no_hold),   cmocka_unit_test(without_privilege),
+		TEST(tmpfs_punch_is_told),
+		TEST(tmpfs_truncate_is_told),
+		TEST(memfd_punch_is_told),
+		TEST(hugetlb_punch_is_told),
+		TEST(tmpfs_has_no_hold),
+		TEST(private_holes_are_not_promised),
+		cmocka_unit_test(without_privilege),
 	};
 
 	alarm(60);

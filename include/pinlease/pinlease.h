@@ -149,6 +149,16 @@ struct pinl_policy {
 /* REFUSE on a memfd that allows sealing: put F_SEAL_SHRINK and F_SEAL_FUTURE_WRITE on it. Seals stay
  * for the life of the file, longer than the lease. */
 #define PINL_SEAL 0x10u
+/*
+ * Where the kernel doesn't let a device pin a shared file mapping (ext4, XFS, btrfs since Linux 6.5,
+ * DAX), lease it by a staged copy: the device works at addresses of its own (addrs[]), and the copy and
+ * the file are brought together in map, pinl_lease_sync(), pinl_quiesced(), before a recall takes the
+ * device off, and in pinl_unmap_range(), not in between. What the device changed is written to the file
+ * by aligned words of 8 bytes; of others' stores only those to the very same words are lost. Costs twice
+ * the range in memory, once of it pinned, and copying. Where memory can be pinned itself, the flag does
+ * nothing.
+ */
+#define PINL_STAGE 0x20u
 
 /* -------------------------------------------------------------------------------------- context -- */
 
@@ -264,7 +274,8 @@ int pinl_device_dirty(struct pinl_lease *lease, uintptr_t start, uintptr_t end, 
 
 /* --------------------------------------------------------------------------------------- leases -- */
 
-/* One per page. uring: addr = the VA, key = the fixed buffer's index. soft: addr = device address. */
+/* One per page. uring: addr = the VA, or that of the staged copy, key = the fixed buffer's index. soft:
+ * addr = device address. */
 struct pinl_addr {
 	uint64_t addr;
 	uint32_t key;
@@ -287,7 +298,8 @@ struct pinl_addr {
  * -EBUSY       another userfaultfd owns the mapping, or a change of the range is under way
  * -ENOSPC      the device's table is full
  * -EBADF, -ENODEV  the ring is closed, the device is dead
- * -EMFILE      no descriptors left
+ * -EMFILE, -ENFILE  no descriptors left
+ * -EIO         what is mapped there can't be found out
  */
 int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
 		   const struct pinl_policy *policy, struct pinl_addr *addrs, struct pinl_lease **lease);
@@ -302,6 +314,20 @@ void pinl_unmap_range(struct pinl_lease *lease);
  * -EALREADY: the deadline was first.
  */
 int pinl_quiesced(struct pinl_lease *lease);
+
+/*
+ * pinl_lease_sync - bring a staged lease's copy and its file together in [offset, offset+len) of the
+ * lease.
+ *
+ * PINL_FOR_CPU: after the device has written; the file has its data then, as after a store.
+ * PINL_FOR_DEVICE: before the device reads what the CPU has stored; no transfer may write to the range
+ * meanwhile. Both may be given. A lease that isn't staged is coherent anyway: 0. Errors: -EINVAL not
+ * inside the lease; -ESTALE taken back; -ENODATA some of what the device wrote has no place in the file
+ * any more (truncated): read it by pinl_lease_read(), it is reported as an orphan.
+ */
+#define PINL_FOR_CPU	0x1u
+#define PINL_FOR_DEVICE 0x2u
+int pinl_lease_sync(struct pinl_lease *lease, size_t offset, size_t len, unsigned direction);
 
 /* The index or key that goes with the lease's addresses (uring: buf_index). */
 uint32_t pinl_lease_key(struct pinl_lease *lease);
@@ -344,9 +370,58 @@ struct pinl_lease_info {
 	uint64_t detached_bytes; /* now on scratch or copy */
 	uint64_t orphan_bytes;	 /* the device still has, file or mapping let go */
 	uint8_t coverage[16];	 /* per enum pinl_op: PINL_CAN_*, for changes made raw by anyone */
+	uintptr_t stage;	 /* where the device's copy is; 0: it has the memory itself */
+	unsigned detaching;	 /* PINL_OPBIT()s of what takes pages from this lease; a policy has to
+				    cover all of them but PINL_OP_GUARD */
+	int device_class;	 /* enum pinl_device_class, as the backend found it */
+	struct pinl_device *device;
+	char device_kind[16]; /* "uring", "soft" */
+	void *cookie;
 };
 
 int pinl_lease_info(struct pinl_lease *lease, struct pinl_lease_info *info);
+
+/*
+ * Which leases: those that fit everything that is set here. Zeroed but for `size`: all that a device can
+ * still reach.
+ */
+struct pinl_filter {
+	size_t size;
+	uintptr_t start, end;	       /* have one of these addresses; end 0: any */
+	uint64_t file_dev, file_ino;   /* are on this file (pinl_filter_file); file_ino 0: any */
+	uint64_t file_start, file_end; /* and have one of these bytes of it; file_end 0: to its end */
+	struct pinl_device *device;    /* are on this device; NULL: any */
+	pid_t pid, tid;		       /* of who took it, its process and thread; 0: any */
+	unsigned policies;	       /* PINL_POLICYBIT()s; 0: any */
+	unsigned states;	       /* PINL_STATEBIT()s; 0: all but PINL_RELEASED */
+};
+
+#define PINL_POLICYBIT(kind) (1u << (kind))
+#define PINL_STATEBIT(state) (1u << (state))
+
+/*
+ * pinl_query - who has this leased, since when, under which policy.
+ *
+ * Fills infos[0] to infos[max - 1] with the leases that fit `filter`, in the order of their addresses
+ * (of their offsets when asked by file), and sets *found to how many fit: more than max means that the
+ * rest is missing. infos[0].size is set by the caller, as the distance from one to the next, too; infos
+ * may be NULL if max is 0. It is one moment's picture: no lease comes, goes or changes while it is
+ * taken, and recalls wait for it, about a tenth of a microsecond for each lease that is looked at. These
+ * are the leases whose addresses, or whose file and bytes, fit, or else all.
+ *
+ * A part of a lease that has been moved to scratch or copy is not on the file any more. A lease that has
+ * been released is there until it is unmapped, and asked for by `states`.
+ *
+ * Only leases of this context are known, so `pid` is this process or finds nothing. Errors: -EINVAL a
+ * size or a bit is unknown, a range ends before it starts; -ENOMEM.
+ */
+int pinl_query(struct pinl_ctx *ctx, const struct pinl_filter *filter, struct pinl_lease_info *infos,
+	       size_t max, size_t *found);
+
+/* Set file_dev and file_ino to those of an open file, or of the file at `path`. Any errno of fstat,
+ * stat. */
+int pinl_filter_file(struct pinl_filter *filter, int fd);
+int pinl_filter_path(struct pinl_filter *filter, const char *path);
 
 /* The lease in words: range, file, device, policy, what is held and what is only told. As snprintf. */
 int pinl_lease_describe(struct pinl_lease *lease, char *buf, size_t len);
@@ -368,13 +443,16 @@ enum pinl_event_type {
 	PINL_EV_ANSWERED,   /* the actor goes on; waited_ns says how long it was held */
 	PINL_EV_REFUSED,    /* the actor got err */
 	PINL_EV_FOLLOWED,   /* an on-demand device was invalidated */
-	PINL_EV_ORPHAN,	    /* the device has pages that file or mapping let go */
+	PINL_EV_ORPHAN,	    /* the device has pages that file or mapping let go; err -ENODATA: bytes
+			       that a staged device wrote have no place in the file any more */
 	PINL_EV_ORPHAN_END, /* they are released; bytes = what the device wrote there meanwhile */
 	PINL_EV_DEGRADED,   /* a guarantee is weaker than asked for: err -EBUSY could not be refused,
 			       -EALREADY told only after it took effect, -EOPNOTSUPP op is not seen
-			       raw, -EINTR let go before the recall was over (start, end: the change) */
+			       raw, -EINTR let go before the recall was over (start, end: the change),
+			       -ENOSPC too many changes under way to keep new leases off this one */
 	PINL_EV_LEAK,	    /* the device or context was closed with this lease on it */
-	PINL_EV_DROPPED,    /* bytes = events lost because nobody read them */
+	PINL_EV_DROPPED,    /* bytes = events lost because nobody read them: the oldest; pinl_query() has
+			       the leases that wait for an answer (PINL_NOTICED) */
 };
 
 struct pinl_event {

@@ -23,7 +23,8 @@ extern "C" {
  */
 #define PINL_WILL_SAY_DONE 0x10u
 
-/* The memory under a lease. Owned by the lease; `fd` is open as long as the lease lives. */
+/* The memory under a lease. Owned by the lease; `fd` is the library's own and the same for all leases of
+ * the file, open as long as one of them lives: share it, don't rely on its offset. */
 struct pinl_memory {
 	enum pinl_memory_kind kind;
 	uintptr_t start, end;	      /* the leased range */
@@ -35,6 +36,7 @@ struct pinl_memory {
 	int shared;		      /* MAP_SHARED */
 	int writable;		      /* PROT_WRITE */
 	int is_memfd;
+	uint64_t map_dev; /* the file's device as /proc/self/maps has it; differs from `dev` on btrfs */
 };
 
 struct pinl_change {
@@ -57,6 +59,7 @@ struct pinl_change {
 	struct pinl_change *next;
 	uint64_t id, since_ns, ceiling_ns;
 	int recalled;
+	struct pinl_lease *waits_for;
 };
 
 struct pinl_source_ops {

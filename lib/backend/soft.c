@@ -77,7 +77,6 @@ static void free_soft(struct pl_soft *s)
 		pl_pins_close(s->pins);
 	pthread_cond_destroy(&s->changed);
 	pthread_mutex_destroy(&s->lock);
-	free(s->maps);
 	free(s);
 }
 
@@ -112,9 +111,8 @@ static int can_fault(struct pl_soft *s)
 static const char *why_no_pins(int err)
 {
 	if (err == -ENOMEM)
-		return "RLIMIT_MEMLOCK leaves no room for the io_uring it pins with; raise it (ulimit "
-		       "-l, "
-		       "LimitMEMLOCK=) or give CAP_IPC_LOCK";
+		return "out of memory, or RLIMIT_MEMLOCK leaves no room for the io_uring it pins with; "
+		       "raise it (ulimit -l, LimitMEMLOCK=) or give CAP_IPC_LOCK, and open it again";
 	return "io_uring isn't available to pin with";
 }
 
@@ -209,22 +207,16 @@ static int soft_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 	}
 	if (m->flags & PINL_PIN)
 		map->pin = pl_soft_pin(s, map, &err);
-	if (err)
-		goto fail;
-	err = pl_soft_insert(s, map);
 	if (err) {
-		pinl_set_error(err, "out of memory");
-		pl_soft_unpin(s, map, map->pin);
-		goto fail;
+		free(map);
+		return err;
 	}
+	pl_soft_insert(s, map);
 	for (size_t i = 0; addrs && i < pages; i++)
 		addrs[i] = (struct pinl_addr){.addr = map->daddr + i * s->page};
 	m->key = 0;
 	m->priv = map;
 	return 0;
-fail:
-	free(map);
-	return err;
 }
 
 static void soft_unmap(void *dev, struct pinl_mapping *m)
@@ -241,6 +233,8 @@ static void soft_unmap(void *dev, struct pinl_mapping *m)
 	pthread_mutex_unlock(&s->lock);
 	pl_soft_unpin(s, map, map->old);
 	pl_soft_unpin(s, map, map->pin);
+	if (s->pins)
+		pl_pins_settle(s->pins);
 	free(map);
 	m->priv = NULL;
 }

@@ -21,83 +21,28 @@
 
 /* ---------------------------------------------------------------------------------- page table -- */
 
-/* The index of the last mapping that starts at or below daddr, plus one. */
-static size_t table_position(struct pl_soft *s, uint64_t daddr)
-{
-	size_t lo = 0, hi = s->nr_maps;
-
-	while (lo < hi) {
-		size_t mid = lo + (hi - lo) / 2;
-
-		if (s->maps[mid]->daddr <= daddr)
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	return lo;
-}
-
 struct pl_soft_map *pl_soft_find(struct pl_soft *s, uint64_t daddr, size_t len)
 {
-	size_t pos = table_position(s, daddr);
-	struct pl_soft_map *map = pos ? s->maps[pos - 1] : NULL;
-	uint64_t size = map ? map->end - map->start : 0;
+	struct pl_soft_map *map = (struct pl_soft_map *)pl_index_first(&s->maps, daddr, daddr + 1);
 
-	if (!map || daddr - map->daddr > size || len > size - (daddr - map->daddr))
-		return NULL;
-	return map;
+	return map && len <= map->node.end - daddr ? map : NULL;
 }
 
-/* Room for one more. Drops the lock to allocate. */
-static int table_grow(struct pl_soft *s)
+void pl_soft_insert(struct pl_soft *s, struct pl_soft_map *map)
 {
-	while (s->nr_maps == s->max_maps) {
-		size_t max = s->max_maps ? 2 * s->max_maps : 64;
-		struct pl_soft_map **maps;
-
-		pthread_mutex_unlock(&s->lock);
-		maps = malloc(max * sizeof *maps);
-		pthread_mutex_lock(&s->lock);
-		if (!maps)
-			return -ENOMEM;
-		if (max > s->max_maps) {
-			struct pl_soft_map **was = s->maps;
-
-			if (s->nr_maps)
-				memcpy(maps, was, s->nr_maps * sizeof *maps);
-			s->maps = maps;
-			s->max_maps = max;
-			maps = was;
-		}
-		pthread_mutex_unlock(&s->lock);
-		free(maps);
-		pthread_mutex_lock(&s->lock);
-	}
-	return 0;
-}
-
-int pl_soft_insert(struct pl_soft *s, struct pl_soft_map *map)
-{
-	int err;
-
 	pthread_mutex_lock(&s->lock);
-	err = table_grow(s);
-	if (!err) {
-		map->daddr = s->next_daddr;
-		/* One page stays free, so that running over the end is an error. */
-		s->next_daddr += map->end - map->start + s->page;
-		s->maps[s->nr_maps++] = map;
-	}
+	map->daddr = s->next_daddr;
+	map->node.start = map->daddr;
+	map->node.end = map->daddr + (map->end - map->start);
+	/* One page stays free, so that running over the end is an error. */
+	s->next_daddr = map->node.end + s->page;
+	pl_index_insert(&s->maps, &map->node);
 	pthread_mutex_unlock(&s->lock);
-	return err;
 }
 
 void pl_soft_remove(struct pl_soft *s, struct pl_soft_map *map)
 {
-	size_t pos = table_position(s, map->daddr);
-
-	memmove(&s->maps[pos - 1], &s->maps[pos], (s->nr_maps - pos) * sizeof *s->maps);
-	s->nr_maps--;
+	pl_index_remove(&s->maps, &map->node);
 }
 
 /* -------------------------------------------------------------------------------------- engine -- */

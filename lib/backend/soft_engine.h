@@ -11,6 +11,7 @@
 #include <pinlease/device.h>
 
 #include "backend/soft_pin.h"
+#include "core/index.h"
 
 enum { PL_PTE_VALID = 1, PL_PTE_WRITABLE = 2, PL_PTE_DIRTY = 4 };
 
@@ -19,7 +20,8 @@ enum { PL_PTE_VALID = 1, PL_PTE_WRITABLE = 2, PL_PTE_DIRTY = 4 };
 #define PL_SOFT_PINS 4
 
 struct pl_soft_map {
-	uint64_t daddr; /* device address of `start`, set by pl_soft_insert */
+	struct pl_node node; /* soft->maps, by device address */
+	uint64_t daddr;	     /* device address of `start`, set by pl_soft_insert */
 	uintptr_t start, end;
 	int writable;
 	int stopped;	      /* no entry is valid, none can be faulted in */
@@ -53,8 +55,7 @@ struct pl_soft {
 
 	pthread_mutex_t lock; /* everything below, and all of maps and transfers */
 	pthread_cond_t changed;
-	struct pl_soft_map **maps; /* sorted by daddr: a new one is always the highest */
-	size_t nr_maps, max_maps;
+	struct pl_index maps;
 	uint64_t next_daddr;
 	struct pl_soft_dma *head, **tail; /* waiting */
 	struct pl_soft_dma *cur;	  /* in flight */
@@ -68,8 +69,8 @@ void *pl_soft_engine(void *soft);
 struct pl_call;
 int pl_soft_submit(struct pl_soft *s, struct pl_soft_dma *x, const struct pl_call *call);
 
-/* Give the mapping its device addresses and make it visible to the engine. -ENOMEM. */
-int pl_soft_insert(struct pl_soft *s, struct pl_soft_map *map);
+/* Give the mapping its device addresses and make it visible to the engine. */
+void pl_soft_insert(struct pl_soft *s, struct pl_soft_map *map);
 
 /* With the lock held. */
 void pl_soft_remove(struct pl_soft *s, struct pl_soft_map *map);

@@ -20,6 +20,9 @@
 
 #include <pinlease/device.h>
 
+#include "backend/ring_move.h"
+#include "backend/uring_table.h"
+
 enum {
 	SLOTS = 16384,		/* the kernel's maximum */
 	BOUNCE_SIZE = 64 << 10, /* bytes one request moves */
@@ -28,12 +31,11 @@ enum {
 
 struct pl_pins {
 	struct io_uring ring;
-	pthread_mutex_t lock; /* ring's queues, bounce, broken, free, nr_free */
+	pthread_mutex_t lock; /* ring's queues, bounce, free, full, nr_free, nr_full */
 	int bounce_fd;
 	unsigned char *bounce;
-	int broken; /* a request may still be in the ring: no other may follow */
-	unsigned nr_free;
-	uint16_t free[SLOTS];
+	unsigned nr_free, nr_full;
+	uint16_t free[SLOTS], full[SLOTS]; /* full: let go, but the kernel had no memory to empty them */
 };
 
 static int make_bounce(struct pl_pins *p)
@@ -68,7 +70,7 @@ int pl_pins_open(struct pl_pins **pins)
 	err = io_uring_queue_init(4, &p->ring, 0);
 	if (err)
 		goto fail;
-	err = io_uring_register_buffers_sparse(&p->ring, SLOTS);
+	err = pl_table_make(p->ring.ring_fd, SLOTS);
 	if (!err)
 		err = make_bounce(p);
 	if (err)
@@ -115,16 +117,6 @@ static void give_slot(struct pl_pins *p, unsigned slot)
 	pthread_mutex_unlock(&p->lock);
 }
 
-/* Length 0 empties the slot. */
-static int set_slot(struct pl_pins *p, unsigned slot, uintptr_t start, size_t len)
-{
-	struct iovec iov = {.iov_base = (void *)start, .iov_len = len};
-	__u64 tag = 0;
-	int ret = io_uring_register_buffers_update_tag(&p->ring, slot, &iov, &tag, 1);
-
-	return ret < 0 ? ret : 0;
-}
-
 static int explain(int err, size_t len)
 {
 	struct rlimit rl = {0};
@@ -136,8 +128,8 @@ static int explain(int err, size_t len)
 			-EOPNOTSUPP,
 			"this memory can't be pinned for writing: a read-only mapping, a "
 			"shared mapping of a file on disk, device memory or secret memory; "
-			"lease it without PINL_PIN, or use anonymous, memfd, tmpfs or private "
-			"memory");
+			"lease it without PINL_PIN, by a staged copy (PINL_STAGE, shared file "
+			"mappings), or use anonymous, memfd, tmpfs or private memory");
 	case -ENOMEM:
 		getrlimit(RLIMIT_MEMLOCK, &rl);
 		return pinl_set_error(
@@ -165,7 +157,7 @@ int pl_pin_take(struct pl_pins *p, uintptr_t start, uintptr_t end, struct pl_pin
 	err = take_slot(p, &pin->slot);
 	if (err)
 		return explain(err, len);
-	err = set_slot(p, pin->slot, start, len);
+	err = pl_slot_set(p->ring.ring_fd, pin->slot, (void *)start, len, 0);
 	if (err) {
 		give_slot(p, pin->slot);
 		return explain(err, len);
@@ -175,59 +167,46 @@ int pl_pin_take(struct pl_pins *p, uintptr_t start, uintptr_t end, struct pl_pin
 	return 0;
 }
 
-void pl_pin_let_go(struct pl_pins *p, struct pl_pin *pin)
+void pl_pins_settle(struct pl_pins *p)
 {
-	/* A slot that can't be emptied is never used again: it still has the pages. */
-	if (!set_slot(p, pin->slot, 0, 0))
-		give_slot(p, pin->slot);
+	unsigned tries;
+
+	pthread_mutex_lock(&p->lock);
+	for (tries = p->nr_full; tries && p->nr_full; tries--) {
+		unsigned slot = p->full[--p->nr_full];
+
+		if (pl_slot_empty(p->ring.ring_fd, slot))
+			p->full[p->nr_full++] = slot;
+		else
+			p->free[p->nr_free++] = slot;
+	}
+	pthread_mutex_unlock(&p->lock);
 }
 
-/* The only completion there can be is that of the request just made. */
-static int finish(struct pl_pins *p, size_t len)
+void pl_pin_let_go(struct pl_pins *p, struct pl_pin *pin)
 {
-	struct io_uring_cqe *cqe;
-	int ret;
-
-	do
-		ret = io_uring_submit(&p->ring);
-	while (ret == -EINTR || ret == -EAGAIN);
-	if (ret != 1)
-		goto broken;
-	do
-		ret = io_uring_wait_cqe(&p->ring, &cqe);
-	while (ret == -EINTR || ret == -EAGAIN);
-	if (ret < 0)
-		goto broken;
-	ret = cqe->res;
-	io_uring_cqe_seen(&p->ring, cqe);
-	if (ret < 0)
-		return ret;
-	return (size_t)ret == len ? 0 : -EIO;
-broken:
-	p->broken = 1;
-	return ret < 0 ? ret : -EIO;
+	pthread_mutex_lock(&p->lock);
+	p->full[p->nr_full++] = pin->slot;
+	pthread_mutex_unlock(&p->lock);
+	pl_pins_settle(p);
 }
 
 static int access_chunk(struct pl_pins *p, const struct pl_pin *pin, size_t offset, void *buf,
 			size_t len, int write)
 {
-	struct io_uring_sqe *sqe;
 	void *at = (void *)(pin->start + offset);
-	int err;
+	int ret;
 
-	if (p->broken)
-		return -EIO;
-	sqe = io_uring_get_sqe(&p->ring);
-	if (write) {
+	if (write)
 		memcpy(p->bounce, buf, len);
-		io_uring_prep_read_fixed(sqe, p->bounce_fd, at, len, 0, pin->slot);
-	} else {
-		io_uring_prep_write_fixed(sqe, p->bounce_fd, at, len, 0, pin->slot);
-	}
-	err = finish(p, len);
-	if (!err && !write)
+	ret = pl_ring_move(&p->ring, write, p->bounce_fd, at, len, pin->slot);
+	if (ret < 0)
+		return ret;
+	if ((size_t)ret != len)
+		return -EIO;
+	if (!write)
 		memcpy(buf, p->bounce, len);
-	return err;
+	return 0;
 }
 
 int pl_pin_access(struct pl_pins *p, const struct pl_pin *pin, size_t offset, void *buf, size_t len,

@@ -29,7 +29,11 @@ void pl_pins_close(struct pl_pins *pins);
  * -ENOMEM, -ENOSPC no slot left. Any thread. Allocates nothing. */
 int pl_pin_take(struct pl_pins *pins, uintptr_t start, uintptr_t end, struct pl_pin *pin);
 
-/* The pages are unpinned on return. */
+/* Unpin what earlier couldn't be. */
+void pl_pins_settle(struct pl_pins *pins);
+
+/* The pages are unpinned on return, or, when the kernel has no memory for that, in a later settle or
+ * close. */
 void pl_pin_let_go(struct pl_pins *pins, struct pl_pin *pin);
 
 /* Copy between buf and the pinned pages, wherever their mapping has gone. Any thread. */

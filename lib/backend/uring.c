@@ -87,25 +87,37 @@ static int use_table(struct uring_dev *d, const struct pinl_uring_arg *arg)
 }
 
 /* Does this kernel clone single slots? Tried on a page of our own, not assumed from a version. */
-static bool probe_clone(struct uring_dev *d)
+static int probe_clone(struct uring_dev *d)
 {
 	struct io_uring other;
 	void *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	bool ok = false;
+	int err = page == MAP_FAILED ? -errno : io_uring_queue_init(2, &other, 0);
 
-	if (page == MAP_FAILED)
-		return false;
-	if (!io_uring_queue_init(2, &other, 0)) {
-		ok = !pl_table_make(other.ring_fd, 1) && !pl_slot_set(other.ring_fd, 0, page, PAGE, 0) &&
-		     !pl_slot_clone(other.ring_fd, 0, d->priv.ring_fd, 0) &&
-		     !pl_slot_set(d->priv.ring_fd, 0, NULL, 0, 0);
+	if (!err) {
+		err = pl_table_make(other.ring_fd, 1);
+		if (!err)
+			err = pl_slot_set(other.ring_fd, 0, page, PAGE, 0);
+		if (!err)
+			err = pl_slot_clone(other.ring_fd, 0, d->priv.ring_fd, 0);
+		if (!err)
+			err = pl_slot_empty(d->priv.ring_fd, 0);
 		io_uring_queue_exit(&other);
 	}
-	munmap(page, PAGE);
-	return ok;
+	if (page != MAP_FAILED)
+		munmap(page, PAGE);
+	return err;
 }
 
-static int open_private(struct uring_dev *d)
+static const char *why_no_read(int err)
+{
+	if (err == -ENOMEM || err == -EMFILE || err == -ENFILE)
+		return "memory, RLIMIT_MEMLOCK or descriptors were short when the device was opened; "
+		       "open it again";
+	return "this kernel doesn't clone single fixed buffers, 6.13 does";
+}
+
+/* Without it the device works, but can't be read: *why. */
+static int open_private(struct uring_dev *d, const char **why)
 {
 	int err = io_uring_queue_init(4, &d->priv, 0);
 
@@ -117,8 +129,15 @@ static int open_private(struct uring_dev *d)
 	err = pl_table_make(d->priv.ring_fd, d->nr);
 	d->bounce = memfd_create("pinlease", MFD_CLOEXEC);
 	if (err || d->bounce < 0)
-		return pinl_set_error(err ? err : -errno, "can't make a second ring's buffers");
-	d->can_read = probe_clone(d);
+		return pinl_set_error(err ? err : -errno, "can't make a second ring's buffers: %s",
+				      strerror(err ? -err : errno));
+	err = probe_clone(d);
+	d->can_read = !err;
+	*why = err ? why_no_read(err) : NULL;
+	if (err) { /* then it is good for nothing, and may have a clone left */
+		io_uring_queue_exit(&d->priv);
+		d->priv.ring_fd = -1;
+	}
 	return 0;
 }
 
@@ -134,8 +153,21 @@ static void dev_free(struct uring_dev *d)
 	if (d->ring >= 0)
 		close(d->ring);
 	pthread_mutex_destroy(&d->lock);
-	free(d->used);
+	free(d->free);
+	free(d->tags);
 	free(d);
+}
+
+static int make_lists(struct uring_dev *d)
+{
+	d->free = calloc(d->nr, sizeof *d->free);
+	d->tags = calloc(d->nr, sizeof *d->tags);
+	if (!d->free || !d->tags)
+		return pinl_set_error(-ENOMEM, "out of memory for a device");
+	for (unsigned i = 0; i < d->nr; i++)
+		d->free[i] = i;
+	d->nr_free = d->nr;
+	return 0;
 }
 
 static int check_arg(const struct pinl_uring_arg *arg)
@@ -153,6 +185,7 @@ static int check_arg(const struct pinl_uring_arg *arg)
 static int uring_open(const void *given, struct pinl_device_info *info, void **out)
 {
 	const struct pinl_uring_arg *arg = given;
+	const char *why = NULL;
 	struct uring_dev *d;
 	int err = check_arg(arg);
 
@@ -170,10 +203,10 @@ static int uring_open(const void *given, struct pinl_device_info *info, void **o
 				     strerror(errno));
 	if (!err)
 		err = use_table(d, arg);
-	if (!err && !(d->used = calloc(d->nr, 1)))
-		err = pinl_set_error(-ENOMEM, "out of memory for a device");
 	if (!err)
-		err = open_private(d);
+		err = make_lists(d);
+	if (!err)
+		err = open_private(d, &why);
 	if (err) {
 		dev_free(d);
 		return err;
@@ -181,7 +214,7 @@ static int uring_open(const void *given, struct pinl_device_info *info, void **o
 	pl_uring_cq_open(d, arg->ring);
 	info->device_class = PINL_DEV_REVOCABLE;
 	info->caps = PINL_DEVCAP_PIN | PINL_DEVCAP_RETARGET | (d->can_read ? PINL_DEVCAP_READ : 0);
-	info->why = d->can_read ? NULL : "this kernel doesn't clone single fixed buffers, 6.13 does";
+	info->why = why;
 	*out = d;
 	return 0;
 }
@@ -191,16 +224,18 @@ static void uring_close(void *dev)
 	dev_free(dev);
 }
 
+/* What is given back comes last, so that a request made for an ended lease soon meets no other. */
+static void slot_give(struct uring_dev *d, unsigned slot)
+{
+	d->free[(d->next_free + d->nr_free++) % d->nr] = slot;
+}
+
 static int slot_take(struct uring_dev *d, unsigned *slot)
 {
-	for (unsigned i = 0; i < d->nr; i++) {
-		unsigned s = (d->next_slot + i) % d->nr;
-
-		if (d->used[s])
-			continue;
-		d->used[s] = 1;
-		d->next_slot = s + 1;
-		*slot = s;
+	if (d->nr_free) {
+		*slot = d->free[d->next_free];
+		d->next_free = (d->next_free + 1) % d->nr;
+		d->nr_free--;
 		return 0;
 	}
 	return pinl_set_error(
@@ -224,7 +259,8 @@ static int pin_error(int err, size_t len)
 			"io_uring can't pin this memory: it always pins for writing, which the "
 			"kernel refuses for read-only mappings, for MAP_SHARED of files on "
 			"ext4, XFS, btrfs (since 6.5) and for DAX and device memory; use tmpfs, memfd, "
-			"anonymous or MAP_PRIVATE memory, or an on-demand device");
+			"anonymous or MAP_PRIVATE memory, an on-demand device, or PINL_STAGE to lease a "
+			"shared file mapping by a staged copy");
 	if (err == -ENOMEM) {
 		getrlimit(RLIMIT_MEMLOCK, &rl);
 		return pinl_set_error(
@@ -259,20 +295,12 @@ static int set_slot(struct uring_dev *d, struct uring_map *u)
 	return err;
 }
 
-/* The content with this tag has been taken out; some request may still use it. */
-static void wait_for(struct uring_map *u, uint64_t tag)
-{
-	if (u->n_waiting < URING_WAITING)
-		u->waiting[u->n_waiting++] = tag;
-	else
-		u->lost = true;
-}
-
-static void empty_slot(struct uring_dev *d, struct uring_map *u)
+/* If the kernel won't, u->tag says so: drain tries again and doesn't confirm before. */
+void pl_uring_empty(struct uring_dev *d, struct uring_map *u)
 {
 	if (!u->tag || pl_slot_set(d->ring, d->first + u->slot, NULL, 0, 0))
 		return;
-	wait_for(u, u->tag);
+	pl_uring_tag_wait(d, u, u->tag);
 	u->tag = 0;
 }
 
@@ -293,13 +321,9 @@ static int uring_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 	if (!err) {
 		err = set_slot(d, u);
 		if (err) {
-			d->used[u->slot] = 0;
+			slot_give(d, u->slot);
 			err = pin_error(err, m->end - m->start);
 		}
-	}
-	if (!err) {
-		u->next = d->maps;
-		d->maps = u;
 	}
 	pthread_mutex_unlock(&d->lock);
 	if (err) {
@@ -319,14 +343,10 @@ static void uring_unmap(void *dev, struct pinl_mapping *m)
 	struct uring_map *u = m->priv;
 
 	pthread_mutex_lock(&d->lock);
-	empty_slot(d, u);
+	pl_uring_empty(d, u);
 	pl_uring_let_go(d, u);
-	d->used[u->slot] = 0;
-	for (struct uring_map **p = &d->maps; *p; p = &(*p)->next)
-		if (*p == u) {
-			*p = u->next;
-			break;
-		}
+	pl_uring_tags_drop(d, u);
+	slot_give(d, u->slot);
 	pthread_mutex_unlock(&d->lock);
 	free(u);
 }
@@ -339,7 +359,7 @@ static int uring_stop(void *dev, struct pinl_mapping *m)
 	pthread_mutex_lock(&d->lock);
 	if (d->can_read)
 		pl_uring_hold(d, u);
-	empty_slot(d, u);
+	pl_uring_empty(d, u);
 	u->stopped = true;
 	pthread_mutex_unlock(&d->lock);
 	return 0;
@@ -361,7 +381,7 @@ static int retarget_tight(struct uring_dev *d, struct uring_map *u)
 	struct timespec t = {0, 1000000};
 
 	pl_uring_let_go(d, u);
-	empty_slot(d, u);
+	pl_uring_empty(d, u);
 	for (int i = 0; i < 200 && u->n_waiting; i++) {
 		pl_uring_cq_look(d);
 		pthread_mutex_unlock(&d->lock);
@@ -386,7 +406,7 @@ static int uring_retarget(void *dev, struct pinl_mapping *m)
 		err = retarget_tight(d, u);
 	}
 	if (!err && old)
-		wait_for(u, old);
+		pl_uring_tag_wait(d, u, old);
 	if (!err) {
 		u->stopped = false;
 		if (!u->n_waiting && !u->lost)

@@ -17,15 +17,21 @@
 
 #define URING_WAITING 8
 
+/* A tag whose completion has not been seen: requests may use the content it stood for still. */
+struct uring_tag {
+	struct uring_tag *next; /* of uring_dev.tags */
+	struct uring_map *map;	/* NULL: free */
+	uint64_t tag;
+};
+
 struct uring_map {
-	struct uring_map *next; /* of uring_dev.maps */
 	struct pinl_mapping *m;
-	unsigned slot;			 /* in the program's ring, and minus first in the private one */
-	uint64_t tag;			 /* of what is in the slot now; 0: slot is empty */
-	uint64_t waiting[URING_WAITING]; /* tags of contents taken out; requests may use them still */
+	unsigned slot; /* in the program's ring, and minus first in the private one */
+	uint64_t tag;  /* of what is in the slot now; 0: slot is empty */
+	struct uring_tag waiting[URING_WAITING];
 	int n_waiting;
 	bool lost;    /* more than fit: never confirmed */
-	bool stopped; /* slot empty for good, until retarget */
+	bool stopped; /* slot empty for good (once tag is 0), until retarget */
 	bool held;    /* the private ring shares the old content, for read */
 };
 
@@ -36,6 +42,9 @@ struct uring_cq {
 	unsigned *head, *tail, mask, shift;
 	unsigned *flags; /* of the submission side: says that completions overflowed; may be NULL */
 	struct io_uring_cqe *cqes;
+	unsigned looked;     /* the tags before this one of the queue have been noted */
+	bool stuck;	     /* it was full for a whole drain, */
+	unsigned stuck_head; /* with this entry the next to be taken out */
 };
 
 struct uring_dev {
@@ -44,9 +53,9 @@ struct uring_dev {
 	int given;	      /* the program's descriptor, to see that it is still the same ring */
 	unsigned first, nr;   /* slots that leases may use */
 	bool own_table;
-	uint8_t *used; /* nr bytes */
-	unsigned next_slot;
-	struct uring_map *maps;
+	unsigned *free; /* slots: nr_free of them, from next_free on, around */
+	unsigned next_free, nr_free;
+	struct uring_tag **tags; /* nr chains, by tag */
 	struct uring_cq cq;
 	struct io_uring priv; /* reads what leases pin, through clones of their slots */
 	bool can_read;
@@ -59,9 +68,14 @@ void pl_uring_cq_close(struct uring_dev *d);
 /* dev->lock held: note the tags that stand unread in the completion ring. */
 void pl_uring_cq_look(struct uring_dev *d);
 bool pl_uring_tag_seen(struct uring_dev *d, uint64_t user_data);
+void pl_uring_tag_wait(struct uring_dev *d, struct uring_map *u, uint64_t tag);
+void pl_uring_tags_drop(struct uring_dev *d, struct uring_map *u);
 
 int pl_uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns);
 int pl_uring_read(void *dev, struct pinl_mapping *m, size_t offset, size_t len, void *buf);
+
+/* dev->lock held: take the lease's pages out of the program's slot. */
+void pl_uring_empty(struct uring_dev *d, struct uring_map *u);
 
 /* dev->lock held: share the slot's content with the private ring, or let go of it. */
 int pl_uring_hold(struct uring_dev *d, struct uring_map *u);

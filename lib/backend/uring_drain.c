@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "backend/ring_move.h"
 #include "backend/uring.h"
 #include "backend/uring_table.h"
 #include "os/clock.h"
@@ -48,16 +49,55 @@ void pl_uring_cq_close(struct uring_dev *d)
 		munmap(d->cq.map, d->cq.len);
 }
 
+static struct uring_tag **chain(struct uring_dev *d, uint64_t tag)
+{
+	return &d->tags[(uint32_t)tag % d->nr];
+}
+
+static void tag_drop(struct uring_dev *d, struct uring_tag *t)
+{
+	struct uring_tag **p = chain(d, t->tag);
+
+	while (*p != t)
+		p = &(*p)->next;
+	*p = t->next;
+	t->map->n_waiting--;
+	t->map = NULL;
+}
+
+/* The content with this tag has been taken out; some request may still use it. */
+void pl_uring_tag_wait(struct uring_dev *d, struct uring_map *u, uint64_t tag)
+{
+	struct uring_tag *t = u->waiting, **p = chain(d, tag);
+
+	if (u->n_waiting == URING_WAITING) {
+		u->lost = true;
+		return;
+	}
+	while (t->map)
+		t++;
+	*t = (struct uring_tag){.next = *p, .map = u, .tag = tag};
+	*p = t;
+	u->n_waiting++;
+}
+
+void pl_uring_tags_drop(struct uring_dev *d, struct uring_map *u)
+{
+	for (int i = 0; i < URING_WAITING; i++)
+		if (u->waiting[i].map)
+			tag_drop(d, &u->waiting[i]);
+}
+
 bool pl_uring_tag_seen(struct uring_dev *d, uint64_t user_data)
 {
+	struct uring_tag *t;
+
 	if ((user_data & 0xffffffff00000000ull) != PL_URING_TAG)
 		return false;
-	for (struct uring_map *u = d->maps; u; u = u->next)
-		for (int i = 0; i < u->n_waiting; i++)
-			if (u->waiting[i] == user_data) {
-				u->waiting[i] = u->waiting[--u->n_waiting];
-				return true;
-			}
+	for (t = *chain(d, user_data); t && t->tag != user_data;)
+		t = t->next;
+	if (t)
+		tag_drop(d, t);
 	return true;
 }
 
@@ -66,12 +106,16 @@ void pl_uring_cq_look(struct uring_dev *d)
 	struct uring_cq *cq = &d->cq;
 	unsigned head, tail;
 
+	/* A tag is waited for before anybody can look, so what has been looked at has no news. */
 	if (!cq->map)
 		return;
 	head = __atomic_load_n(cq->head, __ATOMIC_ACQUIRE);
 	tail = __atomic_load_n(cq->tail, __ATOMIC_ACQUIRE);
 	if (tail - head > cq->mask + 1)
 		return;
+	if (cq->looked - head <= tail - head)
+		head = cq->looked;
+	cq->looked = tail;
 	for (; head != tail; head++)
 		pl_uring_tag_seen(d, __atomic_load_n(&cq->cqes[(head & cq->mask) << cq->shift].user_data,
 						     __ATOMIC_RELAXED));
@@ -90,7 +134,7 @@ int pl_uring_hold(struct uring_dev *d, struct uring_map *u)
 
 void pl_uring_let_go(struct uring_dev *d, struct uring_map *u)
 {
-	if (u->held && !pl_slot_set(d->priv.ring_fd, u->slot, NULL, 0, 0))
+	if (u->held && !pl_slot_empty(d->priv.ring_fd, u->slot))
 		u->held = false;
 }
 
@@ -99,9 +143,11 @@ static bool ended(struct uring_dev *d, struct uring_map *u)
 	bool yes;
 
 	pthread_mutex_lock(&d->lock);
+	if (u->stopped)
+		pl_uring_empty(d, u); /* stop couldn't */
 	if (u->n_waiting)
 		pl_uring_cq_look(d);
-	yes = !u->n_waiting && !u->lost;
+	yes = !u->n_waiting && !u->lost && !(u->stopped && u->tag);
 	if (yes && !u->stopped)
 		pl_uring_let_go(d, u);
 	pthread_mutex_unlock(&d->lock);
@@ -112,6 +158,38 @@ static bool ended(struct uring_dev *d, struct uring_map *u)
 static bool overflowed(const struct uring_dev *d)
 {
 	return d->cq.flags && (__atomic_load_n(d->cq.flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW);
+}
+
+/*
+ * A program that takes no completions out makes every drain wait in vain. One waits its full time; until
+ * the program moves, the others don't, or the recall of many leases would take that long for each.
+ */
+static bool is_stuck(struct uring_dev *d)
+{
+	bool stuck;
+
+	pthread_mutex_lock(&d->lock);
+	stuck = d->cq.stuck && overflowed(d) &&
+		__atomic_load_n(d->cq.head, __ATOMIC_RELAXED) == d->cq.stuck_head;
+	pthread_mutex_unlock(&d->lock);
+	return stuck;
+}
+
+static void waited_in_vain(struct uring_dev *d)
+{
+	pthread_mutex_lock(&d->lock);
+	d->cq.stuck = overflowed(d);
+	if (d->cq.stuck)
+		d->cq.stuck_head = __atomic_load_n(d->cq.head, __ATOMIC_RELAXED);
+	pthread_mutex_unlock(&d->lock);
+}
+
+static int unconfirmed(void)
+{
+	return pinl_set_error(-ETIMEDOUT,
+			      "requests on the old pages had not ended by the deadline, or their "
+			      "completions were not passed to pinl_uring_cqe, or the kernel had no "
+			      "memory to empty the slot");
 }
 
 /* First let requests end by themselves, at half time cancel. Backs off from 20 us to 1 ms. */
@@ -127,11 +205,16 @@ int pl_uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 	while (!ended(d, u)) {
 		uint64_t now = pl_clock_ns();
 
-		if (now >= deadline_ns || (m->holder_done && overflowed(d)))
-			return pinl_set_error(
-				-ETIMEDOUT,
-				"requests on the old pages had not ended by the deadline, or their "
-				"completions were not passed to pinl_uring_cqe");
+		if (m->holder_done && overflowed(d))
+			return unconfirmed();
+		if (is_stuck(d)) {
+			pl_ring_cancel_fixed(d->ring, 0);
+			return unconfirmed();
+		}
+		if (now >= deadline_ns) {
+			waited_in_vain(d);
+			return unconfirmed();
+		}
 		if (now >= half && !cancelled) {
 			cancelled = true;
 			pl_ring_cancel_fixed(d->ring, (deadline_ns - now) / 2);
@@ -146,25 +229,8 @@ int pl_uring_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 /* One part through the bounce file: the private ring writes the pinned pages there. */
 static int read_part(struct uring_dev *d, struct uring_map *u, uintptr_t at, size_t len, char *buf)
 {
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&d->priv);
-	struct io_uring_cqe *cqe;
-	int ret;
+	int ret = pl_ring_move(&d->priv, false, d->bounce, (void *)at, len, u->slot);
 
-	if (!sqe)
-		return -EAGAIN;
-	io_uring_prep_write_fixed(sqe, d->bounce, (void *)at, len, 0, u->slot);
-	do
-		ret = io_uring_submit_and_wait(&d->priv, 1);
-	while (ret == -EINTR);
-	if (ret < 0)
-		return ret;
-	do /* a stop signal can't be blocked */
-		ret = io_uring_wait_cqe(&d->priv, &cqe);
-	while (ret == -EINTR || ret == -EAGAIN);
-	if (ret)
-		return ret;
-	ret = cqe->res;
-	io_uring_cqe_seen(&d->priv, cqe);
 	if (ret < 0)
 		return ret;
 	if (ret == 0 || pread(d->bounce, buf, ret, 0) != ret)

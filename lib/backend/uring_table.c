@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "os/compat.h"
@@ -16,8 +17,11 @@
 
 static int reg(int ring, unsigned op, void *arg, unsigned n)
 {
-	int ret = syscall(__NR_io_uring_register, ring, op, arg, n);
+	int ret;
 
+	do
+		ret = syscall(__NR_io_uring_register, ring, op, arg, n);
+	while (ret < 0 && errno == EINTR && op != IORING_REGISTER_SYNC_CANCEL); /* which has a timeout */
 	return ret < 0 ? -errno : ret;
 }
 
@@ -58,6 +62,16 @@ int pl_slot_set(int ring, unsigned slot, const void *addr, size_t len, uint64_t 
 	int ret = reg(ring, IORING_REGISTER_BUFFERS_UPDATE, &u, sizeof u);
 
 	return ret < 0 ? ret : ret == 1 ? 0 : -EINVAL;
+}
+
+int pl_slot_empty(int ring, unsigned slot)
+{
+	struct timespec pause = {0, 1000000};
+	int err;
+
+	for (int i = 0; (err = pl_slot_set(ring, slot, NULL, 0, 0)) == -ENOMEM && i < 100; i++)
+		nanosleep(&pause, NULL);
+	return err;
 }
 
 int pl_slot_clone(int from, unsigned from_slot, int to, unsigned to_slot)

@@ -15,6 +15,10 @@ int pl_table_size(int ring, unsigned *slots); /* from the ring's fdinfo */
  * kernel posts when the last request using this content has ended; 0 = none. */
 int pl_slot_set(int ring, unsigned slot, const void *addr, size_t len, uint64_t tag);
 
+/* Empty a slot that has something. Taking away needs memory in some kernels, so it is tried for a while
+ * (100 ms at most): who gives up leaves the pages pinned. */
+int pl_slot_empty(int ring, unsigned slot);
+
 /* Share the content of a slot with another ring: the pages stay pinned as long as either has them. */
 int pl_slot_clone(int from, unsigned from_slot, int to, unsigned to_slot);
 

@@ -6,6 +6,7 @@
 #include "core/ctx.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -149,6 +150,13 @@ static int make_alive(struct pinl_ctx *ctx)
 	return 0;
 }
 
+/* Opened once, so that a force needs no descriptor when there are none left. */
+static int open_maps(struct pinl_ctx *ctx)
+{
+	ctx->maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	return ctx->maps < 0 && (errno == EMFILE || errno == ENFILE) ? -errno : 0;
+}
+
 static void init_sync(struct pinl_ctx *ctx)
 {
 	pthread_condattr_t attr;
@@ -156,7 +164,8 @@ static void init_sync(struct pinl_ctx *ctx)
 	pthread_mutex_init(&ctx->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&ctx->settled, &attr);
+	for (int i = 0; i < PL_SETTLED; i++)
+		pthread_cond_init(&ctx->settled[i], &attr);
 	pthread_cond_init(&ctx->work, &attr);
 	pthread_condattr_destroy(&attr);
 	ctx->jobs_tail = &ctx->jobs;
@@ -175,9 +184,13 @@ static void ctx_free(struct pinl_ctx *ctx)
 		ctx->sources[i].ops->close(ctx->sources[i].priv);
 	pl_events_free(ctx->events);
 	pl_swap_free(ctx->swap);
+	pl_bounce_free(ctx->bounce);
 	if (ctx->alive)
 		munmap(ctx->alive, 4096);
-	pthread_cond_destroy(&ctx->settled);
+	if (ctx->maps >= 0)
+		close(ctx->maps);
+	for (int i = 0; i < PL_SETTLED; i++)
+		pthread_cond_destroy(&ctx->settled[i]);
 	pthread_cond_destroy(&ctx->work);
 	pthread_mutex_destroy(&ctx->lock);
 	free(ctx->summary);
@@ -226,9 +239,12 @@ int pl_open_core(const struct pinl_opts *given, struct pinl_ctx **out)
 	if (!ctx)
 		return pinl_set_error(-ENOMEM, "out of memory for a context");
 	ctx->opts = opts;
+	ctx->maps = -1;
 	init_sync(ctx);
 	ctx->summary = calloc(PL_MAX_SUMMARY, sizeof *ctx->summary);
 	err = ctx->summary ? make_alive(ctx) : -ENOMEM;
+	if (!err)
+		err = open_maps(ctx);
 	if (!err)
 		err = pl_swap_new(&ctx->swap);
 	if (!err && !(ctx->events = pl_events_new(&opts)))

@@ -2,13 +2,13 @@
 /*
  * The core's objects and their locks.
  *
- * ctx->lock covers: the lease index, the file table, every lease's state, recall and job fields, the
- * held changes, the gates, the device list and the counters. It is held only for short work on these:
- * nothing is allocated, freed, mapped or unmapped under it, no callback, backend or source is called
- * under it (I8), so a source thread may take it at any time.
- * events->lock covers the event ring; taken inside ctx->lock, never the other way round.
- * lease->busy: whoever set it (the worker or the thread in unmap) may call the backend for this lease;
- * it replaces a per-lease lock and is waited for on ctx->settled.
+ * ctx->lock covers: the lease index, the files and their leases, every lease's state, recall and job
+ * fields, the held changes, the gates, the device list and the counters. It is held only for short work
+ * on these: nothing is allocated, freed, mapped or unmapped under it, no callback, backend or source is
+ * called under it (I8), so a source thread may take it at any time. events->lock covers the event ring;
+ * taken inside ctx->lock, never the other way round. lease->busy: whoever set it (the worker or the
+ * thread in unmap) may call the backend for this lease; it replaces a per-lease lock and is waited for
+ * on pl_settled(lease).
  *
  * Every exported call that takes a lock or has a cancellation point begins with PL_CALL (os/thread.h): a
  * signal handler that changes watched memory with a lock taken would wait for a source thread that needs
@@ -31,15 +31,16 @@
 #include "core/policy.h"
 #include "core/revoke.h"
 #include "os/clock.h"
+#include "os/stage.h"
 #include "os/swap.h"
 #include "os/thread.h"
 
 #define PL_MAX_SOURCES	8
 #define PL_MAX_DETACHED 8
 #define PL_MAX_ORPHANS	4
-#define PL_MAX_GATES	64
+#define PL_MAX_GATES	2048
+#define PL_SETTLED	64
 #define PL_MAX_EXEMPT	256
-#define PL_FILE_BUCKETS 1024
 #define PL_MAX_SUMMARY	256
 
 struct pl_range {
@@ -58,6 +59,7 @@ struct pinl_device {
 	struct pinl_device_ops ops;	     /* defaults filled in */
 	struct pinl_device_info info;
 	void *priv;
+	struct pinl_lease *leases; /* visible ones; ctx->lock */
 	bool closing;
 };
 
@@ -88,12 +90,16 @@ struct pl_recall {
 
 struct pinl_lease {
 	struct pl_node node;
-	struct pinl_lease *file_next;	 /* file table */
-	struct pinl_lease *noticed_next; /* leases with a deadline */
-	struct pinl_lease *job_next;	 /* leases with work for the worker */
+	struct pl_node file_node;		 /* inode->leases, by file offset */
+	struct pl_inode *inode;			 /* NULL: no file */
+	struct pl_node notice_node;		 /* ctx->noticed, by deadline: while NOTICED */
+	struct pinl_lease *dev_next, **dev_prev; /* dev->leases */
+	struct pinl_lease *job_next;		 /* leases with work for the worker */
 	struct pinl_ctx *ctx;
 	struct pinl_device *dev;
-	struct pinl_mapping m;
+	struct pinl_mapping m;	/* the leased range */
+	struct pinl_mapping dm; /* what the backend is given: the same, or the stage's copy */
+	struct pl_stage *stage; /* set in map, then whoever has the lease busy */
 	struct pinl_memory mem;
 	struct pinl_policy policy;
 	unsigned flags;
@@ -125,6 +131,27 @@ struct pinl_lease {
 	int n_orphans;
 };
 
+/* A file with leases; inode.c. */
+struct pl_inode {
+	struct pl_node node; /* ctx->inodes, by number */
+	struct pl_index leases;
+	uint64_t dev, ino;
+	unsigned refs;
+	int fd; /* every lease's mem.fd; -1: can't be opened */
+};
+
+static inline struct pinl_lease *pl_lease_of_notice_node(struct pl_node *node)
+{
+	return node ? (struct pinl_lease *)((char *)node - offsetof(struct pinl_lease, notice_node))
+		    : NULL;
+}
+
+static inline struct pinl_lease *pl_lease_of_file_node(struct pl_node *node)
+{
+	return node ? (struct pinl_lease *)((char *)node - offsetof(struct pinl_lease, file_node))
+		    : NULL;
+}
+
 /* A change that was allowed and may not have happened yet: no new lease on its range. */
 struct pl_gate {
 	uint64_t id;
@@ -146,26 +173,30 @@ struct pl_events;
 
 struct pinl_ctx {
 	pthread_mutex_t lock;
-	pthread_cond_t settled; /* a lease left busy/queued, or a state changed */
-	pthread_cond_t work;	/* the worker has something to do */
-	uint8_t *alive;		/* one page, wiped in a forked child */
+	/* A lease left busy/queued, or its state changed; several, so that few wake for others' leases.
+	 */
+	pthread_cond_t settled[PL_SETTLED];
+	pthread_cond_t work; /* the worker has something to do */
+	int maps;	     /* /proc/self/maps, to ask what is mapped; -1: read its text */
+	uint8_t *alive;	     /* one page, wiped in a forked child */
 	struct pinl_opts opts;
 
 	struct pl_source sources[PL_MAX_SOURCES];
 	int n_sources;
 	char source_notes[1024]; /* why the missing ones are missing */
 
-	struct pl_index index;
-	struct pinl_lease *files[PL_FILE_BUCKETS];
+	struct pl_index index, inodes, noticed;
 	struct pinl_device *devices;
-	struct pinl_lease *noticed, *jobs, **jobs_tail;
+	struct pinl_lease *jobs, **jobs_tail;
 	struct pinl_change *held;
 	struct pl_gate gates[PL_MAX_GATES];
+	int n_gates;
 	uint64_t next_id;
 	bool stopping, worker_started;
 	pthread_t worker;
 
 	struct pl_swap *swap;
+	struct pl_bounce *bounce; /* made for the first staged lease */
 	struct pl_events *events;
 	struct pinl_counters counters;
 	char (*summary)[256];
@@ -179,6 +210,11 @@ struct pinl_ctx {
 
 	struct pinl_ctx *next_open; /* for the exit summary */
 };
+
+static inline pthread_cond_t *pl_settled(struct pinl_lease *lease)
+{
+	return &lease->ctx->settled[lease->id % PL_SETTLED];
+}
 
 /* ctx.c */
 int pl_open_core(const struct pinl_opts *opts, struct pinl_ctx **ctx);
@@ -194,10 +230,18 @@ void pl_exempt_leave(struct pinl_ctx *ctx, int slot);
 /* lease.c */
 bool pl_lease_overlap(const struct pinl_lease *lease, const struct pinl_change *change,
 		      struct pl_range *va);
-struct pinl_lease *pl_file_bucket(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino);
 void pl_lease_cut_detached(const struct pinl_lease *lease, struct pl_range *va);
 void pl_lease_end(struct pinl_lease *lease, bool leaked);
 size_t pl_lease_live_bytes(const struct pinl_lease *lease);
+
+/* inode.c */
+struct pl_inode *pl_inode_find(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino); /* ctx->lock held */
+int pl_inode_known(void *lease, uint64_t dev, uint64_t ino);			  /* for pl_vma_query */
+int pl_inode_get(struct pinl_lease *lease);
+void pl_inode_put(struct pinl_lease *lease);
+
+/* query.c (ctx->lock held); all but size */
+void pl_lease_snapshot(const struct pinl_lease *lease, struct pinl_lease_info *info);
 
 /* watch.c */
 int pl_lease_watch(struct pinl_lease *lease);
@@ -211,6 +255,8 @@ uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered);
 void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered);
 void pl_lease_input(struct pinl_lease *lease, enum pl_input input);
 void pl_recall_late(struct pinl_lease *lease);
+void pl_recall_rest(struct pinl_lease *lease);
+void pl_change_leave(struct pinl_lease *lease);
 bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem);
 bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem);
 
@@ -222,14 +268,22 @@ void pl_job_add(struct pinl_lease *lease, unsigned jobs); /* ctx->lock held */
 struct pl_taken {
 	enum pinl_outcome outcome;
 	bool whole;
-	int err; /* what fell short */
+	bool va_lost; /* the addresses turned out to be unmapped */
+	int err;      /* what fell short */
 };
 void pl_take(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
 void pl_orphan_begin(struct pinl_lease *lease, const struct pl_recall *lost);
 void pl_orphan_end(struct pinl_lease *lease);
+void pl_orphan_unwritten(struct pinl_lease *lease, const struct pl_recall *why, uint64_t bytes);
 void pl_orphan_mark(struct pinl_lease *lease);
 void pl_orphan_check(struct pinl_lease *lease);
 void pl_orphan_summary(struct pinl_ctx *ctx);
+
+/* stage.c (lease busy, no lock) */
+int pl_lease_stage(struct pinl_lease *lease, struct pinl_addr *addrs);
+int pl_lease_sync(struct pinl_lease *lease, size_t offset, size_t len, unsigned direction);
+void pl_lease_flush(struct pinl_lease *lease, const struct pl_recall *why);
+void pl_lease_unstage(struct pinl_lease *lease);
 
 /* event.c */
 struct pl_events *pl_events_new(const struct pinl_opts *opts);

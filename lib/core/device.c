@@ -42,16 +42,6 @@ void *pinl_device_priv(struct pinl_device *dev, const struct pinl_device_ops *op
 	return dev && dev->given == ops && pl_alive(dev->ctx) ? dev->priv : NULL;
 }
 
-static struct pinl_lease *lease_on(struct pinl_device *dev)
-{
-	struct pl_node *n = pl_index_first(&dev->ctx->index, 0, UINTPTR_MAX);
-
-	for (; n; n = pl_index_next(n, 0, UINTPTR_MAX))
-		if (((struct pinl_lease *)n)->dev == dev)
-			return (struct pinl_lease *)n;
-	return NULL;
-}
-
 void pinl_device_close(struct pinl_device *dev)
 {
 	PL_CALL(call);
@@ -64,7 +54,7 @@ void pinl_device_close(struct pinl_device *dev)
 	for (;;) {
 		pthread_mutex_lock(&ctx->lock);
 		dev->closing = true;
-		lease = lease_on(dev);
+		lease = dev->leases;
 		pthread_mutex_unlock(&ctx->lock);
 		if (!lease)
 			break;

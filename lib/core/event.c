@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "core/ctx.h"
+#include "os/wake.h"
 
 #define RING 4096
 
@@ -78,7 +79,7 @@ void pl_events_free(struct pl_events *e)
 	if (!e)
 		return;
 	if (e->started) {
-		eventfd_write(e->stop, 1);
+		pl_wake(e->stop);
 		pthread_join(e->dispatcher, NULL);
 	}
 	if (e->fd >= 0)
@@ -106,7 +107,7 @@ void pl_event_push(struct pinl_ctx *ctx, const struct pinl_event *event)
 	slot->size = sizeof *slot;
 	if (!slot->time_ns)
 		slot->time_ns = pl_clock_ns();
-	eventfd_write(e->fd, 1);
+	pl_wake(e->fd);
 	pthread_mutex_unlock(&e->lock);
 }
 

@@ -2,9 +2,10 @@
 /*
  * Leases: making, ending and describing them.
  *
- * Making one is watch -> visible -> pinned, so a change is never missed between pin and watch: it finds
- * the lease in the index while `busy` still keeps the worker off the half-made mapping, and the recall
- * starts as soon as the pin is there. Nothing is allocated or freed under ctx->lock.
+ * Making one is visible -> watched -> looked at again -> pinned, so no change is missed: one from the
+ * watch on finds the lease in the index while `busy` still keeps the worker off the half-made mapping,
+ * and the recall starts as soon as the pin is there; one before shows in the second look, or put the
+ * same memory there. Nothing is allocated or freed under ctx->lock.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -19,17 +20,7 @@
 #include "os/vma.h"
 
 #define PAGE	    4096ul
-#define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL)
-
-static unsigned bucket_of(uint64_t dev, uint64_t ino)
-{
-	return ((ino * 0x9e3779b97f4a7c15ull) ^ dev) % PL_FILE_BUCKETS;
-}
-
-struct pinl_lease *pl_file_bucket(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino)
-{
-	return ctx->files[bucket_of(dev, ino)];
-}
+#define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL | PINL_STAGE)
 
 void pl_lease_cut_detached(const struct pinl_lease *l, struct pl_range *va)
 {
@@ -146,15 +137,20 @@ static bool moved_with_another(struct pinl_lease *l)
 static void publish_locked(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	unsigned bucket = bucket_of(l->mem.dev, l->mem.ino);
 
 	l->node.start = l->m.start;
 	l->node.end = l->m.end;
 	pl_index_insert(&ctx->index, &l->node);
-	if (l->mem.ino) {
-		l->file_next = ctx->files[bucket];
-		ctx->files[bucket] = l;
+	if (l->inode) {
+		l->file_node.start = l->mem.offset;
+		l->file_node.end = l->mem.offset + (l->m.end - l->m.start);
+		pl_index_insert(&l->inode->leases, &l->file_node);
 	}
+	l->dev_next = l->dev->leases;
+	l->dev_prev = &l->dev->leases;
+	if (l->dev_next)
+		l->dev_next->dev_prev = &l->dev_next;
+	l->dev->leases = l;
 	if (l->policy.kind == PINL_RECALL)
 		atomic_fetch_or(&ctx->wants_hold,
 				pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN));
@@ -217,15 +213,14 @@ static int publish(struct pinl_lease *l)
 static void unpublish_locked(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	struct pinl_lease **p;
 
+	pl_change_leave(l);
 	pl_index_remove(&ctx->index, &l->node);
-	if (l->mem.ino)
-		for (p = &ctx->files[bucket_of(l->mem.dev, l->mem.ino)]; *p; p = &(*p)->file_next)
-			if (*p == l) {
-				*p = l->file_next;
-				break;
-			}
+	if (l->inode)
+		pl_index_remove(&l->inode->leases, &l->file_node);
+	*l->dev_prev = l->dev_next;
+	if (l->dev_next)
+		l->dev_next->dev_prev = l->dev_prev;
 	ctx->counters.leases--;
 	ctx->counters.unmapped++;
 	ctx->counters.bytes -= l->m.end - l->m.start;
@@ -244,34 +239,34 @@ static void withdraw(struct pinl_lease *l)
 		pl_lease_input(l, PL_IN_UNMAP);
 	unpublish_locked(l);
 	pl_settle(ctx, &answered);
-	pthread_cond_broadcast(&ctx->settled);
+	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&ctx->lock);
 	pl_answer_all(ctx, answered);
 }
 
 static void lease_free(struct pinl_lease *l)
 {
-	if (l->mem.fd >= 0)
-		close(l->mem.fd);
+	pl_lease_unstage(l);
+	pl_inode_put(l);
 	free(l);
 }
 
 static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	int err = l->dev->ops.map(l->dev->priv, &l->m, addrs);
+	int err = l->dev->ops.map(l->dev->priv, &l->dm, addrs);
 
-	if (err) {
-		withdraw(l);
+	if (err == -EOPNOTSUPP && (l->flags & PINL_STAGE))
+		err = pl_lease_stage(l, addrs);
+	if (err)
 		return err;
-	}
 	pl_orphan_mark(l);
 	pthread_mutex_lock(&ctx->lock);
 	l->busy = false;
 	l->inside_ns = 0;
 	if (l->jobs)
 		pl_job_add(l, 0);
-	pthread_cond_broadcast(&ctx->settled);
+	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&ctx->lock);
 	return 0;
 }
@@ -322,11 +317,14 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 		l->policy.grace_ms = dev->ctx->opts.ceiling_ms;
 	l->m = (struct pinl_mapping){
 		.start = start, .end = end, .flags = flags & (PINL_WRITE | PINL_PIN)};
+	l->dm = l->m;
 	l->owner = getpid();
 	l->owner_thread = gettid();
 	l->since_ns = pl_clock_ns();
 	l->mem.fd = -1;
-	err = pl_vma_query(start, end, &l->mem);
+	err = pl_vma_query(l->ctx->maps, start, end, pl_inode_known, l, &l->mem);
+	if (!err)
+		err = pl_inode_get(l);
 	if (!err && (flags & PINL_WRITE) && !l->mem.writable)
 		err = pinl_set_error(-EACCES,
 				     "[%#lx, %#lx) is mapped read-only, and PINL_WRITE was asked for",
@@ -341,40 +339,42 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 	return 0;
 }
 
-/* Not even watched: a range that is being replaced must not get a second userfaultfd. */
-static int check_pending(struct pinl_lease *l)
+/* Of a published lease; on failure it is nobody's any more. */
+static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 {
-	bool pending;
+	int err = pl_lease_watch(l);
 
-	pthread_mutex_lock(&l->ctx->lock);
-	pending = pl_change_pending_on(l->ctx, &l->mem);
-	pthread_mutex_unlock(&l->ctx->lock);
-	return pending ? say_changing(l) : 0;
-}
-
-static int lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
-{
-	int err = check_pending(l);
-
-	if (!err)
-		err = pl_lease_watch(l);
+	if (!err && !pl_vma_same(l->ctx->maps, &l->mem, l->m.start, l->m.end))
+		err = pinl_set_error(-EBUSY,
+				     "[%#lx, %#lx) was mapped anew while it was being leased; try again "
+				     "when that is done",
+				     l->m.start, l->m.end);
 	if (!err)
 		err = pl_lease_validate(l);
 	if (!err)
 		err = pl_lease_seal(l);
-	if (!err) {
-		pl_wait_applied(l->ctx);
-		err = publish(l);
-	}
 	if (!err)
 		err = pin(l, addrs);
 	if (err) {
+		withdraw(l);
 		pl_lease_unwatch(l);
-		lease_free(l);
-		return err;
 	}
-	say_unseen(l);
-	return 0;
+	return err;
+}
+
+static int lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
+{
+	int err;
+
+	pl_wait_applied(l->ctx);
+	err = publish(l);
+	if (!err)
+		err = make(l, addrs);
+	if (err)
+		lease_free(l);
+	else
+		say_unseen(l);
+	return err;
 }
 
 int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
@@ -412,7 +412,7 @@ static enum pinl_state claim(struct pinl_lease *l)
 
 	pthread_mutex_lock(&ctx->lock);
 	while (l->busy || l->queued)
-		pthread_cond_wait(&ctx->settled, &ctx->lock);
+		pthread_cond_wait(pl_settled(l), &ctx->lock);
 	before = l->state;
 	pl_lease_input(l, PL_IN_UNMAP);
 	l->busy = true;
@@ -454,11 +454,13 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
 	if (before != PINL_RELEASED)
 		pl_orphan_check(l);
-	l->m.holder_done = !leaked;
-	l->dev->ops.stop(l->dev->priv, &l->m);
-	drained = l->dev->ops.drain(l->dev->priv, &l->m, deadline);
+	l->dm.holder_done = !leaked;
+	l->dev->ops.stop(l->dev->priv, &l->dm);
+	drained = l->dev->ops.drain(l->dev->priv, &l->dm, deadline);
+	if (before != PINL_RELEASED)
+		pl_lease_flush(l, NULL);
 	pl_orphan_end(l);
-	l->dev->ops.unmap(l->dev->priv, &l->m);
+	l->dev->ops.unmap(l->dev->priv, &l->dm);
 	say_ended(l, before, leaked);
 	pthread_mutex_lock(&ctx->lock);
 	ctx->counters.leaks += leaked;
@@ -496,7 +498,7 @@ int pinl_quiesced(struct pinl_lease *l)
 		l->recall.quiesced = true;
 		pl_lease_input(l, PL_IN_QUIESCED);
 		while (l->state == PINL_FORCING)
-			pthread_cond_wait(&ctx->settled, &ctx->lock);
+			pthread_cond_wait(pl_settled(l), &ctx->lock);
 	}
 	pthread_mutex_unlock(&ctx->lock);
 	return err ? pinl_set_error(err, "the lease has been taken back already") : 0;
@@ -504,7 +506,7 @@ int pinl_quiesced(struct pinl_lease *l)
 
 uint32_t pinl_lease_key(struct pinl_lease *lease)
 {
-	return lease->m.key;
+	return lease->dm.key;
 }
 
 void pinl_lease_set_cookie(struct pinl_lease *lease, void *cookie)

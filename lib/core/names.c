@@ -84,6 +84,8 @@ static const char *degraded_words(int err)
 		return "not seen when done raw";
 	case -EINTR:
 		return "let go before the recall was over, others were waiting behind it";
+	case -ENOSPC:
+		return "too many changes under way, a new lease may come before this one";
 	}
 	return "not held before it took effect";
 }
@@ -110,11 +112,14 @@ int pinl_event_format(const struct pinl_event *ev, char *buf, size_t len)
 	else if (ev->type == PINL_EV_ORPHAN_END)
 		pl_text_add(&t, ", held %.3f ms, the device changed %lu bytes there",
 			    ev->waited_ns / 1e6, (unsigned long)ev->bytes);
+	if (ev->type == PINL_EV_ORPHAN && ev->err == -ENODATA)
+		pl_text_add(&t, ", %lu bytes the device wrote have no place in the file any more",
+			    (unsigned long)ev->bytes);
 	if (ev->type == PINL_EV_DROPPED)
 		pl_text_add(&t, " %lu events", (unsigned long)ev->bytes);
 	if (ev->type == PINL_EV_DEGRADED)
 		pl_text_add(&t, ": %s", degraded_words(ev->err));
-	else if (ev->err)
+	else if (ev->err && ev->type != PINL_EV_ORPHAN)
 		pl_text_add(&t, " (%s)", strerror(-ev->err));
 	return t.used;
 }
@@ -160,6 +165,12 @@ int pl_describe(const struct pinl_lease *l, char *buf, size_t len)
 			    (unsigned long)l->mem.ino, (unsigned long)l->mem.offset);
 	pl_text_add(&t, ", device %s, %s", l->dev->given->name,
 		    l->flags & PINL_PIN ? "pinned" : "on demand");
+	if (l->stage)
+		pl_text_add(&t,
+			    " in a staged copy at %#lx (%lu KiB more, and copying): file and device "
+			    "agree after pinl_lease_sync, pinl_quiesced, a recall and "
+			    "pinl_unmap_range, not in between",
+			    (unsigned long)l->dm.start, (unsigned long)(l->m.end - l->m.start) >> 9);
 	pl_text_add(&t, ", owner %d/%d, taken at %p", l->owner, l->owner_thread, l->caller);
 	describe_policy(l, &t);
 	pl_text_add(&t, ", %s", pinl_state_name(l->state));

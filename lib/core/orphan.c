@@ -14,7 +14,8 @@
 
 #include "core/ctx.h"
 
-#define STEP (64ul << 10)
+#define STEP  (64ul << 10)
+#define BLOCK 512ul
 
 /*
  * Shared, so that it is never merged into a mapping of the application's: that one may be watched, and
@@ -27,14 +28,39 @@ static char *buffer(size_t len)
 	return map == MAP_FAILED ? NULL : map;
 }
 
+/* A hole that the device is to get pages of its own at, soon: not to be filled by a buffer. */
+static void *keep_free(const struct pl_range *va)
+{
+	size_t len = va->end - va->start;
+	void *map = mmap((void *)va->start, len, PROT_NONE,
+			 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+
+	if (map == MAP_FAILED)
+		return NULL;
+	if ((uintptr_t)map == va->start)
+		return map;
+	munmap(map, len);
+	return NULL;
+}
+
+static char *buffer_beside(const struct pl_range *va)
+{
+	void *kept = keep_free(va);
+	char *map = buffer(va->end - va->start);
+
+	if (kept)
+		munmap(kept, va->end - va->start);
+	return map;
+}
+
 static void *snapshot(struct pinl_lease *l, const struct pl_range *va)
 {
 	size_t len = va->end - va->start, off = va->start - l->m.start;
-	char *copy = buffer(len);
+	char *copy = buffer_beside(va);
 
 	if (!copy)
 		return NULL;
-	if (l->dev->ops.read(l->dev->priv, &l->m, off, len, copy)) {
+	if (l->dev->ops.read(l->dev->priv, &l->dm, off, len, copy)) {
 		munmap(copy, len);
 		return NULL;
 	}
@@ -69,6 +95,8 @@ void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
 	struct pinl_event ev;
 	void *baseline;
 
+	if (l->stage && (lost.op == PINL_OP_COLLAPSE || lost.op == PINL_OP_INSERT))
+		pl_stage_cut(l->stage, lost.va.start - l->m.start, lost.va.end - lost.va.start);
 	if (known(l, &lost.va))
 		return;
 	cut_known(l, &lost.va);
@@ -86,9 +114,42 @@ void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
 	pl_event_push(ctx, &ev);
 }
 
+/* What a staged device wrote and the file has no page for: the copy is all there is of it. */
+void pl_orphan_unwritten(struct pinl_lease *l, const struct pl_recall *why, uint64_t bytes)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	struct pinl_event ev;
+	int n;
+
+	pl_event_lease(l, PINL_EV_ORPHAN, why, &ev);
+	ev.bytes = bytes;
+	ev.err = -ENODATA;
+	pthread_mutex_lock(&ctx->lock);
+	ctx->counters.orphans++;
+	ctx->counters.orphan_bytes += bytes;
+	ctx->counters.orphan_bytes_written += bytes;
+	n = ctx->n_summary++;
+	if (n < PL_MAX_SUMMARY)
+		snprintf(ctx->summary[n], sizeof ctx->summary[n],
+			 "lease %lu: %lu bytes that device %s wrote to its copy of file %lu:%lu have no "
+			 "place in the file any more",
+			 (unsigned long)l->id, (unsigned long)bytes, l->dev->given->name,
+			 (unsigned long)l->mem.dev, (unsigned long)l->mem.ino);
+	pthread_mutex_unlock(&ctx->lock);
+	pl_event_push(ctx, &ev);
+}
+
 struct written {
 	uint64_t bytes, first;
 };
+
+/* Most of it is equal: byte by byte only where it isn't. */
+static void count(const char *now, const char *old, size_t at, struct written *w)
+{
+	for (size_t i = 0; i < BLOCK; i++)
+		if (now[i] != old[i] && !w->bytes++)
+			w->first = at + i;
+}
 
 static int compare(struct pinl_lease *l, const struct pl_orphan *o, struct written *w)
 {
@@ -102,13 +163,10 @@ static int compare(struct pinl_lease *l, const struct pl_orphan *o, struct writt
 	for (size_t at = 0; at < len && !err; at += STEP) {
 		size_t n = len - at < STEP ? len - at : STEP;
 
-		err = l->dev->ops.read(l->dev->priv, &l->m, off + at, n, now);
-		for (size_t i = 0; !err && i < n; i++) {
-			if (now[i] == old[at + i])
-				continue;
-			if (!w->bytes++)
-				w->first = at + i;
-		}
+		err = l->dev->ops.read(l->dev->priv, &l->dm, off + at, n, now);
+		for (size_t i = 0; !err && i < n; i += BLOCK)
+			if (memcmp(now + i, old + at + i, BLOCK))
+				count(now + i, old + at + i, at + i, w);
 	}
 	munmap(now, STEP);
 	return err;
@@ -189,6 +247,7 @@ void pl_orphan_end(struct pinl_lease *l)
 static void summary_of_live(struct pinl_ctx *ctx, int fd)
 {
 	struct pl_node *node;
+	int n = 0;
 
 	if (pthread_mutex_trylock(&ctx->lock))
 		return;
@@ -196,7 +255,7 @@ static void summary_of_live(struct pinl_ctx *ctx, int fd)
 	     node = pl_index_next(node, 0, UINTPTR_MAX)) {
 		const struct pinl_lease *l = (const struct pinl_lease *)node;
 
-		for (int i = 0; i < l->n_orphans; i++)
+		for (int i = 0; i < l->n_orphans && n++ < PL_MAX_SUMMARY; i++)
 			dprintf(fd,
 				"pinlease: lease %lu ends with the process: device %s still has %lu "
 				"orphaned bytes at %#lx\n",
@@ -205,6 +264,8 @@ static void summary_of_live(struct pinl_ctx *ctx, int fd)
 				(unsigned long)l->orphans[i].va.start);
 	}
 	pthread_mutex_unlock(&ctx->lock);
+	if (n > PL_MAX_SUMMARY)
+		dprintf(fd, "pinlease: and more leases with orphaned bytes\n");
 }
 
 void pl_orphan_summary(struct pinl_ctx *ctx)

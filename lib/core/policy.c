@@ -162,7 +162,8 @@ static int validate_recall(struct pl_plan *p, const char **why)
 
 static int validate_refuse(struct pl_plan *p, const char **why)
 {
-	unsigned effective = p->policy->refuse & pl_policy_relevant_ops(p->kind, p->shared, false);
+	unsigned effective = p->policy->refuse & (pl_policy_relevant_ops(p->kind, p->shared, false) |
+						  PINL_OPBIT(PINL_OP_GUARD));
 	unsigned can = ops_that_can(p->coverage, PINL_CAN_REFUSE);
 
 	if (p->sealable && (p->flags & PINL_SEAL))

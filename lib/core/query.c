@@ -20,40 +20,56 @@ int pinl_lease_check(struct pinl_lease *l)
 	return changing ? -EAGAIN : 0;
 }
 
+void pl_lease_snapshot(const struct pinl_lease *l, struct pinl_lease_info *i)
+{
+	*i = (struct pinl_lease_info){
+		.id = l->id,
+		.owner = l->owner,
+		.owner_thread = l->owner_thread,
+		.caller = l->caller,
+		.start = l->m.start,
+		.end = l->m.end,
+		.since_ns = l->since_ns,
+		.age_ns = pl_clock_ns() - l->since_ns,
+		.state = l->state,
+		.outcome = l->outcome,
+		.memory = l->mem.kind,
+		.file_dev = l->mem.dev,
+		.file_ino = l->mem.ino,
+		.file_offset = l->mem.offset,
+		.policy = l->policy,
+		.flags = l->flags,
+		.detached_bytes = (l->m.end - l->m.start) - pl_lease_live_bytes(l),
+		.device = l->dev,
+		.cookie = l->cookie,
+		.stage = l->stage ? l->dm.start : 0,
+		.detaching = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN) |
+			     PINL_OPBIT(PINL_OP_GUARD),
+		.device_class = l->dev->info.device_class,
+	};
+	for (int k = 0; k < l->n_orphans; k++)
+		i->orphan_bytes += l->orphans[k].va.end - l->orphans[k].va.start;
+	memcpy(i->coverage, l->coverage, sizeof l->coverage);
+	strncpy(i->device_kind, l->dev->given->name, sizeof i->device_kind - 1);
+}
+
 int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 {
 	PL_CALL(call);
-	struct pinl_lease_info i = {.size = out->size};
 	struct pinl_ctx *ctx = l->ctx;
+	size_t size = out->size;
+	struct pinl_lease_info i;
 
 	if (!pl_alive(ctx))
 		return pl_stale();
-	if (out->size < 2 * sizeof(size_t))
+	if (size < 2 * sizeof(size_t))
 		return pinl_set_error(-EINVAL,
 				      "pinl_lease_info.size must be sizeof(struct pinl_lease_info)");
 	pthread_mutex_lock(&ctx->lock);
-	i.id = l->id;
-	i.owner = l->owner;
-	i.owner_thread = l->owner_thread;
-	i.caller = l->caller;
-	i.start = l->m.start;
-	i.end = l->m.end;
-	i.since_ns = l->since_ns;
-	i.age_ns = pl_clock_ns() - l->since_ns;
-	i.state = l->state;
-	i.outcome = l->outcome;
-	i.memory = l->mem.kind;
-	i.file_dev = l->mem.dev;
-	i.file_ino = l->mem.ino;
-	i.file_offset = l->mem.offset;
-	i.policy = l->policy;
-	i.flags = l->flags;
-	i.detached_bytes = (l->m.end - l->m.start) - pl_lease_live_bytes(l);
-	for (int k = 0; k < l->n_orphans; k++)
-		i.orphan_bytes += l->orphans[k].va.end - l->orphans[k].va.start;
-	memcpy(i.coverage, l->coverage, sizeof l->coverage);
+	pl_lease_snapshot(l, &i);
 	pthread_mutex_unlock(&ctx->lock);
-	memcpy(out, &i, out->size < sizeof i ? out->size : sizeof i);
+	i.size = size;
+	memcpy(out, &i, size < sizeof i ? size : sizeof i);
 	return 0;
 }
 
@@ -76,7 +92,7 @@ static void own(struct pinl_lease *l, struct pl_inside *in)
 	pl_inside_begin(l->ctx, in);
 	pthread_mutex_lock(&l->ctx->lock);
 	while (l->busy)
-		pthread_cond_wait(&l->ctx->settled, &l->ctx->lock);
+		pthread_cond_wait(pl_settled(l), &l->ctx->lock);
 	l->busy = true;
 	pthread_mutex_unlock(&l->ctx->lock);
 }
@@ -90,7 +106,7 @@ static void disown(struct pinl_lease *l, const struct pl_inside *in)
 	if (l->jobs)
 		pl_job_add(l, 0);
 	pl_settle(l->ctx, &answered);
-	pthread_cond_broadcast(&l->ctx->settled);
+	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&l->ctx->lock);
 	pl_answer_all(l->ctx, answered);
 	pl_inside_end(l->ctx, in);
@@ -114,7 +130,7 @@ static int read_parts(struct pinl_lease *l, size_t offset, size_t len, char *buf
 
 	for (size_t done = 0, n; !err && done < len; done += n) {
 		n = len - done < sizeof part ? len - done : sizeof part;
-		err = l->dev->ops.read(l->dev->priv, &l->m, offset + done, n, part);
+		err = l->dev->ops.read(l->dev->priv, &l->dm, offset + done, n, part);
 		if (!err)
 			memcpy(buf + done, part, n);
 	}
@@ -139,6 +155,30 @@ int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 	return err;
 }
 
+int pinl_lease_sync(struct pinl_lease *l, size_t offset, size_t len, unsigned direction)
+{
+	PL_CALL(call);
+	size_t size = l->m.end - l->m.start;
+	struct pl_inside in;
+	int err = 0;
+
+	if (!pl_alive(l->ctx))
+		return pl_stale();
+	if (offset > size || len > size - offset)
+		return pinl_set_error(-EINVAL, "%zu bytes at %zu are not inside the lease of %zu", len,
+				      offset, size);
+	if (!direction || direction & ~(PINL_FOR_CPU | PINL_FOR_DEVICE))
+		return pinl_set_error(-EINVAL, "direction %#x is not PINL_FOR_CPU or PINL_FOR_DEVICE",
+				      direction);
+	own(l, &in);
+	if (l->state == PINL_RELEASED)
+		err = pinl_set_error(-ESTALE, "the lease has been taken back");
+	else if (l->stage)
+		err = pl_lease_sync(l, offset, len, direction);
+	disown(l, &in);
+	return err;
+}
+
 int pinl_device_protect(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 {
 	PL_CALL(call);
@@ -148,7 +188,8 @@ int pinl_device_protect(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 	if (err)
 		return err;
 	own(l, &in);
-	err = l->dev->ops.protect(l->dev->priv, &l->m, start, end);
+	err = l->dev->ops.protect(l->dev->priv, &l->dm, start + l->dm.start - l->m.start,
+				  end + l->dm.start - l->m.start);
 	disown(l, &in);
 	return err;
 }
@@ -162,7 +203,8 @@ int pinl_device_dirty(struct pinl_lease *l, uintptr_t start, uintptr_t end, uint
 	if (err)
 		return err;
 	own(l, &in);
-	err = l->dev->ops.dirty(l->dev->priv, &l->m, start, end, dirty);
+	err = l->dev->ops.dirty(l->dev->priv, &l->dm, start + l->dm.start - l->m.start,
+				end + l->dm.start - l->m.start, dirty);
 	disown(l, &in);
 	return err;
 }

@@ -13,18 +13,23 @@
 
 #include "core/ctx.h"
 
-/* Walk the leases a change may touch: the index for addresses, one file bucket for files. */
+/* Walk the leases a change may touch, in the order of their addresses or of their file offsets. */
 static struct pinl_lease *first_lease(struct pinl_ctx *ctx, const struct pinl_change *ch)
 {
-	if (ch->on_file)
-		return pl_file_bucket(ctx, ch->file_dev, ch->file_ino);
+	if (ch->on_file) {
+		struct pl_inode *i = pl_inode_find(ctx, ch->file_dev, ch->file_ino);
+
+		return i ? pl_lease_of_file_node(
+				   pl_index_first(&i->leases, ch->file_start, ch->file_end))
+			 : NULL;
+	}
 	return (struct pinl_lease *)pl_index_first(&ctx->index, ch->start, ch->end);
 }
 
 static struct pinl_lease *next_lease(struct pinl_lease *l, const struct pinl_change *ch)
 {
 	if (ch->on_file)
-		return l->file_next;
+		return pl_lease_of_file_node(pl_index_next(&l->file_node, ch->file_start, ch->file_end));
 	return (struct pinl_lease *)pl_index_next(&l->node, ch->start, ch->end);
 }
 
@@ -98,25 +103,31 @@ static void merge_recall(struct pl_recall *r, const struct pl_recall *more)
 		r->deadline_ns = more->deadline_ns;
 }
 
+/* Put it among the deadlines. */
+static void arm(struct pinl_lease *l)
+{
+	struct pl_index *noticed = &l->ctx->noticed;
+
+	l->notice_node.start = l->recall.deadline_ns;
+	l->notice_node.end = l->recall.deadline_ns + 1;
+	pl_index_insert(noticed, &l->notice_node);
+	if (pl_index_first(noticed, 0, UINTPTR_MAX) == &l->notice_node)
+		pthread_cond_signal(&l->ctx->work);
+}
+
+static void disarm(struct pinl_lease *l)
+{
+	pl_index_remove(&l->ctx->noticed, &l->notice_node);
+}
+
 static void notice(struct pinl_lease *l)
 {
 	struct pinl_event ev;
 
-	l->noticed_next = l->ctx->noticed;
-	l->ctx->noticed = l;
+	arm(l);
 	l->ctx->counters.notices++;
 	pl_event_lease(l, PINL_EV_NOTICE, &l->recall, &ev);
 	pl_event_push(l->ctx, &ev);
-	pthread_cond_signal(&l->ctx->work);
-}
-
-static void unnotice(struct pinl_lease *l)
-{
-	for (struct pinl_lease **p = &l->ctx->noticed; *p; p = &(*p)->noticed_next)
-		if (*p == l) {
-			*p = l->noticed_next;
-			return;
-		}
 }
 
 /* Every input to the state machine goes through here. */
@@ -125,7 +136,7 @@ void pl_lease_input(struct pinl_lease *l, enum pl_input input)
 	struct pl_transition t = pl_revoke(l->state, input);
 
 	if (l->state == PINL_NOTICED && t.next != PINL_NOTICED)
-		unnotice(l);
+		disarm(l);
 	l->state = t.next;
 	if (t.next != PINL_ACTIVE)
 		atomic_store(&l->changed, true);
@@ -147,10 +158,13 @@ static void recall(struct pinl_lease *l, const struct pl_recall *r)
 		l->has_next |= r->late;
 		return;
 	}
-	if (l->state == PINL_ACTIVE)
+	if (l->state == PINL_ACTIVE) {
 		l->recall = *r;
-	else
+	} else {
+		disarm(l);
 		merge_recall(&l->recall, r);
+		arm(l);
+	}
 	pl_lease_input(l, PL_IN_CHANGE);
 	pthread_cond_signal(&l->ctx->work); /* the deadline may be an earlier one now */
 }
@@ -250,34 +264,73 @@ static bool refused(struct pinl_ctx *ctx, struct pinl_change *ch)
 	return false;
 }
 
-static bool blocked(struct pinl_ctx *ctx, const struct pinl_change *ch)
+static bool blocks(const struct pinl_lease *l, const struct pinl_change *ch)
 {
-	struct pinl_lease *l;
 	struct pl_range va;
 
-	for_each_lease(l, ctx, ch) if (l->state != PINL_RELEASED && lease_pending(l) &&
-				       pl_lease_overlap(l, ch, &va)) return true;
-	return false;
+	return l->state != PINL_RELEASED && lease_pending(l) && pl_lease_overlap(l, ch, &va);
 }
 
+/*
+ * Is there a lease that the change has to wait for? One is remembered, and from it the search goes on:
+ * while that one is pending there is nothing to search, and all the searches while the leases under a
+ * change end one after the other take no longer than two walks.
+ */
+static bool blocked(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	struct pinl_lease *from = ch->waits_for, *l;
+
+	for (l = from; l && !blocks(l, ch);)
+		l = next_lease(l, ch);
+	if (!l)
+		for (l = first_lease(ctx, ch); l && (l == from || !blocks(l, ch));)
+			l = l == from ? NULL : next_lease(l, ch);
+	ch->waits_for = l;
+	return l;
+}
+
+/* Nothing may remember a lease that leaves the index. */
+void pl_change_leave(struct pinl_lease *l)
+{
+	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next)
+		if (ch->waits_for == l)
+			ch->waits_for = next_lease(l, ch);
+}
+
+static void change_degraded(struct pinl_ctx *ctx, const struct pinl_change *ch, int err)
+{
+	struct pinl_event ev = {
+		.size = sizeof ev,
+		.type = PINL_EV_DEGRADED,
+		.op = ch->op,
+		.err = err,
+		.change_id = ch->id,
+		.actor_pid = ch->actor_pid,
+		.actor_tid = ch->actor_tid,
+		.start = ch->start,
+		.end = ch->end,
+	};
+
+	strncpy(ev.source, ch->source, sizeof ev.source - 1);
+	pl_event_push(ctx, &ev);
+}
+
+/* Without room a lease could slip in before the change: said, for it can't be helped here. */
 static void gate_add(struct pinl_ctx *ctx, const struct pinl_change *ch)
 {
 	if (!(ch->can & PINL_WILL_SAY_DONE))
 		return;
-	for (int i = 0; i < PL_MAX_GATES; i++) {
-		struct pl_gate *g = &ctx->gates[i];
-
-		if (g->id)
-			continue;
-		*g = (struct pl_gate){ch->id,
-				      ch->actor_tid,
-				      ch->on_file,
-				      ch->file_dev,
-				      ch->file_ino,
-				      ch->on_file ? ch->file_start : ch->start,
-				      ch->on_file ? ch->file_end : ch->end};
+	if (ctx->n_gates == PL_MAX_GATES) {
+		change_degraded(ctx, ch, -ENOSPC);
 		return;
 	}
+	ctx->gates[ctx->n_gates++] = (struct pl_gate){ch->id,
+						      ch->actor_tid,
+						      ch->on_file,
+						      ch->file_dev,
+						      ch->file_ino,
+						      ch->on_file ? ch->file_start : ch->start,
+						      ch->on_file ? ch->file_end : ch->end};
 }
 
 static void answered_event(struct pinl_ctx *ctx, const struct pinl_change *ch)
@@ -314,16 +367,14 @@ static void let_go(struct pinl_ctx *ctx, struct pinl_change *ch, struct pinl_cha
 }
 
 /* After a force in part, a held change may reach pages of the same lease that live on. */
-static void recall_rest(struct pinl_ctx *ctx, struct pinl_change *ch)
+void pl_recall_rest(struct pinl_lease *l)
 {
-	struct pinl_lease *l;
 	struct pl_range va;
 	enum pl_effect effect;
 	struct pl_recall r;
 
-	for_each_lease(l, ctx, ch)
-	{
-		if (l->state != PINL_ACTIVE || l->policy.kind != PINL_RECALL ||
+	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next) {
+		if (l->state != PINL_ACTIVE || l->policy.kind != PINL_RECALL || l->ctx->stopping ||
 		    !pl_lease_overlap(l, ch, &va))
 			continue;
 		if (ask(l, ch, &effect).action != PL_RECALL)
@@ -338,8 +389,6 @@ void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered)
 	for (struct pinl_change **p = &ctx->held; *p;) {
 		struct pinl_change *ch = *p;
 
-		if (!ctx->stopping)
-			recall_rest(ctx, ch);
 		if (!ctx->stopping && blocked(ctx, ch)) {
 			p = &ch->next;
 			continue;
@@ -416,6 +465,7 @@ void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *ch)
 	ch->since_ns = pl_clock_ns();
 	ch->ceiling_ns = ch->since_ns + ctx->opts.ceiling_ms * 1000000ull;
 	ch->recalled = 0;
+	ch->waits_for = NULL;
 	if (ch->on_file && (ch->can & PINL_CAN_BEFORE))
 		ch->can |= PINL_WILL_SAY_DONE;
 	no = refused(ctx, ch);
@@ -438,28 +488,15 @@ void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *ch)
 
 void pinl_change_cut(struct pinl_ctx *ctx, const struct pinl_change *ch)
 {
-	struct pinl_event ev = {
-		.size = sizeof ev,
-		.type = PINL_EV_DEGRADED,
-		.op = ch->op,
-		.err = -EINTR,
-		.change_id = ch->id,
-		.actor_pid = ch->actor_pid,
-		.actor_tid = ch->actor_tid,
-		.start = ch->start,
-		.end = ch->end,
-	};
-
-	strncpy(ev.source, ch->source, sizeof ev.source - 1);
-	pl_event_push(ctx, &ev);
+	change_degraded(ctx, ch, -EINTR);
 }
 
 void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id)
 {
 	pthread_mutex_lock(&ctx->lock);
-	for (int i = 0; change_id && i < PL_MAX_GATES; i++)
+	for (int i = 0; i < ctx->n_gates; i++)
 		if (ctx->gates[i].id == change_id)
-			ctx->gates[i].id = 0;
+			ctx->gates[i--] = ctx->gates[--ctx->n_gates];
 	pthread_mutex_unlock(&ctx->lock);
 }
 
@@ -477,10 +514,10 @@ bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem)
 {
 	uint64_t len = mem->end - mem->start;
 
-	for (int i = 0; i < PL_MAX_GATES; i++) {
+	for (int i = 0; i < ctx->n_gates; i++) {
 		const struct pl_gate *g = &ctx->gates[i];
 
-		if (!g->id || g->actor_tid == gettid()) /* back from its own change */
+		if (g->actor_tid == gettid()) /* back from its own change */
 			continue;
 		if (!g->on_file && g->start < mem->end && g->end > mem->start)
 			return true;

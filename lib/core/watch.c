@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * What a new lease stands on: the sources that watch its memory, what they can do together, and whether
- * that is enough for its policy (R4). Runs in the thread that maps, before the lease is visible; no
- * lock. Invariant: a source watches only if it adds something to those before it, so a change is not
+ * that is enough for its policy (R4). Runs in the thread that maps, while the lease is visible and busy;
+ * no lock. Invariant: a source watches only if it adds something to those before it, so a change is not
  * reported twice, and `coverage` is what the watching sources really can.
  */
 #include <errno.h>

@@ -40,16 +40,12 @@ static struct pinl_lease *job_pop(struct pinl_ctx *ctx)
 /* Returns the next deadline, UINT64_MAX for none. */
 static uint64_t expire(struct pinl_ctx *ctx)
 {
-	uint64_t now = pl_clock_ns(), next = UINT64_MAX;
+	uint64_t now = pl_clock_ns();
+	struct pl_node *first;
 
-	for (struct pinl_lease *l = ctx->noticed, *after; l; l = after) {
-		after = l->noticed_next; /* the input takes l off the list */
-		if (l->recall.deadline_ns <= now)
-			pl_lease_input(l, PL_IN_DEADLINE);
-		else if (l->recall.deadline_ns < next)
-			next = l->recall.deadline_ns;
-	}
-	return next;
+	while ((first = pl_index_first(&ctx->noticed, 0, UINTPTR_MAX)) && first->start <= now)
+		pl_lease_input(pl_lease_of_notice_node(first), PL_IN_DEADLINE); /* takes it out */
+	return first ? first->start : UINT64_MAX;
 }
 
 static void sleep_until(struct pinl_ctx *ctx, uint64_t when)
@@ -103,7 +99,7 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 	l->outcome = taken->outcome;
 	if (!taken->whole) {
 		detach(l, &r->va);
-		l->va_lost |= r->effect == PL_GONE;
+		l->va_lost |= r->effect == PL_GONE || taken->va_lost;
 	}
 	if (r->quiesced)
 		ctx->counters.quiesced++;
@@ -129,7 +125,7 @@ static void follow(struct pinl_lease *l, const struct pl_range *va)
 {
 	struct pl_recall r = {.va = *va, .op = PINL_OP_NR};
 	struct pinl_event ev;
-	int err = l->dev->ops.invalidate(l->dev->priv, &l->m, va->start, va->end);
+	int err = l->dev->ops.invalidate(l->dev->priv, &l->dm, va->start, va->end);
 
 	pl_event_lease(l, PINL_EV_FOLLOWED, &r, &ev);
 	ev.err = err;
@@ -152,13 +148,17 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	struct pinl_change *answered = NULL;
 	struct pl_taken taken = {0};
 	unsigned jobs = l->jobs;
+	bool lost_some;
 
+	/* A force has taken the pages meanwhile, or some of them. */
+	pl_lease_cut_detached(l, &lost.va);
+	lost_some = (jobs & PL_JOB_ORPHAN) && l->state != PINL_RELEASED && lost.va.start < lost.va.end;
 	l->jobs = 0;
 	l->busy = true;
 	l->follow = (struct pl_range){0, 0};
 	pthread_mutex_unlock(&ctx->lock);
 
-	if (jobs & PL_JOB_ORPHAN)
+	if (lost_some)
 		pl_orphan_begin(l, &lost);
 	if (jobs & PL_JOB_FOLLOW)
 		follow(l, &follow_va);
@@ -176,10 +176,12 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 		apply_taken(l, &recall, &taken);
 	if (jobs & PL_JOB_ORPHAN)
 		pl_recall_late(l);
+	if (jobs & PL_JOB_TAKE)
+		pl_recall_rest(l);
 	if (l->jobs)
 		pl_job_add(l, 0);
 	pl_settle(ctx, &answered);
-	pthread_cond_broadcast(&ctx->settled);
+	pthread_cond_broadcast(pl_settled(l));
 	answer_unlocked(ctx, &answered);
 }
 

@@ -66,4 +66,15 @@ struct pl_procmap_query {
 #define PL_PROCMAP_EXECUTABLE		0x04
 #define PL_PROCMAP_SHARED		0x08
 
+/* PAGEMAP_SCAN (6.7) on /proc/<pid>/pagemap. */
+struct pl_page_region {
+	uint64_t start, end, categories;
+};
+struct pl_pagemap_scan {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define PL_PAGEMAP_SCAN	   _IOWR('f', 16, struct pl_pagemap_scan)
+#define PL_PAGE_IS_PRESENT (1ull << 3)
+
 #endif

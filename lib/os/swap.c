@@ -35,6 +35,7 @@
 
 #include "os/compat.h"
 #include "os/thread.h"
+#include "os/wake.h"
 
 #define PAGE   4096ul
 #define CHUNK  (256ul << 10)
@@ -216,7 +217,7 @@ void pl_swap_free(struct pl_swap *s)
 	if (!s)
 		return;
 	if (s->started) {
-		eventfd_write(s->stop, 1);
+		pl_wake(s->stop);
 		pthread_join(s->thread, NULL);
 	}
 	if (s->stop >= 0)
@@ -318,9 +319,10 @@ static void fill_wanted(struct filler *f)
 	}
 }
 
-static int move_over(struct pl_swap *s, uintptr_t start, size_t len, int prot, bool missing)
+static int move_over(struct pl_swap *s, uintptr_t start, size_t len, void *with, int prot, bool missing)
 {
-	void *fresh = mmap(NULL, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *fresh =
+		with ? with : mmap(NULL, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	struct uffdio_register reg = {.range = {(uintptr_t)fresh, len},
 				      .mode = UFFDIO_REGISTER_MODE_MISSING};
 	int err;
@@ -353,18 +355,23 @@ static int fill_all(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_f
 	return f.err;
 }
 
-int pl_swap_replace(struct pl_swap *s, uintptr_t start, uintptr_t end, bool writable, pl_fill_fn fill,
-		    void *arg)
+int pl_swap_replace(struct pl_swap *s, uintptr_t start, uintptr_t end, void *with, bool writable,
+		    pl_fill_fn fill, void *arg)
 {
 	int prot = PROT_READ | (writable ? PROT_WRITE : 0), err;
 
-	if (fill && s->uffd < 0)
+	if (fill && s->uffd < 0) {
+		if (with)
+			munmap(with, end - start);
 		return -EOPNOTSUPP;
+	}
 	err = switch_begin();
+	if (err && with)
+		munmap(with, end - start);
 	if (err)
 		return err;
 	atomic_store(&s->n_moves, 0);
-	err = move_over(s, start, end - start, prot, fill != NULL);
+	err = move_over(s, start, end - start, with, prot, fill != NULL);
 	if (!err && fill)
 		err = fill_all(s, start, end, fill, arg);
 	pthread_mutex_unlock(&switching);

@@ -22,10 +22,11 @@ typedef int (*pl_fill_fn)(void *arg, size_t offset, size_t len, void *buf);
 /*
  * [start, end) is mapped now. Put private memory in its place, atomically for every thread.
  * fill == NULL: zeroes. Else stores of before the switch are part of what fill reads (it is only
- * called after the switch), and nobody sees a page before it is filled.
+ * called after the switch), and nobody sees a page before it is filled. `with`: memory of the same size
+ * to put there, NULL: new private memory; it is gone or unmapped in any case.
  */
-int pl_swap_replace(struct pl_swap *swap, uintptr_t start, uintptr_t end, bool writable, pl_fill_fn fill,
-		    void *arg);
+int pl_swap_replace(struct pl_swap *swap, uintptr_t start, uintptr_t end, void *with, bool writable,
+		    pl_fill_fn fill, void *arg);
 
 /* [start, end) is a hole now. -EEXIST: something else has been mapped there. */
 int pl_swap_place(struct pl_swap *swap, uintptr_t start, uintptr_t end, pl_fill_fn fill, void *arg);

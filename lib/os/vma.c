@@ -45,8 +45,9 @@ static int query_ioctl(int maps, uintptr_t at, struct vma *v)
 	};
 
 	v->name[0] = 0;
-	if (ioctl(maps, PL_PROCMAP_QUERY, &q))
-		return -errno;
+	while (ioctl(maps, PL_PROCMAP_QUERY, &q))
+		if (errno != EINTR)
+			return -errno;
 	v->start = q.vma_start;
 	v->end = q.vma_end;
 	v->offset = q.vma_offset;
@@ -65,7 +66,7 @@ static int query_text(uintptr_t at, struct vma *v)
 	int err = -ENOENT, pos;
 
 	if (!f)
-		return -errno;
+		return errno == ENOENT ? -ENOSYS : -errno;
 	while (err && fgets(line, sizeof line, f)) {
 		pos = 0;
 		if (sscanf(line, "%lx-%lx %7s %lx %x:%x %lu %n", &v->start, &v->end, perms, &v->offset,
@@ -78,6 +79,8 @@ static int query_text(uintptr_t at, struct vma *v)
 		v->shared = perms[3] == 's';
 		err = 0;
 	}
+	if (err && ferror(f))
+		err = -EIO;
 	fclose(f);
 	return err;
 }
@@ -125,24 +128,38 @@ static bool maps_as(int fd, const struct vma *v)
 	return same;
 }
 
+/* Nothing is known about the file then, not even that it can't be opened. */
+static bool is_shortage(int err)
+{
+	return err == -EMFILE || err == -ENFILE || err == -ENOMEM;
+}
+
+static int shortage_or_none(void)
+{
+	return is_shortage(-errno) ? -errno : -ENOENT;
+}
+
 /* A readable descriptor of the file behind p, if that is the mapped one. Takes no ownership of p. */
 static int confirmed(int p, const struct vma *v, struct stat *st, bool exact)
 {
 	bool same_dev;
 	int fd;
 
+	errno = 0;
 	if (!may_be_file(p, v, st))
-		return -1;
+		return shortage_or_none();
 	same_dev = st->st_dev == makedev(v->major, v->minor);
-	if (!S_ISREG(st->st_mode))
-		return same_dev || exact ? dup(p) : -1;
-	fd = pl_reopen(p, O_RDONLY);
+	if (!S_ISREG(st->st_mode) && !same_dev && !exact)
+		return -ENOENT;
+	fd = S_ISREG(st->st_mode) ? pl_reopen(p, O_RDONLY) : fcntl(p, F_DUPFD_CLOEXEC, 0);
 	if (fd < 0 && errno == EACCES)
 		fd = pl_reopen(p, O_WRONLY);
-	if (fd < 0 || same_dev || exact || maps_as(fd, v))
+	if (fd < 0)
+		return shortage_or_none();
+	if (!S_ISREG(st->st_mode) || same_dev || exact || maps_as(fd, v))
 		return fd;
 	close(fd);
-	return -1;
+	return -ENOENT;
 }
 
 /* O_PATH first: opening for real must not reach a device or wait for a lease. */
@@ -151,7 +168,7 @@ static int try_path(const char *path, const struct vma *v, struct stat *st, bool
 	int p = open(path, O_PATH | O_CLOEXEC), fd;
 
 	if (p < 0)
-		return -1;
+		return shortage_or_none();
 	fd = confirmed(p, v, st, exact);
 	close(p);
 	return fd;
@@ -162,19 +179,19 @@ static int try_own_fds(const struct vma *v, struct stat *st)
 {
 	DIR *d = opendir("/proc/self/fd");
 	struct dirent *e;
-	int fd = -1;
+	int fd = d ? -ENOENT : shortage_or_none();
 
-	while (d && fd < 0 && (e = readdir(d))) {
+	while (d && fd == -ENOENT && (e = readdir(d))) {
 		int n = atoi(e->d_name);
 
 		if (e->d_name[0] != '.' && n != dirfd(d))
 			fd = confirmed(n, v, st, false);
 	}
-	if (d)
-		closedir(d);
+	closedir(d);
 	return fd;
 }
 
+/* -ENOENT: not to be had; else a shortage. */
 static int file_of(const struct vma *v, struct stat *st)
 {
 	char path[64];
@@ -182,9 +199,9 @@ static int file_of(const struct vma *v, struct stat *st)
 
 	snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", v->start, v->end);
 	fd = try_path(path, v, st, true);
-	if (fd < 0 && v->name[0] == '/')
+	if (fd == -ENOENT && v->name[0] == '/')
 		fd = try_path(v->name, v, st, false);
-	if (fd < 0)
+	if (fd == -ENOENT)
 		fd = try_own_fds(v, st);
 	return fd;
 }
@@ -215,10 +232,26 @@ static enum pinl_memory_kind kind_by_name(const struct vma *v)
 	return v->shared ? PINL_MEM_FILE_SHARED : PINL_MEM_FILE_PRIVATE;
 }
 
-static void classify(const struct vma *v, struct pinl_memory *m)
+static int say_none_left(int err)
+{
+	return pinl_set_error(err, "no file descriptors left%s; every file with leases needs one",
+			      err == -EMFILE ? ": raise ulimit -n"
+					     : " in the system: raise fs.file-max");
+}
+
+/* What is known has a descriptor open, so the numbers can't have come to another file. */
+static int known_file(const struct vma *v, pl_vma_known_fn known, void *arg, struct stat *st)
+{
+	int fd = known(arg, makedev(v->major, v->minor), v->ino);
+
+	return fd >= 0 && fstat(fd, st) ? -errno : fd;
+}
+
+static int classify(const struct vma *v, pl_vma_known_fn known, void *arg, struct pinl_memory *m)
 {
 	struct statfs fs = {0};
 	struct stat st;
+	bool mine;
 
 	m->shared = v->shared;
 	m->writable = v->writable;
@@ -227,18 +260,31 @@ static void classify(const struct vma *v, struct pinl_memory *m)
 					  strncmp(v->name, "[stack", 6) && strncmp(v->name, "[anon", 5)
 				  ? PINL_MEM_DEVICE
 				  : PINL_MEM_ANON;
-		return;
+		return 0;
 	}
-	m->dev = makedev(v->major, v->minor);
+	m->dev = m->map_dev = makedev(v->major, v->minor);
 	m->ino = v->ino;
 	m->kind = kind_by_name(v);
 	m->is_memfd = !strncmp(v->name, "/memfd:", 7);
-	m->fd = file_of(v, &st);
-	if (m->fd < 0)
-		return;
+	m->fd = known_file(v, known, arg, &st);
+	mine = m->fd == -1;
+	if (mine)
+		m->fd = file_of(v, &st);
+	if (m->fd < 0) {
+		int err = m->fd == -ENOENT ? 0 : m->fd;
+
+		m->fd = -1;
+		return err;
+	}
 	m->dev = st.st_dev;
-	if (!fstatfs(m->fd, &fs))
-		m->fs_magic = fs.f_type;
+	if (fstatfs(m->fd, &fs)) { /* without it the kind would be a guess */
+		int err = -errno;
+
+		if (mine)
+			close(m->fd);
+		return err;
+	}
+	m->fs_magic = fs.f_type;
 	if (!S_ISREG(st.st_mode) || fs.f_type == SECRETMEM) {
 		m->kind = fs.f_type == SECRETMEM ? PINL_MEM_SECRET : PINL_MEM_DEVICE;
 		close(m->fd);
@@ -250,6 +296,7 @@ static void classify(const struct vma *v, struct pinl_memory *m)
 	} else {
 		m->kind = disk_kind(m->fd, v);
 	}
+	return 0;
 }
 
 static bool continues(const struct vma *a, const struct vma *b)
@@ -259,15 +306,14 @@ static bool continues(const struct vma *a, const struct vma *b)
 	       (a->ino || (a->name[0] == '[') == (b->name[0] == '['));
 }
 
-int pl_vma_query(uintptr_t start, uintptr_t end, struct pinl_memory *out)
+int pl_vma_query(int maps, uintptr_t start, uintptr_t end, pl_vma_known_fn known, void *arg,
+		 struct pinl_memory *out)
 {
 	struct pinl_memory m = {.start = start, .end = end, .fd = -1};
 	struct vma first, v;
-	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC), err;
 	bool writable;
+	int err;
 
-	if (maps < 0 && (errno == EMFILE || errno == ENFILE))
-		return pinl_set_error(-errno, "no file descriptors left; raise ulimit -n");
 	err = vma_at(maps, start, &first);
 	v = first;
 	writable = first.writable;
@@ -279,19 +325,40 @@ int pl_vma_query(uintptr_t start, uintptr_t end, struct pinl_memory *out)
 			err = -EINVAL;
 		writable &= v.writable;
 	}
-	if (maps >= 0)
-		close(maps);
 	if (err == -EINVAL)
 		return pinl_set_error(
 			err, "[%#lx, %#lx) crosses mappings of different kinds; lease each by itself",
 			start, end);
-	if (err)
+	if (err == -ENOENT)
 		return pinl_set_error(-ENOMEM, "part of [%#lx, %#lx) is not mapped", start, end);
-	classify(&first, &m);
+	if (!err)
+		err = classify(&first, known, arg, &m);
+	if (err == -EMFILE || err == -ENFILE)
+		return say_none_left(err);
+	if (err)
+		return pinl_set_error(err, "can't find out what is mapped at [%#lx, %#lx): %s", start,
+				      end, strerror(-err));
 	m.writable = writable;
 	m.vma_start = first.start;
 	m.vma_end = v.end;
 	m.offset = m.ino ? first.offset + (start - first.start) : 0;
 	*out = m;
 	return 0;
+}
+
+static bool is_of(const struct vma *v, const struct pinl_memory *m)
+{
+	return v->ino == m->ino && v->shared == (bool)m->shared &&
+	       (!m->ino || (makedev(v->major, v->minor) == m->map_dev &&
+			    v->offset - v->start == m->offset - m->start));
+}
+
+bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr_t end)
+{
+	struct vma v;
+	bool same = true;
+
+	for (; same && start < end; start = v.end)
+		same = !vma_at(maps, start, &v) && is_of(&v, m);
+	return same;
 }

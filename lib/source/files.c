@@ -31,23 +31,18 @@
 #define OPS_HELD (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
 
 struct pl_watched {
-	struct pl_watched *next;
-	uint64_t dev, ino;
+	struct pl_node node; /* by inode number */
+	uint64_t dev;
 	unsigned refs;
 };
 
-static struct pl_watched **bucket(struct pl_files *s, uint64_t dev, uint64_t ino)
+static struct pl_watched *find(struct pl_files *s, const struct pinl_memory *mem)
 {
-	return &s->watched[(ino ^ (ino >> 8) ^ dev) % PL_FILES_BUCKETS];
-}
+	struct pl_node *n = pl_index_first(&s->watched, mem->ino, mem->ino + 1);
 
-static struct pl_watched **find(struct pl_files *s, const struct pinl_memory *mem)
-{
-	struct pl_watched **w = bucket(s, mem->dev, mem->ino);
-
-	while (*w && ((*w)->dev != mem->dev || (*w)->ino != mem->ino))
-		w = &(*w)->next;
-	return w;
+	while (n && ((struct pl_watched *)n)->dev != mem->dev)
+		n = pl_index_next(n, mem->ino, mem->ino + 1);
+	return (struct pl_watched *)n;
 }
 
 /* Have the gate do something with the file of `fd`, and wait for it. watch_lock held. */
@@ -87,7 +82,7 @@ static bool can_mark(struct pl_files *s, const struct pinl_memory *mem)
 	if (mem->fd < 0 || !mem->ino || mem->kind == PINL_MEM_ANON || mem->kind == PINL_MEM_DEVICE ||
 	    mem->kind == PINL_MEM_SECRET)
 		return false;
-	if (*find(s, mem))
+	if (find(s, mem))
 		return true;
 	fs = fs_seen(s, mem);
 	if (!fs->known) {
@@ -121,7 +116,7 @@ static int mark_error(int err)
 	return pinl_set_error(err, "can't watch the file by fanotify: %s", strerror(-err));
 }
 
-static int first_watch(struct pl_files *s, const struct pinl_memory *mem, struct pl_watched **at)
+static int first_watch(struct pl_files *s, const struct pinl_memory *mem)
 {
 	struct pl_watched *w = malloc(sizeof *w);
 	int err;
@@ -135,24 +130,25 @@ static int first_watch(struct pl_files *s, const struct pinl_memory *mem, struct
 		free(w);
 		return mark_error(err);
 	}
-	*w = (struct pl_watched){.next = *at, .dev = mem->dev, .ino = mem->ino, .refs = 1};
-	*at = w;
+	*w = (struct pl_watched){
+		.node = {.start = mem->ino, .end = mem->ino + 1}, .dev = mem->dev, .refs = 1};
+	pl_index_insert(&s->watched, &w->node);
 	return 0;
 }
 
 static int files_watch(void *src, const struct pinl_memory *mem)
 {
 	struct pl_files *s = src;
-	struct pl_watched **w;
+	struct pl_watched *w;
 	int err = 0;
 
 	pthread_mutex_lock(&s->watch_lock);
 	if (can_mark(s, mem)) {
 		w = find(s, mem);
-		if (*w)
-			(*w)->refs++;
+		if (w)
+			w->refs++;
 		else
-			err = first_watch(s, mem, w);
+			err = first_watch(s, mem);
 	}
 	pthread_mutex_unlock(&s->watch_lock);
 	return err;
@@ -161,14 +157,14 @@ static int files_watch(void *src, const struct pinl_memory *mem)
 static void files_unwatch(void *src, const struct pinl_memory *mem)
 {
 	struct pl_files *s = src;
-	struct pl_watched **w, *gone = NULL;
+	struct pl_watched *w, *gone = NULL;
 
 	pthread_mutex_lock(&s->watch_lock);
-	w = find(s, mem);
-	if (mem->ino && *w && --(*w)->refs == 0) {
+	w = mem->ino ? find(s, mem) : NULL;
+	if (w && --w->refs == 0) {
 		ask(s, PL_TODO_UNMARK, mem->fd);
-		gone = *w;
-		*w = gone->next;
+		gone = w;
+		pl_index_remove(&s->watched, &w->node);
 	}
 	pthread_mutex_unlock(&s->watch_lock);
 	free(gone);
@@ -247,11 +243,12 @@ static void files_free(struct pl_files *s)
 {
 	if (s->wake >= 0)
 		close(s->wake);
-	for (int i = 0; i < PL_FILES_BUCKETS; i++)
-		for (struct pl_watched *w = s->watched[i], *next; w; w = next) {
-			next = w->next;
-			free(w);
-		}
+	while (s->watched.root) {
+		struct pl_node *w = s->watched.root;
+
+		pl_index_remove(&s->watched, w);
+		free(w);
+	}
 	pthread_cond_destroy(&s->done);
 	pthread_cond_destroy(&s->work);
 	pthread_mutex_destroy(&s->lock);

@@ -23,6 +23,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "core/index.h"
 #include "os/task.h"
 
 #define PL_FILES_MAX_HELD 1024
@@ -61,15 +62,13 @@ struct pl_files_ask {
 	bool done; /* lock */
 };
 
-struct pl_watched; /* files.c */
 struct pl_fs_seen {
 	uint64_t dev;
 	long magic;
 	bool known, can;
 };
 
-#define PL_FILES_BUCKETS 256
-#define PL_FILES_FS	 16
+#define PL_FILES_FS 16
 
 struct pl_files {
 	struct pinl_ctx *ctx;
@@ -88,8 +87,8 @@ struct pl_files {
 	const char *start_step;
 
 	pthread_mutex_t
-		watch_lock; /* watched, fs; held while the gate serves an ask, never by the gate */
-	struct pl_watched *watched[PL_FILES_BUCKETS];
+		watch_lock;	 /* watched, fs; held while the gate serves an ask, never by the gate */
+	struct pl_index watched; /* struct pl_watched */
 	struct pl_fs_seen fs[PL_FILES_FS];
 	unsigned next_fs;
 

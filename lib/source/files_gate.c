@@ -25,6 +25,7 @@
 #include "os/compat.h"
 #include "source/files_look.h"
 #include "os/clock.h"
+#include "os/wake.h"
 
 #define EVENTS_B      (FAN_PRE_ACCESS | FAN_OPEN_PERM)
 #define BIGGEST_EVENT 256
@@ -47,10 +48,7 @@ static long raw_read(int fd, void *buf, size_t len)
 
 void pl_files_wake(struct pl_files *s)
 {
-	uint64_t one = 1;
-
-	while (write(s->wake, &one, sizeof one) < 0 && errno == EINTR)
-		;
+	pl_wake(s->wake);
 }
 
 /* ------------------------------------------------------------------------------------- answering -- */

@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,20 +45,22 @@ static bool has_business(const struct pinl_memory *mem)
 
 /*
  * A collapse or an insert moves data and leaves no hole behind, so it can't be found; tmpfs and
- * hugetlbfs don't do them, so there is nothing to find.
+ * hugetlbfs don't do them, so there is nothing to find. Nor can a hole under a private mapping: whether
+ * it takes a page depends on whose the page was.
  */
 static unsigned notify_coverage(void *src, const struct pinl_memory *mem, enum pinl_op op)
 {
-	bool memory_fs = mem->kind == PINL_MEM_SHMEM || mem->kind == PINL_MEM_HUGETLB;
+	bool memory_fs = mem->fs_magic == TMPFS_MAGIC || mem->kind == PINL_MEM_HUGETLB;
 
 	if (!has_business(mem))
 		return 0;
 	switch (op) {
 	case PINL_OP_TRUNCATE:
+		return PINL_CAN_TELL;
 	case PINL_OP_PUNCH:
 	case PINL_OP_ZERO:
 	case PINL_OP_REMOVE:
-		return PINL_CAN_TELL;
+		return mem->kind == PINL_MEM_FILE_PRIVATE ? 0 : PINL_CAN_TELL;
 	case PINL_OP_COLLAPSE:
 	case PINL_OP_INSERT:
 		return memory_fs ? PINL_CAN_TELL : 0;
@@ -68,20 +71,26 @@ static unsigned notify_coverage(void *src, const struct pinl_memory *mem, enum p
 
 /* --------------------------------------------------------------------------------------- watching -- */
 
-static void set_timer(struct pl_notify *s)
+/* Runs while there is an inode to look at now and then; lock held. */
+static void count_periodic(struct pl_notify *s, int more)
 {
-	struct itimerspec t = {{0, s->n_periodic ? PERIOD_NS : 0}, {0, s->n_periodic ? PERIOD_NS : 0}};
+	bool ran = s->n_periodic;
+	struct itimerspec t = {0};
 
+	s->n_periodic += more;
+	if (ran == (s->n_periodic > 0))
+		return;
+	t.it_interval.tv_nsec = t.it_value.tv_nsec = s->n_periodic ? PERIOD_NS : 0;
 	timerfd_settime(s->timer, 0, &t, NULL);
 }
 
-static struct pl_noted **find(struct pl_notify *s, const struct pinl_memory *mem)
+static struct pl_noted *find(struct pl_notify *s, const struct pinl_memory *mem)
 {
-	struct pl_noted **n = &s->noted;
+	struct pl_node *n = pl_index_first(&s->noted, mem->ino, mem->ino + 1);
 
-	while (*n && ((*n)->dev != mem->dev || (*n)->ino != mem->ino))
-		n = &(*n)->next;
-	return n;
+	while (n && ((struct pl_noted *)n)->dev != mem->dev)
+		n = pl_index_next(n, mem->ino, mem->ino + 1);
+	return (struct pl_noted *)n;
 }
 
 static struct pl_noted_range *range_new(const struct pinl_memory *mem)
@@ -91,7 +100,8 @@ static struct pl_noted_range *range_new(const struct pinl_memory *mem)
 
 	if (!r)
 		return NULL;
-	r->va = mem->start;
+	r->node.start = mem->start;
+	r->node.end = mem->end;
 	r->offset = mem->offset;
 	r->pages = pages;
 	r->kind = mem->kind;
@@ -100,75 +110,76 @@ static struct pl_noted_range *range_new(const struct pinl_memory *mem)
 	return r;
 }
 
-static void noted_free(struct pl_noted *n)
-{
-	if (!n)
-		return;
-	if (n->fd >= 0)
-		close(n->fd);
-	if (n->size_fd >= 0 && n->size_fd != n->fd)
-		close(n->size_fd);
-	free(n);
-}
-
-/* lseek moves the offset that a description has in common with the program's, so it needs its own. */
-static struct pl_noted *noted_new(const struct pinl_memory *mem)
-{
-	struct pl_noted *n = calloc(1, sizeof *n);
-	char path[64];
-
-	if (!n)
-		return NULL;
-	snprintf(path, sizeof path, "/proc/self/fd/%d", mem->fd);
-	n->dev = mem->dev;
-	n->ino = mem->ino;
-	n->wd = -1;
-	n->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	n->size_fd = n->fd >= 0 ? n->fd : fcntl(mem->fd, F_DUPFD_CLOEXEC, 0);
-	if (n->size_fd < 0) {
-		noted_free(n);
-		return NULL;
-	}
-	return n;
-}
-
 /* lock held, so that an unwatch of the same inode can't come between. */
 static void noted_add(struct pl_notify *s, struct pl_noted *n, const struct pinl_memory *mem)
 {
 	struct stat st;
 	char path[64];
 
-	snprintf(path, sizeof path, "/proc/self/fd/%d", n->size_fd);
+	n->node.start = mem->ino;
+	n->node.end = mem->ino + 1;
+	n->dev = mem->dev;
+	n->ino = mem->ino;
+	n->fd = mem->fd;
+	pl_index_insert(&s->noted, &n->node);
+	snprintf(path, sizeof path, "/proc/self/fd/%d", n->fd);
 	n->wd = inotify_add_watch(s->inotify, path, IN_MODIFY);
+	if (n->wd >= 0) {
+		n->wd_node.start = n->wd;
+		n->wd_node.end = (uintptr_t)n->wd + 1;
+		pl_index_insert(&s->by_wd, &n->wd_node);
+	}
 	/* Unlinked, as memfd and shared anonymous memory are: the first descriptor may be a silent one.
 	 */
 	n->periodic = n->wd < 0 || mem->kind == PINL_MEM_HUGETLB || mem->is_memfd ||
-		      (mem->kind == PINL_MEM_SHMEM && (fstat(n->size_fd, &st) || !st.st_nlink));
-	s->n_periodic += n->periodic;
-	set_timer(s);
+		      (mem->kind == PINL_MEM_SHMEM && (fstat(n->fd, &st) || !st.st_nlink));
+	count_periodic(s, n->periodic);
 }
 
+static void noted_remove(struct pl_notify *s, struct pl_noted *n)
+{
+	pl_index_remove(&s->noted, &n->node);
+	count_periodic(s, -(int)n->periodic);
+	if (n->dirty)
+		TAILQ_REMOVE(&s->dirty, n, dirty_link);
+	if (n->often)
+		LIST_REMOVE(n, often_link);
+	if (n->wd < 0)
+		return;
+	pl_index_remove(&s->by_wd, &n->wd_node);
+	inotify_rm_watch(s->inotify, n->wd);
+}
+
+/* The file may have changed since the range's start: it comes next. */
 static void add_range(struct pl_notify *s, struct pl_noted *n, struct pl_noted_range *r)
 {
-	r->next = n->ranges;
+	r->next = n->ranges ? n->ranges : r;
+	r->prev = n->ranges ? n->ranges->prev : r;
+	r->next->prev = r->prev->next = r;
 	n->ranges = r;
 	n->refs++;
+	n->left++;
+	pl_index_insert(&n->by_va, &r->node);
 	if (r->unborn)
-		s->young_until = pl_clock_ns() + YOUNG_NS;
-	n->seen = false; /* its last scan may be older than this range's start */
-	n->dirty = true;
+		s->young_until = n->young_until = pl_clock_ns() + YOUNG_NS;
+	if ((r->unborn || n->periodic) && !n->often) {
+		LIST_INSERT_HEAD(&s->often, n, often_link);
+		n->often = true;
+	}
+	pl_noted_dirty(s, n);
 	pl_notify_wake(s);
 }
 
-/* The place of the inode in the list, once nobody scans it. lock held. */
-static struct pl_noted **find_idle(struct pl_notify *s, const struct pinl_memory *mem)
+/* The inode, while nobody scans it. lock held. */
+static struct pl_noted *find_idle(struct pl_notify *s, const struct pinl_memory *mem)
 {
-	struct pl_noted **n = find(s, mem);
+	struct pl_noted *n;
 
-	while (*n && s->scanning == *n) {
+	s->waiting++;
+	while ((n = find(s, mem)) && s->scanning == n)
 		pthread_cond_wait(&s->idle, &s->lock);
-		n = find(s, mem);
-	}
+	if (!--s->waiting)
+		pthread_cond_broadcast(&s->idle);
 	return n;
 }
 
@@ -176,41 +187,50 @@ static int notify_watch(void *src, const struct pinl_memory *mem)
 {
 	struct pl_notify *s = src;
 	struct pl_noted_range *r;
-	struct pl_noted *fresh, **at;
+	struct pl_noted *fresh, *n;
 
 	if (!has_business(mem))
 		return 0;
 	r = range_new(mem);
-	fresh = noted_new(mem); /* in vain for a second lease of the inode */
+	fresh = calloc(1, sizeof *fresh); /* in vain for a second lease of the inode */
 	if (!r || !fresh) {
-		noted_free(fresh);
+		free(fresh);
 		free(r);
-		return pinl_set_error(-ENOMEM, "no memory or descriptor left to watch a file");
+		return pinl_set_error(-ENOMEM, "no memory left to watch a file");
 	}
-	pl_noted_baseline(fresh, r);
+	pl_noted_baseline(mem->fd, r);
 	pthread_mutex_lock(&s->lock);
-	at = find_idle(s, mem);
-	if (!*at) {
-		noted_add(s, fresh, mem);
-		*at = fresh;
+	n = find_idle(s, mem);
+	if (!n) {
+		n = fresh;
 		fresh = NULL;
+		noted_add(s, n, mem);
 	}
-	add_range(s, *at, r);
+	add_range(s, n, r);
 	pthread_mutex_unlock(&s->lock);
-	noted_free(fresh);
+	free(fresh);
 	return 0;
 }
 
 static struct pl_noted_range *take_range(struct pl_noted *n, const struct pinl_memory *mem)
 {
-	struct pl_noted_range **p = &n->ranges, *r;
+	struct pl_node *at = pl_index_first(&n->by_va, mem->start, mem->end);
+	struct pl_noted_range *r;
 
-	while (*p && ((*p)->va != mem->start || (*p)->offset != mem->offset ||
-		      (*p)->pages != (mem->end - mem->start) / PAGE))
-		p = &(*p)->next;
-	r = *p;
-	if (r)
-		*p = r->next;
+	while (at && (at->start != mem->start || at->end != mem->end ||
+		      ((struct pl_noted_range *)at)->offset != mem->offset))
+		at = pl_index_next(at, mem->start, mem->end);
+	if (!at)
+		return NULL;
+	r = (struct pl_noted_range *)at;
+	pl_index_remove(&n->by_va, at);
+	r->prev->next = r->next;
+	r->next->prev = r->prev;
+	if (n->ranges == r)
+		n->ranges = r->next;
+	n->refs--;
+	if (n->left > n->refs) /* else at worst one is looked at twice */
+		n->left = n->refs;
 	return r;
 }
 
@@ -218,39 +238,27 @@ static void notify_unwatch(void *src, const struct pinl_memory *mem)
 {
 	struct pl_notify *s = src;
 	struct pl_noted_range *r = NULL;
-	struct pl_noted *gone = NULL, **at;
+	struct pl_noted *n, *gone = NULL;
 
 	if (!has_business(mem))
 		return;
 	pthread_mutex_lock(&s->lock);
-	at = find_idle(s, mem);
-	if (*at)
-		r = take_range(*at, mem);
-	if (r && --(*at)->refs == 0) {
-		gone = *at;
-		*at = gone->next;
-		s->n_periodic -= gone->periodic;
-		set_timer(s);
-		if (gone->wd >= 0)
-			inotify_rm_watch(s->inotify, gone->wd);
+	n = find_idle(s, mem);
+	if (n)
+		r = take_range(n, mem);
+	if (r && !n->refs) {
+		gone = n;
+		noted_remove(s, n);
 	}
 	pthread_mutex_unlock(&s->lock);
 	free(r);
-	noted_free(gone);
+	free(gone);
 }
 
 /* ------------------------------------------------------------------------------ opening, closing -- */
 
 static void notify_free(struct pl_notify *s)
 {
-	for (struct pl_noted *n = s->noted, *next; n; n = next) {
-		for (struct pl_noted_range *r = n->ranges, *more; r; r = more) {
-			more = r->next;
-			free(r);
-		}
-		next = n->next;
-		noted_free(n);
-	}
 	if (s->inotify >= 0)
 		close(s->inotify);
 	if (s->timer >= 0)
@@ -293,6 +301,8 @@ static int notify_open(struct pinl_ctx *ctx, const void *arg, void **src)
 	s->ctx = ctx;
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->idle, NULL);
+	TAILQ_INIT(&s->dirty);
+	LIST_INIT(&s->often);
 	for (int i = 0; i < PL_NOTIFY_POOL; i++) {
 		s->pool[i].src = s;
 		s->pool[i].next = s->free;

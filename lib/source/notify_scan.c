@@ -16,11 +16,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "os/holes.h"
 #include "source/notify.h"
 
 #define PAGE	      4096ull
 #define WORD	      (8 * sizeof(unsigned long))
 #define MINCORE_PAGES 1024
+#define SOME_RANGES   1024 /* in one scan: about a millisecond */
 
 static bool bit(const unsigned long *map, uint64_t i)
 {
@@ -110,7 +112,7 @@ static uint64_t page_at(const struct pl_noted_range *r, uint64_t at, uint64_t li
 }
 
 /* Where the file has data and where holes, from the kernel; pages [0, limit) lie before its end. */
-static void scan_holes(struct scan *s, uint64_t limit)
+static void scan_holes(struct scan *s, uint64_t limit, off_t size)
 {
 	struct pl_noted_range *r = s->r;
 	off_t at = r->offset, end = r->offset + limit * PAGE;
@@ -125,7 +127,7 @@ static void scan_holes(struct scan *s, uint64_t limit)
 		not_there(s, PINL_OP_PUNCH, page_at(r, at, limit, true), page_at(r, data, limit, false));
 		if (data >= end)
 			return;
-		hole = lseek(s->n->fd, data, SEEK_HOLE);
+		hole = pl_next_hole(s->n->fd, data, end, size);
 		if (hole <= data)
 			return;
 		there(s, page_at(r, data, limit, false), page_at(r, hole, limit, true));
@@ -141,7 +143,7 @@ static void scan_mapped(struct scan *s, uint64_t limit, bool shrunk)
 	for (uint64_t at = 0; at < limit; at += MINCORE_PAGES) {
 		uint64_t n = limit - at < MINCORE_PAGES ? limit - at : MINCORE_PAGES, from;
 
-		if (mincore((void *)(s->r->va + at * PAGE), n * PAGE, vec))
+		if (mincore((void *)(s->r->node.start + at * PAGE), n * PAGE, vec))
 			return;
 		for (uint64_t i = 0; i < n; i++) {
 			for (from = i; i < n && !(vec[i] & 1); i++)
@@ -161,8 +163,8 @@ static void scan_range(struct scan *s, const struct stat *st)
 
 	if (s->r->kind == PINL_MEM_HUGETLB)
 		scan_mapped(s, limit, shrunk);
-	else if (s->r->kind != PINL_MEM_FILE_PRIVATE && s->n->fd >= 0)
-		scan_holes(s, limit);
+	else if (s->r->kind != PINL_MEM_FILE_PRIVATE)
+		scan_holes(s, limit, st->st_size);
 	else
 		there(s, 0, limit);
 	not_there(s, PINL_OP_TRUNCATE, limit, s->r->pages);
@@ -179,39 +181,47 @@ static bool same_time(const struct timespec *a, const struct timespec *b)
  */
 static bool unchanged(const struct pl_noted *n, const struct stat *st)
 {
-	for (const struct pl_noted_range *r = n->ranges; r; r = r->next)
-		if (r->kind == PINL_MEM_HUGETLB && r->unborn)
+	const struct pl_noted_range *r = n->ranges;
+
+	for (unsigned i = 0; i < n->refs && r->kind == PINL_MEM_HUGETLB; i++, r = r->next)
+		if (r->unborn)
 			return false;
 	return n->seen && n->st.st_size == st->st_size && n->st.st_blocks == st->st_blocks &&
 	       same_time(&n->st.st_ctim, &st->st_ctim) && same_time(&n->st.st_mtim, &st->st_mtim);
 }
 
-void pl_noted_baseline(struct pl_noted *n, struct pl_noted_range *r)
+void pl_noted_baseline(int fd, struct pl_noted_range *r)
 {
-	struct scan s = {.n = n, .r = r, .baseline = true};
+	struct pl_noted n = {.fd = fd};
+	struct scan s = {.n = &n, .r = r, .baseline = true};
 	struct stat st;
 
-	if (fstat(n->size_fd, &st))
+	if (fstat(fd, &st))
 		return;
 	scan_range(&s, &st);
 	r->blocks = st.st_blocks;
 }
 
-bool pl_noted_scan(struct pl_noted *n, struct pl_told **free, struct pl_told **found)
+enum pl_scanned pl_noted_scan(struct pl_noted *n, struct pl_told **free, struct pl_told **found)
 {
 	struct scan s = {.n = n, .free = free, .found = found};
 	struct stat st;
 
-	if (fstat(n->size_fd, &st) || unchanged(n, &st))
-		return false;
-	for (s.r = n->ranges; s.r; s.r = s.r->next) {
-		scan_range(&s, &st);
-		if (!s.again)
-			s.r->blocks = st.st_blocks;
-	}
-	if (!s.again) {
+	if (fstat(n->fd, &st))
+		return PL_SCANNED;
+	if (!unchanged(n, &st)) {
 		n->st = st;
 		n->seen = true;
+		n->left = n->refs;
 	}
-	return s.again;
+	for (unsigned i = 0; i < SOME_RANGES && n->left; i++) {
+		s.r = n->ranges;
+		scan_range(&s, &st);
+		if (s.again)
+			return PL_SCAN_NO_REPORTS;
+		s.r->blocks = st.st_blocks;
+		n->ranges = n->ranges->next;
+		n->left--;
+	}
+	return n->left ? PL_SCAN_MORE : PL_SCANNED;
 }

@@ -9,6 +9,7 @@
 #include "source/notify.h"
 
 #include "os/clock.h"
+#include "os/wake.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -21,11 +22,9 @@
 
 void pl_notify_wake(struct pl_notify *s)
 {
-	uint64_t one = 1;
-
-	while (write(s->wake, &one, sizeof one) < 0 && errno == EINTR)
-		;
+	pl_wake(s->wake);
 }
+
 static void answer(struct pinl_change *change, int err)
 {
 	struct pl_told *t = change->arg;
@@ -49,30 +48,33 @@ static void submit_all(struct pl_notify *s, struct pl_told *found)
 	}
 }
 
-/* Scan one dirty inode; false: there is none, or nothing to report with. */
+/* Scan one dirty inode, or part of it; false: there is none, or nothing to report with. */
 static bool scan_one(struct pl_notify *s)
 {
 	struct pl_told *mine, *found = NULL, *t;
 	struct pl_noted *n;
-	bool again;
+	enum pl_scanned scanned;
 
 	pthread_mutex_lock(&s->lock);
-	for (n = s->noted; n && !n->dirty; n = n->next)
-		;
+	while (s->waiting && !s->stop)
+		pthread_cond_wait(&s->idle, &s->lock);
+	n = TAILQ_FIRST(&s->dirty);
 	if (!n || s->stop) {
 		pthread_mutex_unlock(&s->lock);
 		return false;
 	}
+	TAILQ_REMOVE(&s->dirty, n, dirty_link);
 	n->dirty = false;
 	s->scanning = n;
 	mine = s->free;
 	s->free = NULL;
 	pthread_mutex_unlock(&s->lock);
 
-	again = pl_noted_scan(n, &mine, &found);
+	scanned = pl_noted_scan(n, &mine, &found);
 
 	pthread_mutex_lock(&s->lock);
-	n->dirty |= again;
+	if (scanned != PL_SCANNED)
+		pl_noted_dirty(s, n);
 	s->scanning = NULL;
 	while ((t = mine)) {
 		mine = t->next;
@@ -81,17 +83,37 @@ static bool scan_one(struct pl_notify *s)
 	}
 	pthread_cond_broadcast(&s->idle);
 	pthread_mutex_unlock(&s->lock);
-	again = again && !found;
 	submit_all(s, found);
-	return !again;
+	return scanned != PL_SCAN_NO_REPORTS || found;
 }
 
 /* wd < 0: the queue overflowed, it could be any. */
-static void mark_dirty(struct pl_notify *s, int wd, bool periodic)
+static void mark_written(struct pl_notify *s, int wd)
 {
+	uintptr_t first = wd < 0 ? 0 : wd, end = wd < 0 ? UINTPTR_MAX : first + 1;
+
 	pthread_mutex_lock(&s->lock);
-	for (struct pl_noted *n = s->noted; n; n = n->next)
-		n->dirty |= periodic ? n->periodic || s->young_until : wd < 0 || n->wd == wd;
+	for (struct pl_node *n = pl_index_first(&s->by_wd, first, end); n;
+	     n = pl_index_next(n, first, end))
+		pl_noted_dirty(s, pl_noted_of_wd(n));
+	pthread_mutex_unlock(&s->lock);
+}
+
+static void mark_often(struct pl_notify *s, bool period)
+{
+	uint64_t now = pl_clock_ns();
+	struct pl_noted *n, *next;
+
+	pthread_mutex_lock(&s->lock);
+	for (n = LIST_FIRST(&s->often); n; n = next) {
+		next = LIST_NEXT(n, often_link);
+		if (now < n->young_until || (period && n->periodic))
+			pl_noted_dirty(s, n);
+		if (now < n->young_until || n->periodic)
+			continue;
+		LIST_REMOVE(n, often_link);
+		n->often = false;
+	}
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -104,7 +126,7 @@ static void read_inotify(struct pl_notify *s)
 		const struct inotify_event *e = (void *)(buf + at);
 
 		if (e->mask & (IN_MODIFY | IN_Q_OVERFLOW))
-			mark_dirty(s, e->mask & IN_Q_OVERFLOW ? -1 : e->wd, false);
+			mark_written(s, e->mask & IN_Q_OVERFLOW ? -1 : e->wd);
 		at += sizeof *e + e->len;
 	}
 }
@@ -114,9 +136,7 @@ static bool is_young(struct pl_notify *s)
 	bool young;
 
 	pthread_mutex_lock(&s->lock);
-	if (s->young_until && pl_clock_ns() > s->young_until)
-		s->young_until = 0;
-	young = s->young_until;
+	young = pl_clock_ns() < s->young_until;
 	pthread_mutex_unlock(&s->lock);
 	return young;
 }
@@ -139,7 +159,7 @@ void *pl_notify_thread(void *src)
 
 	prctl(PR_SET_NAME, "pinl-notify");
 	while (!stopping(s)) {
-		bool young = is_young(s), busy = fds[2].revents & POLLIN;
+		bool young = is_young(s), busy = fds[2].revents & POLLIN, period;
 
 		/* After a written file, events gather for a moment. */
 		poll(fds, busy ? 2 : 3, young || busy ? GAP_MS : -1);
@@ -147,8 +167,9 @@ void *pl_notify_thread(void *src)
 			fds[2].revents = 0;
 		if ((fds[0].revents & POLLIN) && read(s->wake, &count, sizeof count) < 0)
 			continue;
-		if (young || ((fds[1].revents & POLLIN) && read(s->timer, &count, sizeof count) > 0))
-			mark_dirty(s, -1, true);
+		period = (fds[1].revents & POLLIN) && read(s->timer, &count, sizeof count) > 0;
+		if (young || period)
+			mark_often(s, period);
 		if (fds[2].revents & POLLIN)
 			read_inotify(s);
 		while (scan_one(s))

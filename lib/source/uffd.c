@@ -17,12 +17,12 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <pinlease/device.h>
 
 #include "os/compat.h"
+#include "os/wake.h"
 #include "source/sources.h"
 
 static int add_range(struct pl_uffd *u, uintptr_t start, uintptr_t end)
@@ -77,7 +77,6 @@ static void uffd_free(struct pl_uffd *u)
 	if (u->asks)
 		pl_uffd_asks_put(u->asks);
 	pthread_mutex_destroy(&u->lock);
-	free(u->files);
 	free(u);
 }
 
@@ -113,7 +112,7 @@ static void uffd_close(void *src)
 	struct pl_uffd *u = src;
 
 	atomic_store(&u->stop, true);
-	eventfd_write(u->asks->kick, 1);
+	pl_wake(u->asks->kick);
 	pthread_join(u->thread, NULL);
 	u->fd = -1;
 	uffd_free(u);
@@ -168,64 +167,21 @@ static int explain_watch(int err, const struct pinl_memory *mem)
 			      at, strerror(-err));
 }
 
-/* First entry that starts at or after `start`. */
-static size_t files_find(const struct pl_uffd *u, uintptr_t start)
+static struct pl_node *files_find(struct pl_uffd *u, uintptr_t start, uintptr_t end)
 {
-	size_t low = 0, high = u->nr_files;
+	struct pl_node *n = pl_index_first(&u->files, start, end);
 
-	while (low < high) {
-		size_t mid = (low + high) / 2;
-
-		if (u->files[mid].start < start)
-			low = mid + 1;
-		else
-			high = mid;
-	}
-	return low;
+	while (n && (n->start != start || n->end != end))
+		n = pl_index_next(n, start, end);
+	return n;
 }
 
-static int files_add(struct pl_uffd *u, uintptr_t start, uintptr_t end)
-{
-	size_t at = files_find(u, start);
-
-	if (u->nr_files == u->max_files) {
-		size_t max = u->max_files ? 2 * u->max_files : 64;
-		struct pl_uffd_area *more = realloc(u->files, max * sizeof *more);
-
-		if (!more)
-			return -ENOMEM;
-		u->files = more;
-		u->max_files = max;
-	}
-	memmove(u->files + at + 1, u->files + at, (u->nr_files - at) * sizeof *u->files);
-	u->files[at] = (struct pl_uffd_area){start, end};
-	u->nr_files++;
-	if (end - start > u->longest)
-		u->longest = end - start;
-	return 0;
-}
-
-static bool files_remove(struct pl_uffd *u, uintptr_t start, uintptr_t end)
-{
-	for (size_t i = files_find(u, start); i < u->nr_files && u->files[i].start == start; i++)
-		if (u->files[i].end == end) {
-			u->nr_files--;
-			memmove(u->files + i, u->files + i + 1, (u->nr_files - i) * sizeof *u->files);
-			return true;
-		}
-	return false;
-}
-
-static bool files_overlap(const struct pl_uffd *u, uintptr_t start, uintptr_t end)
-{
-	for (size_t i = files_find(u, end); i-- > 0 && u->files[i].start + u->longest > start;)
-		if (u->files[i].end > start)
-			return true;
-	return false;
-}
-
-/* True if only files are mapped there: anonymous memory put there meanwhile may be somebody's lease. */
-static bool still_files(const struct pl_uffd *u, uintptr_t start, uintptr_t end)
+/*
+ * A mapping goes back to the kernel as a whole and only when nothing in it is watched any more: taking
+ * single pages out of the middle would leave the program with a mapping more for each. Anonymous memory
+ * put there meanwhile may be somebody's lease and stays.
+ */
+static void release_mappings(struct pl_uffd *u, uintptr_t start, uintptr_t end)
 {
 	struct pl_procmap_query q;
 
@@ -234,11 +190,10 @@ static bool still_files(const struct pl_uffd *u, uintptr_t start, uintptr_t end)
 					      .query_addr = start,
 					      .query_flags = PL_PROCMAP_COVERING_OR_NEXT_VMA};
 		if (ioctl(u->maps, PL_PROCMAP_QUERY, &q))
-			return errno == ENOENT;
-		if (q.vma_start < end && !q.inode)
-			return false;
+			return;
+		if (q.vma_start < end && q.inode && !pl_index_first(&u->files, q.vma_start, q.vma_end))
+			remove_range(u, q.vma_start, q.vma_end);
 	}
-	return true;
 }
 
 static int watch_whole(struct pl_uffd *u, const struct pinl_memory *mem)
@@ -248,28 +203,39 @@ static int watch_whole(struct pl_uffd *u, const struct pinl_memory *mem)
 	return err ? add_range(u, mem->start, mem->end) : 0;
 }
 
+static int register_memory(struct pl_uffd *u, const struct pinl_memory *mem)
+{
+	if (mem->kind == PINL_MEM_ANON || mem->kind == PINL_MEM_HUGETLB)
+		return watch_whole(u, mem);
+	return add_range(u, mem->start, mem->end);
+}
+
 static int uffd_watch(void *src, const struct pinl_memory *mem)
 {
 	struct pl_uffd *u = src;
-	int err = 0;
+	struct pl_node *n = NULL;
+	int err;
 
 	if (mem->kind == PINL_MEM_DEVICE || mem->kind == PINL_MEM_SECRET)
 		return explain_watch(-EINVAL, mem);
-	if (mem->kind != PINL_MEM_ANON && mem->kind != PINL_MEM_HUGETLB)
+	if (mem->kind != PINL_MEM_ANON && mem->kind != PINL_MEM_HUGETLB) {
+		n = calloc(1, sizeof *n);
+		if (!n)
+			return pinl_set_error(-ENOMEM, "out of memory to watch a mapping");
+		n->start = mem->start;
+		n->end = mem->end;
 		madvise((void *)mem->start, mem->end - mem->start,
 			mem->writable && mem->shared ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+	}
 	pthread_mutex_lock(&u->lock);
-	if (mem->kind != PINL_MEM_ANON)
-		err = files_add(u, mem->start, mem->end);
-	if (!err && (mem->kind == PINL_MEM_ANON || mem->kind == PINL_MEM_HUGETLB))
-		err = watch_whole(u, mem);
-	else if (!err)
-		err = add_range(u, mem->start, mem->end);
-	if (err)
-		files_remove(u, mem->start, mem->end);
+	err = register_memory(u, mem);
+	if (!err && n)
+		pl_index_insert(&u->files, n);
 	pthread_mutex_unlock(&u->lock);
-	if (err)
+	if (err) {
+		free(n);
 		return explain_watch(err, mem);
+	}
 	if (mem->shared)
 		atomic_fetch_add(&u->ambiguous, 1);
 	return 0;
@@ -278,15 +244,20 @@ static int uffd_watch(void *src, const struct pinl_memory *mem)
 static void uffd_unwatch(void *src, const struct pinl_memory *mem)
 {
 	struct pl_uffd *u = src;
+	struct pl_node *n;
 
 	if (mem->shared)
 		atomic_fetch_sub(&u->ambiguous, 1);
+	if (mem->kind == PINL_MEM_ANON || mem->kind == PINL_MEM_HUGETLB)
+		return;
 	pthread_mutex_lock(&u->lock);
-	if (mem->kind != PINL_MEM_ANON && files_remove(u, mem->start, mem->end) &&
-	    mem->kind != PINL_MEM_HUGETLB && !files_overlap(u, mem->start, mem->end) &&
-	    still_files(u, mem->start, mem->end))
-		remove_range(u, mem->start, mem->end);
+	n = files_find(u, mem->start, mem->end);
+	if (n) {
+		pl_index_remove(&u->files, n);
+		release_mappings(u, mem->start, mem->end);
+	}
 	pthread_mutex_unlock(&u->lock);
+	free(n);
 }
 
 /* If the kernel won't, the worker's change is seen as that of an exempt thread and ends all holding. */

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include "core/index.h"
 #include "source/uffd_hold.h"
 
 struct pl_uffd_area {
@@ -26,10 +27,8 @@ struct pl_uffd {
 	struct pl_uffd_area probe;
 	pid_t opener;
 
-	pthread_mutex_t lock;	    /* covers all below, and registering against unregistering */
-	struct pl_uffd_area *files; /* watched, sorted by start; one per lease, may overlap */
-	size_t nr_files, max_files;
-	size_t longest;
+	pthread_mutex_t lock;  /* covers all below, and registering against unregistering */
+	struct pl_index files; /* watched ranges of files, one per lease */
 };
 
 /* -errno and a sentence. */

@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #include "os/clock.h"
+#include "os/wake.h"
 
 #define STUCK_NS   10000000u  /* a caller nobody cares about waits this long behind others */
 #define THROUGH_NS 100000000u /* and one whose own recall is over, this long */
@@ -74,7 +75,7 @@ static void answered(struct pinl_change *change, int err)
 			pinl_change_done(asks->ctx, change->id);
 		atomic_store(&ask->state, FREE);
 	} else if (!pthread_equal(pthread_self(), asks->reader)) {
-		eventfd_write(asks->kick, 1);
+		pl_wake(asks->kick);
 	}
 	pl_uffd_asks_put(asks);
 }

@@ -7,6 +7,7 @@
 #define EXIT_CANT_START	    2 /* also a wrong command line */
 
 int cmd_demo(int argc, char **argv);
+int cmd_doctor(int argc, char **argv);
 int cmd_sources(int argc, char **argv);
 
 #endif

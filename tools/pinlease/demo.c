@@ -96,7 +96,7 @@ static int ask_sources(struct demo_results *all)
 
 static int run(struct demo_results *all)
 {
-	uint64_t start = demo_now();
+	uint64_t start = tool_now();
 
 	if (ask_sources(all))
 		return -1;
@@ -105,7 +105,7 @@ static int run(struct demo_results *all)
 		demo_run_case(all->env, &demo_plans[all->n], &all->rows[all->n]);
 		demo_progress_end(&all->rows[all->n]);
 	}
-	all->took_ns = demo_now() - start;
+	all->took_ns = tool_now() - start;
 	demo_table(stdout, all);
 	return 0;
 }
@@ -137,7 +137,7 @@ int cmd_demo(int argc, char **argv)
 
 	argv[0] = (char *)"pinlease demo";
 	argp_parse(&argp, argc, argv, 0, NULL, &o);
-	err = demo_second_start(&env.second);
+	err = second_start(&demo_second_ops, &env.second);
 	if (err) {
 		fprintf(stderr, "pinlease demo: can't start a second process: %s\n", strerror(-err));
 		return EXIT_CANT_START;
@@ -146,6 +146,6 @@ int cmd_demo(int argc, char **argv)
 	alarm(LIMIT_S);
 	if (!demo_find_dirs(&env, o.tmpfs, o.dir) && (!o.html || (page = open_page(o.html))))
 		status = demo(&env, &o, page);
-	demo_second_stop(env.second);
+	second_stop(env.second);
 	return status;
 }

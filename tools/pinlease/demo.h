@@ -16,6 +16,9 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "common.h"
+#include "second.h"
+
 #define DEMO_PAGE	4096u
 #define DEMO_PAGES	16u
 #define DEMO_SIZE	(DEMO_PAGE * DEMO_PAGES)
@@ -141,7 +144,7 @@ struct demo_env {
 	const char *dir[NR_FS];	    /* NULL: there is none, why[] says the reason */
 	const char *fs_name[NR_FS]; /* "tmpfs", "ext4" */
 	char why[NR_FS][200];
-	struct demo_second *second;
+	struct second *second;
 };
 
 struct demo_stage {
@@ -163,7 +166,6 @@ struct demo_stage {
 	unsigned serial; /* BY_PROCESS: of the order given */
 };
 
-uint64_t demo_now(void);
 void demo_run_case(const struct demo_env *env, const struct demo_plan *plan, struct demo_result *r);
 
 /* demo_files.c. Files are removed at exit and on signals. */
@@ -172,9 +174,8 @@ int demo_file_make(const char *dir, bool shared, struct demo_file *file);
 void demo_file_drop(struct demo_file *file);
 void demo_remove_files(void);
 
-/* demo_actor.c. The second process has to be started before there is a ring or a context. */
-int demo_second_start(struct demo_second **second);
-void demo_second_stop(struct demo_second *second);
+/* demo_actor.c */
+extern const struct second_ops demo_second_ops;
 int demo_actor_truncate(struct demo_stage *s);
 int demo_actor_grow(struct demo_stage *s);
 void demo_actor_end(struct demo_stage *s);
@@ -196,10 +197,8 @@ struct demo_words {
 
 void demo_words(const struct demo_result *r, struct demo_words *words);
 const char *demo_place_name(enum demo_place place);
-const char *demo_errno_name(int err);
 const char *demo_story(const struct demo_plan *plan);
 void demo_group_words(const struct demo_env *env, const struct demo_plan *plan, char *buf, size_t len);
-void demo_append(char *buf, size_t len, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 struct demo_results {
 	const struct demo_env *env;

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Who truncates. The second process is forked before this one has a ring, a context or a thread: it
- * shares nothing with the holder but a socket and knows nothing of pinlease. It opens the file by its
+ * Who truncates. The second process (second.h) knows nothing of pinlease. It opens the file by its
  * name and truncates it by a plain system call. The other kind of actor is a thread of the holder that
  * asks first, by pinl_ftruncate().
  *
@@ -15,15 +14,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
-
-struct demo_second {
-	pid_t pid;
-	int socket;
-	unsigned serial;
-};
 
 struct order {
 	unsigned serial; /* comes back in the report, so that a late one isn't taken for the next case's
@@ -32,75 +23,32 @@ struct order {
 	char path[256];
 };
 
-static void obey(const struct order *order, struct demo_report *report)
+static void obey(const void *arg, void *out)
 {
+	const struct order *order = arg;
+	struct demo_report *report = out;
 	int fd = open(order->path, O_RDWR | O_CLOEXEC);
 
-	*report = (struct demo_report){.serial = order->serial, .start_ns = demo_now()};
+	*report = (struct demo_report){.serial = order->serial, .start_ns = tool_now()};
 	if (fd < 0 || ftruncate(fd, order->size))
 		report->err = -errno;
-	report->end_ns = demo_now();
+	report->end_ns = tool_now();
 	if (fd >= 0)
 		close(fd);
 }
 
-static void second_process(int socket)
-{
-	struct demo_report report;
-	struct order order;
-
-	while (recv(socket, &order, sizeof(order), 0) == sizeof(order)) {
-		obey(&order, &report);
-		if (send(socket, &report, sizeof(report), MSG_NOSIGNAL) != sizeof(report))
-			break;
-	}
-	_exit(0);
-}
-
-int demo_second_start(struct demo_second **out)
-{
-	struct demo_second *second = malloc(sizeof(*second));
-	int sockets[2];
-
-	if (!second || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets)) {
-		free(second);
-		return -errno;
-	}
-	second->serial = 0;
-	second->socket = sockets[0];
-	second->pid = fork();
-	if (second->pid == 0) {
-		close(sockets[0]);
-		second_process(sockets[1]);
-	}
-	close(sockets[1]);
-	if (second->pid < 0) {
-		int err = -errno;
-
-		close(sockets[0]);
-		free(second);
-		return err;
-	}
-	*out = second;
-	return 0;
-}
-
-void demo_second_stop(struct demo_second *second)
-{
-	close(second->socket);
-	waitpid(second->pid, NULL, 0);
-	free(second);
-}
+const struct second_ops demo_second_ops = {
+	.order_size = sizeof(struct order), .report_size = sizeof(struct demo_report), .obey = obey};
 
 static int order_second(struct demo_stage *s, off_t size)
 {
-	struct demo_second *second = s->env->second;
-	struct order order = {.serial = ++second->serial, .size = size};
+	static unsigned serial;
+	struct order order = {.serial = ++serial, .size = size};
 
 	memcpy(order.path, s->file.path, sizeof(order.path));
 	s->serial = order.serial;
-	s->report_fd = second->socket;
-	return send(second->socket, &order, sizeof(order), MSG_NOSIGNAL) == sizeof(order) ? 0 : -errno;
+	s->report_fd = second_fd(s->env->second);
+	return second_order(s->env->second, &order);
 }
 
 /* ------------------------------------------------------------------------- a thread of the holder -- */
@@ -113,10 +61,10 @@ struct caller {
 static void *caller_thread(void *arg)
 {
 	struct caller *c = arg;
-	struct demo_report report = {.start_ns = demo_now()};
+	struct demo_report report = {.start_ns = tool_now()};
 
 	report.err = pinl_ftruncate(c->ctx, c->fd, 0);
-	report.end_ns = demo_now();
+	report.end_ns = tool_now();
 	if (write(c->report_fd, &report, sizeof(report)) < 0)
 		report.err = -errno;
 	close(c->report_fd);

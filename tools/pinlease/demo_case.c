@@ -12,18 +12,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #define GIVE_UP_NS 6000000000u
-
-uint64_t demo_now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 /* ---------------------------------------------------------------------------------- the holder -- */
 
@@ -69,7 +60,7 @@ static void on_event(struct demo_stage *s, const struct pinl_event *ev)
 		return;
 	demo_device_write(s, DURING);
 	if (s->plan->answers) {
-		r->answer_ns = demo_now();
+		r->answer_ns = tool_now();
 		r->answer_err = pinl_quiesced(s->lease);
 	}
 }
@@ -105,7 +96,7 @@ static bool is_over(const struct demo_stage *s)
 
 static void play(struct demo_stage *s)
 {
-	uint64_t give_up = demo_now() + GIVE_UP_NS;
+	uint64_t give_up = tool_now() + GIVE_UP_NS;
 
 	while (!is_over(s) && !s->r->timeout) {
 		struct pollfd fds[] = {
@@ -113,7 +104,7 @@ static void play(struct demo_stage *s)
 			{.fd = s->ctx ? pinl_fd(s->ctx) : -1, .events = POLLIN},
 			{.fd = s->has_ring ? s->ring.ring_fd : -1, .events = POLLIN},
 		};
-		uint64_t now = demo_now();
+		uint64_t now = tool_now();
 
 		s->r->timeout = now >= give_up;
 		poll(fds, 3, now < give_up ? (int)((give_up - now) / 1000000) + 1 : 0);

@@ -138,14 +138,12 @@ static bool in_file(struct demo_stage *s, unsigned page, char letter)
 	       all_of(buf, letter);
 }
 
-/* As a load would see it; beyond the end of the file, where a load would get SIGBUS, this only fails. */
 static bool in_memory(struct demo_stage *s, unsigned page, char letter)
 {
 	char buf[DEMO_PAGE];
 
-	return pwrite(s->probe, s->file.map + page * DEMO_PAGE, sizeof(buf), 0) ==
-		       (ssize_t)sizeof(buf) &&
-	       pread(s->probe, buf, sizeof(buf), 0) == (ssize_t)sizeof(buf) && all_of(buf, letter);
+	return !tool_peek(s->probe, s->file.map + page * DEMO_PAGE, buf, sizeof(buf)) &&
+	       all_of(buf, letter);
 }
 
 static bool in_orphan(struct demo_stage *s, unsigned page, char letter)
@@ -180,7 +178,7 @@ void demo_device_write(struct demo_stage *s, enum demo_when when)
 {
 	struct demo_write *w = &s->r->writes[when];
 
-	w->time_ns = demo_now();
+	w->time_ns = tool_now();
 	w->res = s->plan->run == RUN_SOFT ? soft_write(s, when) : uring_write(s, when);
 	w->place = w->res < 0 ? GOT_ERROR : look_for(s, when);
 	w->end = w->place;

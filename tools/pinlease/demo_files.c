@@ -8,17 +8,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/statfs.h>
 #include <unistd.h>
 
 #include "command.h"
-
-#define XFS_MAGIC 0x58465342
 
 static struct {
 	volatile sig_atomic_t used;
@@ -62,25 +58,6 @@ static void catch_signals(void)
 
 /* ---------------------------------------------------------------------------------- directories -- */
 
-static const char *fs_name_of(const char *dir)
-{
-	struct statfs st;
-
-	if (statfs(dir, &st))
-		return NULL;
-	switch ((unsigned long)st.f_type) {
-	case TMPFS_MAGIC:
-		return "tmpfs";
-	case EXT4_SUPER_MAGIC:
-		return "ext4";
-	case XFS_MAGIC:
-		return "XFS";
-	case BTRFS_SUPER_MAGIC:
-		return "btrfs";
-	}
-	return "another file system";
-}
-
 static bool suits(enum demo_fs fs, const char *name)
 {
 	return fs == ON_TMPFS ? !strcmp(name, "tmpfs")
@@ -89,7 +66,7 @@ static bool suits(enum demo_fs fs, const char *name)
 
 static bool take_dir(struct demo_env *env, enum demo_fs fs, const char *dir)
 {
-	const char *name = dir && *dir ? fs_name_of(dir) : NULL;
+	const char *name = dir && *dir ? tool_fs_name(dir) : NULL;
 
 	if (!name || !suits(fs, name) || access(dir, W_OK | X_OK))
 		return false;
@@ -100,7 +77,7 @@ static bool take_dir(struct demo_env *env, enum demo_fs fs, const char *dir)
 
 static int no_dir(enum demo_fs fs, const char *asked)
 {
-	const char *name = fs_name_of(asked), *want = fs == ON_TMPFS ? "tmpfs" : "ext4, XFS or btrfs";
+	const char *name = tool_fs_name(asked), *want = fs == ON_TMPFS ? "tmpfs" : "ext4, XFS or btrfs";
 
 	if (!name || access(asked, W_OK | X_OK))
 		fprintf(stderr, "pinlease demo: can't make files in %s: %s\n", asked, strerror(errno));

@@ -4,7 +4,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #define NR_COLUMNS 6
@@ -37,35 +36,14 @@ static void colour(const struct table *t, const char *code)
 static void measure(struct table *t)
 {
 	static const int shares[NR_COLUMNS] = {0, 17, 15, 30, 19, 19};
-	struct winsize size = {0};
 	int rest;
 
 	t->colours = isatty(fileno(t->out)) && !getenv("NO_COLOR");
-	t->width = ioctl(fileno(t->out), TIOCGWINSZ, &size) || !size.ws_col ? 110 : size.ws_col;
-	t->width = t->width < 80 ? 80 : t->width > 120 ? 120 : t->width;
+	t->width = tool_width(t->out, 110);
 	t->columns[0] = 8;
 	rest = t->width - t->columns[0] - GAP * (NR_COLUMNS - 1);
 	for (int i = 1; i < NR_COLUMNS; i++)
 		t->columns[i] = rest * shares[i] / 100;
-}
-
-/* How much of `text` goes into one line, and where the next begins. */
-static int cut(const char *text, int width, const char **next)
-{
-	int len = (int)strlen(text), at = width;
-
-	if (len <= width) {
-		*next = text + len;
-		return len;
-	}
-	while (at > 0 && text[at] != ' ')
-		at--;
-	if (!at) {
-		*next = text + width;
-		return width;
-	}
-	*next = text + at + 1;
-	return at;
 }
 
 static void cells(const struct table *t, const char *const texts[NR_COLUMNS], const char *first_colour)
@@ -78,7 +56,7 @@ static void cells(const struct table *t, const char *const texts[NR_COLUMNS], co
 		more = false;
 		for (int i = 0; i < NR_COLUMNS; i++) {
 			const char *text = rest[i];
-			int n = cut(text, t->columns[i], &rest[i]);
+			int n = tool_cut(text, t->columns[i], &rest[i]);
 			bool last = i == NR_COLUMNS - 1;
 			bool coloured = !i && n && first_colour;
 
@@ -98,7 +76,7 @@ static void span(const struct table *t, const char *text)
 
 	while (*text) {
 		const char *line = text;
-		int n = cut(line, t->width - indent, &text);
+		int n = tool_cut(line, t->width - indent, &text);
 
 		fprintf(t->out, "%*s%.*s\n", indent, "", n, line);
 	}

@@ -60,9 +60,9 @@ static void add_write(struct line *line, const struct demo_result *r, enum demo_
 	m = add(line, w->time_ns, LANE_DEVICE, demo_place_name(w->place));
 	snprintf(where, sizeof(where), "to %s", demo_place_name(w->place));
 	if (w->place == GOT_ERROR) {
-		label(m, "write fails", demo_errno_name(w->res));
+		label(m, "write fails", tool_errno_name(w->res));
 		snprintf(m->title, sizeof(m->title), "the request ended with %s",
-			 demo_errno_name(w->res));
+			 tool_errno_name(w->res));
 	} else {
 		label(m, "writes", w->place == NOWHERE ? "to nowhere" : where);
 		snprintf(m->title, sizeof(m->title), "the device reports %d bytes; %s", w->res,
@@ -79,9 +79,9 @@ static void add_actor(struct line *line, const struct demo_result *r)
 	snprintf(m->title, sizeof(m->title), "%s calls %s(fd, 0)",
 		 r->plan->actor == BY_PROCESS ? "the second process" : "a thread of the holder", call);
 	m = add(line, r->actor.end_ns, LANE_ACTOR, r->actor.err ? "error" : "call");
-	label(m, r->actor.err ? "fails" : "returns", r->actor.err ? demo_errno_name(r->actor.err) : "0");
+	label(m, r->actor.err ? "fails" : "returns", r->actor.err ? tool_errno_name(r->actor.err) : "0");
 	snprintf(m->title, sizeof(m->title), "the call returns after %.3f ms: %s", demo_waited_ms(r),
-		 r->actor.err ? demo_errno_name(r->actor.err) : "done");
+		 r->actor.err ? tool_errno_name(r->actor.err) : "done");
 }
 
 /* --------------------------------------------------------------------------------------- the events --

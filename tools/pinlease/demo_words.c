@@ -3,18 +3,7 @@
 #include "demo.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <string.h>
-
-void demo_append(char *buf, size_t len, const char *fmt, ...)
-{
-	size_t used = strlen(buf);
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(buf + used, len - used, fmt, ap);
-	va_end(ap);
-}
 
 const char *demo_place_name(enum demo_place place)
 {
@@ -60,19 +49,12 @@ const char *demo_group_note(const struct demo_results *all, unsigned first)
 	return "";
 }
 
-const char *demo_errno_name(int err)
-{
-	const char *name = strerrorname_np(-err);
-
-	return name ? name : "error";
-}
-
 static void actor_words(const struct demo_result *r, char *buf, size_t len)
 {
 	double ms = demo_waited_ms(r);
 
 	if (r->actor.err)
-		snprintf(buf, len, "%s after %.2f ms", demo_errno_name(r->actor.err), ms);
+		snprintf(buf, len, "%s after %.2f ms", tool_errno_name(r->actor.err), ms);
 	else if (r->held && r->plan->policy == PINL_RECALL)
 		snprintf(buf, len, "waited %.2f ms", ms);
 	else if (r->plan->policy == PINL_RECALL && r->plan->run == RUN_URING)
@@ -114,13 +96,13 @@ static void holder_words(const struct demo_result *r, char *buf, size_t len)
 		const char *name = event_word(ev, word, sizeof(word));
 
 		if (name)
-			demo_append(buf, len, "%s%s %+.2f", *buf ? ", " : "", name,
+			tool_append(buf, len, "%s%s %+.2f", *buf ? ", " : "", name,
 				    demo_ms(r, ev->time_ns));
 	}
 	if (!*buf)
 		snprintf(buf, len, "nothing");
 	else
-		demo_append(buf, len, " ms");
+		tool_append(buf, len, " ms");
 }
 
 static void device_words(const struct demo_result *r, char *buf, size_t len)
@@ -128,8 +110,8 @@ static void device_words(const struct demo_result *r, char *buf, size_t len)
 	for (int i = 0; i < NR_WRITES; i++) {
 		const struct demo_write *w = &r->writes[i];
 
-		demo_append(buf, len, "%s%s", i ? ", " : "",
-			    w->place == GOT_ERROR ? demo_errno_name(w->res) : demo_place_name(w->place));
+		tool_append(buf, len, "%s%s", i ? ", " : "",
+			    w->place == GOT_ERROR ? tool_errno_name(w->res) : demo_place_name(w->place));
 	}
 }
 

@@ -12,6 +12,7 @@ static const struct {
 	const char *what;
 } commands[] = {
 	{"demo", cmd_demo, "show a truncated file and a device under every policy"},
+	{"doctor", cmd_doctor, "try what this machine can promise, and say why not more"},
 	{"sources", cmd_sources, "show which changes of memory and files are seen here"},
 };
 

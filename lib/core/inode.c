@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Files with leases: one entry each, found by inode number. It knows the file's leases by file offset
+ * and owns the one descriptor that all of them use, which also keeps the number from being given to
+ * another file. A lease being made has a reference before it is visible, so refs may exceed the leases
+ * indexed.
+ *
+ * ctx->lock covers everything here but the allocation, the release and the descriptor's closing.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "core/ctx.h"
+
+struct pl_inode *pl_inode_find(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino)
+{
+	struct pl_node *n = ino ? pl_index_first(&ctx->inodes, ino, ino + 1) : NULL;
+
+	for (; n; n = pl_index_next(n, ino, ino + 1))
+		if (((struct pl_inode *)n)->dev == dev)
+			return (struct pl_inode *)n;
+	return NULL;
+}
+
+int pl_inode_known(void *arg, uint64_t dev, uint64_t ino)
+{
+	struct pinl_lease *l = arg;
+	struct pl_inode *i;
+	int fd = -1;
+
+	pthread_mutex_lock(&l->ctx->lock);
+	i = pl_inode_find(l->ctx, dev, ino);
+	if (i && i->fd >= 0) {
+		i->refs++;
+		l->inode = i;
+		fd = i->fd;
+	}
+	pthread_mutex_unlock(&l->ctx->lock);
+	return fd;
+}
+
+int pl_inode_get(struct pinl_lease *l)
+{
+	struct pl_inode *fresh, *i;
+	int extra = l->mem.fd;
+
+	if (l->inode || !l->mem.ino)
+		return 0;
+	fresh = calloc(1, sizeof *fresh);
+	if (!fresh) {
+		if (extra >= 0)
+			close(extra);
+		return pinl_set_error(-ENOMEM, "out of memory for a lease");
+	}
+	*fresh = (struct pl_inode){.dev = l->mem.dev, .ino = l->mem.ino, .fd = -1};
+	fresh->node.start = fresh->ino;
+	fresh->node.end = fresh->ino + 1;
+	pthread_mutex_lock(&l->ctx->lock);
+	i = pl_inode_find(l->ctx, l->mem.dev, l->mem.ino);
+	if (!i) {
+		i = fresh;
+		fresh = NULL;
+		pl_index_insert(&l->ctx->inodes, &i->node);
+	}
+	i->refs++;
+	if (i->fd < 0) {
+		i->fd = l->mem.fd;
+		extra = -1;
+	} else if (l->mem.fd >= 0) {
+		l->mem.fd = i->fd;
+	}
+	l->inode = i;
+	pthread_mutex_unlock(&l->ctx->lock);
+	free(fresh);
+	if (extra >= 0)
+		close(extra);
+	return 0;
+}
+
+void pl_inode_put(struct pinl_lease *l)
+{
+	struct pl_inode *i = l->inode;
+	bool last;
+
+	if (!i)
+		return;
+	pthread_mutex_lock(&l->ctx->lock);
+	last = --i->refs == 0;
+	if (last)
+		pl_index_remove(&l->ctx->inodes, &i->node);
+	pthread_mutex_unlock(&l->ctx->lock);
+	if (!last)
+		return;
+	if (i->fd >= 0)
+		close(i->fd);
+	free(i);
+}

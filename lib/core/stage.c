@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Staged leases (P5): a device that can't have a file mapping gets a copy, kept coherent at defined
+ * points. The mechanics are lib/os/stage.c; here is when they run and what is said. With the lease busy
+ * and no lock.
+ *
+ * Invariant: what the device wrote is in the file, or has been reported as without a place, before a
+ * change of the file is let go and before the lease ends. Parts that were detached need nothing: CPU and
+ * device have two mappings of one memory there.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "core/ctx.h"
+
+static int get_bounce(struct pinl_ctx *ctx)
+{
+	struct pl_bounce *bounce, *have;
+	int err;
+
+	pthread_mutex_lock(&ctx->lock);
+	have = ctx->bounce;
+	pthread_mutex_unlock(&ctx->lock);
+	if (have)
+		return 0;
+	err = pl_bounce_new(&bounce);
+	if (err)
+		return err;
+	pthread_mutex_lock(&ctx->lock);
+	if (!ctx->bounce) {
+		ctx->bounce = bounce;
+		bounce = NULL;
+	}
+	pthread_mutex_unlock(&ctx->lock);
+	pl_bounce_free(bounce);
+	return 0;
+}
+
+/* The second mapping of the file came with the first one's watch, if that had one. */
+static void leave_unwatched(struct pinl_ctx *ctx, const struct pl_stage *s)
+{
+	uintptr_t start = (uintptr_t)s->file;
+
+	for (int i = 0; i < ctx->n_sources; i++)
+		if (ctx->sources[i].ops->suspend)
+			ctx->sources[i].ops->suspend(ctx->sources[i].priv, start, start + s->len, 1);
+}
+
+static bool stageable(const struct pinl_lease *l)
+{
+	return l->mem.shared && (l->mem.kind == PINL_MEM_FILE_SHARED || l->mem.kind == PINL_MEM_DAX);
+}
+
+/* Map again, by a copy. The error sentence of the first try stands if this memory isn't for staging. */
+int pl_lease_stage(struct pinl_lease *l, struct pinl_addr *addrs)
+{
+	int err;
+
+	if (!stageable(l))
+		return -EOPNOTSUPP;
+	err = get_bounce(l->ctx);
+	if (!err)
+		err = pl_stage_new(l->ctx->bounce, l->m.start, l->m.end, &l->stage);
+	if (err)
+		return pinl_set_error(err, "can't make a staged copy of [%#lx, %#lx): %s%s", l->m.start,
+				      l->m.end, strerror(-err),
+				      err == -EMFILE ? "; raise ulimit -n" : "");
+	leave_unwatched(l->ctx, l->stage);
+	l->dm.start = (uintptr_t)l->stage->copy;
+	l->dm.end = l->dm.start + l->stage->len;
+	err = l->dev->ops.map(l->dev->priv, &l->dm, addrs);
+	if (err)
+		pl_lease_unstage(l);
+	return err;
+}
+
+void pl_lease_unstage(struct pinl_lease *l)
+{
+	pl_stage_free(l->stage);
+	l->stage = NULL;
+	l->dm.start = l->m.start;
+	l->dm.end = l->m.end;
+}
+
+/* For each part of [start, end) of the lease that is still staged. */
+static size_t each_part(struct pinl_lease *l, struct pl_range all,
+			size_t (*fn)(struct pl_stage *, size_t offset, size_t len))
+{
+	size_t sum = 0;
+
+	while (all.start < all.end) {
+		struct pl_range part = all;
+		bool inside = false;
+
+		for (int i = 0; i < l->n_detached; i++) {
+			const struct pl_range *d = &l->detached[i];
+
+			if (d->start <= part.start && d->end > part.start) {
+				part.end = d->end < part.end ? d->end : part.end;
+				inside = true;
+			} else if (d->start > part.start && d->start < part.end) {
+				part.end = d->start;
+			}
+		}
+		if (!inside)
+			sum += fn(l->stage, part.start - l->m.start, part.end - part.start);
+		all.start = part.end;
+	}
+	return sum;
+}
+
+static size_t to_copy(struct pl_stage *s, size_t offset, size_t len)
+{
+	pl_stage_to_copy(s, offset, len);
+	return 0;
+}
+
+static size_t write_back(struct pinl_lease *l, const struct pl_range *va, const struct pl_recall *why)
+{
+	size_t lost = 0;
+
+	if (l->flags & PINL_WRITE)
+		lost = each_part(l, *va, pl_stage_to_file);
+	if (lost)
+		pl_orphan_unwritten(l, why, lost);
+	return lost;
+}
+
+int pl_lease_sync(struct pinl_lease *l, size_t offset, size_t len, unsigned direction)
+{
+	struct pl_range va = {(l->m.start + offset) & ~4095ul,
+			      (l->m.start + offset + len + 4095) & ~4095ul};
+	size_t lost = 0;
+
+	if (direction & PINL_FOR_CPU)
+		lost = write_back(l, &va, NULL);
+	if (direction & PINL_FOR_DEVICE)
+		each_part(l, va, to_copy);
+	return lost ? pinl_set_error(-ENODATA,
+				     "%zu bytes that the device wrote have no place in the file any "
+				     "more; pinl_lease_read() still has them",
+				     lost)
+		    : 0;
+}
+
+void pl_lease_flush(struct pinl_lease *l, const struct pl_recall *why)
+{
+	struct pl_range all = {l->m.start, l->m.end};
+
+	if (l->stage)
+		write_back(l, &all, why);
+}

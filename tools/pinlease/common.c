@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "common.h"
+
+#include <errno.h>
+#include <linux/magic.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/statfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#define XFS_MAGIC 0x58465342
+
+uint64_t tool_now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+const char *tool_errno_name(int err)
+{
+	const char *name = strerrorname_np(-err);
+
+	return name ? name : "error";
+}
+
+void tool_append(char *buf, size_t len, const char *fmt, ...)
+{
+	size_t used = strlen(buf);
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(buf + used, len - used, fmt, ap);
+	va_end(ap);
+}
+
+const char *tool_fs_name(const char *path)
+{
+	struct statfs st;
+
+	if (statfs(path, &st))
+		return NULL;
+	switch ((unsigned long)st.f_type) {
+	case TMPFS_MAGIC:
+		return "tmpfs";
+	case EXT4_SUPER_MAGIC:
+		return "ext4";
+	case XFS_MAGIC:
+		return "XFS";
+	case BTRFS_SUPER_MAGIC:
+		return "btrfs";
+	case OVERLAYFS_SUPER_MAGIC:
+		return "overlayfs";
+	case NFS_SUPER_MAGIC:
+		return "NFS";
+	case FUSE_SUPER_MAGIC:
+		return "FUSE";
+	}
+	return "another file system";
+}
+
+int tool_peek(int probe, const void *addr, void *buf, size_t len)
+{
+	ssize_t n = pwrite(probe, addr, len, 0);
+
+	if (n == (ssize_t)len)
+		n = pread(probe, buf, len, 0);
+	if (n < 0)
+		return -errno;
+	return n == (ssize_t)len ? 0 : -EFAULT;
+}
+
+int tool_width(FILE *out, int other)
+{
+	struct winsize size = {0};
+	int width = ioctl(fileno(out), TIOCGWINSZ, &size) || !size.ws_col ? other : size.ws_col;
+
+	return width < 80 ? 80 : width > 120 ? 120 : width;
+}
+
+int tool_cut(const char *text, int width, const char **next)
+{
+	int len = (int)strlen(text), at = width;
+
+	if (len <= width) {
+		*next = text + len;
+		return len;
+	}
+	while (at > 0 && text[at] != ' ')
+		at--;
+	if (!at) {
+		*next = text + width;
+		return width;
+	}
+	*next = text + at + 1;
+	return at;
+}

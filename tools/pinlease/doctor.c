@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* pinlease doctor: options, the order of things, the exit status. */
+#include "doctor.h"
+
+#include <argp.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "command.h"
+
+#define LIMIT_S 120 /* for all of it; longer means that something hangs */
+
+enum { KEY_JSON = 0x100, KEY_WITHOUT, KEY_MARKDOWN, KEY_DIR }; /* no short forms */
+
+struct options {
+	int as; /* KEY_JSON, KEY_WITHOUT, KEY_MARKDOWN; 0: the table */
+	const char *dirs[DOCTOR_MAX_DIRS];
+	unsigned n_dirs;
+};
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+	struct options *o = state->input;
+
+	switch (key) {
+	case KEY_JSON:
+	case KEY_WITHOUT:
+	case KEY_MARKDOWN:
+		if (o->as && o->as != key)
+			argp_error(state, "--json, --without and --markdown exclude each other");
+		o->as = key;
+		return 0;
+	case KEY_DIR:
+		if (o->n_dirs == DOCTOR_MAX_DIRS)
+			argp_error(state, "at most %d directories", DOCTOR_MAX_DIRS);
+		o->dirs[o->n_dirs++] = arg;
+		return 0;
+	case ARGP_KEY_ARG:
+		argp_usage(state);
+		return 0;
+	}
+	return ARGP_ERR_UNKNOWN;
+}
+
+static const struct argp argp = {
+	.options =
+		(const struct argp_option[]){
+			{"json", KEY_JSON, NULL, 0, "Print everything that was found, as JSON", 0},
+			{"without", KEY_WITHOUT, NULL, 0, "Print what happens without pinlease instead",
+			 0},
+			{"markdown", KEY_MARKDOWN, NULL, 0, "The same as a table for a document", 0},
+			{"dir", KEY_DIR, "DIR", 0,
+			 "Also look at files in DIR; may be given several times", 0},
+			{0},
+		},
+	.parser = parse,
+	.doc = "Try what this machine can promise: which changes of which memory are told, held and "
+	       "refused, on which devices, and why not more.",
+};
+
+/* Files have no names and everything else ends with the process, so there is nothing to clean up. */
+static void on_alarm(int sig)
+{
+	static const char stuck[] = "\npinlease doctor: stuck for two minutes, given up\n";
+
+	if (write(STDERR_FILENO, stuck, sizeof(stuck) - 1) < 0)
+		_exit(EXIT_CANT_START);
+	_exit(EXIT_FAILED_PROMISE);
+}
+
+static void progress(const struct doctor *d, unsigned row, const char *what)
+{
+	if (!isatty(STDERR_FILENO))
+		return;
+	if (row < d->n)
+		fprintf(stderr, "\r%u/%u %s, %s\033[K", row + 1, d->n, d->rows[row].memory->name, what);
+	else
+		fprintf(stderr, "\r\033[K");
+	fflush(stderr);
+}
+
+/* ---------------------------------------------------------------------------------- what is here -- */
+
+static void describe_machine(struct doctor *d)
+{
+	struct utsname u;
+
+	uname(&u);
+	snprintf(d->kernel, sizeof(d->kernel), "%s", u.release);
+	snprintf(d->machine, sizeof(d->machine), "%s %s, %s, %s", u.sysname, u.release, u.machine,
+		 geteuid() ? "as an ordinary user" : "as root");
+}
+
+static bool can_see_callers(void)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", gettid());
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
+}
+
+/* -------------------------------------------------------------------------------------- the order -- */
+
+/* Without pinlease first: nothing of it is in the process yet. */
+static void without(struct doctor *d)
+{
+	for (unsigned i = 0; i < d->n; i++) {
+		progress(d, i, "without pinlease");
+		if (!d->rows[i].memory->why[0])
+			doctor_bare(&d->rows[i]);
+	}
+}
+
+static int with_leases(struct doctor *d)
+{
+	struct pinl_opts opts = {.size = sizeof(opts), .summary_fd = -1};
+	int err = pinl_open(&opts, &d->ctx);
+
+	if (err) {
+		fprintf(stderr, "pinlease doctor: %s\n", pinl_error());
+		return err;
+	}
+	pinl_sources(d->ctx, d->sources, sizeof(d->sources));
+	d->sees_callers = can_see_callers();
+	doctor_devices_open(d);
+	for (unsigned i = 0; i < d->n; i++)
+		for (unsigned k = 0; k < DOCTOR_NR_DEVICES && !d->rows[i].memory->why[0]; k++) {
+			progress(d, i, d->devices[k].name);
+			doctor_pair(d, &d->rows[i], k);
+		}
+	doctor_gaps(d);
+	return 0;
+}
+
+unsigned doctor_mismatches(const struct doctor *d)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < d->n; i++)
+		for (int k = 0; k < DOCTOR_NR_DEVICES; k++)
+			for (int op = 0; op < PINL_OP_NR; op++)
+				n += doctor_short(&d->rows[i].pairs[k].cells[op]);
+	return n;
+}
+
+static int print(const struct doctor *d, int as)
+{
+	if (as == KEY_JSON)
+		doctor_json(stdout, d);
+	else if (as == KEY_MARKDOWN)
+		doctor_markdown(stdout, d);
+	else if (as == KEY_WITHOUT)
+		doctor_without(stdout, d);
+	else
+		doctor_table(stdout, d);
+	if (!fflush(stdout) && !ferror(stdout))
+		return 0;
+	fprintf(stderr, "pinlease doctor: can't write: %s\n", strerror(errno));
+	return -EIO;
+}
+
+static int run(struct doctor *d, int as)
+{
+	uint64_t start = tool_now();
+	int err = 0;
+
+	describe_machine(d);
+	without(d);
+	if (as == 0 || as == KEY_JSON)
+		err = with_leases(d);
+	progress(d, d->n, "");
+	d->took_ns = tool_now() - start;
+	if (!err)
+		err = print(d, as);
+	doctor_devices_close(d);
+	pinl_close(d->ctx);
+	if (err)
+		return EXIT_CANT_START;
+	return doctor_mismatches(d) ? EXIT_FAILED_PROMISE : 0;
+}
+
+static int start(struct doctor *d, const struct options *o)
+{
+	int err = doctor_memories(o->dirs, o->n_dirs, d->memories, &d->n), status;
+
+	if (err)
+		return EXIT_CANT_START;
+	d->rows = calloc(d->n, sizeof(*d->rows));
+	if (!d->rows || pipe2(d->actor.pipe, O_CLOEXEC)) {
+		fprintf(stderr, "pinlease doctor: %s\n", strerror(errno));
+		free(d->rows);
+		return EXIT_CANT_START;
+	}
+	for (unsigned i = 0; i < d->n; i++)
+		d->rows[i].memory = &d->memories[i];
+	status = run(d, o->as);
+	close(d->actor.pipe[0]);
+	close(d->actor.pipe[1]);
+	free(d->rows);
+	return status;
+}
+
+int cmd_doctor(int argc, char **argv)
+{
+	struct options o = {0};
+	struct doctor *d;
+	int err, status;
+
+	argv[0] = (char *)"pinlease doctor";
+	argp_parse(&argp, argc, argv, 0, NULL, &o);
+	d = calloc(1, sizeof(*d));
+	err = d ? second_start(&doctor_second_ops, &d->actor.second) : -ENOMEM;
+	if (err) {
+		fprintf(stderr, "pinlease doctor: can't start a second process: %s\n", strerror(-err));
+		free(d);
+		return EXIT_CANT_START;
+	}
+	signal(SIGALRM, on_alarm);
+	alarm(LIMIT_S);
+	status = start(d, &o);
+	second_stop(d->actor.second);
+	free(d);
+	return status;
+}

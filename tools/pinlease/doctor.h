@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the parts of `pinlease doctor` share. A row is one memory of this machine. For each row: what
+ * happens without pinlease (bare), and for each device what the library promises for a lease on it
+ * (pinl_lease_info, pinl_map_range) and what was seen when the operation was really done (lease).
+ *
+ *	memory -> bare  -> row \
+ *	      \-> lease -> row --> gaps -> table, markdown, json
+ */
+#ifndef PINLEASE_DOCTOR_H
+#define PINLEASE_DOCTOR_H
+
+#include <liburing.h>
+#include <pinlease/device.h>
+#include <pinlease/pinlease.h>
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "common.h"
+#include "second.h"
+
+#define DOCTOR_MAX_ROWS 24
+#define DOCTOR_LABEL	18 /* of a row, with its gap */
+#define DOCTOR_MAX_DIRS 16
+#define DOCTOR_MAX_GAPS 64
+#define DOCTOR_WHY	320
+
+#define DOCTOR_CAN_ALL (PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE)
+
+/* ------------------------------------------------------------------------------------ the memory -- */
+
+enum doctor_how { HOW_ANON, HOW_MEMFD, HOW_HUGETLB, HOW_FILE, HOW_DEVICE, HOW_SECRET };
+
+struct doctor_memory {
+	char name[DOCTOR_LABEL];
+	enum doctor_how how;
+	bool shared;
+	char dir[200];
+	char why[DOCTOR_WHY]; /* not here; "": it is */
+};
+
+/* A fresh piece of it; each page has a letter of its own. */
+struct doctor_sample {
+	const struct doctor_memory *memory;
+	int fd;			    /* -1: none */
+	size_t unit, size;	    /* of a page; of all */
+	char *map;		    /* NULL: nothing of ours is there any more */
+	char *reserved, *elsewhere; /* where an mremap puts it */
+	int other;		    /* memfd to look through */
+	struct io_uring ring;
+	bool has_ring;
+};
+
+int doctor_memories(const char *const *dirs, unsigned n_dirs, struct doctor_memory *memories,
+		    unsigned *n);
+int doctor_sample_make(const struct doctor_memory *memory, struct doctor_sample *s);
+void doctor_sample_drop(struct doctor_sample *s);
+/* One page, without taking a signal. */
+bool doctor_sample_reads(const struct doctor_sample *s, const char *at, char letter);
+/* True if all of it reads as it was made. */
+bool doctor_sample_intact(const struct doctor_sample *s);
+
+/* ------------------------------------------------------------------------------------ the change -- */
+
+/* Written by the actor after its system call. */
+struct doctor_report {
+	unsigned serial;
+	int err;
+	uint64_t end_ns;
+};
+
+struct doctor_actor {
+	struct second *second;
+	int pipe[2]; /* reports of threads */
+	int fd;	     /* where the report comes */
+	unsigned serial;
+	pthread_t thread;
+	bool has_thread;
+	struct doctor_sample *sample; /* the thread only reads it */
+	enum pinl_op op;
+	int result; /* the thread's, until it is joined */
+};
+
+extern const struct second_ops doctor_second_ops;
+
+/* Do it here and now: 0 or -errno. */
+int doctor_change(const struct doctor_sample *s, enum pinl_op op);
+/* It has been done: what is no longer at its place is not the sample's to unmap. */
+void doctor_changed(struct doctor_sample *s, enum pinl_op op);
+/* Have it done by somebody else: file operations by the second process, others by a thread. */
+int doctor_actor_start(struct doctor_actor *a, struct doctor_sample *s, enum pinl_op op);
+/* 0: reported; -EAGAIN: not within the time; -EPIPE: the actor is dead. */
+int doctor_actor_wait(struct doctor_actor *a, int timeout_ms, struct doctor_report *report);
+void doctor_actor_end(struct doctor_actor *a);
+
+/* -------------------------------------------------------------------------------------- the rows -- */
+
+enum doctor_outcome {
+	BARE_SAME,     /* the program sees what the device wrote, at the address or where it was moved */
+	BARE_FILE,     /* not in the mapping any more, but in the file */
+	BARE_LOST,     /* the device said it went well, and it is nowhere */
+	BARE_ERROR,    /* the device got an error */
+	BARE_NOT_HERE, /* the operation doesn't exist for this memory */
+	BARE_NO_PIN,   /* the kernel refuses the pin */
+	BARE_NR,
+};
+
+struct doctor_bare {
+	enum doctor_outcome outcome;
+	int err;
+	bool moved; /* BARE_SAME, at the new address */
+};
+
+/* One operation under a lease. */
+struct doctor_cell {
+	bool here;	   /* the operation exists for this memory */
+	bool detaches;	   /* it takes pages from the lease */
+	unsigned coverage; /* what the sources say: PINL_CAN_* */
+	unsigned promised; /* of that, what is of use with this device */
+	bool tried;
+	unsigned seen; /* when it was done */
+	bool late;     /* found when the lease ended */
+	int err;       /* it could not be tried */
+	bool harmful;  /* it did take pages without pinlease, though `detaches` says no */
+};
+
+#define DOCTOR_NR_PLANS (6 + PINL_OP_NR)
+
+struct doctor_verdict {
+	int err; /* of pinl_map_range() */
+	char why[DOCTOR_WHY];
+};
+
+/* A memory with a device. */
+struct doctor_pair {
+	bool leased; /* at least under KEEP */
+	bool staged; /* the device has a copy */
+	char why[DOCTOR_WHY];
+	char kind[32];
+	struct doctor_cell cells[PINL_OP_NR];
+	struct doctor_verdict verdicts[DOCTOR_NR_PLANS];
+};
+
+enum { DEV_URING, DEV_REVOCABLE, DEV_ON_DEMAND, DEV_QUIESCE, DEV_NONE, DOCTOR_NR_DEVICES };
+
+struct doctor_device {
+	const char *name;
+	bool pinned;
+	int device_class;     /* enum pinl_device_class; -1: not seen */
+	char why[DOCTOR_WHY]; /* not here */
+	struct pinl_device *dev;
+	struct io_uring ring;
+	bool has_ring;
+};
+
+struct doctor_row {
+	struct doctor_memory *memory;
+	struct doctor_bare bare[PINL_OP_NR];
+	int watch_err; /* of pinl_watch_fs() on its file; 0: it can be watched, or there is none */
+	struct doctor_pair pairs[DOCTOR_NR_DEVICES];
+};
+
+struct doctor_gap {
+	unsigned ops, missing, devices, policies;
+	uint32_t rows;
+	char reason[DOCTOR_WHY * 2], remedy[DOCTOR_WHY];
+};
+
+struct doctor {
+	struct pinl_ctx *ctx;
+	struct doctor_actor actor;
+	char sources[1500];
+	bool sees_callers; /* /proc/self/task/TID/syscall can be read */
+	struct doctor_device devices[DOCTOR_NR_DEVICES];
+	struct doctor_memory memories[DOCTOR_MAX_ROWS];
+	struct doctor_row *rows;
+	unsigned n;
+	struct doctor_gap gaps[DOCTOR_MAX_GAPS];
+	unsigned n_gaps, gaps_dropped;
+	uint64_t took_ns;
+	char machine[240], kernel[65];
+};
+
+/* A policy as it is tried at map time. */
+struct doctor_plan {
+	const char *name;
+	struct pinl_policy policy;
+	unsigned flags;
+};
+
+extern const struct doctor_plan doctor_plans[DOCTOR_NR_PLANS];
+bool doctor_revocable(const struct doctor_device *device);
+
+void doctor_bare(struct doctor_row *row);
+void doctor_devices_open(struct doctor *d);
+void doctor_devices_close(struct doctor *d);
+void doctor_pair(struct doctor *d, struct doctor_row *row, unsigned device);
+bool doctor_short(const struct doctor_cell *cell); /* less was seen than promised, or worse */
+unsigned doctor_mismatches(const struct doctor *d);
+void doctor_gaps(struct doctor *d);
+
+/* ------------------------------------------------------------------------------------- the words -- */
+
+const char *doctor_class_name(int device_class);
+const char *doctor_outcome_name(enum doctor_outcome outcome);
+void doctor_missing_words(unsigned missing, char *buf, size_t len);
+void doctor_policies_words(unsigned policies, char *buf, size_t len);
+void doctor_devices_words(const struct doctor *d, unsigned devices, char *buf, size_t len);
+void doctor_ops_words(unsigned ops, char *buf, size_t len);
+void doctor_rows_words(const struct doctor *d, uint32_t rows, char *buf, size_t len);
+void doctor_cell_text(const struct doctor_pair *pair, enum pinl_op op, char *buf, size_t len);
+void doctor_bare_text(const struct doctor_bare *bare, char *buf, size_t len);
+
+void doctor_table(FILE *out, const struct doctor *d);
+void doctor_without(FILE *out, const struct doctor *d);
+void doctor_markdown(FILE *out, const struct doctor *d);
+void doctor_json(FILE *out, const struct doctor *d);
+
+#endif

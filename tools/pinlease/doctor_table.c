@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The terminal: one matrix for each group of devices that are alike, a row per memory, a column per
+ * operation; then the reasons. Never wider than 80 columns.
+ */
+#include "doctor.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define WIDTH 80
+#define CELL  8
+
+struct column {
+	const char *first, *second;
+	int width;
+};
+
+static const struct column columns[PINL_OP_NR] = {
+	[PINL_OP_TRUNCATE] = {"trun", "cate", 4}, [PINL_OP_PUNCH] = {"punch", "", 5},
+	[PINL_OP_ZERO] = {"zero", "", 4},	  [PINL_OP_COLLAPSE] = {"coll", "apse", 4},
+	[PINL_OP_INSERT] = {"ins", "ert", 4},	  [PINL_OP_UNMAP] = {"mun", "map", 4},
+	[PINL_OP_OVERMAP] = {"over", "map", 4},	  [PINL_OP_REMAP] = {"mre", "map", 4},
+	[PINL_OP_DONTNEED] = {"dont", "need", 4}, [PINL_OP_FREE] = {"free", "", 4},
+	[PINL_OP_REMOVE] = {"re", "move", 4},	  [PINL_OP_GUARD] = {"guard", "", 5},
+};
+
+static void colour(FILE *out, const char *code)
+{
+	if (isatty(fileno(out)) && !getenv("NO_COLOR"))
+		fprintf(out, "\033[%sm", code);
+}
+
+static void bold(FILE *out, const char *text)
+{
+	colour(out, "1");
+	fputs(text, out);
+	colour(out, "0");
+	fputc('\n', out);
+}
+
+static void wrap(FILE *out, int indent, const char *text)
+{
+	while (*text) {
+		const char *line = text;
+		int n = tool_cut(line, WIDTH - 1 - indent, &text);
+
+		fprintf(out, "%*s%.*s\n", indent, "", n, line);
+	}
+}
+
+/* The cells of a row in their columns, without blanks at the end. */
+static void line(FILE *out, const char *label, char cells[PINL_OP_NR][CELL])
+{
+	int blanks = DOCTOR_LABEL - fprintf(out, "%s", label);
+
+	for (int op = 0; op < PINL_OP_NR; op++) {
+		if (*cells[op]) {
+			fprintf(out, "%*s%s", blanks, "", cells[op]);
+			blanks = -(int)strlen(cells[op]);
+		}
+		blanks += columns[op].width + 1;
+	}
+	fputc('\n', out);
+}
+
+static void head(FILE *out)
+{
+	char first[PINL_OP_NR][CELL], second[PINL_OP_NR][CELL];
+
+	for (int op = 0; op < PINL_OP_NR; op++) {
+		snprintf(first[op], CELL, "%s", columns[op].first);
+		snprintf(second[op], CELL, "%s", columns[op].second);
+	}
+	line(out, "", first);
+	line(out, "", second);
+}
+
+/* ----------------------------------------------------------------------------------------- folding --
+ */
+
+struct shown {
+	bool leased, staged;
+	char cells[PINL_OP_NR][CELL];
+	bool accepted[DOCTOR_NR_PLANS - PINL_OP_NR];
+};
+
+/* What is printed of a pair: pairs that look the same are folded. */
+static void show(const struct doctor_pair *pair, struct shown *s)
+{
+	memset(s, 0, sizeof(*s));
+	s->leased = pair->leased;
+	s->staged = pair->staged;
+	for (int op = 0; s->leased && op < PINL_OP_NR; op++)
+		doctor_cell_text(pair, op, s->cells[op], CELL);
+	for (int i = 0; i < DOCTOR_NR_PLANS - PINL_OP_NR; i++)
+		s->accepted[i] = !pair->verdicts[i].err;
+}
+
+static bool alike(const struct doctor_pair *a, const struct doctor_pair *b)
+{
+	struct shown x, y;
+	bool cells = true;
+
+	show(a, &x);
+	show(b, &y);
+	for (int op = 0; op < PINL_OP_NR; op++)
+		cells &= !strcmp(x.cells[op], y.cells[op]);
+	return cells && x.leased == y.leased && x.staged == y.staged &&
+	       !memcmp(x.accepted, y.accepted, sizeof(x.accepted));
+}
+
+static bool devices_alike(const struct doctor *d, int a, int b)
+{
+	if (!d->devices[a].dev || !d->devices[b].dev)
+		return false;
+	for (unsigned i = 0; i < d->n; i++)
+		if (!alike(&d->rows[i].pairs[a], &d->rows[i].pairs[b]))
+			return false;
+	return true;
+}
+
+/* The names of the rows from `at` on that look the same, as far as they fit; marks them as done. */
+static void labels(const struct doctor *d, unsigned at, int device, uint32_t *done, char *label)
+{
+	snprintf(label, DOCTOR_LABEL, "%s", d->rows[at].memory->name);
+	for (unsigned i = at + 1; i < d->n; i++) {
+		const char *name = d->rows[i].memory->name;
+
+		if (*done & 1u << i || d->rows[i].memory->why[0] ||
+		    !alike(&d->rows[at].pairs[device], &d->rows[i].pairs[device]) ||
+		    strlen(label) + 2 + strlen(name) >= DOCTOR_LABEL)
+			continue;
+		tool_append(label, DOCTOR_LABEL, ", %s", name);
+		*done |= 1u << i;
+	}
+}
+
+/* --------------------------------------------------------------------------------------- matrices -- */
+
+static void policies_line(FILE *out, const struct shown *s)
+{
+	fprintf(out, "%*s  %s", DOCTOR_LABEL, "", s->staged ? " by a staged copy:" : "");
+	for (int i = 0; i < DOCTOR_NR_PLANS - PINL_OP_NR; i++)
+		if (s->accepted[i])
+			fprintf(out, " %s", doctor_plans[i].name);
+	fputc('\n', out);
+}
+
+static void matrix(FILE *out, const struct doctor *d, int device)
+{
+	uint32_t done = 0;
+	char label[DOCTOR_LABEL];
+	struct shown s;
+
+	head(out);
+	for (unsigned i = 0; i < d->n; i++) {
+		if (done & 1u << i || d->rows[i].memory->why[0])
+			continue;
+		labels(d, i, device, &done, label);
+		show(&d->rows[i].pairs[device], &s);
+		if (!s.leased) {
+			fprintf(out, "%-*scan't be leased\n", DOCTOR_LABEL, label);
+			continue;
+		}
+		line(out, label, s.cells);
+		policies_line(out, &s);
+	}
+}
+
+static void device_title(const struct doctor *d, int device, char *buf, size_t len)
+{
+	const struct doctor_device *dev = &d->devices[device];
+
+	if (device == DEV_URING)
+		tool_append(buf, len, "%s, found %s", dev->name, doctor_class_name(dev->device_class));
+	else
+		tool_append(buf, len, "%s", dev->name);
+}
+
+static void matrices(FILE *out, const struct doctor *d)
+{
+	bool done[DOCTOR_NR_DEVICES] = {0};
+
+	for (int i = 0; i < DOCTOR_NR_DEVICES; i++) {
+		char title[200] = "\nDevice: ";
+
+		if (done[i] || !d->devices[i].dev)
+			continue;
+		device_title(d, i, title, sizeof(title));
+		for (int k = i + 1; k < DOCTOR_NR_DEVICES; k++)
+			if (devices_alike(d, i, k)) {
+				tool_append(title, sizeof(title), "; ");
+				device_title(d, k, title, sizeof(title));
+				done[k] = true;
+			}
+		bold(out, title);
+		matrix(out, d, i);
+	}
+}
+
+static void legend(FILE *out)
+{
+	fprintf(out, "T told, at the latest afterwards    B told before it takes effect\n"
+		     "H held: the caller waits for the recall    R refused, if the policy asks for it\n"
+		     "- unseen    . takes no page from the lease    (blank) not for this memory\n"
+		     "! not as promised when it was tried    ? could not be tried\n"
+		     "Second line: policies that pinl_map_range() accepts. KEEP; RECALL then FAIL,\n"
+		     "SCRATCH or COPY; STRICT: FAIL, and all changes held; FOLLOW. REFUSE: see R.\n"
+		     "By a staged copy: the device can't have the memory itself (PINL_STAGE).\n");
+}
+
+/* ------------------------------------------------------------------------------------------- lists --
+ */
+
+static void not_here(FILE *out, const struct doctor *d)
+{
+	char text[DOCTOR_WHY + 64];
+
+	for (unsigned i = 0; i < d->n; i++) {
+		if (!d->rows[i].memory->why[0])
+			continue;
+		snprintf(text, sizeof(text), "%s: %s", d->rows[i].memory->name, d->rows[i].memory->why);
+		wrap(out, 2, text);
+	}
+	for (int i = 0; d->ctx && i < DOCTOR_NR_DEVICES; i++) {
+		if (d->devices[i].dev)
+			continue;
+		snprintf(text, sizeof(text), "%s: %s", d->devices[i].name, d->devices[i].why);
+		wrap(out, 2, text);
+	}
+}
+
+static void gap(FILE *out, const struct doctor *d, const struct doctor_gap *g)
+{
+	char what[200], rows[400], devices[200], text[2000];
+
+	doctor_rows_words(d, g->rows, rows, sizeof(rows));
+	doctor_devices_words(d, g->devices, devices, sizeof(devices));
+	if (g->ops) {
+		doctor_ops_words(g->ops, what, sizeof(what));
+		snprintf(text, sizeof(text), "%s of %s: ", what, rows);
+		doctor_missing_words(g->missing, what, sizeof(what));
+		tool_append(text, sizeof(text), "%s", what);
+	} else if (g->policies) {
+		doctor_policies_words(g->policies, what, sizeof(what));
+		snprintf(text, sizeof(text), "%s not accepted for %s, %s", what, rows, devices);
+	} else {
+		snprintf(text, sizeof(text), "No lease of %s, %s", rows, devices);
+	}
+	wrap(out, 2, text);
+	snprintf(text, sizeof(text), "Why: %s", g->reason);
+	wrap(out, 6, text);
+	if (!*g->remedy)
+		return;
+	snprintf(text, sizeof(text), "Closed by: %s", g->remedy);
+	wrap(out, 6, text);
+}
+
+static void mismatch(FILE *out, const struct doctor *d, unsigned at, int device, enum pinl_op op)
+{
+	const struct doctor_cell *c = &d->rows[at].pairs[device].cells[op];
+	char text[400], missing[100];
+
+	if (!doctor_short(c) && !c->err)
+		return;
+	doctor_missing_words(c->promised & ~c->seen, missing, sizeof(missing));
+	snprintf(text, sizeof(text), "%s of %s, %s: %s", pinl_op_name(op), d->rows[at].memory->name,
+		 d->devices[device].name,
+		 c->harmful ? "takes pages, and the library says it doesn't" : missing);
+	if (c->err)
+		tool_append(text, sizeof(text), " (the attempt ended with %s)", tool_errno_name(c->err));
+	wrap(out, 2, text);
+}
+
+static void mismatches(FILE *out, const struct doctor *d)
+{
+	unsigned n = doctor_mismatches(d);
+
+	if (n) {
+		colour(out, "31");
+		fprintf(out, "\nNot as promised when it was tried: %u\n", n);
+		colour(out, "0");
+	}
+	for (unsigned i = 0; n && i < d->n; i++)
+		for (int k = 0; k < DOCTOR_NR_DEVICES; k++)
+			for (int op = 0; op < PINL_OP_NR; op++)
+				mismatch(out, d, i, k, op);
+}
+
+void doctor_table(FILE *out, const struct doctor *d)
+{
+	wrap(out, 0, d->machine);
+	for (const char *at = d->sources; *at;
+	     at = *strchrnul(at, '\n') ? strchrnul(at, '\n') + 1 : "") {
+		char text[600];
+
+		snprintf(text, sizeof(text), "%.*s", (int)(strchrnul(at, '\n') - at), at);
+		wrap(out, 0, text);
+	}
+	fputc('\n', out);
+	legend(out);
+	matrices(out, d);
+	bold(out, "\nGaps");
+	for (unsigned i = 0; i < d->n_gaps; i++)
+		gap(out, d, &d->gaps[i]);
+	bold(out, "\nNot here");
+	not_here(out, d);
+	mismatches(out, d);
+	if (!doctor_mismatches(d))
+		fprintf(out, "\nAll that is promised was seen when it was tried; %.1f s\n",
+			(double)d->took_ns / 1e9);
+}
+
+void doctor_without(FILE *out, const struct doctor *d)
+{
+	wrap(out, 0, d->machine);
+	fprintf(out,
+		"\nWithout pinlease: a fixed buffer of io_uring, the operation, then a read into it\n"
+		"that reports success. What it read is found in:\n"
+		"same: the memory of the program    file: the file only    LOST: nowhere\n"
+		"pin: the kernel refuses the pin    err: the device gets an error\n"
+		"(blank) not for this memory\n\n");
+	head(out);
+	for (unsigned i = 0; i < d->n; i++) {
+		char cells[PINL_OP_NR][CELL], label[DOCTOR_LABEL];
+
+		if (d->rows[i].memory->why[0])
+			continue;
+		for (int op = 0; op < PINL_OP_NR; op++)
+			doctor_bare_text(&d->rows[i].bare[op], cells[op], CELL);
+		snprintf(label, sizeof(label), "%s", d->rows[i].memory->name);
+		line(out, label, cells);
+	}
+	bold(out, "\nNot here");
+	not_here(out, d);
+}
