@@ -17,6 +17,7 @@ int pinl_open(const struct pinl_opts *opts, struct pinl_ctx **out)
 		{PINL_SOURCE_FILES, &pl_files_ops},
 		{PINL_SOURCE_NOTIFY, &pl_notify_ops},
 	};
+	PL_CALL(call);
 	struct pinl_ctx *ctx;
 	int err;
 
@@ -54,6 +55,7 @@ int pinl_device_open(struct pinl_ctx *ctx, const char *kind, const void *arg, st
 
 int pinl_watch_fs(struct pinl_ctx *ctx, const char *path)
 {
+	PL_CALL(call);
 	void *files;
 
 	if (!pl_alive(ctx))

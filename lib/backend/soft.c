@@ -309,6 +309,7 @@ static int explain_dma(int err, uint64_t daddr, int write)
 int pinl_soft_dma(struct pinl_device *dev, uint64_t daddr, void *buf, size_t len, int write)
 {
 	struct pl_soft_dma x = {.daddr = daddr, .buf = buf, .len = len, .write = !!write};
+	PL_CALL(call);
 	struct pl_soft *s = soft_of(dev);
 
 	if (!s)
@@ -318,6 +319,7 @@ int pinl_soft_dma(struct pinl_device *dev, uint64_t daddr, void *buf, size_t len
 
 int pinl_soft_pause(struct pinl_device *dev, int paused)
 {
+	PL_CALL(call);
 	struct pl_soft *s = soft_of(dev);
 
 	if (!s)

@@ -9,6 +9,7 @@
  * accessed under `lock`.
  */
 #include "backend/soft_engine.h"
+#include "os/thread.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -162,8 +163,8 @@ void *pl_soft_engine(void *arg)
 		s->cur = x;
 		x->result = s->closing ? -ENODEV : dma_run(s, x);
 		s->cur = NULL;
-		x->done = 1;
 		pthread_cond_broadcast(&s->changed);
+		sem_post(&x->ended);
 	}
 	pthread_mutex_unlock(&s->lock);
 	return NULL;
@@ -171,17 +172,25 @@ void *pl_soft_engine(void *arg)
 
 int pl_soft_submit(struct pl_soft *s, struct pl_soft_dma *x)
 {
+	struct pl_waiting w;
+
 	pthread_mutex_lock(&s->lock);
 	if (s->closing) {
 		pthread_mutex_unlock(&s->lock);
 		return -ENODEV;
 	}
 	s->submitters++;
+	sem_init(&x->ended, 0, 0);
 	*s->tail = x;
 	s->tail = &x->next;
 	pthread_cond_broadcast(&s->changed);
-	while (!x->done)
-		pthread_cond_wait(&s->changed, &s->lock);
+	pthread_mutex_unlock(&s->lock);
+	pl_call_wait_begin(&w);
+	while (sem_wait(&x->ended))
+		;
+	pl_call_wait_end(&w);
+	sem_destroy(&x->ended);
+	pthread_mutex_lock(&s->lock);
 	s->submitters--;
 	pthread_cond_broadcast(&s->changed);
 	pthread_mutex_unlock(&s->lock);

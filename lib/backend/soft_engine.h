@@ -4,6 +4,7 @@
 #define PL_BACKEND_SOFT_ENGINE_H
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -30,7 +31,7 @@ struct pl_soft_map {
 	unsigned char pte[];
 };
 
-/* A transfer. Lives on its submitter's stack until `done`. */
+/* A transfer. Lives on its submitter's stack until it has `ended`. */
 struct pl_soft_dma {
 	struct pl_soft_dma *next;
 	uint64_t daddr;
@@ -40,7 +41,8 @@ struct pl_soft_dma {
 	struct pl_soft_map *map; /* while in flight */
 	struct pl_pin *pin;	 /* the pages it began with; NULL: on demand */
 	int busy;		 /* the page at `pos` is being accessed */
-	int cancel, done, result;
+	int cancel, result;
+	sem_t ended;
 };
 
 struct pl_soft {

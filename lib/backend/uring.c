@@ -26,6 +26,7 @@
 
 #include "backend/backends.h"
 #include "backend/uring_table.h"
+#include "os/thread.h"
 #include "os/errname.h"
 #include "os/forked.h"
 
@@ -435,6 +436,7 @@ int pinl_uring_cqe(struct pinl_device *dev, uint64_t user_data)
 
 	if ((user_data & 0xffffffff00000000ull) != PL_URING_TAG) /* the common case: no lock, no call */
 		return 0;
+	PL_CALL(call);
 	d = pinl_device_priv(dev, &pl_uring_ops);
 	if (!d)
 		return 0;

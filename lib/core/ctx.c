@@ -62,14 +62,12 @@ void pl_exempt_leave(struct pinl_ctx *ctx, int slot)
 
 void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in)
 {
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &in->cancel);
 	in->slot = exempt_add(ctx, -gettid());
 }
 
 void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in)
 {
 	pl_exempt_leave(ctx, in->slot);
-	pthread_setcancelstate(in->cancel, NULL);
 }
 
 int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid)
@@ -285,6 +283,7 @@ int pl_open_core(const struct pinl_opts *given, struct pinl_ctx **out)
 
 int pinl_source_add(struct pinl_ctx *ctx, const struct pinl_source_ops *ops, const void *arg)
 {
+	PL_CALL(call);
 	size_t used = strlen(ctx->source_notes);
 	void *priv = NULL;
 	int err;
@@ -338,6 +337,7 @@ int pinl_sources(struct pinl_ctx *ctx, char *buf, size_t len)
 
 int pinl_counters(struct pinl_ctx *ctx, struct pinl_counters *out)
 {
+	PL_CALL(call);
 	size_t size = out->size;
 
 	if (!pl_alive(ctx))
@@ -355,6 +355,8 @@ int pinl_counters(struct pinl_ctx *ctx, struct pinl_counters *out)
 
 void pinl_close(struct pinl_ctx *ctx)
 {
+	PL_CALL(call);
+
 	if (!ctx || !pl_alive(ctx))
 		return;
 	while (ctx->devices)

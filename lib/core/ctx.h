@@ -10,6 +10,10 @@
  * thread in unmap) may call the backend for this lease; it replaces a per-lease lock and is waited for
  * on pl_settled(lease).
  *
+ * Every exported call that takes a lock or has a cancellation point begins with PL_CALL (os/thread.h): a
+ * signal handler that changes watched memory with a lock taken would wait for a source thread that needs
+ * that lock, and a cancelled thread would leave it taken.
+ *
  * Lifetimes: a lease lives from map to unmap; the worker touches it only while it is queued or busy,
  * and unmap waits for both to end.
  */
@@ -30,6 +34,7 @@
 #include "os/clock.h"
 #include "os/stage.h"
 #include "os/swap.h"
+#include "os/thread.h"
 
 #define PL_MAX_SOURCES	8
 #define PL_MAX_DETACHED 8
@@ -107,7 +112,7 @@ struct pinl_lease {
 	uint64_t id, since_ns;
 	pid_t owner, owner_thread;
 	const void *caller;
-	void *cookie;
+	void *_Atomic cookie; /* read and set without a lock */
 	uint8_t coverage[PINL_OP_NR];
 	unsigned watched;      /* bit per source */
 	struct timespec ctime; /* of the file when it was pinned */
@@ -118,7 +123,9 @@ struct pinl_lease {
 	bool seen, stopped; /* by the look ahead for this force; the device has been stopped then */
 	int stop_err;
 	uint64_t drain_by;
-	unsigned jobs, doing; /* to do; being done by the worker */
+	unsigned jobs;	     /* to do by the worker */
+	atomic_bool changed; /* not all of it is as it was pinned; stays. Read without the lock. */
+	uint64_t inside_ns;  /* a thread makes or ends it since; 0: none does */
 	struct pl_recall recall;
 	struct pl_recall next; /* late changes that came while FORCING */
 	bool has_next;
@@ -168,10 +175,11 @@ struct pl_gate {
 
 /*
  * A thread of the application's that works on a lease. What it frees or unmaps is the library's own and
- * must not wait for a lease, least of all its own; and it must not be cancelled with one busy.
+ * must not wait for a lease, least of all its own. Inside a PL_CALL: with a lease busy it must neither
+ * be cancelled nor run a signal handler.
  */
 struct pl_inside {
-	int slot, cancel;
+	int slot;
 };
 
 struct pl_events;

@@ -12,6 +12,7 @@ extern void pl_device_ops_fill(const struct pinl_device_ops *ops, struct pinl_de
 int pinl_device_open_ops(struct pinl_ctx *ctx, const struct pinl_device_ops *ops, const void *arg,
 			 struct pinl_device **out)
 {
+	PL_CALL(call);
 	struct pinl_device *dev;
 	int err;
 
@@ -53,6 +54,7 @@ static struct pinl_lease *left_on(struct pinl_device *dev)
 
 void pinl_device_close(struct pinl_device *dev)
 {
+	PL_CALL(call);
 	struct pinl_ctx *ctx;
 	struct pinl_lease *lease;
 

@@ -182,5 +182,7 @@ int pinl_fd(struct pinl_ctx *ctx)
 
 int pinl_next_event(struct pinl_ctx *ctx, struct pinl_event *event)
 {
+	PL_CALL(call);
+
 	return pl_alive(ctx) ? pl_events_pop(ctx->events, event) : pl_stale();
 }

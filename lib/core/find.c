@@ -108,6 +108,7 @@ static void copy_out(struct pinl_lease_info *from, size_t n, struct pinl_lease_i
 int pinl_query(struct pinl_ctx *ctx, const struct pinl_filter *filter, struct pinl_lease_info *infos,
 	       size_t max, size_t *found)
 {
+	PL_CALL(call);
 	struct pinl_lease_info *own = NULL;
 	struct pinl_filter f;
 	size_t n, room = 0;

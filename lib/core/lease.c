@@ -193,6 +193,7 @@ static int publish_once(struct pinl_lease *l, bool *gated)
 	} else {
 		l->id = ++ctx->next_id;
 		l->busy = true;
+		l->inside_ns = pl_clock_ns();
 		publish_locked(l);
 	}
 	pthread_mutex_unlock(&ctx->lock);
@@ -286,6 +287,7 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 	pl_orphan_mark(l);
 	pthread_mutex_lock(&ctx->lock);
 	l->busy = false;
+	l->inside_ns = 0;
 	if (l->jobs)
 		pl_job_add(l, 0);
 	pl_settle(ctx, &answered);
@@ -402,6 +404,7 @@ static int lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
 int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
 		   const struct pinl_policy *policy, struct pinl_addr *addrs, struct pinl_lease **out)
 {
+	PL_CALL(call);
 	struct pinl_lease *l = NULL;
 	struct pl_inside in;
 	int err;
@@ -437,6 +440,8 @@ static enum pinl_state claim(struct pinl_lease *l)
 	before = l->state;
 	pl_lease_input(l, PL_IN_UNMAP);
 	l->busy = true;
+	l->inside_ns = pl_clock_ns();
+	pthread_cond_signal(&ctx->work); /* a change may have to be let go earlier now */
 	pthread_mutex_unlock(&ctx->lock);
 	return before;
 }
@@ -513,6 +518,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 
 void pinl_unmap_range(struct pinl_lease *lease)
 {
+	PL_CALL(call);
 	bool mine;
 
 	if (!lease || !pl_alive(lease->ctx))
@@ -526,6 +532,7 @@ void pinl_unmap_range(struct pinl_lease *lease)
 
 int pinl_quiesced(struct pinl_lease *l)
 {
+	PL_CALL(call);
 	struct pinl_ctx *ctx = l->ctx;
 	int err = 0;
 
@@ -553,9 +560,6 @@ uint32_t pinl_lease_key(struct pinl_lease *lease)
 
 void pinl_lease_set_cookie(struct pinl_lease *lease, void *cookie)
 {
-	if (!pl_alive(lease->ctx))
-		return;
-	pthread_mutex_lock(&lease->ctx->lock);
-	lease->cookie = cookie;
-	pthread_mutex_unlock(&lease->ctx->lock);
+	if (pl_alive(lease->ctx))
+		lease->cookie = cookie;
 }

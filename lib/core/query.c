@@ -24,17 +24,13 @@ static bool pending(const struct pinl_lease *l)
 int pinl_lease_check(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	bool changing, changed;
+	bool changing;
 
 	if (!pl_alive(ctx))
 		return pl_stale();
 	changing = pending(l);
 	changing |= atomic_load_explicit(&ctx->changing, memory_order_acquire) > 0;
-	pthread_mutex_lock(&ctx->lock);
-	changed = l->state != PINL_ACTIVE || l->n_detached || l->orphan_bytes ||
-		  ((l->jobs | l->doing) & ~PL_JOB_FOLLOW);
-	pthread_mutex_unlock(&ctx->lock);
-	if (changed)
+	if (atomic_load(&l->changed))
 		return -ESTALE;
 	return changing ? -EAGAIN : 0;
 }
@@ -73,6 +69,7 @@ void pl_lease_snapshot(const struct pinl_lease *l, struct pinl_lease_info *i)
 
 int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 {
+	PL_CALL(call);
 	struct pinl_ctx *ctx = l->ctx;
 	size_t size = out->size;
 	struct pinl_lease_info i;
@@ -92,6 +89,7 @@ int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 
 int pinl_lease_describe(struct pinl_lease *l, char *buf, size_t len)
 {
+	PL_CALL(call);
 	int n;
 
 	if (!pl_alive(l->ctx))
@@ -139,6 +137,7 @@ static int check_part(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 
 int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 {
+	PL_CALL(call);
 	size_t size = l->m.end - l->m.start;
 	struct pl_inside in;
 	int err;
@@ -156,6 +155,7 @@ int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 
 int pinl_lease_sync(struct pinl_lease *l, size_t offset, size_t len, unsigned direction)
 {
+	PL_CALL(call);
 	size_t size = l->m.end - l->m.start;
 	struct pl_inside in;
 	int err = 0;
@@ -179,6 +179,7 @@ int pinl_lease_sync(struct pinl_lease *l, size_t offset, size_t len, unsigned di
 
 int pinl_device_protect(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 {
+	PL_CALL(call);
 	int err = check_part(l, start, end);
 	struct pl_inside in;
 
@@ -193,6 +194,7 @@ int pinl_device_protect(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 
 int pinl_device_dirty(struct pinl_lease *l, uintptr_t start, uintptr_t end, uint8_t *dirty)
 {
+	PL_CALL(call);
 	int err = check_part(l, start, end);
 	struct pl_inside in;
 

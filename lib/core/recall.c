@@ -142,6 +142,8 @@ void pl_lease_input(struct pinl_lease *l, enum pl_input input)
 	if (l->state == PINL_NOTICED && t.next != PINL_NOTICED)
 		disarm(l);
 	l->state = t.next;
+	if (t.next != PINL_ACTIVE)
+		atomic_store(&l->changed, true);
 	if (t.step == PL_STEP_NOTIFY)
 		notice(l);
 	else if (t.step == PL_STEP_TAKE && input != PL_IN_UNMAP)
@@ -448,6 +450,28 @@ void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered)
 	}
 }
 
+/*
+ * A thread that makes or ends a lease may wait for the allocator's lock, and the actor may have that:
+ * then each waits for the other. So a change for which nothing is left to wait for but such threads goes
+ * on when a drain should be over twice. UINT64_MAX: it waits for something else too.
+ */
+static uint64_t inside_limit(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	uint64_t latest = 0;
+	struct pinl_lease *l;
+	struct pl_range va;
+
+	for_each_lease(l, ctx, ch)
+	{
+		if (l->state == PINL_RELEASED || !lease_pending(l) || !pl_lease_overlap(l, ch, &va))
+			continue;
+		if (!l->inside_ns || l->state == PINL_NOTICED)
+			return UINT64_MAX;
+		latest = l->inside_ns > latest ? l->inside_ns : latest;
+	}
+	return latest + 2 * ctx->opts.drain_ms * 1000000ull;
+}
+
 /* I2 is bounded even where a backend hangs: the ceiling and one grace, then the actor goes on. */
 uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered)
 {
@@ -455,8 +479,10 @@ uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered)
 
 	for (struct pinl_change **p = &ctx->held; *p;) {
 		struct pinl_change *ch = *p;
-		uint64_t limit = ch->ceiling_ns + ctx->opts.ceiling_ms * 1000000ull;
+		uint64_t limit = ch->ceiling_ns + ctx->opts.ceiling_ms * 1000000ull,
+			 inside = inside_limit(ctx, ch);
 
+		limit = inside < limit ? inside : limit;
 		if (limit > now) {
 			next = limit < next ? limit : next;
 			p = &ch->next;

@@ -16,6 +16,8 @@ void pl_job_add(struct pinl_lease *l, unsigned jobs)
 	struct pinl_ctx *ctx = l->ctx;
 
 	l->jobs |= jobs;
+	if (jobs & ~PL_JOB_FOLLOW)
+		atomic_store(&l->changed, true);
 	if (l->queued || l->busy) /* whoever clears busy queues it again */
 		return;
 	l->queued = true;
@@ -190,7 +192,6 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	memcpy(lost_va, l->lost_va, sizeof lost_va);
 	for (int i = 0; i < n_lost; i++) /* a force has taken the pages meanwhile, or some of them */
 		pl_lease_cut_detached(l, &lost_va[i]);
-	l->doing = jobs;
 	l->jobs = 0;
 	l->busy = true;
 	l->follow = (struct pl_range){0, 0};
@@ -215,7 +216,6 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	if (jobs & PL_JOB_FOLLOW)
 		ctx->counters.followed++;
 	l->busy = false;
-	l->doing = 0;
 	if (jobs & PL_JOB_TAKE)
 		l->seen = l->stopped = false;
 	if (jobs & PL_JOB_TAKE)
@@ -238,6 +238,7 @@ void *pl_worker(void *arg)
 	struct pinl_lease *l;
 	uint64_t next, cut;
 
+	pinl_set_error(0, "%s", ""); /* its thread-local memory may be allocated at first use */
 	pl_exempt_enter(ctx);
 	pthread_mutex_lock(&ctx->lock);
 	while (!ctx->stopping) {

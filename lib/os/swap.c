@@ -30,6 +30,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "os/compat.h"
@@ -63,6 +64,22 @@ struct pl_swap {
 
 /* One switch at a time in a process, and none in a fork. */
 static pthread_mutex_t switching = PTHREAD_MUTEX_INITIALIZER;
+
+/* A fork that lasts longer than this waits for the allocator's lock, which somebody may have who is held
+ * until this switch is over. */
+#define FORK_MS 1000
+
+static int switch_begin(void)
+{
+	struct timespec ms = {0, 1000000};
+
+	for (int i = 0; pthread_mutex_trylock(&switching); i++) {
+		if (i == FORK_MS)
+			return -EBUSY;
+		nanosleep(&ms, NULL);
+	}
+	return 0;
+}
 
 static void before_fork(void)
 {
@@ -370,7 +387,11 @@ int pl_swap_replace(struct pl_swap *s, uintptr_t start, uintptr_t end, void *wit
 			munmap(with, end - start);
 		return -EOPNOTSUPP;
 	}
-	pthread_mutex_lock(&switching);
+	err = switch_begin();
+	if (err && with)
+		munmap(with, end - start);
+	if (err)
+		return err;
 	atomic_store(&s->n_moves, 0);
 	atomic_store(&s->over, false);
 	err = move_over(s, start, end - start, with, prot, fill != NULL);
@@ -393,7 +414,6 @@ int pl_swap_place(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_fn 
 		munmap(at, len);
 		return -EEXIST;
 	}
-	pthread_mutex_lock(&switching);
 	for (size_t off = 0; fill && off < len && !err; off += CHUNK) {
 		size_t n = len - off < CHUNK ? len - off : CHUNK;
 
@@ -401,7 +421,6 @@ int pl_swap_place(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_fn 
 		if (!err)
 			memcpy((char *)start + off, s->staging, n);
 	}
-	pthread_mutex_unlock(&switching);
 	if (err)
 		munmap(at, len);
 	return err;

@@ -44,8 +44,14 @@ static int ask(struct pinl_ctx *ctx, struct asking *a)
 {
 	sem_init(&a->answered, 0, 0);
 	pinl_change_submit(ctx, &a->change);
-	while (sem_wait(&a->answered))
-		;
+	if (sem_trywait(&a->answered)) {
+		struct pl_waiting w;
+
+		pl_call_wait_begin(&w);
+		while (sem_wait(&a->answered))
+			;
+		pl_call_wait_end(&w);
+	}
 	sem_destroy(&a->answered);
 	if (a->err)
 		return pinl_set_error(
@@ -394,53 +400,38 @@ static int allocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t 
 
 /* ---------------------------------------------------------------------------------- the calls -- */
 
-/* A thread that was cancelled here would leave its change, on a stack that is gone, to the core. */
-static int enter(struct pinl_ctx *ctx, int *cancel)
-{
-	if (!pl_alive(ctx))
-		return pl_stale();
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, cancel);
-	return 0;
-}
-
-static int leave(int cancel, int err)
-{
-	pthread_setcancelstate(cancel, NULL);
-	return err;
-}
-
 int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len)
 {
-	int cancel, err = enter(ctx, &cancel);
+	PL_CALL(call);
 
-	return err ? err : leave(cancel, unmap(ctx, addr, len));
+	return pl_alive(ctx) ? unmap(ctx, addr, len) : pl_stale();
 }
 
 int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,
 		void *new_addr, void **out)
 {
-	int cancel, err = enter(ctx, &cancel);
+	PL_CALL(call);
 
-	return err ? err : leave(cancel, remap(ctx, addr, old_len, new_len, flags, new_addr, out));
+	return pl_alive(ctx) ? remap(ctx, addr, old_len, new_len, flags, new_addr, out) : pl_stale();
 }
 
 int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 {
-	int cancel, err = enter(ctx, &cancel);
+	PL_CALL(call);
 
-	return err ? err : leave(cancel, advise(ctx, addr, len, advice));
+	return pl_alive(ctx) ? advise(ctx, addr, len, advice) : pl_stale();
 }
 
 int pinl_ftruncate(struct pinl_ctx *ctx, int fd, off_t size)
 {
-	int cancel, err = enter(ctx, &cancel);
+	PL_CALL(call);
 
-	return err ? err : leave(cancel, resize(ctx, fd, size));
+	return pl_alive(ctx) ? resize(ctx, fd, size) : pl_stale();
 }
 
 int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len)
 {
-	int cancel, err = enter(ctx, &cancel);
+	PL_CALL(call);
 
-	return err ? err : leave(cancel, allocate(ctx, fd, mode, offset, len));
+	return pl_alive(ctx) ? allocate(ctx, fd, mode, offset, len) : pl_stale();
 }

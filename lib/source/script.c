@@ -147,6 +147,7 @@ static int play_line(struct pinl_ctx *ctx, char *text, int number)
 
 int pinl_script_run(struct pinl_ctx *ctx, const char *script)
 {
+	PL_CALL(call);
 	char line[256];
 	int err = 0;
 

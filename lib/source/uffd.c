@@ -17,6 +17,8 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <pinlease/device.h>
@@ -272,8 +274,9 @@ static int uffd_pending(void *src)
 {
 	struct pl_uffd *u = src;
 	struct pollfd p = {.fd = u->fd, .events = POLLIN};
+	struct timespec now = {0, 0};
 
-	return poll(&p, 1, 0) > 0;
+	return syscall(SYS_ppoll, &p, 1, &now, NULL, 0) > 0; /* no cancellation point */
 }
 
 const struct pinl_source_ops pl_uffd_ops = {
