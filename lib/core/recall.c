@@ -458,9 +458,11 @@ void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered)
 static uint64_t inside_limit(struct pinl_ctx *ctx, const struct pinl_change *ch)
 {
 	uint64_t latest = 0;
-	struct pinl_lease *l;
+	struct pinl_lease *l = ch->waits_for;
 	struct pl_range va;
 
+	if (l && lease_pending(l) && !l->inside_ns) /* the usual case, not worth a walk */
+		return UINT64_MAX;
 	for_each_lease(l, ctx, ch)
 	{
 		if (l->state == PINL_RELEASED || !lease_pending(l) || !pl_lease_overlap(l, ch, &va))
