@@ -5,6 +5,7 @@
 help:
 	@echo 'make demo     install what is missing, build, show a recall on real files (build/demo.html)'
 	@echo 'make check    install what is missing, build, run every test; the last line is the sum'
+	@echo 'make stress   churn against lookups, transfers and recalls, also under sanitizers; SEED=N OPS=N'
 	@echo 'make bench    build, measure what leases cost; some minutes, QUICK=1 under one (bench/README.md)'
 	@echo 'make build    only build, in build/'
 	@echo 'make install  install what was built (DESTDIR= is honoured)'
@@ -20,6 +21,12 @@ demo:
 check:
 	@scripts/deps check
 	@scripts/check
+
+SEED =
+OPS = 1000000
+stress:
+	@scripts/deps check
+	@PINLEASE_TEST_SEED='$(SEED)' PINLEASE_TEST_OPS='$(OPS)' scripts/check stress
 
 bench:
 	@scripts/deps build
@@ -43,4 +50,4 @@ format:
 clean:
 	rm -rf build build-asan build-tsan
 
-.PHONY: help demo check bench build install format clean
+.PHONY: help demo check stress bench build install format clean

@@ -72,6 +72,7 @@ static void map_memory(struct run *r)
 		r->fd = make_file(r);
 		must(r, r->fd >= 0);
 		must(r, !ftruncate(r->fd, SIZE));
+		must(r, !fcntl(r->fd, F_SETLK, &(struct flock){.l_type = F_WRLCK}));
 	}
 	r->va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, flags, r->fd, 0);
 	must(r, r->va != MAP_FAILED);
@@ -197,8 +198,7 @@ void check_old_pages(struct run *r)
 
 /* ---------------------------------------------------------------------------------------- counts -- */
 
-/* io_uring's workers are the kernel's own: they go when they like. */
-static bool is_worker(const char *tid)
+static bool is_named(const char *tid, const char *start)
 {
 	char path[300], name[16] = "";
 	int fd;
@@ -209,7 +209,13 @@ static bool is_worker(const char *tid)
 		name[0] = 0;
 	if (fd >= 0)
 		close(fd);
-	return !strncmp(name, "iou-", 4);
+	return !strncmp(name, start, strlen(start));
+}
+
+/* io_uring's workers are the kernel's own: they go when they like. */
+static bool is_worker(const char *tid)
+{
+	return is_named(tid, "iou-");
 }
 
 static long entries(const char *path)
@@ -224,6 +230,32 @@ static long entries(const char *path)
 	if (d)
 		closedir(d);
 	return n;
+}
+
+static long aside(void)
+{
+	DIR *d = opendir("/proc/self/task");
+	struct dirent *e;
+	char path[300];
+	long n = 0;
+
+	while (d && (e = readdir(d))) {
+		snprintf(path, sizeof path, "/proc/self/task/%s/fd", e->d_name);
+		if (is_named(e->d_name, "pinl-aside"))
+			n += entries(path);
+	}
+	if (d)
+		closedir(d);
+	return n > 5 ? n - 5 : 0; /* itself, its parent, the standard ones */
+}
+
+/* Our lock of the file, as another owner meets it. */
+static bool is_locked(struct run *r)
+{
+	struct flock l = {.l_type = F_WRLCK};
+
+	must(r, !fcntl(r->fd, F_OFD_GETLK, &l));
+	return l.l_type == F_WRLCK;
 }
 
 /* Bytes mapped, but for the heap and the main stack, which grow. A sanitizer maps what it likes. */
@@ -280,12 +312,13 @@ int ring_buffers(int ring_fd)
 
 void take_stock(struct has *h)
 {
-	*h = (struct has){entries("/proc/self/fd"), entries("/proc/self/task"), mapped(), pinned_kb()};
+	*h = (struct has){entries("/proc/self/fd"), entries("/proc/self/task"), mapped(), pinned_kb(),
+			  aside()};
 }
 
 static bool same(const struct has *a, const struct has *b, bool pins_only)
 {
-	return a->pinned_kb == b->pinned_kb &&
+	return a->pinned_kb == b->pinned_kb && a->aside == b->aside &&
 	       (pins_only || (a->fds == b->fds && a->threads == b->threads && a->mapped == b->mapped));
 }
 
@@ -293,6 +326,8 @@ void check_stock(struct run *r, const char *when, bool pins_only)
 {
 	struct has want = r->before, now;
 
+	if (r->fd >= 0 && !is_locked(r))
+		wrong(r, "%s: the program's lock of the file is gone", when);
 	if (r->unmapped)
 		want.mapped -= mapped() ? (long)SIZE : 0;
 	for (int i = 0; i < 1000; i++) {
@@ -302,7 +337,8 @@ void check_stock(struct run *r, const char *when, bool pins_only)
 		usleep(2000);
 	}
 	if (pins_only)
-		wrong(r, "%s: %ld KiB pinned more than before", when, now.pinned_kb - want.pinned_kb);
+		wrong(r, "%s: %ld KiB pinned, %ld files open aside more than before", when,
+		      now.pinned_kb - want.pinned_kb, now.aside - want.aside);
 	wrong(r, "%s: %ld descriptors, %ld threads, %ld bytes mapped, %ld KiB pinned more than before",
 	      when, now.fds - want.fds, now.threads - want.threads, now.mapped - want.mapped,
 	      now.pinned_kb - want.pinned_kb);

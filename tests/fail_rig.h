@@ -17,6 +17,7 @@
 /* What the kernel says this process has. */
 struct has {
 	long fds, threads, mapped, pinned_kb;
+	long aside; /* files that the library has open in a table of its own */
 };
 
 struct run {

@@ -14,6 +14,7 @@
 #include <semaphore.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #define PAGE  4096ul
 #define FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE)
@@ -48,11 +49,28 @@ static int hang_read(void *dev, struct pinl_mapping *m, size_t offset, size_t le
 	return 0;
 }
 
+/* A device that never drains. */
+static int hang_stop(void *dev, struct pinl_mapping *m)
+{
+	return 0;
+}
+
+static int hang_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
+{
+	struct timespec t = {deadline_ns / 1000000000u, deadline_ns % 1000000000u};
+
+	while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL))
+		;
+	return -ETIMEDOUT;
+}
+
 static const struct pinl_device_ops hang_ops = {
 	.size = sizeof hang_ops,
 	.name = "hanging",
 	.open = hang_open,
 	.map = hang_map,
+	.stop = hang_stop,
+	.drain = hang_drain,
 	.read = hang_read,
 };
 
@@ -94,10 +112,41 @@ static void a_hanging_backend_delays_a_change_until_ceiling_and_grace_only(void 
 	pinl_close(ctx);
 }
 
+/* One after the other would take twice as long as the actor may be held, and he would be let go early.
+ */
+static void devices_that_hang_are_waited_for_together(void **state)
+{
+	struct pinl_opts opts = {
+		.size = sizeof opts, .ceiling_ms = 800, .drain_ms = 200, .summary_fd = -1};
+	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL};
+	void *mem = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct pinl_counters c = {.size = sizeof c};
+	struct pinl_event ev = {.size = sizeof ev};
+	struct pinl_lease *lease[16];
+	struct pinl_device *dev;
+	struct pinl_ctx *ctx;
+
+	assert_int_equal(pinl_open(&opts, &ctx), 0);
+	for (int i = 0; i < 16; i++) {
+		assert_int_equal(pinl_device_open_ops(ctx, &hang_ops, NULL, &dev), 0);
+		assert_int_equal(pinl_map_range(dev, (uintptr_t)mem, (uintptr_t)mem + PAGE, FLAGS,
+						&policy, NULL, &lease[i]),
+				 0);
+	}
+	assert_int_equal(pinl_munmap(ctx, mem, PAGE), 0);
+	while (!pinl_next_event(ctx, &ev))
+		assert_false(ev.type == PINL_EV_DEGRADED && ev.err == -EINTR);
+	assert_int_equal(pinl_counters(ctx, &c), 0);
+	assert_int_equal(c.forced, 16);
+	assert_int_equal(c.drains_unconfirmed, 16);
+	pinl_close(ctx);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_hanging_backend_delays_a_change_until_ceiling_and_grace_only),
+		cmocka_unit_test(devices_that_hang_are_waited_for_together),
 	};
 
 	return cmocka_run_group_tests_name("bounds", tests, NULL, NULL);

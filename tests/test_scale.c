@@ -357,9 +357,9 @@ static int lease_new_file(struct rig *r, struct pinl_lease **l, char **m)
 	if (ftruncate(fd, PAGE))
 		return -errno;
 	*m = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	close(fd);
 	err = pinl_map_range(r->dev, (uintptr_t)*m, (uintptr_t)*m + PAGE, PINL_WRITE | PINL_COOPERATIVE,
 			     &at_once, NULL, l);
+	close(fd); /* so that the last one is missing to the lease */
 	if (err)
 		munmap(*m, PAGE);
 	return err;

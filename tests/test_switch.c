@@ -15,11 +15,13 @@
 #include <pinlease/device.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -194,6 +196,74 @@ static void a_part_that_is_unmapped_is_nobodys(void **state)
 	close_rig(&r);
 }
 
+struct waiter {
+	pthread_t thread;
+	_Atomic pid_t tid;
+	char *at;
+	ssize_t got;
+};
+
+static void *look(void *arg)
+{
+	struct waiter *w = arg;
+	char byte;
+	struct iovec to = {&byte, 1}, from = {w->at, 1};
+
+	w->tid = gettid();
+	w->got = process_vm_readv(getpid(), &to, 1, &from, 1, 0);
+	return NULL;
+}
+
+static int sleeps(pid_t tid)
+{
+	char path[64], line[128], state = 0;
+	FILE *f;
+
+	snprintf(path, sizeof path, "/proc/self/task/%d/status", tid);
+	f = fopen(path, "re");
+	while (f && fgets(line, sizeof line, f))
+		sscanf(line, "State: %c", &state);
+	if (f)
+		fclose(f);
+	return state == 'S' || state == 'D';
+}
+
+static void wait_at(struct waiter *w, char *at)
+{
+	*w = (struct waiter){.at = at};
+	assert_int_equal(pthread_create(&w->thread, NULL, look, w), 0);
+	while (!w->tid || !sleeps(w->tid))
+		usleep(1000);
+}
+
+/* Whoever waits for a page when that is unmapped, mapped over or moved: the kernel would leave him
+ * there. */
+static void who_waits_for_a_page_that_goes_comes_back(void **state)
+{
+	struct waiter w[3];
+	struct rig r;
+	char *away;
+
+	alarm(60);
+	begin(&r);
+	for (int i = 0; i < 3; i++)
+		wait_at(&w[i], r.mem + (4 + i) * PAGE);
+	assert_int_equal(munmap(w[0].at, PAGE), 0);
+	assert_ptr_equal(mmap(w[1].at, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 w[1].at);
+	away = mremap(w[2].at, PAGE, 2 * PAGE, MREMAP_MAYMOVE);
+	assert_ptr_not_equal(away, MAP_FAILED);
+	end(&r);
+	for (int i = 0; i < 3; i++) {
+		pthread_join(w[i].thread, NULL);
+		assert_int_equal(w[i].got, i == 1 ? 1 : -1);
+	}
+	assert_content(away, 6, 1);
+	munmap(away, 2 * PAGE);
+	close_rig(&r);
+	alarm(0);
+}
+
 static void *let_it_go_on(void *arg)
 {
 	sem_post(&device.go);
@@ -229,6 +299,7 @@ int main(void)
 		cmocka_unit_test(a_part_that_another_userfaultfd_took_hangs_nobody),
 		cmocka_unit_test(a_part_that_is_moved_away_keeps_its_content),
 		cmocka_unit_test(a_part_that_is_unmapped_is_nobodys),
+		cmocka_unit_test(who_waits_for_a_page_that_goes_comes_back),
 		cmocka_unit_test(a_child_forked_meanwhile_has_the_content),
 	};
 

@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <linux/falloc.h>
 #include <linux/fs.h>
 
 static int in_namespace;
@@ -268,7 +269,7 @@ static void a_file_of_an_overlay_is_told_of_not_held(void **state)
  */
 
 /* On a loop device that goes away with its mount. */
-static void mount_xfs(void)
+static void mount_new(const char *type)
 {
 	char command[700];
 	int fd;
@@ -277,12 +278,71 @@ static void mount_xfs(void)
 	fd = open(under("image"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	assert_int_equal(ftruncate(fd, 400l << 20), 0);
 	close(fd);
-	snprintf(command, sizeof command, "mkfs.xfs -q '%s' && mount -o loop '%s' '%s'", under("image"),
-		 under("image"), under("mnt"));
+	snprintf(command, sizeof command, "mkfs.%s -q '%s' && mount -o loop '%s' '%s'", type,
+		 under("image"), under("image"), under("mnt"));
 	if (run(command)) {
-		print_message("skip: XFS on a loop device (xfsprogs)\n");
+		print_message("skip: %s on a loop device (mkfs.%s)\n", type, type);
 		skip();
 	}
+}
+
+#define PUNCH_MODE (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
+
+/* Explicit calls that reach into the first or last leased page, or end or begin next to one. */
+static void change_the_edges(struct rig *r, int err)
+{
+	static const struct {
+		int mode;
+		off_t offset, len;
+	} edges[] = {
+		{PUNCH_MODE, FIRST * P + 100, 200},	 {PUNCH_MODE, 2 * P, (FIRST - 2) * P + 100},
+		{PUNCH_MODE, LAST * P - 100, P},	 {FALLOC_FL_ZERO_RANGE, LAST * P - 100, P},
+		{FALLOC_FL_COLLAPSE_RANGE, LAST * P, P},
+	};
+
+	for (unsigned i = 0; i < sizeof edges / sizeof *edges; i++) {
+		int got = pinl_fallocate(r->ctx, r->fd, edges[i].mode, edges[i].offset, edges[i].len);
+
+		if (got != err)
+			fail_msg("%u: %d, %s", i, got, pinl_error());
+	}
+}
+
+static void refuse_holes_on(struct rig *r, const char *type)
+{
+	struct pinl_policy refuse = {.size = sizeof refuse,
+				     .kind = PINL_REFUSE,
+				     .refuse = PINL_OPBIT(PINL_OP_PUNCH) | PINL_OPBIT(PINL_OP_ZERO) |
+					       PINL_OPBIT(PINL_OP_COLLAPSE)};
+
+	mount_new(type);
+	start(r, under("mnt"), MAP_SHARED);
+	assert_ok(pinl_device_open(r->ctx, "soft", NULL, &r->dev));
+	assert_ok(map(r, FIRST, LAST, PINL_WRITE, &refuse, &r->lease));
+}
+
+/* XFS drops pages that a hole covers in part, and the one before what it moves: they are asked about. */
+static void explicit_calls_ask_for_the_edges_on_xfs(void **state)
+{
+	struct rig *r = *state;
+
+	refuse_holes_on(r, "xfs");
+	change_the_edges(r, -EBUSY);
+	assert_file_unchanged(r);
+	assert_ok(pinl_fallocate(r->ctx, r->fd, PUNCH_MODE, 0, FIRST * P));
+}
+
+/* ext4 zeroes them in place, and nobody is bothered; but of a hole beyond the end, not the last one. */
+static void explicit_calls_leave_the_edges_on_ext4(void **state)
+{
+	struct rig *r = *state;
+
+	refuse_holes_on(r, "ext4");
+	change_the_edges(r, 0);
+	assert_int_equal(r->va[FIRST * P + 100], 0);
+	assert_int_equal(pinl_fallocate(r->ctx, r->fd, PUNCH_MODE, (LAST - 1) * P, P), -EBUSY);
+	assert_int_equal(ftruncate(r->fd, LAST * P - 100), 0);
+	assert_int_equal(pinl_fallocate(r->ctx, r->fd, PUNCH_MODE, (LAST - 1) * P, P - 50), -EBUSY);
 }
 
 /* Into page 5. Its exit status is an errno. */
@@ -312,7 +372,7 @@ static void a_clone_into_a_leased_range_is_held(void **state)
 		struct rig *r = *state;
 		pid_t pid;
 
-		mount_xfs();
+		mount_new("xfs");
 		start(r, under("mnt"), MAP_SHARED);
 		assert_ok(pinl_device_open(r->ctx, "soft", NULL, &r->dev));
 		assert_ok(map(r, FIRST, LAST, PINL_WRITE, &policy, &r->lease));
@@ -346,6 +406,8 @@ int main(void)
 		TEST(a_punch_or_open_by_the_overlay_is_held),
 		TEST(a_file_of_an_overlay_is_told_of_not_held),
 		TEST(a_clone_into_a_leased_range_is_held),
+		TEST(explicit_calls_ask_for_the_edges_on_xfs),
+		TEST(explicit_calls_leave_the_edges_on_ext4),
 	};
 
 	alarm(120);

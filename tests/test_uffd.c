@@ -200,6 +200,43 @@ static void a_handler_may_free_leased_memory(void **state)
 	handler_frees(&keep);
 }
 
+/*
+ * A second mapping of shared pages takes nothing from anybody, but the kernel tells of it: who makes one
+ * waits no longer than who unmaps unleased memory, although another's hold lasts longer than the alarm.
+ */
+static void a_second_mapping_waits_for_no_stranger(void **state)
+{
+	struct pinl_opts opts = {.ceiling_ms = 600000};
+	struct pinl_policy keep = {.size = sizeof keep, .kind = PINL_KEEP};
+	struct pinl_lease *other;
+	struct pinl_event ev;
+	struct rig r;
+	struct actor a;
+	char *va, *again;
+	int fd;
+
+	rig_open(&r, ANON, &opts);
+	assert_ok(rig_lease(&r, PINL_RECALL, 300000));
+	fd = make_file("");
+	va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	assert_ok(
+		pinl_map_range(r.dev, (uintptr_t)va, (uintptr_t)va + SIZE, PINNED, &keep, NULL, &other));
+	actor_start(&a, PINL_OP_DONTNEED, r.va, SIZE, NULL);
+	await(&r, PINL_EV_NOTICE);
+	again = mremap(va, 0, SIZE, MREMAP_MAYMOVE);
+	assert_ptr_not_equal(again, MAP_FAILED);
+	ev = await(&r, PINL_EV_DEGRADED); /* for that the hold was cut short, and it is said */
+	assert_int_equal(ev.err, -EINTR);
+	actor_join(&a);
+	assert_ok(settled_check(other));
+	pinl_quiesced(r.lease);
+	pinl_unmap_range(other);
+	munmap(again, SIZE);
+	munmap(va, SIZE);
+	close(fd);
+	rig_close(&r);
+}
+
 /* ---------------------------------------------------------------------------------- many at once -- */
 
 /* Each is let go when its own lease is quiesced, newest first, and none before. */
@@ -339,6 +376,7 @@ int main(void)
 		cmocka_unit_test(the_holder_may_unmap_his_own_lease),
 		cmocka_unit_test(a_handler_may_free_watched_memory),
 		cmocka_unit_test(a_handler_may_free_leased_memory),
+		cmocka_unit_test(a_second_mapping_waits_for_no_stranger),
 		cmocka_unit_test(actors_are_held_each_for_his_own),
 		cmocka_unit_test(bystanders_go_on),
 		cmocka_unit_test(madvise_by_io_uring_is_told),

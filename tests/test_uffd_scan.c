@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What a blocked system call is going to do, from its arguments alone. */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -77,10 +81,17 @@ static void mremap_that_does_nothing(void **state)
 	NONE(CALL(SYS_mremap, {A, 4 * P, 4 * P, MREMAP_MAYMOVE}));
 	NONE(CALL(SYS_mremap, {A, 4 * P, 8 * P, 0}));
 	NONE(CALL(SYS_mremap, {A, 4 * P, 0, 0}));
-	NONE(CALL(SYS_mremap, {A, 0, 4 * P, MREMAP_MAYMOVE})); /* a second mapping of shared pages */
+	NONE(CALL(SYS_mremap, {A + 1, 0, 4 * P, MREMAP_MAYMOVE}));
+	NONE(CALL(SYS_mremap, {A, 0, 4 * P, 0}));
+	NONE(CALL(SYS_mremap, {A, 0, 0, MREMAP_MAYMOVE}));
 	NONE(CALL(SYS_mremap, {A, 4 * P, 4 * P, MREMAP_FIXED, B}));
 	NONE(CALL(SYS_mremap, {A, 4 * P, 4 * P, MREMAP_DONTUNMAP}));
 	NONE(CALL(SYS_mremap, {A, 4 * P, 2 * P, 64}));
+}
+
+static void a_second_mapping_makes_an_event_and_takes_nothing(void **state)
+{
+	decodes(CALL(SYS_mremap, {A, 0, 4 * P, MREMAP_MAYMOVE}), -ENOMSG, NULL);
 }
 
 static void madvise_discards(void **state)
@@ -127,6 +138,10 @@ static void any_arguments_give_sane_ranges(void **state)
 					values[i / 5 / n / n % n], values[i / 5 / n / n / n % n], A}};
 		int nr = pl_uffd_decode(&c, BRK, r);
 
+		if (nr == -ENOMSG) {
+			assert_int_equal((c.args[1] + P - 1) / P, 0);
+			continue;
+		}
 		assert_in_range(nr, 0, 2);
 		for (int j = 0; j < nr; j++) {
 			assert_int_equal(r[j].start % P, 0);
@@ -162,6 +177,140 @@ static void a_reader_of_a_pipe_waits_for_no_event(void **state)
 	close(fds[0]);
 }
 
+/* ------------------------------------------------------------------------------- threads that wait --
+ */
+
+/* A userfaultfd of the test's own, with two shared pages, and a thread that waits for it in some way. */
+struct waiter {
+	int fd;
+	char *va;
+	void (*wait)(struct waiter *);
+	pthread_t thread;
+	_Atomic pid_t tid;
+};
+
+static void *waiter(void *arg)
+{
+	struct waiter *w = arg;
+
+	w->tid = gettid();
+	w->wait(w);
+	return NULL;
+}
+
+static void waiter_start(struct waiter *w, void (*wait)(struct waiter *))
+{
+	struct uffdio_api api = {.api = UFFD_API,
+				 .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
+					     UFFD_FEATURE_EVENT_UNMAP};
+	struct uffdio_register reg = {.mode = UFFDIO_REGISTER_MODE_MISSING};
+
+	alarm(60);
+	*w = (struct waiter){.fd = syscall(SYS_userfaultfd, O_CLOEXEC), .wait = wait};
+	if (w->fd < 0 || ioctl(w->fd, UFFDIO_API, &api)) {
+		print_message("skip: userfaultfd with fork events (CAP_SYS_PTRACE)\n");
+		skip();
+	}
+	w->va = mmap(NULL, 2 * P, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	reg.range = (struct uffdio_range){(uintptr_t)w->va, 2 * P};
+	assert_int_equal(ioctl(w->fd, UFFDIO_REGISTER, &reg), 0);
+	assert_int_equal(pthread_create(&w->thread, NULL, waiter, w), 0);
+	while (!w->tid)
+		sched_yield();
+}
+
+static int look(const struct waiter *w, bool wchan)
+{
+	struct pl_uffd_range r[2];
+	struct pl_syscall call;
+
+	return pl_uffd_look(w->tid, wchan, &call, r);
+}
+
+static void waiter_end(struct waiter *w)
+{
+	struct uffd_msg msg;
+
+	assert_int_equal(read(w->fd, &msg, sizeof msg), sizeof msg);
+	if (msg.event == UFFD_EVENT_FORK)
+		close(msg.arg.fork.ufd);
+	close(w->fd);
+	pthread_join(w->thread, NULL);
+	munmap(w->va, 2 * P);
+	alarm(0);
+}
+
+static void await_waiter(const struct waiter *w)
+{
+	for (int i = 0; i < 1000000; i++, sched_yield())
+		if (pl_uffd_waits(w->tid) == 1)
+			return;
+	print_message("skip: a kernel that says what a thread waits for (/proc/PID/task/TID/wchan)\n");
+	skip();
+}
+
+static void map_again(struct waiter *w)
+{
+	void *again = mremap(w->va, 0, 2 * P, MREMAP_MAYMOVE);
+
+	assert_ptr_not_equal(again, MAP_FAILED);
+	munmap(again, 2 * P);
+}
+
+static void who_makes_a_second_mapping_is_seen(void **state)
+{
+	struct waiter w;
+
+	waiter_start(&w, map_again);
+	await_waiter(&w);
+	assert_int_equal(look(&w, true), 0);
+	assert_int_equal(look(&w, false), 0);
+	waiter_end(&w);
+}
+
+static void fork_once(struct waiter *w)
+{
+	pid_t child = fork();
+
+	if (!child)
+		_exit(0);
+	waitpid(child, NULL, 0);
+}
+
+/* Its call says nothing, but where it waits does. */
+static void who_waits_in_any_call_is_seen(void **state)
+{
+	struct waiter w;
+
+	waiter_start(&w, fork_once);
+	await_waiter(&w);
+	assert_int_equal(look(&w, true), 0);
+	assert_int_equal(look(&w, false), -ENOENT);
+	waiter_end(&w);
+}
+
+static void read_event(struct waiter *w)
+{
+	struct uffd_msg msg;
+
+	assert_int_equal(read(w->fd, &msg, sizeof msg), sizeof msg);
+}
+
+static void a_reader_of_a_userfaultfd_waits_for_no_event(void **state)
+{
+	struct pl_syscall call = {0};
+	struct waiter w;
+
+	waiter_start(&w, read_event);
+	while (pl_task_syscall(getpid(), w.tid, &call) || call.nr != SYS_read)
+		sched_yield();
+	assert_int_equal(look(&w, true), -ENOENT);
+	munmap(w.va, 2 * P);
+	pthread_join(w.thread, NULL);
+	close(w.fd);
+	alarm(0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -169,11 +318,15 @@ int main(void)
 		cmocka_unit_test(only_fixed_mmap_overmaps),
 		cmocka_unit_test(mremap_moves_shrinks_and_overmaps),
 		cmocka_unit_test(mremap_that_does_nothing),
+		cmocka_unit_test(a_second_mapping_makes_an_event_and_takes_nothing),
 		cmocka_unit_test(madvise_discards),
 		cmocka_unit_test(a_smaller_brk_unmaps),
 		cmocka_unit_test(some_calls_dont_say_what),
 		cmocka_unit_test(any_arguments_give_sane_ranges),
 		cmocka_unit_test(a_reader_of_a_pipe_waits_for_no_event),
+		cmocka_unit_test(who_makes_a_second_mapping_is_seen),
+		cmocka_unit_test(who_waits_in_any_call_is_seen),
+		cmocka_unit_test(a_reader_of_a_userfaultfd_waits_for_no_event),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

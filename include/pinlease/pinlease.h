@@ -33,9 +33,12 @@
  * - Structures whose first member is `size` are set to sizeof by the caller, so that they can grow.
  * - Any thread may call anything. No call is async-signal-safe. pinl_close() and pinl_device_close()
  *   must be the last call on their object.
- * - The library owns nothing it did not take: it never unmaps memory or closes descriptors of yours,
- *   with one exception that is its purpose: a forced SCRATCH or COPY replaces the recalled part of
- *   the leased range by private memory at the same address. That memory is yours afterwards.
+ * - The explicit calls, pinl_munmap() to pinl_fallocate(), are no cancellation points, although they
+ *   wait: a thread that is cancelled meanwhile ends after the change.
+ * - The library owns nothing it did not take: it never unmaps memory, closes descriptors or drops
+ *   file locks (fcntl(2), flock(2)) of yours, with one exception that is its purpose: a forced SCRATCH
+ *   or COPY replaces the recalled part of the leased range by private memory at the same address.
+ *   That memory is yours afterwards.
  * - fork: a child inherits no lease. In the child every call on an inherited object returns -ESTALE,
  *   and pinl_unmap_range(), pinl_device_close() and pinl_close() do nothing. A raw clone() behaves
  *   the same way (MADV_WIPEONFORK). The library's own descriptors are closed in a child of fork(). It
@@ -511,6 +514,9 @@ int pinl_counters(struct pinl_ctx *ctx, struct pinl_counters *counters);
  * before, held until recalled, refused with -EBUSY. -errno of the system call otherwise. Memory and
  * files without leases are passed on at once. The calls may be made by the holder itself, also from
  * an event callback: its own changes recall its leases like anyone's.
+ *
+ * MADV_REMOVE asks about the pages of the file, by whatever mapping they are leased, and makes its hole
+ * by a descriptor of the library's own where it can have one: then also where the mapping is locked.
  */
 int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len);
 int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,

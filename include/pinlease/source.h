@@ -24,7 +24,9 @@ extern "C" {
 #define PINL_WILL_SAY_DONE 0x10u
 
 /* The memory under a lease. Owned by the lease; `fd` is the library's own and the same for all leases of
- * the file, open as long as one of them lives: share it, don't rely on its offset. */
+ * the file, open as long as one of them lives. It is made with O_PATH: fstat() and
+ * names in /proc/self/fd work, reading doesn't. Who opens the file anew mustn't close that where it
+ * could drop the program's locks, see fcntl(2). */
 struct pinl_memory {
 	enum pinl_memory_kind kind;
 	uintptr_t start, end;	      /* the leased range */
@@ -32,7 +34,7 @@ struct pinl_memory {
 	uint64_t dev, ino;	      /* of the file; 0: none */
 	uint64_t offset;	      /* file offset of `start` */
 	long fs_magic;		      /* statfs f_type; 0: no file or not reachable */
-	int fd;			      /* a descriptor of the file, or -1 */
+	int fd;			      /* an O_PATH descriptor of the file, or -1 */
 	int shared;		      /* MAP_SHARED */
 	int writable;		      /* PROT_WRITE */
 	int is_memfd;

@@ -20,6 +20,7 @@
 #include "core/ctx.h"
 #include "os/compat.h"
 #include "os/holes.h"
+#include "os/vma.h"
 
 #define PAGE  4096ul
 #define WORDS (PAGE / sizeof(uint64_t))
@@ -33,14 +34,30 @@ static void found(struct pinl_lease *l, uintptr_t start, uintptr_t end, enum pin
 		pl_orphan_begin(l, &lost);
 }
 
+struct search {
+	int fd;
+	off_t at, end, size;
+	off_t from, to; /* found */
+};
+
+static long first_hole(void *arg)
+{
+	struct search *s = arg;
+
+	return pl_first_hole(s->fd, s->at, s->end, s->size, &s->from, &s->to);
+}
+
 /* Pinned pages of tmpfs are in its page cache: a hole, or the end of the file, means they were let go.
  */
 static void check_shmem(struct pinl_lease *l)
 {
 	off_t first = l->mem.offset, last = first + (l->m.end - l->m.start);
+	struct search s;
 	struct stat st;
 
-	if (l->mem.fd < 0 || fstat(l->mem.fd, &st))
+	if (l->mem.fd < 0 || fstat(l->mem.fd, &st) ||
+	    (pl_all_present(l->m.start, l->m.end) &&
+	     pl_vma_same(l->ctx->maps, &l->mem, l->m.start, l->m.end)))
 		return;
 	st.st_size = (st.st_size + PAGE - 1) & ~(off_t)(PAGE - 1);
 	if (st.st_size < last) {
@@ -49,21 +66,9 @@ static void check_shmem(struct pinl_lease *l)
 		found(l, l->m.start + (from - first), l->m.end, PINL_OP_TRUNCATE);
 		last = from;
 	}
-	for (off_t at = first; at < last;) {
-		off_t data = lseek(l->mem.fd, at, SEEK_DATA);
-
-		if (data < 0 && errno != ENXIO)
-			return;
-		if (data < 0 || data > last)
-			data = last;
-		if (data > at)
-			found(l, l->m.start + (at - first), l->m.start + (data - first), PINL_OP_PUNCH);
-		if (data == last)
-			return;
-		at = pl_next_hole(l->mem.fd, data, last, st.st_size);
-		if (at <= data)
-			return;
-	}
+	s = (struct search){.fd = l->inode->real, .at = first, .end = last, .size = st.st_size};
+	for (; pl_aside_run(l->ctx->aside, first_hole, &s); s.at = s.to)
+		found(l, l->m.start + (s.from - first), l->m.start + (s.to - first), PINL_OP_PUNCH);
 }
 
 /* A guard looks like a page in swap, where pinned pages never are for long; but nobody can read it. */

@@ -163,6 +163,16 @@ static int open_maps(struct pinl_ctx *ctx)
 	return ctx->maps < 0 && (errno == EMFILE || errno == ENFILE) ? -errno : 0;
 }
 
+/* Without a table aside no file can be opened, but other memory can be leased all the same. */
+static int open_aside(struct pinl_ctx *ctx)
+{
+	int err = pl_aside_new(&ctx->aside);
+
+	if (!err)
+		err = pl_aside_error(ctx->aside);
+	return err == -EMFILE || err == -ENFILE || err == -ENOMEM || err == -EAGAIN ? err : 0;
+}
+
 static void init_sync(struct pinl_ctx *ctx)
 {
 	pthread_condattr_t attr;
@@ -173,6 +183,7 @@ static void init_sync(struct pinl_ctx *ctx)
 	for (int i = 0; i < PL_SETTLED; i++)
 		pthread_cond_init(&ctx->settled[i], &attr);
 	pthread_cond_init(&ctx->work, &attr);
+	pthread_cond_init(&ctx->ended, &attr);
 	pthread_condattr_destroy(&attr);
 	ctx->jobs_tail = &ctx->jobs;
 }
@@ -190,6 +201,7 @@ static void ctx_free(struct pinl_ctx *ctx)
 		ctx->sources[i].ops->close(ctx->sources[i].priv);
 	pl_events_free(ctx->events);
 	pl_swap_free(ctx->swap);
+	pl_aside_free(ctx->aside);
 	pl_bounce_free(ctx->bounce);
 	if (ctx->alive)
 		munmap(ctx->alive, 4096);
@@ -198,6 +210,7 @@ static void ctx_free(struct pinl_ctx *ctx)
 	for (int i = 0; i < PL_SETTLED; i++)
 		pthread_cond_destroy(&ctx->settled[i]);
 	pthread_cond_destroy(&ctx->work);
+	pthread_cond_destroy(&ctx->ended);
 	pthread_mutex_destroy(&ctx->lock);
 	free(ctx->summary);
 	free(ctx);
@@ -251,6 +264,8 @@ int pl_open_core(const struct pinl_opts *given, struct pinl_ctx **out)
 	err = ctx->summary ? make_alive(ctx) : -ENOMEM;
 	if (!err)
 		err = open_maps(ctx);
+	if (!err)
+		err = open_aside(ctx);
 	if (!err)
 		err = pl_swap_new(&ctx->swap);
 	if (!err && !(ctx->events = pl_events_new(&opts)))
@@ -307,6 +322,11 @@ int pinl_sources(struct pinl_ctx *ctx, char *buf, size_t len)
 	for (int i = 0; i < ctx->n_sources; i++)
 		pl_text_add(&t, "%s: running\n", ctx->sources[i].ops->name);
 	pl_text_add(&t, "%s", ctx->source_notes);
+	if (pl_aside_error(ctx->aside))
+		pl_text_add(&t,
+			    "open: missing: no descriptor table of its own for a thread (%s), so files "
+			    "can't be opened to be watched\n",
+			    strerror(-pl_aside_error(ctx->aside)));
 	if (!pl_swap_can_fill(ctx->swap))
 		pl_text_add(&t, "copy: missing: no userfaultfd, RECALL with COPY is refused\n");
 	else if (pl_swap_user_only(ctx->swap))

@@ -26,6 +26,7 @@
 #include "core/index.h"
 #include "core/policy.h"
 #include "core/revoke.h"
+#include "os/aside.h"
 #include "os/clock.h"
 #include "os/stage.h"
 #include "os/swap.h"
@@ -56,6 +57,7 @@ struct pinl_device {
 	void *priv;
 	struct pinl_lease *leases; /* visible ones; ctx->lock */
 	bool closing;
+	unsigned enders; /* threads in pl_lease_end for a lease of this device */
 };
 
 /* Pages the device still has although file or mapping let them go. At the head of its own mapping. */
@@ -112,7 +114,10 @@ struct pinl_lease {
 
 	enum pinl_state state;
 	enum pinl_outcome outcome;
-	bool busy, queued;
+	bool busy, queued, ending;
+	bool seen, stopped; /* by the look ahead for this force; the device has been stopped then */
+	int stop_err;
+	uint64_t drain_by;
 	unsigned jobs, doing; /* to do; being done by the worker */
 	struct pl_recall recall;
 	struct pl_recall next; /* late changes that came while FORCING */
@@ -137,7 +142,8 @@ struct pl_inode {
 	struct pl_index leases;
 	uint64_t dev, ino;
 	unsigned refs;
-	int fd; /* every lease's mem.fd; -1: can't be opened */
+	int fd;	  /* every lease's mem.fd, O_PATH; -1: can't be opened */
+	int real; /* the same file, open in the table of ctx->aside */
 };
 
 static inline struct pinl_lease *pl_lease_of_notice_node(struct pl_node *node)
@@ -175,9 +181,10 @@ struct pinl_ctx {
 	/* A lease left busy/queued, or its state changed; several, so that few wake for others' leases.
 	 */
 	pthread_cond_t settled[PL_SETTLED];
-	pthread_cond_t work; /* the worker has something to do */
-	int maps;	     /* /proc/self/maps, to ask what is mapped; -1: read its text */
-	uint8_t *alive;	     /* one page, wiped in a forked child */
+	pthread_cond_t ended; /* a thread has left pl_lease_end */
+	pthread_cond_t work;  /* the worker has something to do */
+	int maps;	      /* /proc/self/maps, to ask what is mapped; -1: read its text */
+	uint8_t *alive;	      /* one page, wiped in a forked child */
 	struct pinl_opts opts;
 
 	struct pl_source sources[PL_MAX_SOURCES];
@@ -195,6 +202,7 @@ struct pinl_ctx {
 	bool stopping, worker_started;
 	pthread_t worker;
 
+	struct pl_aside *aside; /* for calls on descriptors of files */
 	struct pl_swap *swap;
 	struct pl_bounce *bounce; /* made for the first staged lease */
 	struct pl_events *events;
@@ -231,13 +239,14 @@ void pl_exempt_leave(struct pinl_ctx *ctx, int slot);
 bool pl_lease_overlap(const struct pinl_lease *lease, const struct pinl_change *change,
 		      struct pl_range *va);
 void pl_lease_cut_detached(const struct pinl_lease *lease, struct pl_range *va);
+bool pl_lease_begin_end(struct pinl_lease *lease);
 void pl_lease_end(struct pinl_lease *lease, bool leaked);
 size_t pl_lease_live_bytes(const struct pinl_lease *lease);
 
 /* inode.c */
 struct pl_inode *pl_inode_find(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino); /* ctx->lock held */
-int pl_inode_known(void *lease, uint64_t dev, uint64_t ino);			  /* for pl_vma_query */
-int pl_inode_get(struct pinl_lease *lease);
+int pl_inode_real(struct pinl_ctx *ctx, const struct pinl_memory *mem); /* of a leased file; or -1 */
+int pl_inode_under(struct pinl_lease *lease, uintptr_t start, uintptr_t end); /* fills lease->mem */
 void pl_inode_put(struct pinl_lease *lease);
 
 /* query.c (ctx->lock held); all but size */
@@ -259,6 +268,7 @@ void pl_recall_rest(struct pinl_lease *lease);
 void pl_change_leave(struct pinl_lease *lease);
 bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem);
 bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem);
+bool pl_would_refuse(struct pinl_ctx *ctx, const struct pinl_change *change); /* takes ctx->lock */
 
 /* worker.c */
 void *pl_worker(void *ctx);
@@ -273,7 +283,9 @@ struct pl_taken {
 	int err;       /* what fell short */
 };
 int pl_replace(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
+bool pl_stops_first(const struct pinl_lease *lease);
 void pl_take(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
+void pl_sources_suspend(struct pinl_lease *lease, const struct pl_range *va, int suspended);
 void pl_orphan_begin(struct pinl_lease *lease, const struct pl_recall *lost);
 void pl_orphan_end(struct pinl_lease *lease);
 void pl_orphan_unwritten(struct pinl_lease *lease, const struct pl_recall *why, uint64_t bytes);

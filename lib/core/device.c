@@ -41,6 +41,16 @@ void *pinl_device_priv(struct pinl_device *dev, const struct pinl_device_ops *op
 	return dev && dev->given == ops && pl_alive(dev->ctx) ? dev->priv : NULL;
 }
 
+/* A lease that nobody is ending, as a callback may be: ours to end now. */
+static struct pinl_lease *left_on(struct pinl_device *dev)
+{
+	struct pinl_lease *l = dev->leases;
+
+	while (l && !pl_lease_begin_end(l))
+		l = l->dev_next;
+	return l;
+}
+
 void pinl_device_close(struct pinl_device *dev)
 {
 	struct pinl_ctx *ctx;
@@ -49,16 +59,17 @@ void pinl_device_close(struct pinl_device *dev)
 	if (!dev || !pl_alive(dev->ctx))
 		return;
 	ctx = dev->ctx;
-	for (;;) {
-		pthread_mutex_lock(&ctx->lock);
-		dev->closing = true;
-		lease = dev->leases;
-		pthread_mutex_unlock(&ctx->lock);
-		if (!lease)
-			break;
-		pl_lease_end(lease, true);
-	}
 	pthread_mutex_lock(&ctx->lock);
+	dev->closing = true;
+	while ((lease = left_on(dev)) || dev->enders) {
+		if (!lease) { /* others are about to be through */
+			pthread_cond_wait(&ctx->ended, &ctx->lock);
+			continue;
+		}
+		pthread_mutex_unlock(&ctx->lock);
+		pl_lease_end(lease, true);
+		pthread_mutex_lock(&ctx->lock);
+	}
 	for (struct pinl_device **p = &ctx->devices; *p; p = &(*p)->next)
 		if (*p == dev) {
 			*p = dev->next;

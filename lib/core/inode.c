@@ -1,17 +1,19 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Files with leases: one entry each, found by inode number. It knows the file's leases by file offset
- * and owns the one descriptor that all of them use, which also keeps the number from being given to
- * another file. A lease being made has a reference before it is visible, so refs may exceed the leases
- * indexed.
+ * and owns the descriptors that all of them use, which also keep the number from being given to another
+ * file: one made with O_PATH, which can be closed without harm to the program's locks, and one that is
+ * open for real, in the table aside. A lease being made has a reference before it is visible, so refs
+ * may exceed the leases indexed.
  *
- * ctx->lock covers everything here but the allocation, the release and the descriptor's closing.
+ * ctx->lock covers everything here but the allocation, the release and the descriptors' closing.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "core/ctx.h"
+#include "os/vma.h"
 
 struct pl_inode *pl_inode_find(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino)
 {
@@ -23,7 +25,19 @@ struct pl_inode *pl_inode_find(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino)
 	return NULL;
 }
 
-int pl_inode_known(void *arg, uint64_t dev, uint64_t ino)
+int pl_inode_real(struct pinl_ctx *ctx, const struct pinl_memory *mem)
+{
+	struct pl_inode *i;
+	int real;
+
+	pthread_mutex_lock(&ctx->lock);
+	i = pl_inode_find(ctx, mem->dev, mem->ino);
+	real = i ? i->real : -1;
+	pthread_mutex_unlock(&ctx->lock);
+	return real;
+}
+
+static int known(void *arg, uint64_t dev, uint64_t ino)
 {
 	struct pinl_lease *l = arg;
 	struct pl_inode *i;
@@ -40,7 +54,16 @@ int pl_inode_known(void *arg, uint64_t dev, uint64_t ino)
 	return fd;
 }
 
-int pl_inode_get(struct pinl_lease *l)
+static void close_both(struct pinl_ctx *ctx, int fd, int real)
+{
+	if (fd >= 0)
+		close(fd);
+	if (real >= 0)
+		pl_aside_close(ctx->aside, real);
+}
+
+/* The lease's reference. mem.fd and real, if there are, become the inode's. */
+static int get(struct pinl_lease *l, int real)
 {
 	struct pl_inode *fresh, *i;
 	int extra = l->mem.fd;
@@ -49,11 +72,10 @@ int pl_inode_get(struct pinl_lease *l)
 		return 0;
 	fresh = calloc(1, sizeof *fresh);
 	if (!fresh) {
-		if (extra >= 0)
-			close(extra);
+		close_both(l->ctx, extra, real);
 		return pinl_set_error(-ENOMEM, "out of memory for a lease");
 	}
-	*fresh = (struct pl_inode){.dev = l->mem.dev, .ino = l->mem.ino, .fd = -1};
+	*fresh = (struct pl_inode){.dev = l->mem.dev, .ino = l->mem.ino, .fd = -1, .real = -1};
 	fresh->node.start = fresh->ino;
 	fresh->node.end = fresh->ino + 1;
 	pthread_mutex_lock(&l->ctx->lock);
@@ -66,16 +88,24 @@ int pl_inode_get(struct pinl_lease *l)
 	i->refs++;
 	if (i->fd < 0) {
 		i->fd = l->mem.fd;
-		extra = -1;
+		i->real = real;
+		extra = real = -1;
 	} else if (l->mem.fd >= 0) {
 		l->mem.fd = i->fd;
 	}
 	l->inode = i;
 	pthread_mutex_unlock(&l->ctx->lock);
 	free(fresh);
-	if (extra >= 0)
-		close(extra);
+	close_both(l->ctx, extra, real);
 	return 0;
+}
+
+int pl_inode_under(struct pinl_lease *l, uintptr_t start, uintptr_t end)
+{
+	struct pl_vma_how how = {.maps = l->ctx->maps, .aside = l->ctx->aside, .known = known, .arg = l};
+	int real, err = pl_vma_query(&how, start, end, &l->mem, &real);
+
+	return err ? err : get(l, real);
 }
 
 void pl_inode_put(struct pinl_lease *l)
@@ -92,7 +122,6 @@ void pl_inode_put(struct pinl_lease *l)
 	pthread_mutex_unlock(&l->ctx->lock);
 	if (!last)
 		return;
-	if (i->fd >= 0)
-		close(i->fd);
+	close_both(l->ctx, i->fd, i->real);
 	free(i);
 }

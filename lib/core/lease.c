@@ -346,9 +346,7 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 	l->owner_thread = gettid();
 	l->since_ns = pl_clock_ns();
 	l->mem.fd = -1;
-	err = pl_vma_query(l->ctx->maps, start, end, pl_inode_known, l, &l->mem);
-	if (!err)
-		err = pl_inode_get(l);
+	err = pl_inode_under(l, start, end);
 	if (!err && (flags & PINL_WRITE) && !l->mem.writable)
 		err = pinl_set_error(-EACCES,
 				     "[%#lx, %#lx) is mapped read-only, and PINL_WRITE was asked for",
@@ -462,16 +460,29 @@ static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked)
 	pl_event_push(l->ctx, &ev);
 }
 
+/* ctx->lock held. False: another thread ends it already. */
+bool pl_lease_begin_end(struct pinl_lease *l)
+{
+	if (l->ending)
+		return false;
+	l->ending = true;
+	l->dev->enders++;
+	return true;
+}
+
+/* After pl_lease_begin_end(). */
 void pl_lease_end(struct pinl_lease *l, bool leaked)
 {
 	void (*forget)(struct pinl_mapping *) = l->dev->ops.forget; /* then dev may be gone */
 	struct pinl_ctx *ctx = l->ctx;
+	struct pinl_device *dev = l->dev;
 	enum pinl_state before;
 	struct pl_inside in;
 	uint64_t deadline;
 	int drained;
 
 	pl_inside_begin(ctx, &in);
+	pl_wait_applied(ctx); /* a change whose caller has been let go is this lease's to report */
 	before = claim(l);
 	deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
 	if (before != PINL_RELEASED)
@@ -494,11 +505,22 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	forget(&l->dm);
 	lease_free(l);
 	pl_inside_end(ctx, &in);
+	pthread_mutex_lock(&ctx->lock);
+	dev->enders--; /* device and context may be closed from here on */
+	pthread_cond_broadcast(&ctx->ended);
+	pthread_mutex_unlock(&ctx->lock);
 }
 
 void pinl_unmap_range(struct pinl_lease *lease)
 {
-	if (lease && pl_alive(lease->ctx))
+	bool mine;
+
+	if (!lease || !pl_alive(lease->ctx))
+		return;
+	pthread_mutex_lock(&lease->ctx->lock);
+	mine = pl_lease_begin_end(lease);
+	pthread_mutex_unlock(&lease->ctx->lock);
+	if (mine)
 		pl_lease_end(lease, false);
 }
 

@@ -52,7 +52,7 @@ struct pl_plan {
 	const char *device_why;
 	enum pinl_memory_kind kind;
 	bool shared;
-	bool sealable;		 /* memfd that allows seals */
+	bool sealable;		 /* memfd that allows seals; asked only with PINL_SEAL */
 	bool can_copy;		 /* this process has a userfaultfd for the swap */
 	const uint8_t *coverage; /* [PINL_OP_NR], raw changes */
 	unsigned missing;	 /* out: operations that are not covered as asked */

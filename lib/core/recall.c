@@ -249,33 +249,37 @@ static void apply(struct pinl_lease *l, struct pinl_change *ch, const struct pl_
 	}
 }
 
-static bool refused(struct pinl_ctx *ctx, struct pinl_change *ch)
+static struct pinl_lease *refuser(struct pinl_ctx *ctx, const struct pinl_change *ch,
+				  struct pl_range *va)
 {
 	struct pinl_lease *l;
-	struct pl_range va;
 	enum pl_effect effect;
 
-	for_each_lease(l, ctx, ch)
-	{
-		struct pinl_event ev;
+	for_each_lease(l, ctx, ch) if (l->state != PINL_RELEASED && pl_lease_overlap(l, ch, va) &&
+				       ask(l, ch, &effect).action == PL_REFUSE) return l;
+	return NULL;
+}
 
-		if (l->state == PINL_RELEASED || !pl_lease_overlap(l, ch, &va) ||
-		    ask(l, ch, &effect).action != PL_REFUSE)
-			continue;
-		pl_event_lease(l, PINL_EV_REFUSED, NULL, &ev);
-		ev.op = ch->op;
-		ev.start = va.start;
-		ev.end = va.end;
-		ev.change_id = ch->id;
-		ev.actor_pid = ch->actor_pid;
-		ev.actor_tid = ch->actor_tid;
-		ev.err = -EBUSY;
-		strncpy(ev.source, ch->source, sizeof ev.source - 1);
-		pl_event_push(ctx, &ev);
-		ctx->counters.refused++;
-		return true;
-	}
-	return false;
+static bool refused(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	struct pinl_event ev;
+	struct pl_range va;
+	struct pinl_lease *l = refuser(ctx, ch, &va);
+
+	if (!l)
+		return false;
+	pl_event_lease(l, PINL_EV_REFUSED, NULL, &ev);
+	ev.op = ch->op;
+	ev.start = va.start;
+	ev.end = va.end;
+	ev.change_id = ch->id;
+	ev.actor_pid = ch->actor_pid;
+	ev.actor_tid = ch->actor_tid;
+	ev.err = -EBUSY;
+	strncpy(ev.source, ch->source, sizeof ev.source - 1);
+	pl_event_push(ctx, &ev);
+	ctx->counters.refused++;
+	return true;
 }
 
 static bool blocks(const struct pinl_lease *l, const struct pinl_change *ch)
@@ -569,4 +573,16 @@ bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem)
 			return true;
 	}
 	return false;
+}
+
+/* So that of several changes of one call none recalls before another is refused. Of now, no promise. */
+bool pl_would_refuse(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	struct pl_range va;
+	bool no;
+
+	pthread_mutex_lock(&ctx->lock);
+	no = refuser(ctx, ch, &va);
+	pthread_mutex_unlock(&ctx->lock);
+	return no;
 }

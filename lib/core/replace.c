@@ -26,7 +26,7 @@ struct replacing {
 	struct pl_taken *taken;
 };
 
-static void suspend_sources(struct pinl_lease *l, const struct pl_range *va, int suspended)
+void pl_sources_suspend(struct pinl_lease *l, const struct pl_range *va, int suspended)
 {
 	struct pinl_ctx *ctx = l->ctx;
 
@@ -202,7 +202,7 @@ int pl_replace(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken 
 	}
 	if (err)
 		return err;
-	suspend_sources(l, &r->va, 1);
+	pl_sources_suspend(l, &r->va, 1);
 	told_meanwhile(l, &x.gone);
 	err = put_all(&x, &r->va);
 	if (!err)
@@ -212,6 +212,6 @@ int pl_replace(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken 
 
 		pl_swap_unplace(p->start, p->end);
 	}
-	suspend_sources(l, &r->va, 0);
+	pl_sources_suspend(l, &r->va, 0);
 	return err;
 }

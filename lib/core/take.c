@@ -12,14 +12,22 @@
 
 #include "core/ctx.h"
 
+#define LEAST_MS 20 /* to drain what others have used up the time for */
+
+/* Of one that was stopped ahead the time runs since then, but it gets a little in any case. */
 static uint64_t drain_deadline(const struct pinl_lease *l)
 {
-	return pl_clock_ns() + l->ctx->opts.drain_ms * 1000000ull;
+	uint64_t drain_ms = l->ctx->opts.drain_ms, now = pl_clock_ns();
+	uint64_t least = now + (drain_ms < LEAST_MS ? drain_ms : LEAST_MS) * 1000000ull;
+
+	if (!l->stopped)
+		return now + drain_ms * 1000000ull;
+	return l->drain_by > least ? l->drain_by : least;
 }
 
 static int stop_and_drain(struct pinl_lease *l, const struct pl_recall *r)
 {
-	int err = l->dev->ops.stop(l->dev->priv, &l->dm);
+	int err = l->stopped ? l->stop_err : l->dev->ops.stop(l->dev->priv, &l->dm);
 
 	if (!err)
 		err = l->dev->ops.drain(l->dev->priv, &l->dm, drain_deadline(l));
@@ -56,6 +64,13 @@ static int take_copy(struct pinl_lease *l, const struct pl_recall *r, struct pl_
 	pl_orphan_end(l);
 	err = pl_replace(l, r, taken);
 	return err ? err : drained;
+}
+
+/* Whether a force of the lease begins with stopping the device: then it can be done ahead. */
+bool pl_stops_first(const struct pinl_lease *l)
+{
+	return l->recall.quiesced || l->policy.then != PINL_THEN_SCRATCH || l->orphan_bytes ||
+	       l->stage || !replaceable(l, &l->recall);
 }
 
 void pl_take(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *taken)

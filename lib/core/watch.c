@@ -8,12 +8,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "core/ctx.h"
 #include "core/text.h"
 #include "os/compat.h"
-#include "os/vma.h"
 
 /* What the source can do for this memory that no source before it can; false: nothing. */
 static bool source_adds(struct pl_source *s, const struct pinl_lease *l, uint8_t can[PINL_OP_NR])
@@ -59,6 +59,27 @@ int pl_lease_watch(struct pinl_lease *l)
 	return 0;
 }
 
+static long get_seals(void *arg)
+{
+	return syscall(SYS_fcntl, *(int *)arg, F_GET_SEALS);
+}
+
+static long add_seals(void *arg)
+{
+	return syscall(SYS_fcntl, *(int *)arg, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE) ? -errno
+												 : 0;
+}
+
+static bool is_sealable(struct pinl_lease *l)
+{
+	long seals;
+
+	if (!l->mem.is_memfd || !l->inode || l->inode->real < 0)
+		return false;
+	seals = pl_aside_run(l->ctx->aside, get_seals, &l->inode->real);
+	return seals >= 0 && !(seals & F_SEAL_SEAL);
+}
+
 /* The rule, and the operations it fails for. */
 static int say_missing(int err, const char *why, unsigned ops)
 {
@@ -81,8 +102,7 @@ int pl_lease_validate(struct pinl_lease *l)
 		.device_why = l->dev->info.why,
 		.kind = l->mem.kind,
 		.shared = l->mem.shared,
-		.sealable = l->mem.is_memfd && l->mem.fd >= 0 && fcntl(l->mem.fd, F_GET_SEALS) >= 0 &&
-			    !(fcntl(l->mem.fd, F_GET_SEALS) & F_SEAL_SEAL),
+		.sealable = (l->flags & PINL_SEAL) && is_sealable(l),
 		.can_copy = pl_swap_can_fill(l->ctx->swap),
 		.coverage = l->coverage,
 	};
@@ -103,15 +123,16 @@ int pl_lease_validate(struct pinl_lease *l)
 
 int pl_lease_seal(struct pinl_lease *l)
 {
-	int fd, err = 0;
+	int fd, err;
 
 	if (!(l->flags & PINL_SEAL))
 		return 0;
-	fd = pl_reopen(l->mem.fd, O_RDWR);
-	if (fd < 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE))
-		err = pinl_set_error(-errno, "can't seal the memfd: %s", strerror(errno));
+	fd = pl_aside_open(l->ctx->aside, l->mem.fd, O_RDWR);
+	err = fd < 0 ? fd : pl_aside_run(l->ctx->aside, add_seals, &fd);
 	if (fd >= 0)
-		close(fd);
+		pl_aside_close(l->ctx->aside, fd);
+	if (err)
+		pinl_set_error(err, "can't seal the memfd: %s", strerror(-err));
 	for (int op = 0; !err && op < PINL_OP_NR; op++)
 		if (op == PINL_OP_TRUNCATE || op == PINL_OP_PUNCH || op == PINL_OP_REMOVE)
 			l->coverage[op] |= PINL_CAN_REFUSE;

@@ -9,6 +9,8 @@
 
 #include "core/ctx.h"
 
+#define AHEAD 256 /* leases that a look ahead goes over */
+
 void pl_job_add(struct pinl_lease *l, unsigned jobs)
 {
 	struct pinl_ctx *ctx = l->ctx;
@@ -123,8 +125,10 @@ static void follow(struct pinl_lease *l, const struct pl_range *va)
 {
 	struct pl_recall r = {.va = *va, .op = PINL_OP_NR};
 	struct pinl_event ev;
-	int err = l->dev->ops.invalidate(l->dev->priv, &l->dm, va->start, va->end);
+	int err;
 
+	pl_sources_suspend(l, va, 0); /* what has been mapped there meanwhile is to be watched, too */
+	err = l->dev->ops.invalidate(l->dev->priv, &l->dm, va->start, va->end);
 	pl_event_lease(l, PINL_EV_FOLLOWED, &r, &ev);
 	ev.err = err;
 	pl_event_push(l->ctx, &ev);
@@ -136,6 +140,40 @@ static void answer_unlocked(struct pinl_ctx *ctx, struct pinl_change **answered)
 	pl_answer_all(ctx, *answered);
 	*answered = NULL;
 	pthread_mutex_lock(&ctx->lock);
+}
+
+/* ctx->lock held; dropped meanwhile. The lease is queued, so it stays. */
+static void stop_ahead(struct pinl_ctx *ctx, struct pinl_lease *l)
+{
+	uint64_t drain_by = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
+	int err;
+
+	l->busy = true;
+	pthread_mutex_unlock(&ctx->lock);
+	err = l->dev->ops.stop(l->dev->priv, &l->dm);
+	pthread_mutex_lock(&ctx->lock);
+	l->busy = false;
+	l->stopped = true;
+	l->stop_err = err;
+	l->drain_by = drain_by;
+	pthread_cond_broadcast(pl_settled(l));
+}
+
+/*
+ * Forces are done one after the other, but their waiting for transfers to end may not add up: the
+ * devices of all that are queued are stopped first, and the time to drain runs for all at once.
+ */
+static void look_ahead(struct pinl_ctx *ctx)
+{
+	struct pinl_lease *l = ctx->jobs;
+
+	for (int i = 0; l && i < AHEAD; i++, l = l->job_next) {
+		if (l->seen || l->busy || l->jobs != PL_JOB_TAKE)
+			continue;
+		l->seen = true;
+		if (pl_stops_first(l))
+			stop_ahead(ctx, l);
+	}
 }
 
 /* ctx->lock held; dropped while working. */
@@ -179,6 +217,8 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	l->busy = false;
 	l->doing = 0;
 	if (jobs & PL_JOB_TAKE)
+		l->seen = l->stopped = false;
+	if (jobs & PL_JOB_TAKE)
 		apply_taken(l, &recall, &taken);
 	if (jobs & PL_JOB_ORPHAN)
 		pl_recall_late(l);
@@ -207,6 +247,8 @@ void *pl_worker(void *arg)
 			answer_unlocked(ctx, &answered);
 			continue;
 		}
+		if (ctx->jobs && !ctx->jobs->seen)
+			look_ahead(ctx);
 		l = job_pop(ctx);
 		if (!l)
 			sleep_until(ctx, cut < next ? cut : next);

@@ -57,6 +57,7 @@ struct pl_swap {
 	atomic_uintptr_t wanted[WANTED];
 	struct move moves[MOVES];
 	atomic_uint n_moves, taking;
+	atomic_bool over; /* nobody fills any more */
 	char *staging;
 };
 
@@ -88,6 +89,18 @@ static void unregister(int uffd, uintptr_t start, uintptr_t end)
 		return;
 	unregister(uffd, start, middle);
 	unregister(uffd, middle, end);
+}
+
+/*
+ * Nobody waits there any more, and nobody will. The kernel wakes only where it finds the mapping, and
+ * who waits may do so where that was before it was moved, unmapped or mapped over.
+ */
+static void release(int uffd, uintptr_t start, uintptr_t end)
+{
+	struct uffdio_range range = {start, end - start};
+
+	unregister(uffd, start, end);
+	ioctl(uffd, UFFDIO_WAKE, &range);
 }
 
 static int uffd_open(bool *user_only)
@@ -126,17 +139,17 @@ static void note_wanted(struct pl_swap *s, uintptr_t page)
 	/* Full: the page comes when the filler gets there. */
 }
 
-/* No room: what is in there is lost to the mover, but he must not hang. */
+/* No room, or too late to be filled: what is in there is lost to the mover, but he must not hang. */
 static void note_move(struct pl_swap *s, uintptr_t from, uintptr_t to, size_t len)
 {
 	unsigned n = atomic_load(&s->n_moves);
 
-	if (n == MOVES) {
-		unregister(s->uffd, to, to + len);
-		return;
+	if (n < MOVES) {
+		s->moves[n] = (struct move){from, to, len};
+		atomic_store(&s->n_moves, n + 1);
 	}
-	s->moves[n] = (struct move){from, to, len};
-	atomic_store(&s->n_moves, n + 1);
+	if (n == MOVES || atomic_load(&s->over))
+		release(s->uffd, to, to + len);
 }
 
 /* The sequence is odd from before an event is taken, which lets its mover go, until it is noted. */
@@ -320,6 +333,10 @@ static int move_over(struct pl_swap *s, uintptr_t start, size_t len, void *with,
 		goto fail;
 	if (mremap(fresh, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)start) == MAP_FAILED)
 		goto fail;
+	/* Somebody may have touched `fresh` before it moved, by an address that was once his, and waits
+	 * there. */
+	if (missing)
+		ioctl(s->uffd, UFFDIO_WAKE, &reg.range);
 	return 0;
 fail:
 	err = -errno;
@@ -335,10 +352,11 @@ static int fill_all(struct pl_swap *s, uintptr_t start, uintptr_t end, pl_fill_f
 		fill_wanted(&f);
 		fill_part(&f, at, end - at < CHUNK ? end - at : CHUNK);
 	}
-	unregister(s->uffd, start, end); /* also wakes whoever still waits */
+	release(s->uffd, start, end);
+	atomic_store(&s->over, true); /* what was moved and is not told yet is the fault thread's */
 	moved(s, start);
 	for (unsigned i = 0; i < atomic_load(&s->n_moves); i++)
-		unregister(s->uffd, s->moves[i].to, s->moves[i].to + s->moves[i].len);
+		release(s->uffd, s->moves[i].to, s->moves[i].to + s->moves[i].len);
 	return f.err;
 }
 
@@ -354,6 +372,7 @@ int pl_swap_replace(struct pl_swap *s, uintptr_t start, uintptr_t end, void *wit
 	}
 	pthread_mutex_lock(&switching);
 	atomic_store(&s->n_moves, 0);
+	atomic_store(&s->over, false);
 	err = move_over(s, start, end - start, with, prot, fill != NULL);
 	if (!err && fill)
 		err = fill_all(s, start, end, fill, arg);

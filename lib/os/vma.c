@@ -2,8 +2,8 @@
 /*
  * VMA classification (M1, M2): PROCMAP_QUERY (6.11) where the kernel has it, /proc/self/maps elsewhere.
  * A range may cross VMAs only if they continue each other: same file and kind, contiguous offsets.
- * Invariant: the descriptor found is verified to be the mapped file (device and inode), never just a
- * name that happens to exist.
+ * Invariants: the descriptor found is verified to be the mapped file (device and inode), never just a
+ * name that happens to exist. In the program's table, files are only opened with O_PATH (see aside.h).
  */
 #include "os/vma.h"
 
@@ -114,7 +114,8 @@ static int query_text(uintptr_t at, struct vma *v)
 	return err;
 }
 
-static int vma_at(int maps, uintptr_t at, struct vma *v)
+/* The one there, or the next. */
+static int vma_from(int maps, uintptr_t at, struct vma *v)
 {
 	int err = maps < 0 ? -ENOTTY : query_ioctl(maps, at, v);
 
@@ -122,17 +123,14 @@ static int vma_at(int maps, uintptr_t at, struct vma *v)
 		err = query_text(at, v);
 	if (err == -ENAMETOOLONG) /* the name is only a help */
 		err = query_text(at, v);
-	if (!err && v->start > at)
-		err = -ENOENT;
 	return err;
 }
 
-int pl_reopen(int fd, int flags)
+static int vma_at(int maps, uintptr_t at, struct vma *v)
 {
-	char path[64];
+	int err = vma_from(maps, at, v);
 
-	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-	return open(path, flags | O_CLOEXEC | O_NONBLOCK);
+	return !err && v->start > at ? -ENOENT : err;
 }
 
 static bool may_be_file(int fd, const struct vma *v, struct stat *st)
@@ -142,9 +140,9 @@ static bool may_be_file(int fd, const struct vma *v, struct stat *st)
 
 /* btrfs gives every subvolume a st_dev that /proc/self/maps doesn't know: map a page and see what it
  * says. */
-static bool maps_as(int fd, const struct vma *v)
+static bool maps_as(struct pl_aside *aside, int real, const struct vma *v)
 {
-	void *page = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, v->offset);
+	void *page = pl_aside_map(aside, real, PROT_READ, v->offset, 4096);
 	int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
 	struct vma other;
 	bool same = page != MAP_FAILED && !vma_at(maps, (uintptr_t)page, &other) &&
@@ -168,70 +166,85 @@ static int shortage_or_none(void)
 	return is_shortage(-errno) ? -errno : -ENOENT;
 }
 
-/* A readable descriptor of the file behind p, if that is the mapped one. Takes no ownership of p. */
-static int confirmed(int p, const struct vma *v, struct stat *st, bool exact)
+/* A file being looked for: what is known of it, what is found. */
+struct search {
+	const struct vma *v;
+	struct pl_aside *aside;
+	struct stat st;
+	int real;
+};
+
+/* 0 if the file behind p is the mapped one; a regular file is then open aside, too. */
+static int confirm(struct search *s, int p, bool exact)
 {
 	bool same_dev;
 	int fd;
 
 	errno = 0;
-	if (!may_be_file(p, v, st))
+	if (!may_be_file(p, s->v, &s->st))
 		return shortage_or_none();
-	same_dev = st->st_dev == makedev(v->major, v->minor);
-	if (!S_ISREG(st->st_mode) && !same_dev && !exact)
-		return -ENOENT;
-	fd = S_ISREG(st->st_mode) ? pl_reopen(p, O_RDONLY) : fcntl(p, F_DUPFD_CLOEXEC, 0);
-	if (fd < 0 && errno == EACCES)
-		fd = pl_reopen(p, O_WRONLY);
+	same_dev = s->st.st_dev == makedev(s->v->major, s->v->minor);
+	if (!S_ISREG(s->st.st_mode)) /* opening must not reach a device */
+		return same_dev || exact ? 0 : -ENOENT;
+	fd = pl_aside_open(s->aside, p, O_RDONLY);
+	if (fd == -EACCES)
+		fd = pl_aside_open(s->aside, p, O_WRONLY);
 	if (fd < 0)
-		return shortage_or_none();
-	if (!S_ISREG(st->st_mode) || same_dev || exact || maps_as(fd, v))
-		return fd;
-	close(fd);
-	return -ENOENT;
+		return is_shortage(fd) ? fd : -ENOENT;
+	if (!same_dev && !exact && !maps_as(s->aside, fd, s->v)) {
+		pl_aside_close(s->aside, fd);
+		return -ENOENT;
+	}
+	s->real = fd;
+	return 0;
 }
 
-/* O_PATH first: opening for real must not reach a device or wait for a lease. */
-static int try_path(const char *path, const struct vma *v, struct stat *st, bool exact)
+static int try_path(struct search *s, const char *path, bool exact)
 {
-	int p = open(path, O_PATH | O_CLOEXEC), fd;
+	int p = open(path, O_PATH | O_CLOEXEC), err;
 
 	if (p < 0)
 		return shortage_or_none();
-	fd = confirmed(p, v, st, exact);
+	err = confirm(s, p, exact);
+	if (!err)
+		return p;
 	close(p);
-	return fd;
+	return err;
 }
 
-/* The program's own descriptors: for memfds and unlinked files, without privilege. */
-static int try_own_fds(const struct vma *v, struct stat *st)
+/*
+ * The program's own descriptors: for memfds and unlinked files, without privilege. Each is opened anew
+ * before it is looked at: another thread may close it and get the number for something else. Not even a
+ * duplicate of one may be closed.
+ */
+static int try_own_fds(struct search *s)
 {
 	DIR *d = opendir("/proc/self/fd");
 	struct dirent *e;
+	char path[64];
 	int fd = d ? -ENOENT : shortage_or_none();
 
 	while (d && fd == -ENOENT && (e = readdir(d))) {
-		int n = atoi(e->d_name);
-
-		if (e->d_name[0] != '.' && n != dirfd(d))
-			fd = confirmed(n, v, st, false);
+		snprintf(path, sizeof path, "/proc/self/fd/%.16s", e->d_name);
+		if (e->d_name[0] != '.' && atoi(e->d_name) != dirfd(d))
+			fd = try_path(s, path, false);
 	}
 	closedir(d);
 	return fd;
 }
 
-/* -ENOENT: not to be had; else a shortage. */
-static int file_of(const struct vma *v, struct stat *st)
+/* An O_PATH descriptor. -ENOENT: not to be had; else a shortage. */
+static int file_of(struct search *s)
 {
 	char path[64];
 	int fd;
 
-	snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", v->start, v->end);
-	fd = try_path(path, v, st, true);
-	if (fd == -ENOENT && v->name[0] == '/')
-		fd = try_path(v->name, v, st, false);
+	snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", s->v->start, s->v->end);
+	fd = try_path(s, path, true);
+	if (fd == -ENOENT && s->v->name[0] == '/')
+		fd = try_path(s, s->v->name, false);
 	if (fd == -ENOENT)
-		fd = try_own_fds(v, st);
+		fd = try_own_fds(s);
 	return fd;
 }
 
@@ -269,17 +282,24 @@ static int say_none_left(int err)
 }
 
 /* What is known has a descriptor open, so the numbers can't have come to another file. */
-static int known_file(const struct vma *v, pl_vma_known_fn known, void *arg, struct stat *st)
+static int known_file(const struct pl_vma_how *how, struct search *s)
 {
-	int fd = known(arg, makedev(v->major, v->minor), v->ino);
+	int fd = how->known(how->arg, makedev(s->v->major, s->v->minor), s->v->ino);
 
-	return fd >= 0 && fstat(fd, st) ? -errno : fd;
+	return fd >= 0 && fstat(fd, &s->st) ? -errno : fd;
 }
 
-static int classify(const struct vma *v, pl_vma_known_fn known, void *arg, struct pinl_memory *m)
+static void let_go(struct search *s, int fd)
 {
+	close(fd);
+	if (s->real >= 0)
+		pl_aside_close(s->aside, s->real);
+}
+
+static int classify(const struct vma *v, const struct pl_vma_how *how, struct pinl_memory *m, int *real)
+{
+	struct search s = {.v = v, .aside = how->aside, .real = -1};
 	struct statfs fs = {0};
-	struct stat st;
 	bool mine;
 
 	m->shared = v->shared;
@@ -295,29 +315,29 @@ static int classify(const struct vma *v, pl_vma_known_fn known, void *arg, struc
 	m->ino = v->ino;
 	m->kind = kind_by_name(v);
 	m->is_memfd = !strncmp(v->name, "/memfd:", 7);
-	m->fd = known_file(v, known, arg, &st);
+	m->fd = known_file(how, &s);
 	mine = m->fd == -1;
 	if (mine)
-		m->fd = file_of(v, &st);
+		m->fd = file_of(&s);
 	if (m->fd < 0) {
 		int err = m->fd == -ENOENT ? 0 : m->fd;
 
 		m->fd = -1;
 		return err;
 	}
-	m->dev = st.st_dev;
+	m->dev = s.st.st_dev;
 	if (fstatfs(m->fd, &fs)) { /* without it the kind would be a guess */
 		int err = -errno;
 
 		if (mine)
-			close(m->fd);
+			let_go(&s, m->fd);
 		return err;
 	}
 	m->fs_magic = fs.f_type;
-	if (!S_ISREG(st.st_mode) || fs.f_type == SECRETMEM) {
+	if (!S_ISREG(s.st.st_mode) || fs.f_type == SECRETMEM) {
 		m->kind = fs.f_type == SECRETMEM ? PINL_MEM_SECRET : PINL_MEM_DEVICE;
-		close(m->fd);
-		m->fd = -1;
+		let_go(&s, m->fd);
+		m->fd = s.real = -1;
 	} else if (fs.f_type == HUGETLBFS) {
 		m->kind = PINL_MEM_HUGETLB;
 	} else if (fs.f_type == TMPFS) {
@@ -325,6 +345,7 @@ static int classify(const struct vma *v, pl_vma_known_fn known, void *arg, struc
 	} else {
 		m->kind = disk_kind(m->fd, v);
 	}
+	*real = s.real;
 	return 0;
 }
 
@@ -335,21 +356,21 @@ static bool continues(const struct vma *a, const struct vma *b)
 	       (a->ino || (a->name[0] == '[') == (b->name[0] == '['));
 }
 
-int pl_vma_query(int maps, uintptr_t start, uintptr_t end, pl_vma_known_fn known, void *arg,
-		 struct pinl_memory *out)
+int pl_vma_query(const struct pl_vma_how *how, uintptr_t start, uintptr_t end, struct pinl_memory *out,
+		 int *real)
 {
 	struct pinl_memory m = {.start = start, .end = end, .fd = -1};
 	struct vma first, v;
 	bool writable;
-	int err;
+	int err, opened = -1;
 
-	err = vma_at(maps, start, &first);
+	err = vma_at(how->maps, start, &first);
 	v = first;
 	writable = first.writable;
 	while (!err && v.end < end) {
 		struct vma before = v;
 
-		err = vma_at(maps, before.end, &v);
+		err = vma_at(how->maps, before.end, &v);
 		if (!err && !continues(&before, &v))
 			err = -EINVAL;
 		writable &= v.writable;
@@ -361,7 +382,7 @@ int pl_vma_query(int maps, uintptr_t start, uintptr_t end, pl_vma_known_fn known
 	if (err == -ENOENT)
 		return pinl_set_error(-ENOMEM, "part of [%#lx, %#lx) is not mapped", start, end);
 	if (!err)
-		err = classify(&first, known, arg, &m);
+		err = classify(&first, how, &m, &opened);
 	if (err == -EMFILE || err == -ENFILE)
 		return say_none_left(err);
 	if (err)
@@ -372,6 +393,7 @@ int pl_vma_query(int maps, uintptr_t start, uintptr_t end, pl_vma_known_fn known
 	m.vma_end = v.end;
 	m.offset = m.ino ? first.offset + (start - first.start) : 0;
 	*out = m;
+	*real = opened;
 	return 0;
 }
 
@@ -412,4 +434,24 @@ bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr
 	for (; same && start < end; start = v.end)
 		same = !vma_at(maps, start, &v) && is_of(&v, m);
 	return same;
+}
+
+int pl_vma_run(int maps, uintptr_t *start, uintptr_t *end)
+{
+	struct vma last, v;
+	int err = vma_from(maps, *start, &v);
+
+	if (!err && v.start >= *end)
+		err = -ENOENT;
+	if (err)
+		return err;
+	if (v.start > *start)
+		*start = v.start;
+	do
+		last = v;
+	while (last.writable && last.end < *end && !vma_at(maps, last.end, &v) && v.writable &&
+	       continues(&last, &v));
+	if (last.end < *end)
+		*end = last.end;
+	return 0;
 }

@@ -3,27 +3,32 @@
  * Explicit calls: the caller asks first and then makes the system call itself, so every policy is kept
  * exactly, on every kind of memory. Invariant: between the answer and pinl_change_done() the range is
  * gated against new leases; the calling thread is exempt meanwhile, so that no other source asks about
- * the same change again.
+ * the same change again; and from the question to pinl_change_done() it can't be cancelled.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/magic.h>
+#include <pthread.h>
 #include <semaphore.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "core/ctx.h"
 #include "os/compat.h"
+#include "os/vma.h"
+#include "source/files_op.h"
 
-#define PAGE	      4096ul
-#define ROUND_UP(x)   (((x) + PAGE - 1) & ~(PAGE - 1))
-#define ROUND_DOWN(x) ((x) & ~(PAGE - 1))
+#define PAGE	    4096ul
+#define ROUND_UP(x) (((x) + PAGE - 1) & ~(PAGE - 1))
 
 struct asking {
 	struct pinl_change change;
 	sem_t answered;
-	int err, slot;
+	int err;
 };
 
 static void on_answer(struct pinl_change *ch, int err)
@@ -34,16 +39,9 @@ static void on_answer(struct pinl_change *ch, int err)
 	sem_post(&a->answered);
 }
 
-/* 0: go on, then finish(). -errno: refused, nothing to finish. */
+/* 0: go on, and pinl_change_done() afterwards. -errno: refused, nothing to finish. */
 static int ask(struct pinl_ctx *ctx, struct asking *a)
 {
-	a->change.can =
-		PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE | PINL_WILL_SAY_DONE;
-	a->change.actor_pid = getpid();
-	a->change.actor_tid = gettid();
-	a->change.source = "calls";
-	a->change.answer = on_answer;
-	a->change.arg = a;
 	sem_init(&a->answered, 0, 0);
 	pinl_change_submit(ctx, &a->change);
 	while (sem_wait(&a->answered))
@@ -53,23 +51,53 @@ static int ask(struct pinl_ctx *ctx, struct asking *a)
 		return pinl_set_error(
 			a->err, "a lease on the range refuses %s; unmap it first, or lease with RECALL",
 			pinl_op_name(a->change.op));
-	a->slot = pl_exempt_enter(ctx);
 	return 0;
 }
 
-static int finish(struct pinl_ctx *ctx, struct asking *a, int err)
+/* Ask, and go on with the thread exempt until finish(). */
+static int begin(struct pinl_ctx *ctx, struct asking *a, int *slot)
 {
-	pl_exempt_leave(ctx, a->slot);
+	int err = ask(ctx, a);
+
+	if (!err)
+		*slot = pl_exempt_enter(ctx);
+	return err;
+}
+
+static int finish(struct pinl_ctx *ctx, const struct asking *a, int slot, int err)
+{
+	pl_exempt_leave(ctx, slot);
 	pinl_change_done(ctx, a->change.id);
 	return err ? pinl_set_error(err, "%s: %s", pinl_op_name(a->change.op), strerror(-err)) : 0;
+}
+
+static void prepare(struct asking *a, enum pinl_op op)
+{
+	memset(a, 0, sizeof *a);
+	a->change.op = op;
+	a->change.can =
+		PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE | PINL_WILL_SAY_DONE;
+	a->change.actor_pid = getpid();
+	a->change.actor_tid = gettid();
+	a->change.source = "calls";
+	a->change.answer = on_answer;
+	a->change.arg = a;
+}
+
+static void on_file(struct asking *a, uint64_t dev, uint64_t ino, uint64_t start, uint64_t end)
+{
+	a->change.on_file = 1;
+	a->change.file_dev = dev;
+	a->change.file_ino = ino;
+	a->change.file_start = start;
+	a->change.file_end = end;
 }
 
 static int va_range(struct asking *a, enum pinl_op op, void *addr, size_t len)
 {
 	uintptr_t start = (uintptr_t)addr;
 
-	memset(a, 0, sizeof *a);
-	a->change.op = op;
+	prepare(a, op);
 	if (start & (PAGE - 1) || start + len < start)
 		return pinl_set_error(-EINVAL, "[%p, +%zu) is not page aligned or overflows", addr, len);
 	a->change.start = start;
@@ -77,65 +105,63 @@ static int va_range(struct asking *a, enum pinl_op op, void *addr, size_t len)
 	return 0;
 }
 
-int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len)
+static int unmap(struct pinl_ctx *ctx, void *addr, size_t len)
 {
 	struct asking a;
-	int err;
+	int err = va_range(&a, PINL_OP_UNMAP, addr, len), slot;
 
-	if (!pl_alive(ctx))
-		return pl_stale();
-	err = va_range(&a, PINL_OP_UNMAP, addr, len);
 	if (!err && !len)
 		err = pinl_set_error(-EINVAL, "munmap of nothing");
 	if (!err)
-		err = ask(ctx, &a);
+		err = begin(ctx, &a, &slot);
 	if (err)
 		return err;
-	return finish(ctx, &a, munmap(addr, len) ? -errno : 0);
+	return finish(ctx, &a, slot, munmap(addr, len) ? -errno : 0);
 }
 
-/* The target of MREMAP_FIXED is overmapped: that is a change of its own, asked first. */
-static int ask_target(struct pinl_ctx *ctx, int flags, void *new_addr, size_t new_len,
-		      struct asking *target)
+/*
+ * The target of MREMAP_FIXED is overmapped: that is a change of its own. The one that is going to be
+ * refused is asked first, so that no lease is recalled by the other for a move that doesn't come. (A
+ * lease made while the first waits can still refuse.)
+ */
+static int ask_both(struct pinl_ctx *ctx, struct asking *source, struct asking *target)
 {
-	int err = va_range(target, PINL_OP_OVERMAP, new_addr, new_len);
+	bool swap = pl_would_refuse(ctx, &source->change);
+	struct asking *first = swap ? source : target, *second = swap ? target : source;
+	int err = ask(ctx, first);
 
-	if (!(flags & MREMAP_FIXED)) {
-		target->change.id = 0;
-		target->slot = -1;
-		return 0;
-	}
-	return err ? err : ask(ctx, target);
+	if (err)
+		return err;
+	err = ask(ctx, second);
+	if (err)
+		pinl_change_done(ctx, first->change.id);
+	return err;
 }
 
-int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,
-		void *new_addr, void **out)
+static int remap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,
+		 void *new_addr, void **out)
 {
 	struct asking source, target;
+	bool fixed = flags & MREMAP_FIXED;
 	bool shrink = !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && new_len <= old_len;
 	size_t keep = shrink ? ROUND_UP(new_len) : 0;
 	void *got;
-	int err;
+	int err, slot;
 
-	if (!pl_alive(ctx))
-		return pl_stale();
 	err = va_range(&source, shrink ? PINL_OP_UNMAP : PINL_OP_REMAP, (char *)addr + keep,
 		       old_len > keep ? old_len - keep : 0);
+	if (!err && fixed)
+		err = va_range(&target, PINL_OP_OVERMAP, new_addr, new_len);
 	if (!err)
-		err = ask_target(ctx, flags, new_addr, new_len, &target);
+		err = fixed ? ask_both(ctx, &source, &target) : ask(ctx, &source);
 	if (err)
 		return err;
-	err = ask(ctx, &source);
-	if (err) {
-		pl_exempt_leave(ctx, target.slot);
-		pinl_change_done(ctx, target.change.id);
-		return err;
-	}
+	slot = pl_exempt_enter(ctx);
 	got = mremap(addr, old_len, new_len, flags, new_addr);
 	err = got == MAP_FAILED ? -errno : 0;
-	pl_exempt_leave(ctx, target.slot);
-	pinl_change_done(ctx, target.change.id);
-	err = finish(ctx, &source, err);
+	if (fixed)
+		pinl_change_done(ctx, target.change.id);
+	err = finish(ctx, &source, slot, err);
 	if (!err)
 		*out = got;
 	return err;
@@ -161,30 +187,131 @@ static int madvise_op(int advice, enum pinl_op *op)
 	return 0;
 }
 
-/* A forced lease has private memory at addr by the time the hole is punched, so the punch goes through a
- * second mapping of the file, made before. */
-static int remove_range(struct pinl_ctx *ctx, struct asking *a, void *addr, size_t len)
-{
-	void *alias = mremap(addr, 0, len, MREMAP_MAYMOVE);
-	int err;
+/*
+ * A second mapping of the same pages: a forced lease has private memory at the addresses by the time the
+ * hole is made. Mapped by a descriptor if there is one; a copy of a watched mapping would make events,
+ * for which its maker waits and others' holds are cut short. But only the mapping knows whether it may
+ * be written to when it isn't just now.
+ */
+struct way {
+	char *map, *alias; /* all of it; where the range is */
+	size_t len;	   /* of map */
+};
 
-	if (alias == MAP_FAILED)
-		return pinl_set_error(-EINVAL, "MADV_REMOVE works on shared file mappings only");
-	err = ask(ctx, a);
+static char *map_file(struct pinl_ctx *ctx, const struct pinl_memory *m, uint64_t from, size_t len)
+{
+	int fd = m->fd >= 0 && m->writable ? pl_aside_open(ctx->aside, m->fd, O_RDWR) : -1;
+	char *map = MAP_FAILED;
+
+	if (fd >= 0) {
+		map = pl_aside_map(ctx->aside, fd, PROT_READ | PROT_WRITE, from, len);
+		pl_aside_close(ctx->aside, fd);
+	}
+	return map;
+}
+
+static int way_open(struct way *w, struct pinl_ctx *ctx, const struct pinl_memory *m, size_t len)
+{
+	uint64_t page = PAGE, before;
+	struct stat st;
+
+	if (m->kind == PINL_MEM_HUGETLB && m->fd >= 0 && !fstat(m->fd, &st))
+		page = st.st_blksize; /* which is mapped as a whole */
+	before = m->offset % page;
+	w->len = (before + len + page - 1) / page * page;
+	w->map = map_file(ctx, m, m->offset - before, w->len);
+	w->alias = w->map + before;
+	if (w->map != MAP_FAILED)
+		return 0;
+	w->len = len;
+	w->map = w->alias = mremap((void *)m->start, 0, len, MREMAP_MAYMOVE);
+	if (w->map == MAP_FAILED)
+		return pinl_set_error(-errno, "can't map the range at [%#lx, +%zu) once more: %s",
+				      m->start, len, strerror(errno));
+	return 0;
+}
+
+/* Asked about as a change of the file: a lease may have the same pages by another mapping. */
+static int remove_shared(struct pinl_ctx *ctx, const struct pinl_memory *m)
+{
+	size_t len = m->end - m->start;
+	struct asking a;
+	struct way way;
+	int err = way_open(&way, ctx, m, len), slot;
+
+	if (err)
+		return err;
+	prepare(&a, PINL_OP_REMOVE);
+	on_file(&a, m->dev, m->ino, m->offset, m->offset + len);
+	err = begin(ctx, &a, &slot);
 	if (!err)
-		err = finish(ctx, a, madvise(alias, len, MADV_REMOVE) ? -errno : 0);
-	munmap(alias, len);
+		err = finish(ctx, &a, slot, madvise(way.alias, len, MADV_REMOVE) ? -errno : 0);
+	munmap(way.map, way.len);
 	return err;
 }
 
-int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
+static int none_known(void *arg, uint64_t dev, uint64_t ino)
+{
+	return -1;
+}
+
+/* Of one file, or of something that isn't shared; then the kernel says why not. */
+static int remove_run(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
+{
+	struct pl_vma_how how = {.maps = ctx->maps, .aside = ctx->aside, .known = none_known};
+	struct pinl_memory m;
+	int real, err = pl_vma_query(&how, start, end, &m, &real);
+
+	if (err)
+		return err;
+	if (m.shared && m.kind != PINL_MEM_DEVICE && m.kind != PINL_MEM_SECRET)
+		err = remove_shared(ctx, &m);
+	else if (madvise((void *)start, end - start, MADV_REMOVE))
+		err = pinl_set_error(-errno, "MADV_REMOVE works on shared file mappings only: %s",
+				     strerror(errno));
+	if (m.fd >= 0)
+		close(m.fd);
+	if (real >= 0)
+		pl_aside_close(ctx->aside, real);
+	return err;
+}
+
+/*
+ * As the kernel does it: mapping by mapping, the first error ends it, holes are passed over and make it
+ * ENOMEM in the end. But a refusal anywhere in the range comes before any of it is gone.
+ */
+static int remove_range(struct pinl_ctx *ctx, struct asking *a)
+{
+	uintptr_t at = a->change.start, end = a->change.end, from, to;
+	bool hole = false;
+	int err = 0;
+
+	if (pl_would_refuse(ctx, &a->change)) {
+		err = ask(ctx, a);
+		if (err)
+			return err;
+		pinl_change_done(ctx, a->change.id); /* that lease has just ended */
+	}
+	for (; at < end && !err; at = to) {
+		from = at;
+		to = end;
+		err = pl_vma_run(ctx->maps, &from, &to);
+		hole |= err == -ENOENT || from > at;
+		if (!err)
+			err = remove_run(ctx, from, to);
+	}
+	if (hole && (!err || err == -ENOENT))
+		return pinl_set_error(-ENOMEM, "part of [%#lx, %#lx) is not mapped; the rest is removed",
+				      a->change.start, end);
+	return err;
+}
+
+static int advise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 {
 	struct asking a;
 	enum pinl_op op;
-	int err;
+	int err, slot;
 
-	if (!pl_alive(ctx))
-		return pl_stale();
 	if (!madvise_op(advice, &op) || !len)
 		return madvise(addr, len, advice)
 			       ? pinl_set_error(-errno, "madvise: %s", strerror(errno))
@@ -193,80 +320,127 @@ int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 	if (err)
 		return err;
 	if (op == PINL_OP_REMOVE)
-		return remove_range(ctx, &a, addr, len);
-	err = ask(ctx, &a);
-	return err ? err : finish(ctx, &a, madvise(addr, len, advice) ? -errno : 0);
+		return remove_range(ctx, &a);
+	err = begin(ctx, &a, &slot);
+	return err ? err : finish(ctx, &a, slot, madvise(addr, len, advice) ? -errno : 0);
 }
 
-static int file_range(struct asking *a, enum pinl_op op, int fd, uint64_t start, uint64_t end,
-		      struct stat *st)
+/* Asked in any case: a file that would grow can have been made longer by others when it's cut. */
+static int resize(struct pinl_ctx *ctx, int fd, off_t size)
 {
-	memset(a, 0, sizeof *a);
-	if (fstat(fd, st))
-		return pinl_set_error(-errno, "%s: %s", pinl_op_name(op), strerror(errno));
-	a->change.op = op;
-	a->change.on_file = 1;
-	a->change.file_dev = st->st_dev;
-	a->change.file_ino = st->st_ino;
-	a->change.file_start = start;
-	a->change.file_end = end;
+	struct asking a;
+	struct stat st;
+	int err, slot;
+
+	if (size < 0)
+		return pinl_set_error(-EINVAL, "a size below zero");
+	if (fstat(fd, &st))
+		return pinl_set_error(-errno, "ftruncate: %s", strerror(errno));
+	prepare(&a, PINL_OP_TRUNCATE);
+	on_file(&a, st.st_dev, st.st_ino, ROUND_UP((uint64_t)size), UINT64_MAX);
+	err = begin(ctx, &a, &slot);
+	return err ? err : finish(ctx, &a, slot, ftruncate(fd, size) ? -errno : 0);
+}
+
+/*
+ * What becomes of pages at the edges is up to the file system. Seen: these zero them in place (bar the
+ * last of the file, on ext4), XFS drops them.
+ */
+static bool keeps_edges(int fd)
+{
+	struct statfs fs;
+
+	return !fstatfs(fd, &fs) && (fs.f_type == EXT4_SUPER_MAGIC || fs.f_type == BTRFS_SUPER_MAGIC ||
+				     fs.f_type == TMPFS_MAGIC || fs.f_type == HUGETLBFS_MAGIC);
+}
+
+/* False: it leaves every page where it is. As the files source judges the call when made raw, but not by
+ * the end of the file, which can be another by the time of the call. */
+static bool fallocate_op(int fd, int mode, off_t offset, off_t len, const struct stat *st,
+			 struct pl_file_op *op)
+{
+	struct pl_syscall call = {SYS_fallocate, {fd, mode, offset, len}};
+	struct pl_file_event ev = {
+		.ranged = true,
+		.offset = offset,
+		.count = len,
+		.size = (uint64_t)(st->st_size > offset ? st->st_size - 1 : offset) + 1,
+		.page = PAGE,
+		.keeps_edges = keeps_edges(fd),
+	};
+
+	return pl_file_decode(&call, &ev, op);
+}
+
+static int allocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len)
+{
+	struct pl_file_op op;
+	struct asking a;
+	struct stat st;
+	int err, slot;
+
+	if (fstat(fd, &st))
+		return pinl_set_error(-errno, "fallocate: %s", strerror(errno));
+	if (offset < 0 || len <= 0 || !fallocate_op(fd, mode, offset, len, &st, &op))
+		return fallocate(fd, mode, offset, len)
+			       ? pinl_set_error(-errno, "fallocate: %s", strerror(errno))
+			       : 0;
+	prepare(&a, op.op);
+	a.change.also = op.also;
+	on_file(&a, st.st_dev, st.st_ino, op.start, op.end);
+	err = begin(ctx, &a, &slot);
+	return err ? err : finish(ctx, &a, slot, fallocate(fd, mode, offset, len) ? -errno : 0);
+}
+
+/* ---------------------------------------------------------------------------------- the calls -- */
+
+/* A thread that was cancelled here would leave its change, on a stack that is gone, to the core. */
+static int enter(struct pinl_ctx *ctx, int *cancel)
+{
+	if (!pl_alive(ctx))
+		return pl_stale();
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, cancel);
 	return 0;
+}
+
+static int leave(int cancel, int err)
+{
+	pthread_setcancelstate(cancel, NULL);
+	return err;
+}
+
+int pinl_munmap(struct pinl_ctx *ctx, void *addr, size_t len)
+{
+	int cancel, err = enter(ctx, &cancel);
+
+	return err ? err : leave(cancel, unmap(ctx, addr, len));
+}
+
+int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,
+		void *new_addr, void **out)
+{
+	int cancel, err = enter(ctx, &cancel);
+
+	return err ? err : leave(cancel, remap(ctx, addr, old_len, new_len, flags, new_addr, out));
+}
+
+int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
+{
+	int cancel, err = enter(ctx, &cancel);
+
+	return err ? err : leave(cancel, advise(ctx, addr, len, advice));
 }
 
 int pinl_ftruncate(struct pinl_ctx *ctx, int fd, off_t size)
 {
-	struct asking a;
-	struct stat st;
-	int err;
+	int cancel, err = enter(ctx, &cancel);
 
-	if (!pl_alive(ctx))
-		return pl_stale();
-	if (size < 0)
-		return pinl_set_error(-EINVAL, "a size below zero");
-	err = file_range(&a, PINL_OP_TRUNCATE, fd, ROUND_UP((uint64_t)size), UINT64_MAX, &st);
-	if (!err && size >= st.st_size) /* growing takes nothing away */
-		return ftruncate(fd, size) ? pinl_set_error(-errno, "ftruncate: %s", strerror(errno))
-					   : 0;
-	if (!err)
-		err = ask(ctx, &a);
-	return err ? err : finish(ctx, &a, ftruncate(fd, size) ? -errno : 0);
-}
-
-/* Only whole pages leave the file; the ends of a hole are zeroed in place. */
-static int fallocate_op(int mode, off_t offset, off_t len, enum pinl_op *op, uint64_t *start,
-			uint64_t *end)
-{
-	*start = ROUND_UP((uint64_t)offset);
-	*end = ROUND_DOWN((uint64_t)offset + len);
-	if (mode & FALLOC_FL_PUNCH_HOLE)
-		*op = PINL_OP_PUNCH;
-	else if (mode & FALLOC_FL_ZERO_RANGE)
-		*op = PINL_OP_ZERO;
-	else if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE)) {
-		*op = mode & FALLOC_FL_COLLAPSE_RANGE ? PINL_OP_COLLAPSE : PINL_OP_INSERT;
-		*start = ROUND_DOWN((uint64_t)offset);
-		*end = UINT64_MAX;
-	} else
-		return 0;
-	return *start < *end;
+	return err ? err : leave(cancel, resize(ctx, fd, size));
 }
 
 int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len)
 {
-	struct asking a;
-	struct stat st;
-	enum pinl_op op;
-	uint64_t start, end;
-	int err;
+	int cancel, err = enter(ctx, &cancel);
 
-	if (!pl_alive(ctx))
-		return pl_stale();
-	if (offset < 0 || len <= 0 || !fallocate_op(mode, offset, len, &op, &start, &end))
-		return fallocate(fd, mode, offset, len)
-			       ? pinl_set_error(-errno, "fallocate: %s", strerror(errno))
-			       : 0;
-	err = file_range(&a, op, fd, start, end, &st);
-	if (!err)
-		err = ask(ctx, &a);
-	return err ? err : finish(ctx, &a, fallocate(fd, mode, offset, len) ? -errno : 0);
+	return err ? err : leave(cancel, allocate(ctx, fd, mode, offset, len));
 }

@@ -20,8 +20,8 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <time.h>
-#include <linux/close_range.h>
 
+#include "os/aside.h"
 #include "os/compat.h"
 #include "source/files_look.h"
 #include "os/clock.h"
@@ -278,21 +278,6 @@ static bool on_asks(struct pl_files *s)
 /* ------------------------------------------------------------------------------- life of the thread --
  */
 
-/* Leave everything but stderr and the eventfd to the others; nothing is kept open by this table. The
- * tail comes first, because what the first call closes isn't even copied. */
-static int own_table(int keep)
-{
-	unsigned last = STDERR_FILENO;
-
-	if (syscall(SYS_close_range, keep + 1, ~0u, CLOSE_RANGE_UNSHARE) ||
-	    (keep > (int)last + 1 && syscall(SYS_close_range, last + 1, keep - 1, 0)) ||
-	    syscall(SYS_close_range, 0u, last - 1, 0))
-		return -errno;
-	for (unsigned i = 0; i < last; i++) /* for who prints without asking */
-		syscall(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
-	return 0;
-}
-
 static int make_group(int *group)
 {
 	unsigned flags = FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_TID |
@@ -312,7 +297,7 @@ static int start(struct pl_files *s)
 	}
 	s->n_free = s->n_held;
 	s->start_step = "a descriptor table of its own";
-	err = own_table(s->wake);
+	err = pl_own_table(s->wake);
 	if (err)
 		return err == -EINVAL ? -EPROTO : err; /* EINVAL is for "unknown to this kernel" below */
 	s->start_step = "fanotify_init";

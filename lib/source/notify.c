@@ -12,6 +12,7 @@
  */
 #include "source/notify.h"
 
+#include "core/ctx.h"
 #include "os/clock.h"
 
 #include <errno.h>
@@ -111,7 +112,7 @@ static struct pl_noted_range *range_new(const struct pinl_memory *mem)
 }
 
 /* lock held, so that an unwatch of the same inode can't come between. */
-static void noted_add(struct pl_notify *s, struct pl_noted *n, const struct pinl_memory *mem)
+static void noted_add(struct pl_notify *s, struct pl_noted *n, const struct pinl_memory *mem, int real)
 {
 	struct stat st;
 	char path[64];
@@ -121,6 +122,7 @@ static void noted_add(struct pl_notify *s, struct pl_noted *n, const struct pinl
 	n->dev = mem->dev;
 	n->ino = mem->ino;
 	n->fd = mem->fd;
+	n->real = real;
 	pl_index_insert(&s->noted, &n->node);
 	snprintf(path, sizeof path, "/proc/self/fd/%d", n->fd);
 	n->wd = inotify_add_watch(s->inotify, path, IN_MODIFY);
@@ -188,6 +190,7 @@ static int notify_watch(void *src, const struct pinl_memory *mem)
 	struct pl_notify *s = src;
 	struct pl_noted_range *r;
 	struct pl_noted *fresh, *n;
+	int real;
 
 	if (!has_business(mem))
 		return 0;
@@ -198,13 +201,14 @@ static int notify_watch(void *src, const struct pinl_memory *mem)
 		free(r);
 		return pinl_set_error(-ENOMEM, "no memory left to watch a file");
 	}
-	pl_noted_baseline(mem->fd, r);
+	real = pl_inode_real(s->ctx, mem);
+	pl_noted_baseline(s->ctx->aside, mem->fd, real, r);
 	pthread_mutex_lock(&s->lock);
 	n = find_idle(s, mem);
 	if (!n) {
 		n = fresh;
 		fresh = NULL;
-		noted_add(s, n, mem);
+		noted_add(s, n, mem, real);
 	}
 	add_range(s, n, r);
 	pthread_mutex_unlock(&s->lock);

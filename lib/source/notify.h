@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 
 #include "core/index.h"
+#include "os/aside.h"
 
 #define PL_NOTIFY_POOL 256
 
@@ -51,7 +52,8 @@ struct pl_noted {
 	LIST_ENTRY(pl_noted) often_link;
 	uint64_t dev, ino;
 	int wd;		      /* inotify; -1: none */
-	int fd;		      /* the leases' */
+	int fd;		      /* the leases', O_PATH */
+	int real;	      /* theirs aside */
 	bool periodic;	      /* inotify doesn't tell everything */
 	bool dirty;	      /* to be scanned: in notify->dirty */
 	bool often;	      /* in notify->often */
@@ -99,13 +101,14 @@ void *pl_notify_thread(void *src);
 void pl_notify_wake(struct pl_notify *s);
 
 /* What a range of the file has no page for at the start. */
-void pl_noted_baseline(int fd, struct pl_noted_range *r);
+void pl_noted_baseline(struct pl_aside *aside, int fd, int real, struct pl_noted_range *r);
 
 /*
  * Look for what has gone since, in a bounded number of ranges. Takes reports from *free and puts those
  * found on *found.
  */
 enum pl_scanned { PL_SCANNED, PL_SCAN_MORE, PL_SCAN_NO_REPORTS };
-enum pl_scanned pl_noted_scan(struct pl_noted *n, struct pl_told **free, struct pl_told **found);
+enum pl_scanned pl_noted_scan(struct pl_aside *aside, struct pl_noted *n, struct pl_told **free,
+			      struct pl_told **found);
 
 #endif

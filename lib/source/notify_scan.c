@@ -10,7 +10,8 @@
  * (collapse, insert); coverage() doesn't claim those. hugetlbfs doesn't tell its holes: there, when the
  * file has shrunk, a page that was mapped and isn't any more is gone.
  *
- * No lock, no allocation; the caller owns `n` while it scans.
+ * No lock, no allocation; the caller owns `n` while it scans. The file's time and size are asked for by
+ * its own thread, everything about its ranges in the thread aside, where the file is open.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -39,6 +40,7 @@ struct scan {
 	struct pl_noted_range *r;
 	bool baseline;
 	struct pl_told **free, **found;
+	struct stat st;
 	bool again;
 };
 
@@ -118,7 +120,7 @@ static void scan_holes(struct scan *s, uint64_t limit, off_t size)
 	off_t at = r->offset, end = r->offset + limit * PAGE;
 
 	while (at < end) {
-		off_t data = lseek(s->n->fd, at, SEEK_DATA), hole;
+		off_t data = lseek(s->n->real, at, SEEK_DATA), hole;
 
 		if (data < 0 && errno != ENXIO)
 			return;
@@ -127,7 +129,7 @@ static void scan_holes(struct scan *s, uint64_t limit, off_t size)
 		not_there(s, PINL_OP_PUNCH, page_at(r, at, limit, true), page_at(r, data, limit, false));
 		if (data >= end)
 			return;
-		hole = pl_next_hole(s->n->fd, data, end, size);
+		hole = pl_next_hole(s->n->real, data, end, size);
 		if (hole <= data)
 			return;
 		there(s, page_at(r, data, limit, false), page_at(r, hole, limit, true));
@@ -156,15 +158,15 @@ static void scan_mapped(struct scan *s, uint64_t limit, bool shrunk)
 	}
 }
 
-static void scan_range(struct scan *s, const struct stat *st)
+static void scan_range(struct scan *s)
 {
-	bool shrunk = st->st_blocks < s->r->blocks;
-	uint64_t limit = page_at(s->r, st->st_size, s->r->pages, true);
+	bool shrunk = s->st.st_blocks < s->r->blocks;
+	uint64_t limit = page_at(s->r, s->st.st_size, s->r->pages, true);
 
 	if (s->r->kind == PINL_MEM_HUGETLB)
 		scan_mapped(s, limit, shrunk);
 	else if (s->r->kind != PINL_MEM_FILE_PRIVATE)
-		scan_holes(s, limit, st->st_size);
+		scan_holes(s, limit, s->st.st_size);
 	else
 		there(s, 0, limit);
 	not_there(s, PINL_OP_TRUNCATE, limit, s->r->pages);
@@ -190,38 +192,52 @@ static bool unchanged(const struct pl_noted *n, const struct stat *st)
 	       same_time(&n->st.st_ctim, &st->st_ctim) && same_time(&n->st.st_mtim, &st->st_mtim);
 }
 
-void pl_noted_baseline(int fd, struct pl_noted_range *r)
+static long scan_first(void *arg)
 {
-	struct pl_noted n = {.fd = fd};
-	struct scan s = {.n = &n, .r = r, .baseline = true};
-	struct stat st;
-
-	if (fstat(fd, &st))
-		return;
-	scan_range(&s, &st);
-	r->blocks = st.st_blocks;
+	scan_range(arg);
+	return 0;
 }
 
-enum pl_scanned pl_noted_scan(struct pl_noted *n, struct pl_told **free, struct pl_told **found)
+void pl_noted_baseline(struct pl_aside *aside, int fd, int real, struct pl_noted_range *r)
 {
-	struct scan s = {.n = n, .free = free, .found = found};
-	struct stat st;
+	struct pl_noted n = {.fd = fd, .real = real};
+	struct scan s = {.n = &n, .r = r, .baseline = true};
 
-	if (fstat(n->fd, &st))
-		return PL_SCANNED;
-	if (!unchanged(n, &st)) {
-		n->st = st;
-		n->seen = true;
-		n->left = n->refs;
-	}
+	if (fstat(fd, &s.st))
+		return;
+	if (r->kind != PINL_MEM_SHMEM || !pl_all_present(r->node.start, r->node.end))
+		pl_aside_run(aside, scan_first, &s);
+	r->blocks = s.st.st_blocks;
+}
+
+static long scan_some(void *arg)
+{
+	struct scan *s = arg;
+	struct pl_noted *n = s->n;
+
 	for (unsigned i = 0; i < SOME_RANGES && n->left; i++) {
-		s.r = n->ranges;
-		scan_range(&s, &st);
-		if (s.again)
+		s->r = n->ranges;
+		scan_range(s);
+		if (s->again)
 			return PL_SCAN_NO_REPORTS;
-		s.r->blocks = st.st_blocks;
+		s->r->blocks = s->st.st_blocks;
 		n->ranges = n->ranges->next;
 		n->left--;
 	}
 	return n->left ? PL_SCAN_MORE : PL_SCANNED;
+}
+
+enum pl_scanned pl_noted_scan(struct pl_aside *aside, struct pl_noted *n, struct pl_told **free,
+			      struct pl_told **found)
+{
+	struct scan s = {.n = n, .free = free, .found = found};
+
+	if (fstat(n->fd, &s.st))
+		return PL_SCANNED;
+	if (!unchanged(n, &s.st)) {
+		n->st = s.st;
+		n->seen = true;
+		n->left = n->refs;
+	}
+	return n->left ? (enum pl_scanned)pl_aside_run(aside, scan_some, &s) : PL_SCANNED;
 }

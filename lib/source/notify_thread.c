@@ -8,6 +8,7 @@
  */
 #include "source/notify.h"
 
+#include "core/ctx.h"
 #include "os/clock.h"
 #include "os/wake.h"
 
@@ -70,7 +71,7 @@ static bool scan_one(struct pl_notify *s)
 	s->free = NULL;
 	pthread_mutex_unlock(&s->lock);
 
-	scanned = pl_noted_scan(n, &mine, &found);
+	scanned = pl_noted_scan(s->ctx->aside, n, &mine, &found);
 
 	pthread_mutex_lock(&s->lock);
 	if (scanned != PL_SCANNED)

@@ -49,6 +49,8 @@ static int decode_mremap(const unsigned long *a, struct pl_uffd_range out[2])
 		return 0;
 	if ((a[3] & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && !(a[3] & MREMAP_MAYMOVE))
 		return 0;
+	if (!old_len && a[3] == MREMAP_MAYMOVE) /* a second mapping of shared pages; told of as a move */
+		return a[0] % sysconf(_SC_PAGESIZE) ? 0 : -ENOMSG;
 	if (a[3] & (MREMAP_FIXED | MREMAP_DONTUNMAP) || ((a[3] & MREMAP_MAYMOVE) && new_len > old_len))
 		nr = add(out, nr, PINL_OP_REMAP, a[0], old_len);
 	else if (new_len < old_len)
@@ -119,21 +121,27 @@ int pl_uffd_waits(pid_t tid)
 	if (len <= 0 || name[0] == '0')
 		return -ENODATA;
 	name[len] = 0;
-	return strstr(name, "userfaultfd") != NULL;
+	/* Not somebody who reads a userfaultfd, or who waits for a lock in one of its ioctls. */
+	return strstr(name, "userfaultfd") &&
+	       (strstr(name, "_wait") || strstr(name, "_complete") || strstr(name, "_remove"));
 }
 
 int pl_uffd_look(pid_t tid, bool wchan, struct pl_syscall *call, struct pl_uffd_range range[2])
 {
-	int err = pl_task_syscall(getpid(), tid, call), nr, waits;
+	int waits = wchan ? pl_uffd_waits(tid) : 1, err, nr;
 
+	if (!waits)
+		return -ENOENT;
+	err = pl_task_syscall(getpid(), tid, call);
 	if (err == -ENODATA)
 		memset(call, 0, sizeof *call); /* an io_uring worker, perhaps in madvise */
 	else if (err)
 		return err == -EAGAIN ? err : -ENOENT;
+	if (waits < 0) /* was going to sleep; before it says the call, the kernel waits for that */
+		waits = pl_uffd_waits(tid);
 	nr = err ? err : pl_uffd_decode(call, (uintptr_t)sbrk(0), range);
-	if (!nr || (nr < 0 && !wchan))
+	if (!wchan && (!nr || nr == -ENODATA))
 		return -ENOENT;
-	waits = wchan ? pl_uffd_waits(tid) : 1;
 	if (waits != 1)
 		return waits ? -EAGAIN : -ENOENT;
 	return nr < 0 ? 0 : nr;

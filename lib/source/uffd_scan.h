@@ -19,7 +19,7 @@ struct pl_uffd_range {
 /*
  * How many ranges (0, 1, 2) a system call changes that makes userfaultfd events; 0 also if the kernel
  * will refuse it or it makes none. -ENODATA: it may change something, the arguments don't say what.
- * `brk`: the end of the heap before the call. Pure.
+ * -ENOMSG: it makes an event, but takes nothing away. `brk`: the end of the heap before the call. Pure.
  */
 int pl_uffd_decode(const struct pl_syscall *call, uintptr_t brk, struct pl_uffd_range out[2]);
 
@@ -27,8 +27,9 @@ int pl_uffd_decode(const struct pl_syscall *call, uintptr_t brk, struct pl_uffd_
 int pl_uffd_waits(pid_t tid);
 
 /*
- * Is the thread blocked by userfaultfd, and in what? Number of ranges, 0: not known which. -EAGAIN: it
- * runs, -ENOENT: it isn't. `wchan`: pl_uffd_waits() works here.
+ * Is the thread blocked by userfaultfd, and in what? Number of ranges, 0: none or not known which.
+ * -EAGAIN: it runs, -ENOENT: it isn't. `wchan`: pl_uffd_waits() works here; without it only a call that
+ * is known to make events counts.
  */
 int pl_uffd_look(pid_t tid, bool wchan, struct pl_syscall *call, struct pl_uffd_range range[2]);
 
