@@ -97,9 +97,8 @@ struct pinl_device_ops {
 	int (*protect)(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t end);
 	int (*dirty)(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t end, uint8_t *dirty);
 
-	/* After unmap, when nothing waits for the lease any more, or when another thread has closed the
-	 * device already: free what map has allocated. */
-	void (*forget)(struct pinl_mapping *m);
+	/* After unmap, when nothing waits for the lease any more: free what map has allocated. */
+	void (*forget)(void *dev, struct pinl_mapping *m);
 };
 
 /* pinl_device_open() with operations of your own. */

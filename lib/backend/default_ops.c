@@ -46,7 +46,7 @@ static void no_drop(void *dev, struct pinl_mapping *m)
 {
 }
 
-static void no_forget(struct pinl_mapping *m)
+static void no_forget(void *dev, struct pinl_mapping *m)
 {
 }
 

@@ -251,7 +251,7 @@ static void soft_unmap(void *dev, struct pinl_mapping *m)
 		pl_pins_settle(s->pins);
 }
 
-static void soft_forget(struct pinl_mapping *m)
+static void soft_forget(void *dev, struct pinl_mapping *m)
 {
 	free_map(m->priv);
 }

@@ -359,7 +359,7 @@ static void uring_unmap(void *dev, struct pinl_mapping *m)
 	pthread_mutex_unlock(&d->lock);
 }
 
-static void uring_forget(struct pinl_mapping *m)
+static void uring_forget(void *dev, struct pinl_mapping *m)
 {
 	free(m->priv);
 }

@@ -478,7 +478,6 @@ bool pl_lease_begin_end(struct pinl_lease *l)
 /* After pl_lease_begin_end(). */
 void pl_lease_end(struct pinl_lease *l, bool leaked)
 {
-	void (*forget)(struct pinl_mapping *) = l->dev->ops.forget; /* then dev may be gone */
 	struct pinl_ctx *ctx = l->ctx;
 	struct pinl_device *dev = l->dev;
 	enum pinl_state before;
@@ -507,7 +506,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	pthread_mutex_unlock(&ctx->lock);
 	withdraw(l);
 	pl_lease_unwatch(l);
-	forget(&l->dm);
+	l->dev->ops.forget(l->dev->priv, &l->dm);
 	lease_free(l);
 	pl_inside_end(ctx, &in);
 	pthread_mutex_lock(&ctx->lock);
