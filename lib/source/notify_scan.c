@@ -15,6 +15,7 @@
  */
 #include <errno.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "os/holes.h"
@@ -89,8 +90,8 @@ static void not_there(struct scan *s, enum pinl_op op, uint64_t from, uint64_t t
 	for (uint64_t i = from, end; i < to; i = end) {
 		end = i + 1;
 		if (s->baseline) {
+			r->unborn += !bit(r->absent, i);
 			set_bit(r->absent, i);
-			r->unborn++;
 			continue;
 		}
 		if (bit(r->gone, i) || bit(r->absent, i))
@@ -113,8 +114,22 @@ static uint64_t page_at(const struct pl_noted_range *r, uint64_t at, uint64_t li
 	return page < limit ? page : limit;
 }
 
-/* Where the file has data and where holes, from the kernel; pages [0, limit) lie before its end. */
-static void scan_holes(struct scan *s, uint64_t limit, off_t size)
+/* A truncation sets the size first: what looks like a hole may lie behind a new end. */
+static bool has_shrunk(struct scan *s)
+{
+	struct stat st;
+
+	if (syscall(SYS_fstat, s->n->real, &st) || st.st_size >= s->st.st_size)
+		return false;
+	s->st = st;
+	return true;
+}
+
+/*
+ * Where the file has data and where holes, from the kernel; pages [0, limit) lie before its end. False:
+ * not any more.
+ */
+static bool scan_holes(struct scan *s, uint64_t limit)
 {
 	struct pl_noted_range *r = s->r;
 	off_t at = r->offset, end = r->offset + limit * PAGE;
@@ -123,18 +138,21 @@ static void scan_holes(struct scan *s, uint64_t limit, off_t size)
 		off_t data = lseek(s->n->real, at, SEEK_DATA), hole;
 
 		if (data < 0 && errno != ENXIO)
-			return;
+			return true;
 		if (data < 0 || data > end)
 			data = end;
+		if (data > at && has_shrunk(s))
+			return false;
 		not_there(s, PINL_OP_PUNCH, page_at(r, at, limit, true), page_at(r, data, limit, false));
 		if (data >= end)
-			return;
-		hole = pl_next_hole(s->n->real, data, end, size);
+			return true;
+		hole = pl_next_hole(s->n->real, data, end, s->st.st_size);
 		if (hole <= data)
-			return;
+			return true;
 		there(s, page_at(r, data, limit, false), page_at(r, hole, limit, true));
 		at = hole;
 	}
+	return true;
 }
 
 /* hugetlb: what is mapped now. A page that isn't may still be in the file, unless that lost some. */
@@ -161,13 +179,15 @@ static void scan_mapped(struct scan *s, uint64_t limit, bool shrunk)
 static void scan_range(struct scan *s)
 {
 	bool shrunk = s->st.st_blocks < s->r->blocks;
-	uint64_t limit = page_at(s->r, s->st.st_size, s->r->pages, true);
+	uint64_t limit;
 
+	do
+		limit = page_at(s->r, s->st.st_size, s->r->pages, true);
+	while (s->r->kind != PINL_MEM_HUGETLB && s->r->kind != PINL_MEM_FILE_PRIVATE &&
+	       !scan_holes(s, limit));
 	if (s->r->kind == PINL_MEM_HUGETLB)
 		scan_mapped(s, limit, shrunk);
-	else if (s->r->kind != PINL_MEM_FILE_PRIVATE)
-		scan_holes(s, limit, s->st.st_size);
-	else
+	else if (s->r->kind == PINL_MEM_FILE_PRIVATE)
 		there(s, 0, limit);
 	not_there(s, PINL_OP_TRUNCATE, limit, s->r->pages);
 }
