@@ -91,11 +91,9 @@ static void start_witness(struct rig *r)
 	r->sock = socks[0];
 	r->witness = fork();
 	if (!r->witness) {
-		int low = dup2(socks[1], STDIN_FILENO);
-
 		snprintf(path, sizeof path, "/proc/self/fd/%d", r->fd);
 		close(socks[0]); /* so that it ends with the test */
-		witness(path, low, program);
+		witness(path, socks[1], program);
 	}
 	close(socks[1]);
 }
@@ -130,8 +128,8 @@ static int make_file(int kind)
 /* The witness must not have inherited what is locked, but the file has no name: it opens it anew. */
 static void lock_file(struct rig *r)
 {
-	int again;
 	char path[64];
+	int again;
 
 	start_witness(r);
 	snprintf(path, sizeof path, "/proc/self/fd/%d", r->fd);
@@ -443,20 +441,14 @@ static void every_step(struct rig *r, int kind)
 	closing(r);
 }
 
-static void memfd(void **state)
-{
-	every_step(*state, MEMFD);
-}
-
-static void tmpfs(void **state)
-{
-	every_step(*state, TMPFS);
-}
-
-static void disk(void **state)
-{
-	every_step(*state, DISK);
-}
+#define EVERY_STEP(name, kind)                                                                          \
+	static void name(void **state)                                                                  \
+	{                                                                                               \
+		every_step(*state, kind);                                                               \
+	}
+EVERY_STEP(memfd, MEMFD)
+EVERY_STEP(tmpfs, TMPFS)
+EVERY_STEP(disk, DISK)
 
 static void sealed(void **state)
 {
