@@ -7,7 +7,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -23,7 +22,6 @@
 #include <unistd.h>
 #include <dirent.h>
 #include <liburing.h>
-#include <linux/falloc.h>
 #include <cmocka.h>
 
 #include <pinlease/device.h>
@@ -64,9 +62,10 @@ static bool is_taken(int fd, off_t start, pid_t owner)
 	return !fcntl(fd, F_GETLK, &l) && l.l_type == F_WRLCK && l.l_pid == owner;
 }
 
-static void __attribute__((noreturn)) witness(const char *path, int sock, pid_t program)
+static void __attribute__((noreturn)) witness(const char *path, int sock)
 {
 	int fd = open(path, O_RDWR);
+	pid_t program = getppid();
 	char c;
 
 	while (fd >= 0 && read(sock, &c, 1) == 1) {
@@ -83,7 +82,6 @@ static void __attribute__((noreturn)) witness(const char *path, int sock, pid_t 
 
 static void start_witness(struct rig *r)
 {
-	pid_t program = getpid();
 	char path[64];
 	int socks[2];
 
@@ -93,7 +91,7 @@ static void start_witness(struct rig *r)
 	if (!r->witness) {
 		snprintf(path, sizeof path, "/proc/self/fd/%d", r->fd);
 		close(socks[0]); /* so that it ends with the test */
-		witness(path, socks[1], program);
+		witness(path, socks[1]);
 	}
 	close(socks[1]);
 }
@@ -114,7 +112,7 @@ static void held(struct rig *r, const char *after)
 static int make_file(int kind)
 {
 	const char *dir = kind == TMPFS ? "/dev/shm" : getenv("PINLEASE_TEST_DIR");
-	char path[PATH_MAX];
+	char path[300];
 	int fd;
 
 	if (kind == MEMFD || kind == SEALED)
