@@ -246,7 +246,9 @@ static double cost(int kind, int n)
 	began = (seconds() - began) * 1e6 / l.n;
 	pinl_close(l.ctx);
 	io_uring_queue_exit(&ring);
-	munmap(l.mem, l.n * PAGE);
+	if (kind == MEMFD ||
+	    kind == FILES) /* else it went in change_all() and may be anybody's by now */
+		munmap(l.mem, l.n * PAGE);
 	for (int i = 0; i < l.n && l.fd[i]; i++)
 		close(l.fd[i]);
 	free(l.fd);
