@@ -158,6 +158,31 @@ static void orphans_in_any_number_are_counted_apart(void **state)
 	}
 }
 
+/* Seen all at once by a scan: what lies between is no orphan, until the file ends before it. */
+static void holes_found_together_are_orphans_apart(void **state)
+{
+	struct pinl_counters n = {.size = sizeof n};
+	struct pinl_event ev;
+	char *va;
+
+	for_each_device(&t, i)
+	{
+		va = memfd(64);
+		lend(&t, &l, va, 64 * PG, FLAGS, keep());
+		for (int hole = 0; hole < 24; hole++)
+			assert_ok(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+					    (2 * hole + 1) * PG, PG));
+		for (int hole = 0; hole < 24; hole++) {
+			ev = await(&t, PINL_EV_ORPHAN);
+			assert_int_equal(ev.end - ev.start, PG);
+		}
+		assert_ok(ftruncate(fd, 40 * PG)); /* takes 24 pages, of which 4 had gone */
+		done(va, 64);
+		assert_ok(pinl_counters(t.ctx, &n));
+		assert_int_equal(n.orphan_bytes, (24 + 24 - 4) * PG);
+	}
+}
+
 /* ------------------------------------------------------------------------------- a lease being made --
  */
 
@@ -258,6 +283,7 @@ int main(void)
 		cmocka_unit_test(an_unmapped_part_doesnt_spoil_the_copy_of_another),
 		cmocka_unit_test(a_copy_that_is_discarded_is_an_orphan),
 		cmocka_unit_test(orphans_in_any_number_are_counted_apart),
+		cmocka_unit_test(holes_found_together_are_orphans_apart),
 		cmocka_unit_test(a_change_that_waits_for_a_lease_being_made_goes_on),
 	};
 

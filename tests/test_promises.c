@@ -23,7 +23,7 @@ static void a_lookup_after_a_change_says_so(void **state)
 		enum pinl_op op = i % 2 ? PINL_OP_DONTNEED : PINL_OP_OVERMAP;
 
 		assert_ok(rig_lease(&r, i % 4 < 2 ? PINL_KEEP : PINL_RECALL, 0));
-		assert_int_equal(pinl_lease_check(r.lease), 0);
+		assert_ok(settled_check(r.lease));
 		assert_int_equal(do_op(op, r.va + (i % PAGES) * PAGE, PAGE, NULL), 0);
 		assert_int_not_equal(pinl_lease_check(r.lease), 0);
 		pinl_unmap_range(r.lease);

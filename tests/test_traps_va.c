@@ -168,10 +168,10 @@ static void mremap_dontunmap_takes_the_pages_along(void **state)
 	}
 }
 
-/* Room for it to grow in place, or not. */
+/* Room for it to grow in place, or not: at an address that the kernel gives nobody unasked. */
 static char *growable(int room)
 {
-	char *va = anon(8 * PG);
+	char *va = anon_at((char *)0x20000000, 8 * PG, MAP_FIXED_NOREPLACE);
 
 	munmap(va + 4 * PG, 4 * PG);
 	if (!room)

@@ -29,9 +29,7 @@ static void found(struct pinl_lease *l, uintptr_t start, uintptr_t end, enum pin
 {
 	struct pl_recall lost = {.va = {start, end}, .op = op, .source = "check"};
 
-	pl_lease_cut_detached(l, &lost.va);
-	if (lost.va.start < lost.va.end)
-		pl_orphan_begin(l, &lost);
+	pl_lost_live(l, &lost);
 }
 
 struct search {

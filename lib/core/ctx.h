@@ -38,7 +38,6 @@
 
 #define PL_MAX_SOURCES	8
 #define PL_MAX_DETACHED 8
-#define PL_MAX_LOST	6
 #define PL_MAX_GATES	2048
 #define PL_SETTLED	64
 #define PL_MAX_EXEMPT	256
@@ -89,6 +88,12 @@ struct pl_recall {
 	const char *source;
 };
 
+/* What was lost and to whom, until the worker has taken their baselines; lost.c. */
+struct pl_lost {
+	int n;
+	struct pl_recall list[];
+};
+
 #define PL_JOB_ORPHAN 1u
 #define PL_JOB_FOLLOW 2u
 #define PL_JOB_TAKE   4u
@@ -133,11 +138,11 @@ struct pinl_lease {
 	bool has_late;
 	struct pl_range detached[PL_MAX_DETACHED];
 	int n_detached;
-	bool va_lost; /* part of the address range went: whatever is there now is not ours to pin */
-	struct pl_range follow; /* PL_JOB_FOLLOW */
-	struct pl_range lost_va[PL_MAX_LOST];
-	int n_lost;
-	struct pl_recall lost;	 /* PL_JOB_ORPHAN: what was lost and to whom */
+	atomic_bool va_lost;	 /* part of the addresses went: what is there is not ours to pin. As
+				    `changed`. */
+	struct pl_range follow;	 /* PL_JOB_FOLLOW */
+	struct pl_lost *lost;	 /* PL_JOB_ORPHAN */
+	struct pl_recall crowd;	 /* PL_JOB_ORPHAN: of what there was no room for in `lost` */
 	struct pl_recall parted; /* PL_JOB_PARTED: a copy that the program has discarded */
 	struct pl_orphan *orphans, unrecorded;
 	size_t orphan_bytes;
@@ -243,13 +248,20 @@ void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in);
 void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in);
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot);
 
-/* lease.c */
+/* parts.c (ctx->lock held, or lease busy) */
+void pl_range_widen(struct pl_range *range, const struct pl_range *more); /* an empty one: becomes it */
 bool pl_lease_overlap(const struct pinl_lease *lease, const struct pinl_change *change,
 		      struct pl_range *va);
 void pl_lease_cut_detached(const struct pinl_lease *lease, struct pl_range *va);
-bool pl_lease_begin_end(struct pinl_lease *lease);
-void pl_lease_end(struct pinl_lease *lease, bool leaked);
 size_t pl_lease_live_bytes(const struct pinl_lease *lease);
+void pl_lease_detach(struct pinl_lease *lease, const struct pl_range *va);
+struct pl_range pl_lease_part(const struct pinl_lease *lease, uintptr_t at, uintptr_t end, bool *live);
+
+/* end.c */
+bool pl_lease_begin_end(struct pinl_lease *lease); /* ctx->lock held */
+void pl_lease_end(struct pinl_lease *lease, bool leaked);
+void pl_lease_withdraw(struct pinl_lease *lease);
+void pl_lease_free(struct pinl_lease *lease);
 
 /* inode.c */
 struct pl_inode *pl_inode_find(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino); /* ctx->lock held */
@@ -266,21 +278,34 @@ void pl_lease_unwatch(struct pinl_lease *lease);
 int pl_lease_validate(struct pinl_lease *lease);
 int pl_lease_seal(struct pinl_lease *lease);
 
-/* recall.c (ctx->lock held) */
+/* change.c (ctx->lock held) */
 void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered);
 uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered);
-void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered);
+void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered); /* no lock */
+void pl_change_leave(struct pinl_lease *lease);
+bool pl_would_refuse(struct pinl_ctx *ctx, const struct pinl_change *change); /* takes ctx->lock */
+
+/* gate.c (ctx->lock held) */
+bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem);
+bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem);
+
+/* recall.c (ctx->lock held) */
 void pl_lease_input(struct pinl_lease *lease, enum pl_input input);
 void pl_recall_late(struct pinl_lease *lease);
 void pl_recall_rest(struct pinl_lease *lease);
-void pl_change_leave(struct pinl_lease *lease);
-bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem);
-bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem);
-bool pl_would_refuse(struct pinl_ctx *ctx, const struct pinl_change *change); /* takes ctx->lock */
 
 /* worker.c */
 void *pl_worker(void *ctx);
 void pl_job_add(struct pinl_lease *lease, unsigned jobs); /* ctx->lock held */
+
+/* lost.c */
+void *pl_buffer(size_t len); /* NULL: no memory; ends by munmap() */
+void pl_lost_add(struct pinl_lease *lease, const struct pl_recall *lost); /* ctx->lock held */
+void pl_lost_take(struct pinl_lease *lease, struct pl_lost **list, struct pl_recall *crowd); /* same */
+void pl_lost_live(struct pinl_lease *lease, const struct pl_recall *lost); /* lease busy, no lock */
+void pl_lost_begin(struct pinl_lease *lease, const struct pl_lost *list,
+		   const struct pl_recall *crowd); /* same */
+void pl_lost_free(struct pl_lost *list);
 
 /* take.c, orphan.c (lease busy, no lock) */
 struct pl_taken {

@@ -17,33 +17,13 @@
 #define STEP  (64ul << 10)
 #define BLOCK 512ul
 
-#ifndef MAP_32BIT
-#define MAP_32BIT 0
-#endif
-
-/*
- * Shared, so that it is never merged into a mapping of the application's: that one may be watched, and
- * then unmapping this would wait for a source, which may be waiting for the lease that is busy here. And
- * low, where there is room, not in a hole that was a lease's a moment ago: the device may be going to
- * get pages of its own at those addresses.
- */
-static char *buffer(size_t len)
-{
-	const int flags = MAP_SHARED | MAP_ANONYMOUS;
-	void *map = mmap(NULL, len, PROT_READ | PROT_WRITE, flags | MAP_32BIT, -1, 0);
-
-	if (map == MAP_FAILED && MAP_32BIT)
-		map = mmap(NULL, len, PROT_READ | PROT_WRITE, flags, -1, 0);
-	return map == MAP_FAILED ? NULL : map;
-}
-
 #define HEADER 4096ul /* before the baseline, in the same mapping */
 
 /* NULL: no memory. Without a baseline the device can't be read. */
 static struct pl_orphan *record(struct pinl_lease *l, const struct pl_recall *lost)
 {
 	size_t len = lost->va.end - lost->va.start, off = lost->va.start - l->m.start;
-	char *map = buffer(HEADER + len);
+	char *map = pl_buffer(HEADER + len);
 	struct pl_orphan *o = (void *)map;
 
 	if (!map)
@@ -59,19 +39,22 @@ static struct pl_orphan *record(struct pinl_lease *l, const struct pl_recall *lo
 	return o;
 }
 
-/* Cut off what is known already at either end, so that bytes are counted once. Empty: all of it. */
-static void cut_known(const struct pinl_lease *l, struct pl_range *va)
+/* The first part of the range that isn't known yet: bytes are counted once. False: there is none. */
+static bool first_unknown(const struct pinl_lease *l, struct pl_range *va)
 {
-	for (const struct pl_orphan *o = l->orphans, *next; o && va->start < va->end; o = next) {
-		next = o->next;
+	const struct pl_orphan *o = l->orphans;
+
+	while (o && va->start < va->end)
 		if (o->va.start <= va->start && o->va.end > va->start) {
-			va->start = o->va.end < va->end ? o->va.end : va->end;
-			next = l->orphans; /* another one may go on there */
-		} else if (o->va.end >= va->end && o->va.start < va->end) {
-			va->end = o->va.start;
-			next = l->orphans;
+			va->start = o->va.end;
+			o = l->orphans; /* another one may go on there */
+		} else {
+			o = o->next;
 		}
-	}
+	for (o = l->orphans; o; o = o->next)
+		if (o->va.start > va->start && o->va.start < va->end)
+			va->end = o->va.start;
+	return va->start < va->end;
 }
 
 /* Found and said, but there was no memory to remember it by: what the device writes there isn't known.
@@ -81,42 +64,42 @@ static void unrecorded(struct pinl_lease *l, const struct pl_recall *lost)
 	struct pl_orphan *o = &l->unrecorded;
 
 	if (o->va.start == o->va.end)
-		*o = (struct pl_orphan){.va = lost->va,
-					.op = lost->op,
-					.since_ns = pl_clock_ns(),
-					.actor = lost->actor_pid};
-	if (lost->va.start < o->va.start)
-		o->va.start = lost->va.start;
-	if (lost->va.end > o->va.end)
-		o->va.end = lost->va.end;
+		*o = (struct pl_orphan){
+			.op = lost->op, .since_ns = pl_clock_ns(), .actor = lost->actor_pid};
+	pl_range_widen(&o->va, &lost->va);
 }
 
-void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
+static void begin(struct pinl_lease *l, const struct pl_recall *lost)
 {
-	struct pl_recall lost = *given;
+	struct pl_orphan *o = record(l, lost);
 	struct pinl_ctx *ctx = l->ctx;
 	struct pinl_event ev;
-	struct pl_orphan *o;
 
-	if (l->stage && (lost.op == PINL_OP_COLLAPSE || lost.op == PINL_OP_INSERT))
-		pl_stage_cut(l->stage, lost.va.start - l->m.start, lost.va.end - lost.va.start);
-	cut_known(l, &lost.va);
-	if (lost.va.start >= lost.va.end)
-		return;
-	o = record(l, &lost);
-	pl_event_lease(l, PINL_EV_ORPHAN, &lost, &ev);
+	pl_event_lease(l, PINL_EV_ORPHAN, lost, &ev);
 	pthread_mutex_lock(&ctx->lock);
 	if (o) {
 		o->next = l->orphans;
 		l->orphans = o;
 	} else {
-		unrecorded(l, &lost);
+		unrecorded(l, lost);
 	}
 	ctx->counters.orphans++;
-	ctx->counters.orphan_bytes += lost.va.end - lost.va.start;
-	l->orphan_bytes += lost.va.end - lost.va.start;
+	ctx->counters.orphan_bytes += lost->va.end - lost->va.start;
+	l->orphan_bytes += lost->va.end - lost->va.start;
 	pthread_mutex_unlock(&ctx->lock);
 	pl_event_push(ctx, &ev);
+}
+
+void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
+{
+	struct pl_recall lost = *given;
+
+	if (l->stage && (lost.op == PINL_OP_COLLAPSE || lost.op == PINL_OP_INSERT))
+		pl_stage_cut(l->stage, lost.va.start - l->m.start, lost.va.end - lost.va.start);
+	while (first_unknown(l, &lost.va)) {
+		begin(l, &lost);
+		lost.va = (struct pl_range){lost.va.end, given->va.end};
+	}
 }
 
 /* What a staged device wrote and the file has no page for: the copy is all there is of it. */
@@ -160,7 +143,7 @@ static int compare(struct pinl_lease *l, const struct pl_orphan *o, struct writt
 {
 	size_t len = o->va.end - o->va.start, off = o->va.start - l->m.start;
 	const char *old = o->baseline;
-	char *now = buffer(STEP);
+	char *now = pl_buffer(STEP);
 	int err = now ? 0 : -ENOMEM;
 
 	if (err)

@@ -127,25 +127,6 @@ static int put_live(struct replacing *x, struct pl_range part)
 	return err;
 }
 
-/* The lease's own memory, up to the next part that has been replaced already; or such a part: *live. */
-static struct pl_range live_part(const struct pinl_lease *l, uintptr_t at, uintptr_t end, bool *live)
-{
-	struct pl_range part = {at, end};
-
-	*live = true;
-	for (int i = 0; i < l->n_detached; i++) {
-		const struct pl_range *d = &l->detached[i];
-
-		if (d->start <= at && d->end > at) {
-			*live = false;
-			return (struct pl_range){at, d->end};
-		}
-		if (d->start > at && d->start < part.end)
-			part.end = d->start;
-	}
-	return part;
-}
-
 static int put_all(struct replacing *x, const struct pl_range *va)
 {
 	struct pl_range part = {va->start, va->start};
@@ -153,7 +134,7 @@ static int put_all(struct replacing *x, const struct pl_range *va)
 	bool live;
 
 	while (!err && part.end < va->end) {
-		part = live_part(x->lease, part.end, va->end, &live);
+		part = pl_lease_part(x->lease, part.end, va->end, &live);
 		if (live)
 			err = put_live(x, part);
 	}

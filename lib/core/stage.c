@@ -87,24 +87,12 @@ static size_t each_part(struct pinl_lease *l, struct pl_range all,
 			size_t (*fn)(struct pl_stage *, size_t offset, size_t len))
 {
 	size_t sum = 0;
+	bool live;
 
-	while (all.start < all.end) {
-		struct pl_range part = all;
-		bool inside = false;
-
-		for (int i = 0; i < l->n_detached; i++) {
-			const struct pl_range *d = &l->detached[i];
-
-			if (d->start <= part.start && d->end > part.start) {
-				part.end = d->end < part.end ? d->end : part.end;
-				inside = true;
-			} else if (d->start > part.start && d->start < part.end) {
-				part.end = d->start;
-			}
-		}
-		if (!inside)
+	for (struct pl_range part; all.start < all.end; all.start = part.end) {
+		part = pl_lease_part(l, all.start, all.end, &live);
+		if (live)
 			sum += fn(l->stage, part.start - l->m.start, part.end - part.start);
-		all.start = part.end;
 	}
 	return sum;
 }

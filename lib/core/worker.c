@@ -61,26 +61,6 @@ static void sleep_until(struct pinl_ctx *ctx, uint64_t when)
 		pthread_cond_timedwait(&ctx->work, &ctx->lock, &t);
 }
 
-/* The parts stay disjoint: what touches the new one is merged into it. */
-static void detach(struct pinl_lease *l, const struct pl_range *va)
-{
-	struct pl_range all = *va;
-	int kept = 0;
-
-	for (int i = 0; i < l->n_detached; i++) {
-		struct pl_range d = l->detached[i];
-
-		if (d.start <= all.end && d.end >= all.start) {
-			all.start = d.start < all.start ? d.start : all.start;
-			all.end = d.end > all.end ? d.end : all.end;
-		} else {
-			l->detached[kept++] = d;
-		}
-	}
-	l->detached[kept++] = all;
-	l->n_detached = kept;
-}
-
 static void taken_events(struct pinl_lease *l, const struct pl_recall *r, const struct pl_taken *taken)
 {
 	struct pinl_event ev;
@@ -101,7 +81,7 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 
 	l->outcome = taken->outcome;
 	if (!taken->whole || taken->switched)
-		detach(l, &r->va);
+		pl_lease_detach(l, &r->va);
 	l->va_lost |= r->effect == PL_GONE || taken->va_lost;
 	if (r->quiesced)
 		ctx->counters.quiesced++;
@@ -181,27 +161,23 @@ static void look_ahead(struct pinl_ctx *ctx)
 /* ctx->lock held; dropped while working. */
 static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 {
-	struct pl_recall recall = l->recall, lost = l->lost, parted = l->parted;
+	struct pl_recall recall = l->recall, parted = l->parted, crowd;
 	struct pl_range follow_va = l->follow;
 	struct pinl_change *answered = NULL;
 	struct pl_taken taken = {0};
 	unsigned jobs = l->jobs;
-	struct pl_range lost_va[PL_MAX_LOST];
-	int n_lost = (jobs & PL_JOB_ORPHAN) && l->state != PINL_RELEASED ? l->n_lost : 0;
+	bool released = l->state == PINL_RELEASED;
+	struct pl_lost *lost;
 
-	memcpy(lost_va, l->lost_va, sizeof lost_va);
-	for (int i = 0; i < n_lost; i++) /* a force has taken the pages meanwhile, or some of them */
-		pl_lease_cut_detached(l, &lost_va[i]);
+	pl_lost_take(l, &lost, &crowd);
 	l->jobs = 0;
 	l->busy = true;
 	l->follow = (struct pl_range){0, 0};
 	pthread_mutex_unlock(&ctx->lock);
 
-	for (int i = 0; i < n_lost; i++) {
-		lost.va = lost_va[i];
-		if (lost.va.start < lost.va.end)
-			pl_orphan_begin(l, &lost);
-	}
+	if ((jobs & PL_JOB_ORPHAN) && !released)
+		pl_lost_begin(l, lost, &crowd);
+	pl_lost_free(lost);
 	if (jobs & PL_JOB_PARTED)
 		pl_orphan_begin(l, &parted);
 	if (jobs & PL_JOB_FOLLOW)

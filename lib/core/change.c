@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Changes: from a source's report to its answer.
+ *
+ * A change is decided once, for all leases it overlaps: if one refuses, nothing else happens; else each
+ * lease gets its own action and the change is held while any of them is not done and the source can
+ * hold. Invariant: a change on ctx->held overlaps a lease that is NOTICED, FORCING or has a job, so
+ * somebody will settle it; pl_settle() runs after everything that could end that.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "core/change.h"
+
+/* Walk the leases a change may touch, in the order of their addresses or of their file offsets. */
+static struct pinl_lease *first_lease(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	if (ch->on_file) {
+		struct pl_inode *i = pl_inode_find(ctx, ch->file_dev, ch->file_ino);
+
+		return i ? pl_lease_of_file_node(
+				   pl_index_first(&i->leases, ch->file_start, ch->file_end))
+			 : NULL;
+	}
+	return (struct pinl_lease *)pl_index_first(&ctx->index, ch->start, ch->end);
+}
+
+static struct pinl_lease *next_lease(struct pinl_lease *l, const struct pinl_change *ch)
+{
+	if (ch->on_file)
+		return pl_lease_of_file_node(pl_index_next(&l->file_node, ch->file_start, ch->file_end));
+	return (struct pinl_lease *)pl_index_next(&l->node, ch->start, ch->end);
+}
+
+#define for_each_lease(l, ctx, ch) for (l = first_lease(ctx, ch); l; l = next_lease(l, ch))
+
+static struct pinl_lease *refuser(struct pinl_ctx *ctx, const struct pinl_change *ch,
+				  struct pl_range *va)
+{
+	struct pinl_lease *l;
+	enum pl_effect effect;
+
+	for_each_lease(l, ctx, ch) if (l->state != PINL_RELEASED && pl_lease_overlap(l, ch, va) &&
+				       pl_recall_ask(l, ch, &effect).action == PL_REFUSE) return l;
+	return NULL;
+}
+
+static bool refused(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	struct pinl_event ev;
+	struct pl_range va;
+	struct pinl_lease *l = refuser(ctx, ch, &va);
+
+	if (!l)
+		return false;
+	pl_event_lease(l, PINL_EV_REFUSED, NULL, &ev);
+	ev.op = ch->op;
+	ev.start = va.start;
+	ev.end = va.end;
+	ev.change_id = ch->id;
+	ev.actor_pid = ch->actor_pid;
+	ev.actor_tid = ch->actor_tid;
+	ev.err = -EBUSY;
+	strncpy(ev.source, ch->source, sizeof ev.source - 1);
+	pl_event_push(ctx, &ev);
+	ctx->counters.refused++;
+	return true;
+}
+
+static bool blocks(const struct pinl_lease *l, const struct pinl_change *ch)
+{
+	struct pl_range va;
+
+	return l->state != PINL_RELEASED && pl_recall_pending(l) && pl_lease_overlap(l, ch, &va);
+}
+
+/*
+ * Is there a lease that the change has to wait for? One is remembered, and from it the search goes on:
+ * while that one is pending there is nothing to search, and all the searches while the leases under a
+ * change end one after the other take no longer than two walks.
+ */
+static bool blocked(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	struct pinl_lease *from = ch->waits_for, *l;
+
+	for (l = from; l && !blocks(l, ch);)
+		l = next_lease(l, ch);
+	if (!l)
+		for (l = first_lease(ctx, ch); l && (l == from || !blocks(l, ch));)
+			l = l == from ? NULL : next_lease(l, ch);
+	ch->waits_for = l;
+	return l;
+}
+
+/* Nothing may remember a lease that leaves the index. */
+void pl_change_leave(struct pinl_lease *l)
+{
+	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next)
+		if (ch->waits_for == l)
+			ch->waits_for = next_lease(l, ch);
+}
+
+static void change_degraded(struct pinl_ctx *ctx, const struct pinl_change *ch, int err)
+{
+	struct pinl_event ev = {
+		.size = sizeof ev,
+		.type = PINL_EV_DEGRADED,
+		.op = ch->op,
+		.err = err,
+		.change_id = ch->id,
+		.actor_pid = ch->actor_pid,
+		.actor_tid = ch->actor_tid,
+		.start = ch->start,
+		.end = ch->end,
+	};
+
+	strncpy(ev.source, ch->source, sizeof ev.source - 1);
+	pl_event_push(ctx, &ev);
+}
+
+static void answered_event(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	struct pinl_event ev = {
+		.size = sizeof ev,
+		.type = PINL_EV_ANSWERED,
+		.op = ch->op,
+		.change_id = ch->id,
+		.waited_ns = pl_clock_ns() - ch->since_ns,
+		.actor_pid = ch->actor_pid,
+		.actor_tid = ch->actor_tid,
+		.start = ch->start,
+		.end = ch->end,
+		.file_dev = ch->file_dev,
+		.file_ino = ch->file_ino,
+		.file_start = ch->file_start,
+		.file_end = ch->file_end,
+	};
+
+	strncpy(ev.source, ch->source, sizeof ev.source - 1);
+	pl_event_push(ctx, &ev);
+	ctx->counters.answered++;
+}
+
+/* The change may go on: gate its range and hand it to the caller to answer without the lock. */
+static void let_go(struct pinl_ctx *ctx, struct pinl_change *ch, struct pinl_change **answered)
+{
+	struct pinl_lease *l;
+
+	if (!ch->on_file)
+		for_each_lease(l, ctx, ch) for (int i = 0; i < l->n_detached; i++)
+			pl_recall_detached(l, ch, &l->detached[i]);
+	if (ch->recalled)
+		answered_event(ctx, ch);
+	pl_gate_add(ctx, ch);
+	ch->next = *answered;
+	*answered = ch;
+}
+
+void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered)
+{
+	for (struct pinl_change **p = &ctx->held; *p;) {
+		struct pinl_change *ch = *p;
+
+		if (!ctx->stopping && blocked(ctx, ch)) {
+			p = &ch->next;
+			continue;
+		}
+		*p = ch->next;
+		let_go(ctx, ch, answered);
+	}
+}
+
+/*
+ * A thread that makes or ends a lease may wait for the allocator's lock, and the actor may have that:
+ * then each waits for the other. So a change for which nothing is left to wait for but such threads goes
+ * on when a drain should be over twice. UINT64_MAX: it waits for something else too.
+ */
+static uint64_t inside_limit(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	uint64_t latest = 0;
+	struct pinl_lease *l = ch->waits_for;
+	struct pl_range va;
+
+	if (l && pl_recall_pending(l) && !l->inside_ns) /* the usual case, not worth a walk */
+		return UINT64_MAX;
+	for_each_lease(l, ctx, ch)
+	{
+		if (l->state == PINL_RELEASED || !pl_recall_pending(l) || !pl_lease_overlap(l, ch, &va))
+			continue;
+		if (!l->inside_ns || l->state == PINL_NOTICED)
+			return UINT64_MAX;
+		latest = l->inside_ns > latest ? l->inside_ns : latest;
+	}
+	return latest + 2 * ctx->opts.drain_ms * 1000000ull;
+}
+
+/* I2 is bounded even where a backend hangs: the ceiling and one grace, then the actor goes on. */
+uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered)
+{
+	uint64_t now = pl_clock_ns(), next = UINT64_MAX;
+
+	for (struct pinl_change **p = &ctx->held; *p;) {
+		struct pinl_change *ch = *p;
+		uint64_t limit = ch->ceiling_ns + ctx->opts.ceiling_ms * 1000000ull,
+			 inside = inside_limit(ctx, ch);
+
+		limit = inside < limit ? inside : limit;
+		if (limit > now) {
+			next = limit < next ? limit : next;
+			p = &ch->next;
+			continue;
+		}
+		*p = ch->next;
+		pinl_change_cut(ctx, ch);
+		let_go(ctx, ch, answered);
+	}
+	return next;
+}
+
+void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered)
+{
+	while (answered) {
+		struct pinl_change *ch = answered;
+
+		answered = ch->next;
+		ch->answer(ch, 0);
+	}
+}
+
+void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	struct pinl_lease *l;
+	struct pinl_change *answered = NULL;
+	struct pl_range va;
+	bool no;
+
+	pthread_mutex_lock(&ctx->lock);
+	ch->id = ++ctx->next_id;
+	ch->since_ns = pl_clock_ns();
+	ch->ceiling_ns = ch->since_ns + ctx->opts.ceiling_ms * 1000000ull;
+	ch->recalled = 0;
+	ch->waits_for = NULL;
+	if (ch->on_file && (ch->can & PINL_CAN_BEFORE))
+		ch->can |= PINL_WILL_SAY_DONE;
+	no = refused(ctx, ch);
+	if (!no) {
+		for_each_lease(l, ctx, ch) if (pl_lease_overlap(l, ch, &va)) pl_recall_apply(l, ch, &va);
+		if ((ch->can & PINL_CAN_HOLD) && ch->recalled && !ctx->stopping && blocked(ctx, ch)) {
+			ch->next = ctx->held;
+			ctx->held = ch;
+			pthread_cond_signal(&ctx->work);
+		} else {
+			let_go(ctx, ch, &answered);
+		}
+	}
+	pthread_mutex_unlock(&ctx->lock);
+	if (no)
+		ch->answer(ch, -EBUSY);
+	else
+		pl_answer_all(ctx, answered);
+}
+
+void pinl_change_cut(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	change_degraded(ctx, ch, -EINTR);
+}
+
+uint64_t pinl_newest(struct pinl_ctx *ctx)
+{
+	uint64_t id;
+
+	pthread_mutex_lock(&ctx->lock);
+	id = ctx->next_id;
+	pthread_mutex_unlock(&ctx->lock);
+	return id;
+}
+
+/* So that of several changes of one call none recalls before another is refused. Of now, no promise. */
+bool pl_would_refuse(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	struct pl_range va;
+	bool no;
+
+	pthread_mutex_lock(&ctx->lock);
+	no = refuser(ctx, ch, &va);
+	pthread_mutex_unlock(&ctx->lock);
+	return no;
+}

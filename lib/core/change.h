@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Between change.c (all leases under a change), recall.c (one of them) and gate.c. ctx->lock held. */
+#ifndef PL_CORE_CHANGE_H
+#define PL_CORE_CHANGE_H
+
+#include "core/ctx.h"
+
+struct pl_verdict pl_recall_ask(const struct pinl_lease *lease, const struct pinl_change *change,
+				enum pl_effect *effect);
+bool pl_recall_pending(const struct pinl_lease *lease);
+void pl_recall_apply(struct pinl_lease *lease, struct pinl_change *change, const struct pl_range *va);
+void pl_recall_detached(struct pinl_lease *lease, const struct pinl_change *change,
+			const struct pl_range *part);
+void pl_gate_add(struct pinl_ctx *ctx, const struct pinl_change *change);
+
+#endif

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Ending leases: by their holder, as a leak when their device is closed, or in part by a quiesce. Who
+ * ends one has it busy: no worker is on it, and changes of its memory wait for the end.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "core/ctx.h"
+
+static void unpublish_locked(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+
+	pl_change_leave(l);
+	pl_index_remove(&ctx->index, &l->node);
+	if (l->inode)
+		pl_index_remove(&l->inode->leases, &l->file_node);
+	*l->dev_prev = l->dev_next;
+	if (l->dev_next)
+		l->dev_next->dev_prev = l->dev_prev;
+	ctx->counters.leases--;
+	ctx->counters.unmapped++;
+	ctx->counters.bytes -= l->m.end - l->m.start;
+	if (!ctx->counters.leases)
+		atomic_store(&ctx->wants_hold, 0);
+}
+
+/* Leave the index and let waiting changes look again. */
+void pl_lease_withdraw(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	struct pinl_change *answered = NULL;
+
+	pthread_mutex_lock(&ctx->lock);
+	if (l->state == PINL_NOTICED)
+		pl_lease_input(l, PL_IN_UNMAP);
+	unpublish_locked(l);
+	pl_settle(ctx, &answered);
+	pthread_cond_broadcast(pl_settled(l));
+	pthread_mutex_unlock(&ctx->lock);
+	pl_answer_all(ctx, answered);
+}
+
+void pl_lease_free(struct pinl_lease *l)
+{
+	pl_lease_unstage(l);
+	pl_inode_put(l);
+	pl_lost_free(l->lost);
+	free(l);
+}
+
+/* Take the lease for ourselves: the worker is off it and stays off. */
+static enum pinl_state claim(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	enum pinl_state before;
+
+	pthread_mutex_lock(&ctx->lock);
+	while (l->busy || l->queued)
+		pthread_cond_wait(pl_settled(l), &ctx->lock);
+	before = l->state;
+	pl_lease_input(l, PL_IN_UNMAP);
+	l->busy = true;
+	l->inside_ns = pl_clock_ns();
+	pthread_cond_signal(&ctx->work); /* a change may have to be let go earlier now */
+	pthread_mutex_unlock(&ctx->lock);
+	return before;
+}
+
+static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked)
+{
+	struct pinl_event ev;
+
+	if (before == PINL_NOTICED) {
+		pl_event_lease(l, PINL_EV_QUIESCED, &l->recall, &ev);
+		ev.outcome = PINL_OUT_QUIESCED;
+		pl_event_push(l->ctx, &ev);
+		ev.type = PINL_EV_RELEASED;
+		ev.time_ns = 0;
+		pl_event_push(l->ctx, &ev);
+	}
+	if (!leaked)
+		return;
+	pl_event_lease(l, PINL_EV_LEAK, NULL, &ev);
+	ev.bytes = l->m.end - l->m.start;
+	pl_event_push(l->ctx, &ev);
+}
+
+/* ctx->lock held. False: another thread ends it already. */
+bool pl_lease_begin_end(struct pinl_lease *l)
+{
+	if (l->ending)
+		return false;
+	l->ending = true;
+	l->dev->enders++;
+	return true;
+}
+
+/* After pl_lease_begin_end(). */
+void pl_lease_end(struct pinl_lease *l, bool leaked)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	struct pinl_device *dev = l->dev;
+	enum pinl_state before;
+	struct pl_inside in;
+	uint64_t deadline;
+	int drained;
+
+	pl_inside_begin(ctx, &in);
+	pl_wait_applied(ctx); /* a change whose caller has been let go is this lease's to report */
+	before = claim(l);
+	deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
+	if (before != PINL_RELEASED)
+		pl_orphan_check(l);
+	l->dm.holder_done = !leaked;
+	l->dev->ops.stop(l->dev->priv, &l->dm);
+	drained = l->dev->ops.drain(l->dev->priv, &l->dm, deadline);
+	if (before != PINL_RELEASED)
+		pl_lease_flush(l, NULL);
+	pl_orphan_end(l);
+	l->dev->ops.unmap(l->dev->priv, &l->dm);
+	say_ended(l, before, leaked);
+	pthread_mutex_lock(&ctx->lock);
+	ctx->counters.leaks += leaked;
+	ctx->counters.quiesced += before == PINL_NOTICED;
+	ctx->counters.drains_unconfirmed += drained == -ETIMEDOUT;
+	pthread_mutex_unlock(&ctx->lock);
+	pl_lease_withdraw(l);
+	pl_lease_unwatch(l);
+	l->dev->ops.forget(l->dev->priv, &l->dm);
+	pl_lease_free(l);
+	pl_inside_end(ctx, &in);
+	pthread_mutex_lock(&ctx->lock);
+	dev->enders--; /* device and context may be closed from here on */
+	pthread_cond_broadcast(&ctx->ended);
+	pthread_mutex_unlock(&ctx->lock);
+}
+
+void pinl_unmap_range(struct pinl_lease *lease)
+{
+	PL_CALL(call);
+	bool mine;
+
+	if (!lease || !pl_alive(lease->ctx))
+		return;
+	pthread_mutex_lock(&lease->ctx->lock);
+	mine = pl_lease_begin_end(lease);
+	pthread_mutex_unlock(&lease->ctx->lock);
+	if (mine)
+		pl_lease_end(lease, false);
+}
+
+int pinl_quiesced(struct pinl_lease *l)
+{
+	PL_CALL(call);
+	struct pinl_ctx *ctx = l->ctx;
+	int err = 0;
+
+	if (!pl_alive(ctx))
+		return pl_stale();
+	pthread_mutex_lock(&ctx->lock);
+	if (l->state == PINL_FORCING || l->state == PINL_RELEASED) {
+		err = -EALREADY;
+	} else {
+		if (l->state == PINL_ACTIVE)
+			l->recall = (struct pl_recall){.va = {l->m.start, l->m.end}, .op = PINL_OP_NR};
+		l->recall.quiesced = true;
+		pl_lease_input(l, PL_IN_QUIESCED);
+		while (l->state == PINL_FORCING)
+			pthread_cond_wait(pl_settled(l), &ctx->lock);
+	}
+	pthread_mutex_unlock(&ctx->lock);
+	return err ? pinl_set_error(err, "the lease has been taken back already") : 0;
+}
