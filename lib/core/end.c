@@ -36,6 +36,7 @@ void pl_lease_withdraw(struct pinl_lease *l)
 	if (l->state == PINL_NOTICED)
 		pl_lease_input(l, PL_IN_UNMAP);
 	unpublish_locked(l);
+	pl_lost_put(ctx, l->lost);
 	pl_settle(ctx, &answered);
 	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&ctx->lock);
@@ -46,7 +47,6 @@ void pl_lease_free(struct pinl_lease *l)
 {
 	pl_lease_unstage(l);
 	pl_inode_put(l);
-	pl_lost_free(l->lost);
 	free(l);
 }
 
