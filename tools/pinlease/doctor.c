@@ -41,7 +41,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		o->dirs[o->n_dirs++] = arg;
 		return 0;
 	case ARGP_KEY_ARG:
-		argp_usage(state);
+		argp_error(state, "what is \"%s\"? directories are given by --dir", arg);
 		return 0;
 	}
 	return ARGP_ERR_UNKNOWN;
