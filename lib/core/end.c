@@ -63,7 +63,8 @@ static enum pinl_state claim(struct pinl_lease *l)
 	pl_lease_input(l, PL_IN_UNMAP);
 	l->busy = true;
 	l->inside_ns = pl_clock_ns();
-	pthread_cond_signal(&ctx->work); /* a change may have to be let go earlier now */
+	if (ctx->held)
+		pthread_cond_signal(&ctx->work); /* a change may have to be let go earlier now */
 	pthread_mutex_unlock(&ctx->lock);
 	return before;
 }
