@@ -288,13 +288,12 @@ static void copy_often(const char *kind)
 	rig_open(&r, kind);
 	atomic_store(&quiet, false);
 	assert_int_equal(pthread_create(&thread, NULL, signal_all, NULL), 0);
-	for (int i = 0; i < 10; i++) {
+	for (int i = 0; i < 10 || !stores; i++) { /* the sender may get no CPU for as long as ten take */
 		copy_once(&r);
 		take_completions(&r);
 	}
 	atomic_store(&quiet, true);
 	pthread_join(thread, NULL);
-	assert_true(stores > 0);
 	rig_close(&r);
 }
 
