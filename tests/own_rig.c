@@ -263,15 +263,6 @@ struct pinl_lease *own_lease(struct own *o, void *va, size_t len, unsigned flags
 	return lease;
 }
 
-int own_check(struct pinl_lease *lease)
-{
-	int err;
-
-	while ((err = pinl_lease_check(lease)) == -EAGAIN)
-		sched_yield();
-	return err;
-}
-
 void own_stale(struct pinl_lease *lease)
 {
 	struct pinl_lease_info info = {.size = sizeof info};

@@ -45,7 +45,7 @@ static void assert_no_event(struct rig *r)
 	if (!next_event(r, &ev, 0))
 		pinl_event_format(&ev, line, sizeof line);
 	assert_string_equal(line, "");
-	assert_ok(pinl_lease_check(r->lease));
+	assert_ok(settled_check(r->lease));
 }
 
 /* The device's page of the lease is the one that the CPU has. */

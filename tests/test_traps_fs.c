@@ -183,7 +183,7 @@ static void truncating_an_upper_file_by_the_overlay_is_found_late(void **state)
 			memset(r->va + 5 * P, 't', SIZE - 5 * P);
 		}
 		assert_no_event(r);
-		assert_ok(pinl_lease_check(r->lease));
+		assert_ok(settled_check(r->lease));
 		found_late(r, 5, LAST);
 		fs_teardown(state);
 		assert_int_equal(fs_setup(state), 0);

@@ -29,7 +29,7 @@ static void a_raw_guard_is_found_when_the_lease_ends(void **state)
 		assert_int_equal(madvise_by_other(va + PG, PG, MADV_GUARD_INSTALL), 0);
 		assert_ok(put(&t, &l, 1, 'x'));
 		assert_no_event(&t);
-		assert_ok(pinl_lease_check(l.lease));
+		assert_ok(settled_check(l.lease));
 		assert_ok(pinl_lease_read(l.lease, PG, PG, page)); /* the way to rescue it */
 		assert_page(page, 'x');
 		end(&l);
@@ -191,7 +191,7 @@ static void mremap_that_grows_in_place_disturbs_nothing(void **state)
 		assert_coherent(&t, &l, 0, 4);
 		assert_no_event(&t);
 		assert_int_equal(munmap(va + 4 * PG, 4 * PG), 0); /* what it grew by isn't leased */
-		assert_ok(settled(&l));
+		assert_ok(settled_check(l.lease));
 		assert_coherent(&t, &l, 0, 4);
 		assert_int_equal(munmap(va + 3 * PG, PG), 0);
 		assert_int_equal(await(&t, PINL_EV_RELEASED).op, PINL_OP_UNMAP);
@@ -368,8 +368,8 @@ static void a_change_that_ends_at_a_border_recalls_nothing(void **state)
 		assert_int_equal(madvise_by_other(va, 2 * PG, MADV_DONTNEED), 0);
 		assert_int_equal(munmap(va + 4 * PG, 2 * PG), 0);
 		assert_ok(pinl_munmap(t.ctx, va, 2 * PG));
-		assert_ok(settled(&l));
-		assert_ok(settled(&l2));
+		assert_ok(settled_check(l.lease));
+		assert_ok(settled_check(l2.lease));
 		assert_no_event(&t);
 		assert_coherent(&t, &l, 0, 2);
 		assert_coherent(&t, &l2, 0, 2);

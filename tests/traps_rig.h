@@ -242,15 +242,6 @@ static inline void assert_no_event(struct trap *t)
 	assert_string_equal(line, "");
 }
 
-static inline int settled(struct lent *l)
-{
-	int err;
-
-	while ((err = pinl_lease_check(l->lease)) == -EAGAIN)
-		sched_yield();
-	return err;
-}
-
 /* ---------------------------------------------------------------------------- changes by another thread
  */
 

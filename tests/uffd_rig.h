@@ -154,16 +154,6 @@ static inline struct pinl_event await(struct rig *r, enum pinl_event_type type)
 	}
 }
 
-/* The check once nothing is under way. */
-static inline int settled_check(struct pinl_lease *lease)
-{
-	int err;
-
-	while ((err = pinl_lease_check(lease)) == -EAGAIN)
-		usleep(100);
-	return err;
-}
-
 static inline int do_op(enum pinl_op op, char *va, size_t len, char *target)
 {
 	void *got = va;
