@@ -199,20 +199,6 @@ void assert_refused(struct rig *r, struct pinl_policy policy)
 	assert_null(r->lease);
 }
 
-long pinned_kb(void)
-{
-	FILE *f = fopen("/proc/self/status", "re");
-	char line[256];
-	long kb = -1;
-
-	while (f && fgets(line, sizeof line, f))
-		if (sscanf(line, "VmPin: %ld", &kb) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kb;
-}
-
 void await_pinned(long kb)
 {
 	for (int i = 0; i < 300 && pinned_kb() != kb; i++)

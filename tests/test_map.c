@@ -9,7 +9,6 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
-#include <dirent.h>
 #include <pinlease/device.h>
 #include <pinlease/pinlease.h>
 #include <stdio.h>
@@ -19,6 +18,8 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "proc.h"
 
 #define PAGE  4096ul
 #define SIZE  (16 * PAGE)
@@ -299,17 +300,6 @@ static void bad_opts(void **state)
 	opts = (struct pinl_opts){.size = sizeof opts, .sources = 1u << 20};
 	assert_int_equal(pinl_open(&opts, &ctx), -EINVAL);
 	assert_ptr_equal(ctx, (void *)1);
-}
-
-static int open_fds(void)
-{
-	DIR *d = opendir("/proc/self/fd");
-	int n = 0;
-
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n;
 }
 
 /* Every number of free descriptors from none to enough: a clear error or success, and none leaked. */
