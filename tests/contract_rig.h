@@ -20,6 +20,7 @@
 #include "check.h"
 #include "proc.h"
 
+#define LONG  20000 /* ms: nothing takes as long */
 #define PAGE  4096u
 #define PAGES 4u
 #define SIZE  (PAGES * PAGE)

@@ -279,7 +279,7 @@ void check_stock(struct run *r, const char *when, bool pins_only)
 		wrong(r, "%s: the program's lock of the file is gone", when);
 	if (r->unmapped)
 		want.mapped -= mapped() ? (long)SIZE : 0;
-	for (int i = 0; i < 1000; i++) {
+	for (int i = 0; i < 5000; i++) {
 		take_stock(&now);
 		if (same(&now, &want, pins_only))
 			return;

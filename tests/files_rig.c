@@ -230,7 +230,7 @@ const char *missing(struct pinl_ctx *ctx, const char *source)
 
 void open_ctx(struct rig *r, const char *dir)
 {
-	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1};
+	struct pinl_opts opts = {.size = sizeof opts, .ceiling_ms = 3 * LONG, .summary_fd = -1};
 	const char *why;
 
 	assert_ok(pinl_open(&opts, &r->ctx));

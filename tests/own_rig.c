@@ -206,8 +206,8 @@ static void assert_balanced(struct own *o)
 
 	must_ok(pinl_counters(o->ctx, &c));
 	must(!c.leases && !c.bytes && c.mapped == c.unmapped);
-	for (int i = 0; i < 1000 && (pinned_kb() || buffers()); i++)
-		usleep(1000);
+	for (int i = 0; i < 10000 && (pinned_kb() || buffers()); i++)
+		usleep(2000);
 	must(!pinned_kb() && !buffers());
 }
 

@@ -34,7 +34,7 @@
 #define PAGE   4096ul
 #define PAGES  16ul
 #define SIZE   (PAGES * PAGE)
-#define HANG_S 60
+#define HANG_S 120
 #define PINNED (PINL_WRITE | PINL_PIN)
 #define LONG   600000 /* ms of grace or ceiling: longer than a test may take */
 

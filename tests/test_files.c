@@ -411,6 +411,6 @@ int main(void)
 		TEST(a_dead_holder_holds_nobody),
 	};
 
-	alarm(120);
+	alarm(280);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -244,7 +244,7 @@ static void who_waits_for_a_page_that_goes_comes_back(void **state)
 	struct rig r;
 	char *away;
 
-	alarm(60);
+	alarm(120);
 	begin(&r);
 	for (int i = 0; i < 3; i++)
 		wait_at(&w[i], r.mem + (4 + i) * PAGE);

@@ -416,6 +416,6 @@ int main(void)
 		TEST(stores_of_others_reach_pinned_pages),
 	};
 
-	alarm(120);
+	alarm(280);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

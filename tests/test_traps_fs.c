@@ -410,7 +410,7 @@ int main(void)
 		TEST(explicit_calls_leave_the_edges_on_ext4),
 	};
 
-	alarm(120);
+	alarm(280);
 	in_namespace = !unshare(CLONE_NEWNS) && !mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -28,7 +28,7 @@
 #define PAGE	4096ul
 #define PAGES	16ul
 #define SIZE	(PAGES * PAGE)
-#define HANG_S	60 /* a test that takes longer hangs */
+#define HANG_S	120 /* a test that takes longer hangs */
 #define MAX_EVS 64
 
 /* What a kind of memory is, and what can be done to it. */
