@@ -49,6 +49,14 @@ def wrong_command_lines():
             raise tree.Failure(f"pinlease {' '.join(arguments)}: {result}")
 
 
+def unwritable_output():
+    for arguments in (['demo'], ['doctor', '--without'], ['sources']):
+        with open('/dev/full', 'wb') as full:
+            result = subprocess.run([PINLEASE, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=200, check=False)
+        if result.returncode != 2 or b"can't write" not in result.stderr:
+            raise tree.Failure(f"pinlease {' '.join(arguments)}: {result}")
+
+
 def sources():
     said = tree.run([PINLEASE, 'sources'])
     for name in ('uffd', 'files', 'notify'):
@@ -61,5 +69,6 @@ if __name__ == '__main__':
         ('the man page has the commands that there are', same_commands),
         ('the man page has the options that there are', same_options),
         ('a wrong command line is an error', wrong_command_lines),
+        ("output that can't be written is an error", unwritable_output),
         ('"sources" says of each source whether it runs', sources),
     ]))

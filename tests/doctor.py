@@ -222,17 +222,10 @@ def document():
 
 
 def wrong_command_lines():
-    for arguments in (['--nonsense'], ['nonsense'], ['--json', '--without'], ['--dir'], ['--dir', '/nonexistent/directory']):
+    for arguments in (['--nonsense'], ['nonsense'], ['--json', '--without'], ['--dir'], ['--dir', ''], ['--dir', '/nonexistent/directory']):
         result = doctor(*arguments)
         if result.returncode != 2 or not result.stderr or result.stdout:
             raise tree.Failure(f"doctor {' '.join(arguments)}: {result}")
-
-
-def unwritable_output():
-    with open('/dev/full', 'wb') as full:
-        status = subprocess.run([PINLEASE, 'doctor', '--without'], stdout=full, stderr=subprocess.PIPE, timeout=200, check=False)
-    if status.returncode != 2 or not status.stderr:
-        raise tree.Failure(str(status))
 
 
 def leaves_nothing():
@@ -252,6 +245,5 @@ if __name__ == '__main__':
         ('it fits into 80 columns', fits),
         ('the document has the table of this machine', document),
         ('a wrong command line is an error', wrong_command_lines),
-        ('output that can\'t be written is an error', unwritable_output),
         ('nothing is left behind', leaves_nothing),
     ]))

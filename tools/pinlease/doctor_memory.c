@@ -260,9 +260,12 @@ static bool is_dax(const char *dir)
 
 static int add_dir(struct doctor_memory *all, unsigned *n, const char *dir, bool *dax)
 {
-	const char *fs = dir && *dir ? tool_fs_name(dir) : NULL;
+	const char *fs;
 	char name[DOCTOR_LABEL];
 
+	if (!dir || !*dir)
+		return -ENOENT;
+	fs = tool_fs_name(dir);
 	if (!fs || access(dir, W_OK | X_OK))
 		return -errno;
 	if (strlen(dir) >= sizeof(all->dir))
