@@ -332,6 +332,7 @@ static void madvise_by_io_uring_is_told(void **state)
 	rig_open(&r, ANON, NULL);
 	if (io_uring_queue_init(4, &ring, 0)) {
 		rig_close(&r);
+		print_message("skip: io_uring\n");
 		skip();
 	}
 	assert_ok(rig_lease(&r, PINL_RECALL, 20));
