@@ -326,7 +326,7 @@ void flight_at_unmap(void **state)
 
 struct load {
 	struct rig *r;
-	atomic_int stop;
+	atomic_int stop, writes;
 	int errors;
 };
 
@@ -334,9 +334,20 @@ static void *write_on(void *arg)
 {
 	struct load *load = arg;
 
-	while (!atomic_load(&load->stop))
+	while (!atomic_load(&load->stop)) {
 		load->errors += dev_write(load->r, 0, PAGES, 'L') < 0;
+		load->writes++;
+	}
 	return NULL;
+}
+
+/* A write that was not begun yet is over. */
+static void await_write(const struct load *load)
+{
+	int now = load->writes;
+
+	while (load->writes < now + 2)
+		sched_yield();
 }
 
 static int recall_under_load(struct rig *r, enum pinl_then then)
@@ -348,10 +359,10 @@ static int recall_under_load(struct rig *r, enum pinl_then then)
 	map(r, recall_policy(then, 0));
 	witness_start(r);
 	assert_int_equal(pthread_create(&thread, NULL, write_on, &load), 0);
-	usleep(5000);
+	await_write(&load);
 	err = pinl_ftruncate(r->ctx, r->fd, 0);
 	poison_old_pages(r);
-	usleep(20000);
+	await_write(&load);
 	atomic_store(&load.stop, 1);
 	pthread_join(thread, NULL);
 	assert_ok(err);

@@ -186,8 +186,8 @@ struct pinl_event await_event(struct rig *r, enum pinl_event_type type)
 				return ev;
 			continue;
 		}
-		if (poll(&p, 1, 3000) == 0)
-			fail_msg("no event of type %d within 3 s", type);
+		if (poll(&p, 1, LONG) == 0)
+			fail_msg("no event of type %d came", type);
 	}
 }
 
@@ -199,24 +199,10 @@ void assert_refused(struct rig *r, struct pinl_policy policy)
 	assert_null(r->lease);
 }
 
-long pinned_kb(void)
-{
-	FILE *f = fopen("/proc/self/status", "re");
-	char line[256];
-	long kb = -1;
-
-	while (f && fgets(line, sizeof line, f))
-		if (sscanf(line, "VmPin: %ld", &kb) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kb;
-}
-
 void await_pinned(long kb)
 {
-	for (int i = 0; i < 300 && pinned_kb() != kb; i++)
-		usleep(10000);
+	for (int i = 0; i < LONG / 2 && pinned_kb() != kb; i++)
+		usleep(2000);
 	assert_int_equal(pinned_kb(), kb);
 }
 

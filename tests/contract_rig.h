@@ -18,7 +18,9 @@
 #include <pinlease/pinlease.h>
 
 #include "check.h"
+#include "proc.h"
 
+#define LONG  20000 /* ms: nothing takes as long */
 #define PAGE  4096u
 #define PAGES 4u
 #define SIZE  (PAGES * PAGE)
@@ -58,8 +60,6 @@ uint64_t now_ns(void);
 void assert_filled(const char *what, const char *buf, char c, size_t len);
 int is_uring(const struct rig *r);
 
-/* The kernel's count of this process's pins. A closed io_uring lets its pins go a little later. */
-long pinned_kb(void);
 void await_pinned(long kb);
 
 /* The device moves whole pages [first, first + n), each by its own address; stops at the first error. */

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the documents say about the tree is true, and the tree has what every file of it must have."""
+import fnmatch
 import pathlib
 import re
 import sys
@@ -72,6 +73,28 @@ def manual_names():
         raise tree.Failure('no such function:\n' + '\n'.join(bad))
 
 
+def promises():
+    """Every test and function that docs/promises.md names exists. A word alone is a program or one more test."""
+    tests = set()
+    for path in (tree.ROOT / 'tests').glob('*.c'):
+        tests.update(re.findall(r'^(?:static )?void (\w+)\(void \*\*state\)|^ISOLATED\((\w+)\)', read(path), re.M))
+    tests = {name for pair in tests for name in pair if name}
+    library = ''.join(read(path) for path in (tree.ROOT / 'lib').rglob('*.c'))
+    rows = [line.split('|') for line in read(tree.ROOT / 'docs/promises.md').splitlines() if line.startswith('|')][2:]
+    bad, count = [], 0
+    for row in rows:
+        for name in re.findall(r'`([\w/*]+)`', row[-2]):
+            program, *rest = name.split('/')
+            known = (tree.ROOT / f'tests/test_{program}.c').exists()
+            if not (known and (not rest or fnmatch.filter(tests, rest[-1])) or not rest and program in tests):
+                bad.append(name)
+            count += 1
+        bad += [f'{name}()' for name in re.findall(r'`(\w\w+)\(\)`', ''.join(row[:-2]))
+                if not re.search(rf'\b\w*{name}\(', library)]
+    if bad or count < 40:
+        raise tree.Failure(f'docs/promises.md names {count} tests; not there: ' + ', '.join(bad))
+
+
 if __name__ == '__main__':
     sys.exit(tree.tap([
         ("the README's example is the one that is built", readme_example),
@@ -80,4 +103,5 @@ if __name__ == '__main__':
         ('every source file has its SPDX line', spdx),
         ('the licence texts are there', licences),
         ('functions named in documents exist', manual_names),
+        ('tests and functions that the promises name exist', promises),
     ]))

@@ -11,6 +11,7 @@
 
 #include "fail_rig.h"
 #include "failnth.h"
+#include "proc.h"
 
 #define GRACE_MS 15
 #define CAN_FAIL (IN_OPEN | IN_DEVICE_OPEN | IN_MAP | IN_CHANGE)

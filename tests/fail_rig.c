@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "failnth.h"
+#include "proc.h"
 
 const char *life_dir(void)
 {
@@ -212,26 +213,6 @@ static bool is_named(const char *tid, const char *start)
 	return !strncmp(name, start, strlen(start));
 }
 
-/* io_uring's workers are the kernel's own: they go when they like. */
-static bool is_worker(const char *tid)
-{
-	return is_named(tid, "iou-");
-}
-
-static long entries(const char *path)
-{
-	bool tasks = strstr(path, "task");
-	DIR *d = opendir(path);
-	struct dirent *e;
-	long n = 0;
-
-	while (d && (e = readdir(d)))
-		n += !tasks || !is_worker(e->d_name);
-	if (d)
-		closedir(d);
-	return n;
-}
-
 static long aside(void)
 {
 	DIR *d = opendir("/proc/self/task");
@@ -246,7 +227,7 @@ static long aside(void)
 	}
 	if (d)
 		closedir(d);
-	return n > 5 ? n - 5 : 0; /* itself, its parent, the standard ones */
+	return n > 3 ? n - 3 : 0; /* the standard ones */
 }
 
 /* Our lock of the file, as another owner meets it. */
@@ -279,41 +260,9 @@ static long mapped(void)
 #endif
 }
 
-static long pinned_kb(void)
-{
-	FILE *f = fopen("/proc/self/status", "re");
-	char line[256];
-	long kb = -1;
-
-	while (f && fgets(line, sizeof line, f))
-		if (sscanf(line, "VmPin: %ld", &kb) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kb;
-}
-
-int ring_buffers(int ring_fd)
-{
-	char path[64], line[256];
-	unsigned long addr;
-	unsigned i, len;
-	int n = 0;
-	FILE *f;
-
-	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", ring_fd);
-	f = fopen(path, "re");
-	while (f && fgets(line, sizeof line, f))
-		n += sscanf(line, "%u: 0x%lx/%u", &i, &addr, &len) == 3 && len;
-	if (f)
-		fclose(f);
-	return n;
-}
-
 void take_stock(struct has *h)
 {
-	*h = (struct has){entries("/proc/self/fd"), entries("/proc/self/task"), mapped(), pinned_kb(),
-			  aside()};
+	*h = (struct has){open_fds(), entries("/proc/self/task"), mapped(), pinned_kb(), aside()};
 }
 
 static bool same(const struct has *a, const struct has *b, bool pins_only)
@@ -330,7 +279,7 @@ void check_stock(struct run *r, const char *when, bool pins_only)
 		wrong(r, "%s: the program's lock of the file is gone", when);
 	if (r->unmapped)
 		want.mapped -= mapped() ? (long)SIZE : 0;
-	for (int i = 0; i < 1000; i++) {
+	for (int i = 0; i < 5000; i++) {
 		take_stock(&now);
 		if (same(&now, &want, pins_only))
 			return;

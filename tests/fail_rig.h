@@ -63,9 +63,6 @@ void reap_all(struct run *r);
 void poison_old_pages(struct run *r);
 void check_old_pages(struct run *r);
 
-/* Buffers that a ring has, as the kernel tells. */
-int ring_buffers(int ring_fd);
-
 void take_stock(struct has *has);
 
 /* Compare, and wait a while for what the kernel does later. */

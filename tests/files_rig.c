@@ -162,9 +162,10 @@ static int act_on(const struct order *o, int fd)
 	}
 }
 
+/* When the test has died, which can be while it holds him, he removes the file. */
 static void __attribute__((noreturn)) actor(int sock)
 {
-	struct order o;
+	struct order o = {0};
 	int fd = -1, reply;
 
 	while (recv(sock, &o, sizeof o, 0) == sizeof o && o.act != QUIT) {
@@ -177,8 +178,9 @@ static void __attribute__((noreturn)) actor(int sock)
 		} else if (act_on(&o, fd)) {
 			reply = errno;
 		}
-		send(sock, &reply, sizeof reply, 0);
+		send(sock, &reply, sizeof reply, MSG_NOSIGNAL);
 	}
+	unlink(o.path);
 	_exit(0);
 }
 
@@ -230,7 +232,7 @@ const char *missing(struct pinl_ctx *ctx, const char *source)
 
 void open_ctx(struct rig *r, const char *dir)
 {
-	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1};
+	struct pinl_opts opts = {.size = sizeof opts, .ceiling_ms = 3 * LONG, .summary_fd = -1};
 	const char *why;
 
 	assert_ok(pinl_open(&opts, &r->ctx));

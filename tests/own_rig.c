@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
+#include "proc.h"
+
 /* ----------------------------------------------------------------------------- a process per test -- */
 
 static void show_file(pid_t pid, const char *tid, const char *name)
@@ -174,19 +176,6 @@ void own_open(struct own *o, const char *device, unsigned ceiling_ms,
 		must_ok(pinl_device_open_ops(o->ctx, &hooked_ops, NULL, &o->dev));
 }
 
-static long vm_pin(void)
-{
-	char line[256];
-	long kib = 0;
-	FILE *f = fopen("/proc/self/status", "re");
-
-	must(f);
-	while (fgets(line, sizeof line, f))
-		sscanf(line, "VmPin: %ld", &kib);
-	fclose(f);
-	return kib;
-}
-
 /* Buffers that any ring of this process has registered. */
 static int buffers(void)
 {
@@ -217,9 +206,9 @@ static void assert_balanced(struct own *o)
 
 	must_ok(pinl_counters(o->ctx, &c));
 	must(!c.leases && !c.bytes && c.mapped == c.unmapped);
-	for (int i = 0; i < 1000 && (vm_pin() || buffers()); i++)
-		usleep(1000);
-	must(!vm_pin() && !buffers());
+	for (int i = 0; i < 10000 && (pinned_kb() || buffers()); i++)
+		usleep(2000);
+	must(!pinned_kb() && !buffers());
 }
 
 void own_close(struct own *o)
@@ -261,15 +250,6 @@ struct pinl_lease *own_lease(struct own *o, void *va, size_t len, unsigned flags
 
 	must_ok(pinl_map_range(o->dev, start, start + len, flags, policy, NULL, &lease));
 	return lease;
-}
-
-int own_check(struct pinl_lease *lease)
-{
-	int err;
-
-	while ((err = pinl_lease_check(lease)) == -EAGAIN)
-		sched_yield();
-	return err;
 }
 
 void own_stale(struct pinl_lease *lease)

@@ -29,10 +29,12 @@
 
 #include <pinlease/pinlease.h>
 
+#include "check.h"
+
 #define PAGE   4096ul
 #define PAGES  16ul
 #define SIZE   (PAGES * PAGE)
-#define HANG_S 60
+#define HANG_S 120
 #define PINNED (PINL_WRITE | PINL_PIN)
 #define LONG   600000 /* ms of grace or ceiling: longer than a test may take */
 
@@ -91,9 +93,6 @@ struct pinl_lease *own_lease(struct own *o, void *va, size_t len, unsigned flags
 /* The same where a change of the range may just be ending. */
 struct pinl_lease *own_lease_again(struct own *o, void *va, size_t len, unsigned flags,
 				   const struct pinl_policy *policy);
-
-/* pinl_lease_check() when no change is being applied. */
-int own_check(struct pinl_lease *lease);
 
 /* Until the lease has been recalled and nothing of it is under way. */
 void own_stale(struct pinl_lease *lease);

@@ -201,6 +201,5 @@ struct balance {
 struct balance balance_now(void);
 void pinned_must_be(long kb); /* with all devices open and no lease */
 void balance_must_be(const struct balance *before);
-int user_bufs(int ring_fd);
 
 #endif

@@ -329,7 +329,7 @@ static int child(struct pinl_lease *lease)
 {
 	int bad = lease && pinl_lease_check(lease) != -ESTALE;
 
-	alarm(30);
+	alarm(80); /* before the watchdog shows its parent */
 	pinl_unmap_range(lease);
 	pinl_close(round_.ctx);
 	return bad;

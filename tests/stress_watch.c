@@ -16,6 +16,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "proc.h"
+
 #define MAX_ACTORS 16
 #define STALL_S	   90
 
@@ -147,50 +149,9 @@ void watch_signal(unsigned which)
 
 /* -------------------------------------------------------------------------------------- balance -- */
 
-/* The kernel's workers for io_uring, also those of the witness, come and go as they like. */
-static bool is_uring_worker(const char *task)
-{
-	char path[64], name[32] = "";
-	FILE *f;
-
-	snprintf(path, sizeof path, "/proc/self/task/%.16s/comm", task);
-	f = fopen(path, "re");
-	if (f && !fgets(name, sizeof name, f))
-		name[0] = 0;
-	if (f)
-		fclose(f);
-	return !strncmp(name, "iou-", 4);
-}
-
-static int entries(const char *path)
-{
-	DIR *dir = opendir(path);
-	int n = 0;
-
-	for (struct dirent *e; dir && (e = readdir(dir));)
-		n += e->d_name[0] != '.' && !is_uring_worker(e->d_name);
-	if (dir)
-		closedir(dir);
-	return n;
-}
-
-static long pinned_kb(void)
-{
-	FILE *f = fopen("/proc/self/status", "re");
-	char line[256];
-	long kb = -1;
-
-	while (f && fgets(line, sizeof line, f))
-		if (sscanf(line, "VmPin: %ld", &kb) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kb;
-}
-
 struct balance balance_now(void)
 {
-	return (struct balance){entries("/proc/self/fd"), entries("/proc/self/task"), pinned_kb()};
+	return (struct balance){open_fds(), entries("/proc/self/task"), pinned_kb()};
 }
 
 void pinned_must_be(long kb)
@@ -218,22 +179,4 @@ void balance_must_be(const struct balance *b)
 		       "before: %d descriptors, %d threads, %ld KiB pinned; after: %d descriptors, %d "
 		       "threads, %ld KiB",
 		       b->fds, b->threads, b->pinned_kb, now.fds, now.threads, now.pinned_kb);
-}
-
-/* How many of the ring's fixed buffers the kernel has. */
-int user_bufs(int ring_fd)
-{
-	char path[64], line[256], *at;
-	int n = 0;
-	FILE *f;
-
-	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", ring_fd);
-	f = fopen(path, "re");
-	while (f && fgets(line, sizeof line, f)) {
-		at = strstr(line, ": 0x");
-		n += at && strchr(at, '/') && line[0] == ' ';
-	}
-	if (f)
-		fclose(f);
-	return n;
 }

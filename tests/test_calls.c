@@ -138,8 +138,8 @@ static void a_refused_move_recalls_nothing(void **state)
 		assert_int_equal(pinl_mremap(r.ctx, r.va, SIZE, SIZE, MOVE, target, &out), -EBUSY);
 		assert_ptr_equal(out, target);
 		assert_true(no_notices());
-		assert_ok(pinl_lease_check(r.lease));
-		assert_ok(pinl_lease_check(other));
+		assert_ok(settled_check(r.lease));
+		assert_ok(settled_check(other));
 		assert_int_equal(await(&r, PINL_EV_REFUSED).op,
 				 at_source ? PINL_OP_REMAP : PINL_OP_OVERMAP);
 		pinl_unmap_range(other);

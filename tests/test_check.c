@@ -16,7 +16,7 @@
 #include "check.h"
 
 #define PAGE  4096ul
-#define PAGES 2048ul /* more than one look at the page table */
+#define PAGES 1536ul /* more than one look at the page table */
 #define SIZE  (PAGES * PAGE)
 
 struct rig {

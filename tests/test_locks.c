@@ -29,11 +29,11 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "child.h"
 
-#define PAGE	4096ul
-#define PAGES	64
-#define SKIPPED 77
-#define SIZE	(PAGES * PAGE)
+#define PAGE  4096ul
+#define PAGES 64
+#define SIZE  (PAGES * PAGE)
 
 /* -------------------------------------------------------------------- who allocates, and when -- */
 
@@ -236,38 +236,11 @@ static void nothing_is_freed_while_somebody_may_be_held_for_a_lease(void **state
 
 /* -------------------------------------------------------------- the allocator gives memory back -- */
 
-/* In a child, because what goes wrong here hangs. */
-static void in_time(void (*fn)(void))
-{
-	struct pollfd p = {.events = POLLIN};
-	pid_t pid = fork();
-	int status, ready;
-
-	if (!pid) {
-		setenv("CMOCKA_TEST_ABORT", "1", 1);
-		fn();
-		_exit(0);
-	}
-	p.fd = syscall(SYS_pidfd_open, pid, 0);
-	assert_true(p.fd >= 0);
-	do
-		ready = poll(&p, 1, 6000);
-	while (ready < 0 && errno == EINTR);
-	if (ready != 1)
-		kill(pid, SIGKILL);
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	close(p.fd);
-	assert_int_equal(ready, 1);
-	if (WIFEXITED(status) && WEXITSTATUS(status) == SKIPPED)
-		skip();
-	assert_int_equal(status, 0);
-}
-
 /*
  * The allocator gives free pages back, leased ones among them, and is held there with the lock of the
  * only arena until the worker is through.
  */
-static void trim_leased_heap(void)
+static void trim_leased_heap(const void *arg)
 {
 	struct pinl_policy policy = {
 		.size = sizeof policy, .kind = PINL_RECALL, .then = PINL_THEN_SCRATCH, .grace_ms = 50};
@@ -297,7 +270,7 @@ static void trim_leased_heap(void)
 
 static void the_allocator_may_give_leased_memory_back(void **state)
 {
-	in_time(trim_leased_heap);
+	in_time(trim_leased_heap, NULL);
 }
 
 /* ------------------------------------------------------------- buffers whose pages are not there -- */
@@ -318,7 +291,7 @@ static void missing_make(struct missing *m)
 	m->uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
 	if (m->uffd < 0) {
 		print_message("skip: userfaultfd\n");
-		_exit(SKIPPED);
+		_exit(CHILD_SKIPPED);
 	}
 	m->mem = mmap(NULL, READERS * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	reg.range.start = (uintptr_t)m->mem;
@@ -421,34 +394,34 @@ static void copy_during(const char *kind, int n, bool dma)
 	rig_close(&r);
 }
 
-static void copy_during_reads_uring(void)
+static void copy_during_reads_uring(const void *arg)
 {
 	copy_during("uring", READERS, false);
 }
 
-static void copy_during_reads_soft(void)
+static void copy_during_reads_soft(const void *arg)
 {
 	copy_during("soft", READERS, false);
 }
 
-static void copy_during_dma(void)
+static void copy_during_dma(const void *arg)
 {
 	copy_during("soft", 1, true);
 }
 
 static void a_read_that_waits_for_its_buffer_stops_no_copy_uring(void **state)
 {
-	in_time(copy_during_reads_uring);
+	in_time(copy_during_reads_uring, NULL);
 }
 
 static void a_read_that_waits_for_its_buffer_stops_no_copy_soft(void **state)
 {
-	in_time(copy_during_reads_soft);
+	in_time(copy_during_reads_soft, NULL);
 }
 
 static void a_transfer_that_waits_for_its_buffer_stops_no_copy(void **state)
 {
-	in_time(copy_during_dma);
+	in_time(copy_during_dma, NULL);
 }
 
 int main(void)

@@ -151,6 +151,6 @@ int main(void)
 		cmocka_unit_test(without_privilege),
 	};
 
-	alarm(60);
+	alarm(280);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -175,7 +175,7 @@ static void do_one(struct own *o, char kind, enum what what, enum where where, e
 	if (what != FORK || where == PENDING || where == OWN_CALLBACK)
 		own_stale(x.lease);
 	else
-		must(own_check(x.lease) == 0);
+		must(settled_check(x.lease) == 0);
 	pinl_unmap_range(x.lease);
 	own_unmap(&x.m);
 	sem_destroy(&x.done);

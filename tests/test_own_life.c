@@ -271,7 +271,7 @@ ISOLATED(processes_made_during_a_recall)
 	must(!t.done);
 	must_ok(pinl_quiesced(lease));
 	own_join(&t);
-	must(own_check(other) == 0);
+	must(settled_check(other) == 0);
 	pinl_unmap_range(lease);
 	pinl_unmap_range(other);
 	own_unmap(&m);
@@ -393,7 +393,7 @@ ISOLATED(forks_and_recalls_at_once)
 	stop = 1;
 	for (int i = 0; i < N; i++)
 		own_join(&r[i].t);
-	must(own_check(lease) == 0 && m.va[0] == 'a');
+	must(settled_check(lease) == 0 && m.va[0] == 'a');
 	pinl_unmap_range(lease);
 	own_unmap(&m);
 	own_close(&o);

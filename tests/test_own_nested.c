@@ -169,7 +169,7 @@ static void change_while_mapping(char kind, void (*fn)(void *arg), long nr)
 	changing.nr = nr;
 	lease = own_lease(&o, m.va, SIZE, m.flags, &policy);
 	own_wait(&o.noticed);
-	must(own_check(lease) == -ESTALE && !changing.t.done);
+	must(settled_check(lease) == -ESTALE && !changing.t.done);
 	must_ok(pinl_quiesced(lease));
 	own_join(&changing.t);
 	pinl_unmap_range(lease);
@@ -239,7 +239,7 @@ ISOLATED(no_change_is_missed)
 
 		while (rounds < seen + 2) /* one was begun after the lease was made */
 			sched_yield();
-		must(own_check(lease) == -ESTALE);
+		must(settled_check(lease) == -ESTALE);
 		pinl_unmap_range(lease);
 	}
 	stop = 1;

@@ -76,7 +76,7 @@ static void call_all(void *arg)
 			       NULL, &lease));
 	must_ok(pinl_counters(ctx, &counters));
 	must_ok(pinl_lease_info(lease, &info));
-	must(own_check(lease) == 0);
+	must(settled_check(lease) == 0);
 	must(pinl_lease_describe(lease, text, sizeof text) > 0);
 	must(pinl_sources(ctx, text, sizeof text) > 0);
 	must_ok(pinl_lease_read(lease, 0, sizeof text, text));
@@ -282,7 +282,7 @@ static void be_busy(void *arg)
 		for (int i = 0; i < 50; i++) {
 			must_ok(pinl_counters(b->o->ctx, &counters));
 			must_ok(pinl_lease_info(lease, &info));
-			must(own_check(lease) == 0);
+			must(settled_check(lease) == 0);
 			must(pinl_lease_describe(lease, text, sizeof text) > 0);
 			pinl_next_event(b->o->ctx, &ev);
 			pinl_lease_set_cookie(lease, b);
@@ -323,7 +323,7 @@ ISOLATED(a_handler_discards_watched_memory_anywhere)
 	}
 	handler.stop = 1;
 	own_join(&t);
-	must_ok(pinl_lease_check(lease));
+	must_ok(settled_check(lease));
 	pinl_unmap_range(lease);
 	own_unmap(&watched);
 	own_close(&o);

@@ -24,6 +24,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
+
 #define PAGE  4096ul
 #define PAGES 8
 #define SIZE  (PAGES * PAGE)
@@ -809,7 +811,7 @@ static void old_reports_miss_new_leases(void **state)
 	lease(r, &p);
 	pthread_join(t, NULL);
 	assert_int_equal(count(r, PINL_EV_NOTICE, &ev), 0);
-	assert_int_equal(pinl_lease_check(r->lease), 0);
+	assert_int_equal(settled_check(r->lease), 0);
 	pinl_unmap_range(r->lease);
 	close_rig(r);
 }

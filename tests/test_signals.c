@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "child.h"
 
 #define PAGE  4096ul
 #define PAGES 256
@@ -279,7 +280,7 @@ static void take_completions(struct rig *r)
 	}
 }
 
-static void copy_often(const char *kind)
+static void copy_often(const void *kind)
 {
 	pthread_t thread;
 	struct rig r;
@@ -288,40 +289,13 @@ static void copy_often(const char *kind)
 	rig_open(&r, kind);
 	atomic_store(&quiet, false);
 	assert_int_equal(pthread_create(&thread, NULL, signal_all, NULL), 0);
-	/* On a busy machine the signals may all have come between two copies. */
-	for (int i = 0; i < 10 || (!stores && i < 10000); i++) {
+	for (int i = 0; i < 10 || !stores; i++) { /* the sender may get no CPU for as long as ten take */
 		copy_once(&r);
 		take_completions(&r);
 	}
 	atomic_store(&quiet, true);
 	pthread_join(thread, NULL);
-	assert_true(stores > 0);
 	rig_close(&r);
-}
-
-/* In a child, because what goes wrong here hangs. */
-static void in_time(void (*fn)(const char *), const char *arg)
-{
-	struct pollfd p = {.events = POLLIN};
-	pid_t pid = fork();
-	int status, ready;
-
-	if (!pid) {
-		setenv("CMOCKA_TEST_ABORT", "1", 1);
-		fn(arg);
-		_exit(0);
-	}
-	p.fd = syscall(SYS_pidfd_open, pid, 0);
-	assert_true(p.fd >= 0);
-	do
-		ready = poll(&p, 1, 60000);
-	while (ready < 0 && errno == EINTR);
-	if (ready != 1)
-		kill(pid, SIGKILL);
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	close(p.fd);
-	assert_int_equal(ready, 1);
-	assert_int_equal(status, 0);
 }
 
 static void a_handler_that_stores_to_a_range_being_copied_goes_on_uring(void **state)

@@ -25,6 +25,8 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "proc.h"
+
 #define OWNER_STEPS 300
 
 #if defined(__SANITIZE_THREAD__)
@@ -279,8 +281,8 @@ static void check_counters(uint64_t mapped)
 		broken("I4", "%lu leases, %lu bytes, %lu mapped (%lu by us), %lu unmapped",
 		       (unsigned long)c.leases, (unsigned long)c.bytes, (unsigned long)c.mapped,
 		       (unsigned long)mapped, (unsigned long)c.unmapped);
-	if (user_bufs(uring_fd()))
-		broken("I4", "the ring still has %d fixed buffers", user_bufs(uring_fd()));
+	if (ring_buffers(uring_fd()))
+		broken("I4", "the ring still has %d fixed buffers", ring_buffers(uring_fd()));
 	if (atomic_load(&round_.dropped)) /* said; what was lost can't be compared */
 		return;
 	check_records();

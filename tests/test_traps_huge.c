@@ -85,7 +85,7 @@ static void the_other_half_of_a_huge_page_may_go(void **state)
 		lend(&t, &l, va, HUGE / 2, PINNED, recall(PINL_THEN_FAIL, 1));
 		assert_int_equal(madvise_by_other(va + HUGE / 2, HUGE / 4, MADV_DONTNEED), 0);
 		assert_int_equal(munmap(va + HUGE / 4 * 3, HUGE / 4), 0);
-		assert_ok(settled(&l));
+		assert_ok(settled_check(l.lease));
 		assert_no_event(&t);
 		assert_coherent(&t, &l, 0, 2);
 		assert_coherent(&t, &l, 254, 256);
@@ -144,7 +144,7 @@ static void hugetlb_goes_by_huge_pages(void **state)
 				 -EOPNOTSUPP);
 		lend(&t, &l, va, 2 * HUGE, PINNED, recall(PINL_THEN_FAIL, 1));
 		assert_int_equal(madvise_by_other(va, PG, MADV_DONTNEED), 0);
-		assert_ok(settled(&l));
+		assert_ok(settled_check(l.lease));
 		assert_no_event(&t);
 		assert_coherent(&t, &l, 0, 2);
 		assert_coherent(&t, &l, 511, 513);

@@ -137,7 +137,7 @@ static void assert_lease_is_true(int err, int fd, char c)
 		assert_int_equal(err, -EBUSY);
 		return;
 	}
-	if (!settled(&l)) {
+	if (!settled_check(l.lease)) {
 		if (fd >= 0)
 			assert_int_equal(fstat(fd, &st), 0);
 		assert_ok(pinl_lease_info(l.lease, &info));
@@ -146,7 +146,7 @@ static void assert_lease_is_true(int err, int fd, char c)
 		assert_page(l.va + PG, c);
 		/* And it is watched. */
 		assert_ptr_equal(anon_at(l.va, 4 * PG, MAP_FIXED), l.va);
-		assert_int_equal(settled(&l), -ESTALE);
+		assert_int_equal(settled_check(l.lease), -ESTALE);
 	}
 	end(&l);
 }

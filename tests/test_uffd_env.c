@@ -20,7 +20,7 @@ static int other_owner(const struct rig *r)
 	struct uffdio_api api = {.api = UFFD_API};
 	struct uffdio_register reg = {.range = {(uintptr_t)r->va, SIZE},
 				      .mode = UFFDIO_REGISTER_MODE_MISSING};
-	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 
 	assert_true(fd >= 0);
 	assert_int_equal(ioctl(fd, UFFDIO_API, &api), 0);

@@ -205,7 +205,7 @@ static void waiter_start(struct waiter *w, void (*wait)(struct waiter *))
 					     UFFD_FEATURE_EVENT_UNMAP};
 	struct uffdio_register reg = {.mode = UFFDIO_REGISTER_MODE_MISSING};
 
-	alarm(60);
+	alarm(120);
 	*w = (struct waiter){.fd = syscall(SYS_userfaultfd, O_CLOEXEC), .wait = wait};
 	if (w->fd < 0 || ioctl(w->fd, UFFDIO_API, &api)) {
 		print_message("skip: userfaultfd with fork events (CAP_SYS_PTRACE)\n");
@@ -242,7 +242,7 @@ static void waiter_end(struct waiter *w)
 
 static void await_waiter(const struct waiter *w)
 {
-	for (int i = 0; i < 1000000; i++, sched_yield())
+	for (int i = 0; i < 10000; i++, usleep(1000)) /* long enough, where it is ever said */
 		if (pl_uffd_waits(w->tid) == 1)
 			return;
 	print_message("skip: a kernel that says what a thread waits for (/proc/PID/task/TID/wchan)\n");

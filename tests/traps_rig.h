@@ -27,6 +27,7 @@
 
 #define PG     4096ul
 #define PINNED (PINL_WRITE | PINL_PIN)
+#define HANG_S 120   /* a test that takes longer hangs */
 #define LONG   20000 /* ms: nothing takes as long */
 
 enum { SOFT, URING, DEVICES };
@@ -65,7 +66,7 @@ static inline void trap_open_with(struct trap *t, int kind, unsigned sources)
 		.size = sizeof opts, .summary_fd = -1, .drain_ms = 5000, .sources = sources};
 	struct pinl_uring_arg uring = {.size = sizeof uring, .ring = &t->ring, .slots = 16};
 
-	alarm(120);
+	alarm(HANG_S);
 	memset(t, 0, sizeof *t);
 	t->kind = kind;
 	assert_ok(pinl_open(&opts, &t->ctx));
@@ -240,15 +241,6 @@ static inline void assert_no_event(struct trap *t)
 	if (!next_event(t, &ev, 0))
 		pinl_event_format(&ev, line, sizeof line);
 	assert_string_equal(line, "");
-}
-
-static inline int settled(struct lent *l)
-{
-	int err;
-
-	while ((err = pinl_lease_check(l->lease)) == -EAGAIN)
-		sched_yield();
-	return err;
 }
 
 /* ---------------------------------------------------------------------------- changes by another thread

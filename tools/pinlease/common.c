@@ -110,3 +110,12 @@ int tool_cut(const char *text, int width, const char **next)
 	*next = text + at + 1;
 	return at;
 }
+
+int tool_flush(const char *command)
+{
+	errno = EIO; /* of an earlier write: the reason is gone */
+	if (!fflush(stdout) && !ferror(stdout))
+		return 0;
+	fprintf(stderr, "%s: can't write: %s\n", command, strerror(errno));
+	return -EIO;
+}

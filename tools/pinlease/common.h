@@ -26,4 +26,7 @@ int tool_width(FILE *out, int other);
 /* How much of `text` goes into one line of `width`, and where the next begins. */
 int tool_cut(const char *text, int width, const char **next);
 
+/* What was printed is out: 0, or -EIO with a sentence that begins with the command's name. */
+int tool_flush(const char *command);
+
 #endif

@@ -123,6 +123,8 @@ static int demo(const struct demo_env *env, const struct options *o, FILE *page)
 			printf("The timeline of each row, drawn: pinlease demo --html FILE\n");
 		else if (write_page(page, o->html, &all))
 			status = EXIT_CANT_START;
+		if (tool_flush("pinlease demo"))
+			status = EXIT_CANT_START;
 	}
 	free(all.rows);
 	return status;

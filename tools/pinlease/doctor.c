@@ -163,10 +163,7 @@ static int print(const struct doctor *d, int as)
 		doctor_without(stdout, d);
 	else
 		doctor_table(stdout, d);
-	if (!fflush(stdout) && !ferror(stdout))
-		return 0;
-	fprintf(stderr, "pinlease doctor: can't write: %s\n", strerror(errno));
-	return -EIO;
+	return tool_flush("pinlease doctor");
 }
 
 static int run(struct doctor *d, int as)

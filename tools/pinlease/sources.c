@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "command.h"
+#include "common.h"
 
 static const struct {
 	const char *name;
@@ -48,11 +49,7 @@ static int show(struct pinl_ctx *ctx)
 		if (*line)
 			printf(meaning ? "%s: %s\n" : "%s\n", line, meaning);
 	}
-	if (fflush(stdout)) {
-		fprintf(stderr, "pinlease sources: can't write: %s\n", strerror(errno));
-		return EXIT_CANT_START;
-	}
-	return 0;
+	return tool_flush("pinlease sources") ? EXIT_CANT_START : 0;
 }
 
 int cmd_sources(int argc, char **argv)
