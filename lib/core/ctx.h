@@ -338,7 +338,5 @@ void pl_events_free(struct pl_events *events);
 void pl_event_push(struct pinl_ctx *ctx, const struct pinl_event *event);
 void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type,
 		    const struct pl_recall *recall, struct pinl_event *event);
-int pl_events_fd(struct pl_events *events);
-int pl_events_pop(struct pl_events *events, struct pinl_event *event);
 
 #endif

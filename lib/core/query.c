@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Questions about one lease. */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "core/ctx.h"
@@ -90,14 +91,14 @@ int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 int pinl_lease_describe(struct pinl_lease *l, char *buf, size_t len)
 {
 	PL_CALL(call);
-	int n;
+	char text[2048];
 
 	if (!pl_alive(l->ctx))
 		return pl_stale();
 	pthread_mutex_lock(&l->ctx->lock);
-	n = pl_describe(l, buf, len);
+	pl_describe(l, text, sizeof text);
 	pthread_mutex_unlock(&l->ctx->lock);
-	return n;
+	return snprintf(buf, len, "%s", text);
 }
 
 /* Keep the worker off the lease while fn's backend call runs. */
