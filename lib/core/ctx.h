@@ -110,7 +110,7 @@ struct pinl_lease {
 	struct pinl_device *dev;
 	struct pinl_mapping m;	/* the leased range */
 	struct pinl_mapping dm; /* what the backend is given: the same, or the stage's copy */
-	struct pl_stage *stage; /* set in map, then whoever has the lease busy */
+	struct pl_stage *stage; /* set with the lock; used by whoever has the lease busy */
 	struct pinl_memory mem;
 	struct pinl_policy policy;
 	unsigned flags;
