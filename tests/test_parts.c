@@ -9,8 +9,10 @@
 #include <semaphore.h>
 
 #include <pinlease/device.h>
+#include <pinlease/source.h>
 
 #include "traps_rig.h"
+#include "core/ctx.h"
 
 #define N     8
 #define FLAGS (PINNED | PINL_COOPERATIVE)
@@ -186,11 +188,17 @@ static void holes_found_together_are_orphans_apart(void **state)
 /* ------------------------------------------------------------------------------- a lease being made --
  */
 
-/* A device of the test's own, whose map can be stopped. */
+/* A device of the test's own, whose map and drain can be stopped. */
 static struct {
-	int stop;
+	int stop, stop_drain;
 	sem_t entered, go;
 } maker;
+
+static void wait_here(void)
+{
+	sem_post(&maker.entered);
+	sem_wait(&maker.go);
+}
 
 static int maker_open(const void *arg, struct pinl_device_info *info, void **dev)
 {
@@ -202,10 +210,8 @@ static int maker_open(const void *arg, struct pinl_device_info *info, void **dev
 
 static int maker_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 {
-	if (maker.stop) {
-		sem_post(&maker.entered);
-		sem_wait(&maker.go);
-	}
+	if (maker.stop)
+		wait_here();
 	return 0;
 }
 
@@ -216,6 +222,8 @@ static int maker_stop(void *dev, struct pinl_mapping *m)
 
 static int maker_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 {
+	if (maker.stop_drain)
+		wait_here();
 	return 0;
 }
 
@@ -227,6 +235,15 @@ static const struct pinl_device_ops maker_ops = {.size = sizeof maker_ops,
 						 .drain = maker_drain};
 
 static struct pinl_device *slow;
+
+static void maker_open_ctx(void)
+{
+	trap_open(&t, SOFT);
+	memset(&maker, 0, sizeof maker);
+	sem_init(&maker.entered, 0, 0);
+	sem_init(&maker.go, 0, 0);
+	assert_ok(pinl_device_open_ops(t.ctx, &maker_ops, NULL, &slow));
+}
 
 static void *lease_private(void *va)
 {
@@ -252,10 +269,7 @@ static void a_change_that_waits_for_a_lease_being_made_goes_on(void **state)
 	char *shared, *private;
 	void *lease;
 
-	trap_open(&t, SOFT);
-	sem_init(&maker.entered, 0, 0);
-	sem_init(&maker.go, 0, 0);
-	assert_ok(pinl_device_open_ops(t.ctx, &maker_ops, NULL, &slow));
+	maker_open_ctx();
 	shared = memfd(N);
 	private = mmap(NULL, N * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
 	lend(&t, &l, shared, N * PG, FLAGS, recall(PINL_THEN_FAIL, 0));
@@ -275,6 +289,48 @@ static void a_change_that_waits_for_a_lease_being_made_goes_on(void **state)
 	trap_close(&t);
 }
 
+static void *end_lease(void *lease)
+{
+	pinl_unmap_range(lease);
+	return NULL;
+}
+
+static void tell(const char *op, char *va, const char *can)
+{
+	char script[128];
+
+	snprintf(script, sizeof script, "%s va %#lx %#lx %s", op, (unsigned long)va,
+		 (unsigned long)va + PG, can);
+	assert_ok(pinl_script_run(t.ctx, script));
+}
+
+/* The device's last transfers may still write to what goes then. */
+static void what_goes_while_a_lease_is_being_ended_is_an_orphan(void **state)
+{
+	struct pinl_policy p = keep();
+	struct pinl_lease *lease;
+	struct pinl_event ev;
+	pthread_t ender;
+	char *va;
+
+	maker_open_ctx();
+	va = memfd(N);
+	assert_ok(pinl_map_range(slow, (uintptr_t)va, (uintptr_t)va + N * PG, FLAGS, &p, NULL, &lease));
+	maker.stop_drain = 1;
+	assert_int_equal(pthread_create(&ender, NULL, end_lease, lease), 0);
+	sem_wait(&maker.entered);
+	tell("munmap", va + PG, "t");
+	sem_post(&maker.go);
+	assert_int_equal(pthread_join(ender, NULL), 0);
+	ev = await(&t, PINL_EV_ORPHAN);
+	assert_int_equal(ev.start, va + PG);
+	assert_int_equal(ev.end, va + 2 * PG);
+	await(&t, PINL_EV_ORPHAN_END);
+	munmap(va, N * PG);
+	close(fd);
+	trap_close(&t);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -285,6 +341,7 @@ int main(void)
 		cmocka_unit_test(orphans_in_any_number_are_counted_apart),
 		cmocka_unit_test(holes_found_together_are_orphans_apart),
 		cmocka_unit_test(a_change_that_waits_for_a_lease_being_made_goes_on),
+		cmocka_unit_test(what_goes_while_a_lease_is_being_ended_is_an_orphan),
 	};
 
 	return cmocka_run_group_tests_name("parts", tests, NULL, NULL);
