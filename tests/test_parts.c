@@ -203,7 +203,7 @@ static void wait_here(void)
 static int maker_open(const void *arg, struct pinl_device_info *info, void **dev)
 {
 	info->device_class = PINL_DEV_REVOCABLE;
-	info->caps = PINL_DEVCAP_PIN;
+	info->caps = PINL_DEVCAP_PIN | PINL_DEVCAP_RETARGET;
 	*dev = &maker;
 	return 0;
 }
@@ -227,12 +227,18 @@ static int maker_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 	return 0;
 }
 
+static int maker_retarget(void *dev, struct pinl_mapping *m)
+{
+	return 0;
+}
+
 static const struct pinl_device_ops maker_ops = {.size = sizeof maker_ops,
 						 .name = "maker",
 						 .open = maker_open,
 						 .map = maker_map,
 						 .stop = maker_stop,
-						 .drain = maker_drain};
+						 .drain = maker_drain,
+						 .retarget = maker_retarget};
 
 static struct pinl_device *slow;
 
@@ -289,6 +295,57 @@ static void a_change_that_waits_for_a_lease_being_made_goes_on(void **state)
 	trap_close(&t);
 }
 
+static void *punch_page(void *page)
+{
+	assert_ok(pinl_fallocate(t.ctx, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				 (uintptr_t)page * PG, PG));
+	return NULL;
+}
+
+static int held(void)
+{
+	int n = 0;
+
+	pthread_mutex_lock(&t.ctx->lock);
+	for (const struct pinl_change *ch = t.ctx->held; ch; ch = ch->next)
+		n++;
+	pthread_mutex_unlock(&t.ctx->lock);
+	return n;
+}
+
+/* They are noticed together when it is over, and not one grace after the other. */
+static void changes_that_wait_for_a_force_share_the_next_grace(void **state)
+{
+	struct pinl_policy p = recall(PINL_THEN_SCRATCH, 50);
+	struct pinl_counters n = {.size = sizeof n};
+	struct pinl_lease *lease;
+	pthread_t actor[3];
+	char *va;
+
+	maker_open_ctx();
+	va = memfd(N);
+	assert_ok(pinl_map_range(slow, (uintptr_t)va, (uintptr_t)va + N * PG, FLAGS, &p, NULL, &lease));
+	maker.stop_drain = 1;
+	for (uintptr_t i = 0; i < 3; i++) {
+		assert_int_equal(pthread_create(&actor[i], NULL, punch_page, (void *)(2 * i)), 0);
+		if (!i)
+			sem_wait(&maker.entered);
+	}
+	while (held() < 3)
+		usleep(1000);
+	maker.stop_drain = 0;
+	sem_post(&maker.go);
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(pthread_join(actor[i], NULL), 0);
+	assert_ok(pinl_counters(t.ctx, &n));
+	assert_int_equal(n.notices, 2);
+	assert_int_equal(n.forced, 2);
+	pinl_unmap_range(lease);
+	munmap(va, N * PG);
+	close(fd);
+	trap_close(&t);
+}
+
 static void *end_lease(void *lease)
 {
 	pinl_unmap_range(lease);
@@ -341,6 +398,7 @@ int main(void)
 		cmocka_unit_test(orphans_in_any_number_are_counted_apart),
 		cmocka_unit_test(holes_found_together_are_orphans_apart),
 		cmocka_unit_test(a_change_that_waits_for_a_lease_being_made_goes_on),
+		cmocka_unit_test(changes_that_wait_for_a_force_share_the_next_grace),
 		cmocka_unit_test(what_goes_while_a_lease_is_being_ended_is_an_orphan),
 	};
 

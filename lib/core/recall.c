@@ -192,7 +192,8 @@ void pl_recall_apply(struct pinl_lease *l, struct pinl_change *ch, const struct 
 	}
 }
 
-/* After a force in part, a held change may reach pages of the same lease that live on. */
+/* After a force in part, held changes may reach pages of the same lease that live on. What was told of
+ * late has been kept by recall() or late_recall(). */
 void pl_recall_rest(struct pinl_lease *l)
 {
 	struct pl_range va;
@@ -200,8 +201,8 @@ void pl_recall_rest(struct pinl_lease *l)
 	struct pl_recall r;
 
 	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next) {
-		if (l->state != PINL_ACTIVE || l->policy.kind != PINL_RECALL || l->ctx->stopping ||
-		    !pl_lease_overlap(l, ch, &va))
+		if (l->state == PINL_RELEASED || l->policy.kind != PINL_RECALL || l->ctx->stopping ||
+		    !(ch->can & PINL_CAN_BEFORE) || !pl_lease_overlap(l, ch, &va))
 			continue;
 		if (pl_recall_ask(l, ch, &effect).action != PL_RECALL)
 			continue;
