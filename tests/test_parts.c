@@ -185,6 +185,58 @@ static void holes_found_together_are_orphans_apart(void **state)
 	}
 }
 
+static int mappings(void)
+{
+	FILE *f = fopen("/proc/self/maps", "re");
+	int n = 0;
+
+	for (int c; (c = getc(f)) != EOF;)
+		n += c == '\n';
+	fclose(f);
+	return n;
+}
+
+static void tell(const char *op, char *va, const char *can)
+{
+	char script[128];
+
+	snprintf(script, sizeof script, "%s va %#lx %#lx %s", op, (unsigned long)va,
+		 (unsigned long)va + PG, can);
+	assert_ok(pinl_script_run(t.ctx, script));
+}
+
+/* Far more than the worker has seen to when the last is told. A mapping for each would be too many for
+ * the program. */
+static void thousands_of_orphans_are_apart_and_need_few_mappings(void **state)
+{
+	enum { MANY = 8000 };
+	struct pinl_counters n = {.size = sizeof n};
+	struct pinl_policy p = keep();
+	struct pinl_lease *lease;
+	int before;
+	char *va;
+
+	trap_open(&t, SOFT);
+	va = memfd(2 * MANY);
+	assert_ok(pinl_map_range(t.dev, (uintptr_t)va, (uintptr_t)va + 2 * MANY * PG, FLAGS, &p, NULL,
+				 &lease));
+	before = mappings();
+	for (int i = 0; i < MANY; i++)
+		tell("munmap", va + 2 * i * PG, "t");
+	while (n.orphan_bytes < MANY * PG) {
+		usleep(1000);
+		assert_ok(pinl_counters(t.ctx, &n));
+	}
+	assert_int_equal(n.orphans, MANY);
+	assert_int_equal(n.orphan_bytes, MANY * PG);
+	assert_in_range(mappings(), 0, before + 100);
+	pinl_unmap_range(lease);
+	assert_in_range(mappings(), 0, before);
+	munmap(va, 2 * MANY * PG);
+	close(fd);
+	trap_close(&t);
+}
+
 /* ------------------------------------------------------------------------------- a lease being made --
  */
 
@@ -352,15 +404,6 @@ static void *end_lease(void *lease)
 	return NULL;
 }
 
-static void tell(const char *op, char *va, const char *can)
-{
-	char script[128];
-
-	snprintf(script, sizeof script, "%s va %#lx %#lx %s", op, (unsigned long)va,
-		 (unsigned long)va + PG, can);
-	assert_ok(pinl_script_run(t.ctx, script));
-}
-
 /* The device's last transfers may still write to what goes then. */
 static void what_goes_while_a_lease_is_being_ended_is_an_orphan(void **state)
 {
@@ -397,6 +440,7 @@ int main(void)
 		cmocka_unit_test(a_copy_that_is_discarded_is_an_orphan),
 		cmocka_unit_test(orphans_in_any_number_are_counted_apart),
 		cmocka_unit_test(holes_found_together_are_orphans_apart),
+		cmocka_unit_test(thousands_of_orphans_are_apart_and_need_few_mappings),
 		cmocka_unit_test(a_change_that_waits_for_a_lease_being_made_goes_on),
 		cmocka_unit_test(changes_that_wait_for_a_force_share_the_next_grace),
 		cmocka_unit_test(what_goes_while_a_lease_is_being_ended_is_an_orphan),

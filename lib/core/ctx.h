@@ -64,14 +64,14 @@ struct pinl_device {
 	unsigned enders; /* threads in pl_lease_end for a lease of this device */
 };
 
-/* Pages the device still has although file or mapping let them go. At the head of its own mapping. */
+/* Pages the device still has although file or mapping let them go. */
 struct pl_orphan {
+	struct pl_node node; /* in lease->known */
 	struct pl_orphan *next;
 	struct pl_range va;
 	enum pinl_op op;
 	uint64_t since_ns;
 	pid_t actor;
-	size_t mapped;	/* all of the mapping; 0: none */
 	void *baseline; /* their content when found; NULL: the device can't be read */
 };
 
@@ -90,7 +90,8 @@ struct pl_recall {
 
 /* What was lost and to whom, until the worker has taken their baselines; lost.c. */
 struct pl_lost {
-	int n;
+	size_t len; /* of the mapping */
+	int n, most;
 	struct pl_recall list[];
 };
 
@@ -144,7 +145,9 @@ struct pinl_lease {
 	struct pl_lost *lost;	 /* PL_JOB_ORPHAN */
 	struct pl_recall crowd;	 /* PL_JOB_ORPHAN: of what there was no room for in `lost` */
 	struct pl_recall parted; /* PL_JOB_PARTED: a copy that the program has discarded */
-	struct pl_orphan *orphans, unrecorded;
+	struct pl_orphan *orphans, unrecorded; /* newest first */
+	struct pl_index known;		       /* orphans, by address */
+	struct pl_pool *pool;		       /* where they are; orphan.c */
 	size_t orphan_bytes;
 };
 

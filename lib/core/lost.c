@@ -15,8 +15,9 @@
 #define MAP_32BIT 0
 #endif
 
-#define ROOM (256ul << 10) /* of which only what is written takes memory */
-#define MOST (int)((ROOM - sizeof(struct pl_lost)) / sizeof(struct pl_recall))
+#define PAGE  4096ul
+#define LEAST (256ul << 10) /* bytes of a list, of which only what is written takes memory */
+#define MOST  (16ul << 20)
 
 /*
  * Shared, so that it is never merged into a mapping of the application's: that one may be watched, and
@@ -34,11 +35,26 @@ void *pl_buffer(size_t len)
 	return map == MAP_FAILED ? NULL : map;
 }
 
+/* There may be as many losses as pages, and some again. */
+static struct pl_lost *list_new(const struct pinl_lease *l)
+{
+	size_t len = (l->m.end - l->m.start) / PAGE * sizeof(struct pl_recall);
+	struct pl_lost *list;
+
+	len = len < LEAST ? LEAST : len > MOST ? MOST : (len + PAGE - 1) & ~(PAGE - 1);
+	list = pl_buffer(len);
+	if (list) {
+		list->len = len;
+		list->most = (len - sizeof *list) / sizeof *list->list;
+	}
+	return list;
+}
+
 void pl_lost_add(struct pinl_lease *l, const struct pl_recall *r)
 {
 	if (!l->lost)
-		l->lost = pl_buffer(ROOM);
-	if (l->lost && l->lost->n < MOST)
+		l->lost = list_new(l);
+	if (l->lost && l->lost->n < l->lost->most)
 		l->lost->list[l->lost->n++] = *r;
 	else if (l->crowd.va.start < l->crowd.va.end)
 		pl_range_widen(&l->crowd.va, &r->va);
@@ -79,5 +95,5 @@ void pl_lost_begin(struct pinl_lease *l, const struct pl_lost *list, const struc
 void pl_lost_free(struct pl_lost *list)
 {
 	if (list)
-		munmap(list, ROOM);
+		munmap(list, list->len);
 }
