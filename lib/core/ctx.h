@@ -4,11 +4,11 @@
  *
  * ctx->lock covers: the lease index, the files and their leases, every lease's state, recall and job
  * fields, the held changes, the gates, the device list and the counters. It is held only for short work
- * on these: nothing is allocated, freed, mapped or unmapped under it, no callback, backend or source is
- * called under it (I8), so a source thread may take it at any time. events->lock covers the event ring;
- * taken inside ctx->lock, never the other way round. lease->busy: whoever set it (the worker or the
- * thread in unmap) may call the backend for this lease; it replaces a per-lease lock and is waited for
- * on pl_settled(lease).
+ * on these: nothing is allocated, freed or unmapped under it, nor mapped but the list of lost.c; no
+ * callback, backend or source is called under it (I8), so a source thread may take it at any time.
+ * events->lock covers the event ring; taken inside ctx->lock, never the other way round. lease->busy:
+ * whoever set it (the worker or the thread in unmap) may call the backend for this lease; it replaces a
+ * per-lease lock and is waited for on pl_settled(lease).
  *
  * Every exported call that takes a lock or has a cancellation point begins with PL_CALL (os/thread.h): a
  * signal handler that changes watched memory with a lock taken would wait for a source thread that needs
@@ -252,7 +252,8 @@ void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in);
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot);
 
 /* parts.c (ctx->lock held, or lease busy) */
-void pl_range_widen(struct pl_range *range, const struct pl_range *more); /* an empty one: becomes it */
+void pl_range_widen(struct pl_range *range,
+		    const struct pl_range *more); /* by an empty one: not at all */
 bool pl_lease_overlap(const struct pinl_lease *lease, const struct pinl_change *change,
 		      struct pl_range *va);
 void pl_lease_cut_detached(const struct pinl_lease *lease, struct pl_range *va);
@@ -282,6 +283,8 @@ int pl_lease_validate(struct pinl_lease *lease);
 int pl_lease_seal(struct pinl_lease *lease);
 
 /* change.c (ctx->lock held) */
+struct pinl_lease *pl_lease_first(struct pinl_ctx *ctx, const struct pinl_change *place);
+struct pinl_lease *pl_lease_next(struct pinl_lease *lease, const struct pinl_change *place);
 void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered);
 uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered);
 void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered); /* no lock */

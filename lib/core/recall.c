@@ -59,8 +59,7 @@ static void merge_recall(struct pl_recall *r, const struct pl_recall *more)
 	pl_range_widen(&r->va, &more->va);
 	r->late |= more->late;
 	r->held &= more->held;
-	if (more->gone.start < more->gone.end)
-		pl_range_widen(&r->gone, &more->gone);
+	pl_range_widen(&r->gone, &more->gone);
 	if (more->effect == PL_GONE)
 		r->effect = PL_GONE;
 	if (more->deadline_ns < r->deadline_ns)
