@@ -229,9 +229,9 @@ static void thousands_of_orphans_are_apart_and_need_few_mappings(void **state)
 	}
 	assert_int_equal(n.orphans, MANY);
 	assert_int_equal(n.orphan_bytes, MANY * PG);
-	assert_in_range(mappings(), 0, before + 100);
+	assert_in_range(mappings(), 0, before + MANY / 10);
 	pinl_unmap_range(lease);
-	assert_in_range(mappings(), 0, before);
+	assert_in_range(mappings(), 0, before + 10); /* a sanitizer has some of its own */
 	munmap(va, 2 * MANY * PG);
 	close(fd);
 	trap_close(&t);
