@@ -181,7 +181,7 @@ static uint64_t inside_limit(struct pinl_ctx *ctx, const struct pinl_change *ch)
 			return UINT64_MAX;
 		latest = l->inside_ns > latest ? l->inside_ns : latest;
 	}
-	return latest + 2 * ctx->opts.drain_ms * 1000000ull;
+	return latest + 2ull * ctx->opts.drain_ms * 1000000;
 }
 
 /* I2 is bounded even where a backend hangs: the ceiling and one grace, then the actor goes on. */
