@@ -17,7 +17,6 @@ struct pl_verdict pl_recall_ask(const struct pinl_lease *l, const struct pinl_ch
 		.effect = pl_op_effect(ch->op, l->mem.kind, l->mem.shared, l->flags & PINL_PIN),
 		.policy = l->policy.kind,
 		.refuse = l->policy.refuse,
-		.device_class = l->dev->info.device_class,
 		.pinned = l->flags & PINL_PIN,
 	};
 
