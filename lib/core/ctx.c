@@ -195,6 +195,7 @@ static void ctx_free(struct pinl_ctx *ctx)
 		pthread_mutex_unlock(&ctx->lock);
 		pthread_join(ctx->worker, NULL);
 	}
+	pl_events_stop(ctx->events); /* a callback may use what is closed now */
 	for (int i = ctx->n_sources; i-- > 0;)
 		ctx->sources[i].ops->close(ctx->sources[i].priv);
 	pl_events_free(ctx->events);

@@ -340,6 +340,7 @@ void pl_lease_unstage(struct pinl_lease *lease);
 
 /* event.c */
 struct pl_events *pl_events_new(const struct pinl_opts *opts);
+void pl_events_stop(struct pl_events *events); /* the callback has returned, and isn't called any more */
 void pl_events_free(struct pl_events *events);
 void pl_event_push(struct pinl_ctx *ctx, const struct pinl_event *event);
 void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type,

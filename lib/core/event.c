@@ -101,16 +101,21 @@ fail:
 	return NULL;
 }
 
+void pl_events_stop(struct pl_events *e)
+{
+	if (!e || !e->started)
+		return;
+	pl_wake(e->stop);
+	pthread_join(e->dispatcher, NULL);
+	e->started = false;
+}
+
 void pl_events_free(struct pl_events *e)
 {
 	int saved = errno;
 
 	if (!e)
 		return;
-	if (e->started) {
-		pl_wake(e->stop);
-		pthread_join(e->dispatcher, NULL);
-	}
 	if (e->fd >= 0)
 		close(e->fd);
 	if (e->stop >= 0)
