@@ -54,7 +54,7 @@ def machine(directory):
         'cpu': first_match('/proc/cpuinfo', r'^model name\s*:\s*(.+)$'), 'cpus': cpus,
         'virtual': 'hypervisor' in first_match('/proc/cpuinfo', r'^flags\s*:(.+)$', ''),
         'memory': f"{int(first_match('/proc/meminfo', r'^MemTotal: +([0-9]+)', '0')) // 1048576} GiB",
-        'file system': output_of('stat', '-f', '-c', '%T', directory),
+        'file system': output_of('findmnt', '-n', '-o', 'FSTYPE', '-T', directory),
         'huge pages': first_match('/sys/kernel/mm/transparent_hugepage/enabled', r'\[(\w+)\]'),
         'root': os.geteuid() == 0, 'nice': os.nice(0), 'tree': output_of('git', 'describe', '--always', '--dirty'),
         'date': datetime.date.today().isoformat(), 'load before': os.getloadavg()[0],

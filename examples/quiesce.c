@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A holder that answers its notice. One thread shrinks a file; the event loop of the main thread sees
- *the notice on pinl_fd(), finishes its work and says so, long before the deadline. Nothing is forced.
+ * the notice on pinl_fd(), finishes its work and says so, long before the deadline. Nothing is forced.
  *
  * Prints:
  *	holder: asked to leave because of truncate
@@ -25,7 +25,7 @@ struct file {
 	int fd;
 };
 
-static void try(int err)
+static void check(int err)
 {
 	if (err < 0) {
 		fprintf(stderr, "quiesce: %s: %s\n", strerror(-err), pinl_error());
@@ -37,7 +37,7 @@ static void *actor(void *arg)
 {
 	struct file *file = arg;
 
-	try(pinl_ftruncate(file->ctx, file->fd, 0));
+	check(pinl_ftruncate(file->ctx, file->fd, 0));
 	puts("actor: truncated");
 	return NULL;
 }
@@ -53,7 +53,7 @@ static enum pinl_outcome serve(struct pinl_ctx *ctx, struct pinl_lease *lease)
 		while (pinl_next_event(ctx, &event) == 0) {
 			if (event.type == PINL_EV_NOTICE) {
 				printf("holder: asked to leave because of %s\n", pinl_op_name(event.op));
-				try(pinl_quiesced(lease)); /* here: after the last request is done */
+				check(pinl_quiesced(lease)); /* here: after the last request is done */
 			} else if (event.type == PINL_EV_RELEASED) {
 				return event.outcome;
 			}
@@ -64,7 +64,7 @@ static enum pinl_outcome serve(struct pinl_ctx *ctx, struct pinl_lease *lease)
 int main(void)
 {
 	struct pinl_policy policy = {
-		.size = sizeof(policy), .kind = PINL_RECALL, .grace_ms = 5000, .then = PINL_THEN_FAIL};
+		.size = sizeof(policy), .kind = PINL_RECALL, .then = PINL_THEN_FAIL, .grace_ms = 5000};
 	struct file file = {.fd = memfd_create("data", MFD_CLOEXEC)};
 	struct pinl_device *dev;
 	struct pinl_lease *lease;
@@ -77,11 +77,11 @@ int main(void)
 	if (memory == MAP_FAILED)
 		return 1;
 
-	try(pinl_open(NULL, &file.ctx));
-	try(pinl_device_open(file.ctx, "soft", NULL, &dev));
-	try(pinl_map_range(dev, start, start + SIZE, PINL_WRITE | PINL_PIN | PINL_COOPERATIVE, &policy,
-			   NULL, &lease));
-	try(-pthread_create(&thread, NULL, actor, &file));
+	check(pinl_open(NULL, &file.ctx));
+	check(pinl_device_open(file.ctx, "soft", NULL, &dev));
+	check(pinl_map_range(dev, start, start + SIZE, PINL_WRITE | PINL_PIN | PINL_COOPERATIVE, &policy,
+			     NULL, &lease));
+	check(-pthread_create(&thread, NULL, actor, &file));
 	enum pinl_outcome outcome = serve(file.ctx, lease);
 
 	pthread_join(thread, NULL);

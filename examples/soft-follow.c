@@ -19,7 +19,7 @@
 
 #define SIZE 65536
 
-static void try(int err)
+static void check(int err)
 {
 	if (err < 0) {
 		fprintf(stderr, "soft-follow: %s: %s\n", strerror(-err), pinl_error());
@@ -42,20 +42,20 @@ int main(void)
 		return 1;
 	strcpy(memory, "old");
 
-	try(pinl_open(NULL, &ctx));
-	try(pinl_device_open(ctx, "soft", NULL, &dev));
-	try(pinl_map_range(dev, start, start + SIZE, PINL_WRITE, &policy, addrs, &lease));
+	check(pinl_open(NULL, &ctx));
+	check(pinl_device_open(ctx, "soft", NULL, &dev));
+	check(pinl_map_range(dev, start, start + SIZE, PINL_WRITE, &policy, addrs, &lease));
 
-	try(pinl_soft_dma(dev, addrs[0].addr, seen, sizeof(seen), 0));
+	check(pinl_soft_dma(dev, addrs[0].addr, seen, sizeof(seen), 0));
 	printf("the device reads \"%s\"\n", seen);
 
 	if (madvise(memory, SIZE, MADV_DONTNEED))
 		return 1;
 	puts("discarded");
-	try(pinl_soft_dma(dev, addrs[0].addr, seen, sizeof(seen), 0));
+	check(pinl_soft_dma(dev, addrs[0].addr, seen, sizeof(seen), 0));
 	printf("the device reads \"%s\"\n", seen);
 
-	try(pinl_soft_dma(dev, addrs[0].addr, (void *)"new", 4, 1));
+	check(pinl_soft_dma(dev, addrs[0].addr, (void *)"new", 4, 1));
 	printf("the CPU reads \"%s\"\n", memory);
 
 	pinl_unmap_range(lease);

@@ -21,7 +21,7 @@
 
 #define SIZE 65536
 
-static void try(int err)
+static void check(int err)
 {
 	if (err < 0) {
 		fprintf(stderr, "uring-lease: %s: %s\n", strerror(-err), pinl_error());
@@ -38,15 +38,15 @@ static void receive(struct io_uring *ring, struct pinl_device *dev, char *buf, u
 	struct io_uring_cqe *cqe;
 
 	if (write(source, text, strlen(text) + 1) < 0)
-		try(-1);
+		check(-1);
 	io_uring_prep_read_fixed(sqe, source, buf, 4096, 0, (int)key);
 	sqe->user_data = 1;
 	io_uring_submit(ring);
 	for (int ours = 0; !ours;) {
-		try(io_uring_wait_cqe(ring, &cqe));
+		check(io_uring_wait_cqe(ring, &cqe));
 		ours = !pinl_uring_cqe(dev, cqe->user_data);
 		if (ours)
-			try(cqe->res);
+			check(cqe->res);
 		io_uring_cqe_seen(ring, cqe);
 	}
 	close(source);
@@ -85,20 +85,20 @@ int main(void)
 	uintptr_t start = (uintptr_t)buf;
 	if (buf == MAP_FAILED)
 		return 1;
-	try(io_uring_queue_init(8, &ring, 0));
+	check(io_uring_queue_init(8, &ring, 0));
 
 	/* README: begin */
 	struct pinl_uring_arg arg = {.size = sizeof(arg), .ring = &ring};
 	struct pinl_policy policy = {
-		.size = sizeof(policy), .kind = PINL_RECALL, .grace_ms = 100, .then = PINL_THEN_COPY};
+		.size = sizeof(policy), .kind = PINL_RECALL, .then = PINL_THEN_COPY, .grace_ms = 100};
 
-	try(pinl_open(NULL, &ctx));
-	try(pinl_device_open(ctx, "uring", &arg, &dev));
+	check(pinl_open(NULL, &ctx));
+	check(pinl_device_open(ctx, "uring", &arg, &dev));
 	unsigned flags = PINL_WRITE | PINL_PIN | PINL_COOPERATIVE;
-	try(pinl_map_range(dev, start, start + SIZE, flags, &policy, NULL, &lease));
+	check(pinl_map_range(dev, start, start + SIZE, flags, &policy, NULL, &lease));
 	receive(&ring, dev, buf, pinl_lease_key(lease), "first"); /* READ_FIXED */
 	show("before", fd, buf);
-	try(pinl_ftruncate(ctx, fd, 0)); /* notice, 100 ms of grace; then buf is a private copy */
+	check(pinl_ftruncate(ctx, fd, 0)); /* notice, 100 ms of grace; then buf is a private copy */
 	receive(&ring, dev, buf, pinl_lease_key(lease), "second"); /* nothing is lost */
 	show_events(ctx);
 	show("after", fd, buf);

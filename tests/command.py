@@ -49,6 +49,21 @@ def wrong_command_lines():
             raise tree.Failure(f"pinlease {' '.join(arguments)}: {result}")
 
 
+def version():
+    project = (tree.ROOT / 'meson.build').read_text(encoding='utf-8')
+    expected = 'pinlease ' + re.search(r"version: '(.*?)'", project)[1]
+    said = tree.run([PINLEASE, '--version']).strip()
+    if said != expected:
+        raise tree.Failure(f'it says {said!r}, the project is {expected!r}')
+
+
+def unwritable_output():
+    with open('/dev/full', 'wb') as full:
+        status = subprocess.run([PINLEASE, 'sources'], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    if status.returncode != 2 or not status.stderr:
+        raise tree.Failure(str(status))
+
+
 def sources():
     said = tree.run([PINLEASE, 'sources'])
     for name in ('uffd', 'files', 'notify'):
@@ -61,5 +76,7 @@ if __name__ == '__main__':
         ('the man page has the commands that there are', same_commands),
         ('the man page has the options that there are', same_options),
         ('a wrong command line is an error', wrong_command_lines),
+        ('it says its version', version),
+        ("output that can't be written is an error", unwritable_output),
         ('"sources" says of each source whether it runs', sources),
     ]))

@@ -222,9 +222,12 @@ def document():
 
 
 def wrong_command_lines():
-    for arguments in (['--nonsense'], ['nonsense'], ['--json', '--without'], ['--dir'], ['--dir', '/nonexistent/directory']):
+    for arguments, because in ((['--nonsense'], 'unrecognized'), (['nonsense'], '"nonsense"'),
+                               (['--json', '--without'], 'exclude'), (['--dir'], 'argument'),
+                               (['--dir', '/nonexistent/directory'], 'No such file'),
+                               (['--dir', ''], 'No such file'), (['--dir', __file__], 'Not a directory')):
         result = doctor(*arguments)
-        if result.returncode != 2 or not result.stderr or result.stdout:
+        if result.returncode != 2 or because not in result.stderr or result.stdout:
             raise tree.Failure(f"doctor {' '.join(arguments)}: {result}")
 
 

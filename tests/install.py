@@ -60,6 +60,27 @@ class Tests:
         for source in sorted((tree.ROOT / 'examples').glob('*.c')):
             self.tree.compile(self.cc, source, str(self.directory / source.stem), libraries=['-luring'])
 
+    def example_in_cpp(self):
+        """What README shows can be pasted into a C++ program, too."""
+        shown = re.search(r'```c\n(.*?)\n```', (tree.ROOT / 'README.md').read_text(encoding='utf-8'), re.S)[1]
+        source = self.directory / 'example.cpp'
+        source.write_text(f"""#include <liburing.h>
+#include <pinlease/pinlease.h>
+enum {{SIZE = 65536}};
+void check(int), show(const char *, int, char *), show_events(pinl_ctx *);
+void receive(io_uring *, pinl_device *, char *, uint32_t, const char *);
+void example(io_uring &ring, int fd, char *buf)
+{{
+    pinl_ctx *ctx;
+    pinl_device *dev;
+    pinl_lease *lease;
+    uintptr_t start = (uintptr_t)buf;
+    {shown}
+}}
+""", encoding='utf-8')
+        self.tree.compile([*self.cxx, '-std=c++20', '-Wno-missing-field-initializers', '-c'], source,
+                          str(self.directory / 'example.o'))
+
     def headers(self):
         installed = {p.name: p.read_bytes() for p in self.tree.include.iterdir()}
         source = {p.name: p.read_bytes() for p in tree.HEADERS}
@@ -127,6 +148,7 @@ class Tests:
                lambda language=language, static=static: self.program(language, static))
               for language in ('c', 'c++') for static in (False, True)),
             ('the examples compile against what is installed', self.examples),
+            ("the README's example is C++, too", self.example_in_cpp),
             ('the installed headers are those of the tree', self.headers),
             ('the symbol map names what the headers declare', self.map_is_headers),
             ('the shared library exports the symbol map, nothing else', self.exports),

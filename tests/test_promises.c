@@ -265,6 +265,31 @@ static void what_is_not_leased_wakes_nobody(void **state)
 	close(fd);
 }
 
+/* Making and ending a lease is work of the thread that calls: a wake-up costs more than all the rest. */
+static void a_lease_that_nothing_happens_to_wakes_nobody(void **state)
+{
+	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL};
+	char *mem = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct runs none = {0}, others, before;
+	struct pinl_lease *lease;
+	struct pinl_device *dev;
+	struct pinl_ctx *ctx;
+
+	count_runs(&others, &none);
+	assert_ok(pinl_open(NULL, &ctx));
+	assert_ok(pinl_device_open(ctx, "soft", NULL, &dev));
+	await_rest(&before, &others);
+	for (int i = 0; i < 50; i++) {
+		assert_ok(pinl_map_range(dev, (uintptr_t)mem, (uintptr_t)mem + SIZE, PINNED, &policy,
+					 NULL, &lease));
+		pinl_unmap_range(lease);
+	}
+	usleep(20000); /* whoever was woken has gone to sleep again */
+	assert_nobody_ran(&before, &others);
+	pinl_close(ctx);
+	munmap(mem, SIZE);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -272,6 +297,7 @@ int main(void)
 		cmocka_unit_test(a_followed_range_stays_watched),
 		cmocka_unit_test(a_stray_access_during_a_copy_comes_back),
 		cmocka_unit_test(what_is_not_leased_wakes_nobody),
+		cmocka_unit_test(a_lease_that_nothing_happens_to_wakes_nobody),
 	};
 
 	return cmocka_run_group_tests_name("promises", tests, NULL, NULL);

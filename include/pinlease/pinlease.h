@@ -13,7 +13,7 @@
  *	struct pinl_lease *lease;
  *	struct pinl_uring_arg arg = { .size = sizeof arg, .ring = &ring };
  *	struct pinl_policy policy = { .size = sizeof policy, .kind = PINL_RECALL,
- *				      .grace_ms = 100, .then = PINL_THEN_COPY };
+ *				      .then = PINL_THEN_COPY, .grace_ms = 100 };
  *
  *	pinl_open(NULL, &ctx);
  *	pinl_device_open(ctx, "uring", &arg, &dev);

@@ -202,6 +202,7 @@ static void ctx_free(struct pinl_ctx *ctx)
 	pl_swap_free(ctx->swap);
 	pl_aside_free(ctx->aside);
 	pl_bounce_free(ctx->bounce);
+	pl_lost_free(&ctx->losses);
 	if (ctx->alive)
 		munmap(ctx->alive, 4096);
 	if (ctx->maps >= 0)
@@ -261,6 +262,8 @@ int pl_open_core(const struct pinl_opts *given, struct pinl_ctx **out)
 	init_sync(ctx);
 	ctx->summary = calloc(PL_MAX_SUMMARY, sizeof *ctx->summary);
 	err = ctx->summary ? make_alive(ctx) : -ENOMEM;
+	if (!err && !pl_lost_new(&ctx->losses))
+		err = -ENOMEM;
 	if (!err)
 		err = open_maps(ctx);
 	if (!err)

@@ -4,8 +4,8 @@
  *
  * ctx->lock covers: the lease index, the files and their leases, every lease's state, recall and job
  * fields, the held changes, the gates, the device list and the counters. It is held only for short work
- * on these: nothing is allocated, freed or unmapped under it, nor mapped but the list of lost.c; no
- * callback, backend or source is called under it (I8), so a source thread may take it at any time.
+ * on these: nothing is allocated, freed, mapped or unmapped under it, no callback, backend or source is
+ * called under it (I8), so a source thread may take it at any time.
  * events->lock covers the event ring; taken inside ctx->lock, never the other way round. lease->busy:
  * whoever set it (the worker or the thread in unmap) may call the backend for this lease; it replaces a
  * per-lease lock and is waited for on pl_settled(lease).
@@ -88,11 +88,16 @@ struct pl_recall {
 	const char *source;
 };
 
-/* What was lost and to whom, until the worker has taken their baselines; lost.c. */
+/* What was lost and to whom, until the worker has taken the baseline; lost.c. */
 struct pl_lost {
-	size_t len; /* of the mapping */
-	int n, most;
-	struct pl_recall list[];
+	struct pl_lost *next;
+	struct pl_recall recall;
+};
+
+/* The records: those on a lease's list, those on `free`, and those from `used` on. */
+struct pl_losses {
+	struct pl_lost *pool, *free;
+	unsigned used;
 };
 
 #define PL_JOB_ORPHAN 1u
@@ -139,12 +144,12 @@ struct pinl_lease {
 	bool has_late;
 	struct pl_range detached[PL_MAX_DETACHED];
 	int n_detached;
-	atomic_bool va_lost;	 /* part of the addresses went: what is there is not ours to pin. As
-				    `changed`. */
-	struct pl_range follow;	 /* PL_JOB_FOLLOW */
-	struct pl_lost *lost;	 /* PL_JOB_ORPHAN */
-	struct pl_recall crowd;	 /* PL_JOB_ORPHAN: of what there was no room for in `lost` */
-	struct pl_recall parted; /* PL_JOB_PARTED: a copy that the program has discarded */
+	atomic_bool va_lost;	/* part of the addresses went: what is there is not ours to pin. As
+				   `changed`. */
+	struct pl_range follow; /* PL_JOB_FOLLOW */
+	struct pl_lost *lost, *lost_last; /* PL_JOB_ORPHAN */
+	struct pl_recall crowd;		  /* PL_JOB_ORPHAN: of what there was no room for in `lost` */
+	struct pl_recall parted;	  /* PL_JOB_PARTED: a copy that the program has discarded */
 	struct pl_orphan *orphans, unrecorded; /* newest first */
 	struct pl_index known;		       /* orphans, by address */
 	struct pl_pool *pool;		       /* where they are; orphan.c */
@@ -213,6 +218,7 @@ struct pinl_ctx {
 	struct pinl_change *held;
 	struct pl_gate gates[PL_MAX_GATES];
 	int n_gates;
+	struct pl_losses losses;
 	unsigned wide_gates; /* that found no room in gates */
 	uint64_t next_id;
 	bool stopping, worker_started;
@@ -306,12 +312,15 @@ void pl_job_add(struct pinl_lease *lease, unsigned jobs); /* ctx->lock held */
 
 /* lost.c */
 void *pl_buffer(size_t len); /* NULL: no memory; ends by munmap() */
-void pl_lost_add(struct pinl_lease *lease, const struct pl_recall *lost); /* ctx->lock held */
-void pl_lost_take(struct pinl_lease *lease, struct pl_lost **list, struct pl_recall *crowd); /* same */
+bool pl_lost_new(struct pl_losses *losses);
+void pl_lost_free(struct pl_losses *losses);
+void pl_lost_add(struct pinl_lease *lease,
+		 const struct pl_recall *lost); /* this one and the next two: */
+struct pl_lost *pl_lost_take(struct pinl_lease *lease, struct pl_recall *crowd); /* ctx->lock held */
+void pl_lost_put(struct pinl_ctx *ctx, struct pl_lost *first);
 void pl_lost_live(struct pinl_lease *lease, const struct pl_recall *lost); /* lease busy, no lock */
-void pl_lost_begin(struct pinl_lease *lease, const struct pl_lost *list,
+void pl_lost_begin(struct pinl_lease *lease, const struct pl_lost *first,
 		   const struct pl_recall *crowd); /* same */
-void pl_lost_free(struct pl_lost *list);
 
 /* take.c, orphan.c (lease busy, no lock) */
 struct pl_taken {

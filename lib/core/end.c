@@ -36,6 +36,7 @@ void pl_lease_withdraw(struct pinl_lease *l)
 	if (l->state == PINL_NOTICED)
 		pl_lease_input(l, PL_IN_UNMAP);
 	unpublish_locked(l);
+	pl_lost_put(ctx, l->lost);
 	pl_settle(ctx, &answered);
 	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&ctx->lock);
@@ -46,7 +47,6 @@ void pl_lease_free(struct pinl_lease *l)
 {
 	pl_lease_unstage(l);
 	pl_inode_put(l);
-	pl_lost_free(l->lost);
 	free(l);
 }
 
@@ -63,7 +63,8 @@ static enum pinl_state claim(struct pinl_lease *l)
 	pl_lease_input(l, PL_IN_UNMAP);
 	l->busy = true;
 	l->inside_ns = pl_clock_ns();
-	pthread_cond_signal(&ctx->work); /* a change may have to be let go earlier now */
+	if (ctx->held)
+		pthread_cond_signal(&ctx->work); /* a change may have to be let go earlier now */
 	pthread_mutex_unlock(&ctx->lock);
 	return before;
 }
@@ -95,13 +96,15 @@ static void lost_meanwhile(struct pinl_lease *l)
 	struct pl_lost *lost;
 
 	pthread_mutex_lock(&l->ctx->lock);
-	pl_lost_take(l, &lost, &crowd);
+	lost = pl_lost_take(l, &crowd);
 	pthread_mutex_unlock(&l->ctx->lock);
-	for (int i = 0; lost && i < lost->n; i++)
-		if (lost->list[i].late || !lost->list[i].held)
-			pl_lost_live(l, &lost->list[i]);
+	for (const struct pl_lost *it = lost; it; it = it->next)
+		if (it->recall.late || !it->recall.held)
+			pl_lost_live(l, &it->recall);
 	pl_lost_live(l, &crowd);
-	pl_lost_free(lost);
+	pthread_mutex_lock(&l->ctx->lock);
+	pl_lost_put(l->ctx, lost);
+	pthread_mutex_unlock(&l->ctx->lock);
 }
 
 /* ctx->lock held. False: another thread ends it already. */

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * What a lease has lost and the worker has yet to take the baseline of. Who reports it holds ctx->lock,
- * so the list is a mapping of its own, made new for each round of the worker and never a block of the
- * allocator's: that one may wait for a source in free().
+ * so the records are made when the context is opened; the kernel gives memory for those that are used.
  *
- * Each loss is kept apart, with its actor; what lies between two of them is no orphan. Only where there
- * is no room left are they merged into `crowd`, and more is called an orphan than is one.
+ * Each loss is kept apart, with its actor; what lies between two of them is no orphan. Only when all
+ * records are in use are they merged into `crowd`, and more is called an orphan than is one.
  */
 #include <sys/mman.h>
 
@@ -15,9 +14,7 @@
 #define MAP_32BIT 0
 #endif
 
-#define PAGE  4096ul
-#define LEAST (256ul << 10) /* bytes of a list, of which only what is written takes memory */
-#define MOST  (16ul << 20)
+#define RECORDS 16384u
 
 /*
  * Shared, so that it is never merged into a mapping of the application's: that one may be watched, and
@@ -35,40 +32,67 @@ void *pl_buffer(size_t len)
 	return map == MAP_FAILED ? NULL : map;
 }
 
-/* There may be as many losses as pages, and some again. */
-static struct pl_lost *list_new(const struct pinl_lease *l)
+bool pl_lost_new(struct pl_losses *all)
 {
-	size_t len = (l->m.end - l->m.start) / PAGE * sizeof(struct pl_recall);
-	struct pl_lost *list;
+	all->pool = pl_buffer(RECORDS * sizeof *all->pool);
+	return all->pool;
+}
 
-	len = len < LEAST ? LEAST : len > MOST ? MOST : (len + PAGE - 1) & ~(PAGE - 1);
-	list = pl_buffer(len);
-	if (list) {
-		list->len = len;
-		list->most = (len - sizeof *list) / sizeof *list->list;
-	}
-	return list;
+void pl_lost_free(struct pl_losses *all)
+{
+	if (all->pool)
+		munmap(all->pool, RECORDS * sizeof *all->pool);
+}
+
+/* One that has been used before, if there is one: it has its page. */
+static struct pl_lost *record(struct pl_losses *all)
+{
+	struct pl_lost *lost = all->free;
+
+	if (lost)
+		all->free = lost->next;
+	else if (all->used < RECORDS)
+		lost = &all->pool[all->used++];
+	return lost;
 }
 
 void pl_lost_add(struct pinl_lease *l, const struct pl_recall *r)
 {
-	if (!l->lost)
-		l->lost = list_new(l);
-	if (l->lost && l->lost->n < l->lost->most)
-		l->lost->list[l->lost->n++] = *r;
-	else if (l->crowd.va.start < l->crowd.va.end)
+	struct pl_lost *lost = record(&l->ctx->losses);
+
+	if (lost) {
+		*lost = (struct pl_lost){.recall = *r};
+		if (l->lost)
+			l->lost_last->next = lost;
+		else
+			l->lost = lost;
+		l->lost_last = lost;
+	} else if (l->crowd.va.start < l->crowd.va.end) {
 		pl_range_widen(&l->crowd.va, &r->va);
-	else
+	} else {
 		l->crowd = *r;
+	}
 	pl_job_add(l, PL_JOB_ORPHAN);
 }
 
-void pl_lost_take(struct pinl_lease *l, struct pl_lost **list, struct pl_recall *crowd)
+struct pl_lost *pl_lost_take(struct pinl_lease *l, struct pl_recall *crowd)
 {
-	*list = l->lost;
+	struct pl_lost *first = l->lost;
+
 	*crowd = l->crowd;
 	l->lost = NULL;
 	l->crowd.va = (struct pl_range){0, 0};
+	return first;
+}
+
+void pl_lost_put(struct pinl_ctx *ctx, struct pl_lost *first)
+{
+	struct pl_lost **end = &first;
+
+	while (*end)
+		end = &(*end)->next;
+	*end = ctx->losses.free;
+	ctx->losses.free = first;
 }
 
 /* A force may have taken the pages meanwhile, or some of them. */
@@ -85,15 +109,9 @@ void pl_lost_live(struct pinl_lease *l, const struct pl_recall *r)
 	}
 }
 
-void pl_lost_begin(struct pinl_lease *l, const struct pl_lost *list, const struct pl_recall *crowd)
+void pl_lost_begin(struct pinl_lease *l, const struct pl_lost *first, const struct pl_recall *crowd)
 {
-	for (int i = 0; list && i < list->n; i++)
-		pl_lost_live(l, &list->list[i]);
+	for (; first; first = first->next)
+		pl_lost_live(l, &first->recall);
 	pl_lost_live(l, crowd);
-}
-
-void pl_lost_free(struct pl_lost *list)
-{
-	if (list)
-		munmap(list, list->len);
 }

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/sysmacros.h>
 
 #include "core/ctx.h"
 #include "core/text.h"
@@ -63,12 +64,13 @@ static void event_where(const struct pinl_event *ev, struct pl_text *t)
 	if (ev->end)
 		pl_text_add(t, " [%#lx, %#lx)", (unsigned long)ev->start, (unsigned long)ev->end);
 	if (ev->file_ino && ev->file_end >= INT64_MAX / 2)
-		pl_text_add(t, " file %lu:%lu from byte %lu", (unsigned long)ev->file_dev,
-			    (unsigned long)ev->file_ino, (unsigned long)ev->file_start);
+		pl_text_add(t, " file %u:%u inode %lu from byte %lu", major(ev->file_dev),
+			    minor(ev->file_dev), (unsigned long)ev->file_ino,
+			    (unsigned long)ev->file_start);
 	else if (ev->file_ino)
-		pl_text_add(t, " file %lu:%lu bytes %lu-%lu", (unsigned long)ev->file_dev,
-			    (unsigned long)ev->file_ino, (unsigned long)ev->file_start,
-			    (unsigned long)ev->file_end);
+		pl_text_add(t, " file %u:%u inode %lu bytes %lu-%lu", major(ev->file_dev),
+			    minor(ev->file_dev), (unsigned long)ev->file_ino,
+			    (unsigned long)ev->file_start, (unsigned long)ev->file_end);
 	if (ev->actor_tid)
 		pl_text_add(t, " by %d/%d", ev->actor_pid, ev->actor_tid);
 	if (ev->source[0])
@@ -159,8 +161,8 @@ int pl_describe(const struct pinl_lease *l, char *buf, size_t len)
 		    (unsigned long)l->m.start, (unsigned long)l->m.end,
 		    (unsigned long)(l->m.end - l->m.start) >> 10, pinl_memory_name(l->mem.kind));
 	if (l->mem.ino)
-		pl_text_add(&t, ", file %lu:%lu offset %lu", (unsigned long)l->mem.dev,
-			    (unsigned long)l->mem.ino, (unsigned long)l->mem.offset);
+		pl_text_add(&t, ", file %u:%u inode %lu offset %lu", major(l->mem.dev),
+			    minor(l->mem.dev), (unsigned long)l->mem.ino, (unsigned long)l->mem.offset);
 	pl_text_add(&t, ", device %s, %s", l->dev->given->name,
 		    l->flags & PINL_PIN ? "pinned" : "on demand");
 	if (l->stage)
@@ -175,7 +177,8 @@ int pl_describe(const struct pinl_lease *l, char *buf, size_t len)
 	if (l->outcome)
 		pl_text_add(&t, " (%s)", pinl_outcome_name(l->outcome));
 	pl_text_add(&t, "; changes by pinl_ calls: exact; raw changes:");
-	describe_ops(l, &t, " held:", PINL_CAN_HOLD, 0);
+	describe_ops(l, &t, " held:", PINL_CAN_HOLD | PINL_CAN_BEFORE, 0);
+	describe_ops(l, &t, "; held, but seen after they took effect:", PINL_CAN_HOLD, PINL_CAN_BEFORE);
 	describe_ops(l, &t, "; told only, not held:", PINL_CAN_TELL, PINL_CAN_HOLD);
 	describe_ops(l, &t, "; not seen:", 0, PINL_CAN_TELL);
 	return t.used;

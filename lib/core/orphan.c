@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "core/ctx.h"
@@ -165,10 +166,10 @@ void pl_orphan_unwritten(struct pinl_lease *l, const struct pl_recall *why, uint
 	n = ctx->n_summary++;
 	if (n < PL_MAX_SUMMARY)
 		snprintf(ctx->summary[n], sizeof ctx->summary[n],
-			 "lease %lu: %lu bytes that device %s wrote to its copy of file %lu:%lu have no "
-			 "place in the file any more",
+			 "lease %lu: %lu bytes that device %s wrote to its copy of file %u:%u inode %lu "
+			 "have no place in the file any more",
 			 (unsigned long)l->id, (unsigned long)bytes, l->dev->given->name,
-			 (unsigned long)l->mem.dev, (unsigned long)l->mem.ino);
+			 major(l->mem.dev), minor(l->mem.dev), (unsigned long)l->mem.ino);
 	pthread_mutex_unlock(&ctx->lock);
 	pl_event_push(ctx, &ev);
 }
@@ -226,11 +227,11 @@ static void summary_line(struct pinl_lease *l, const struct pl_orphan *o, const 
 		line = ctx->summary[n];
 		if (l->mem.ino)
 			snprintf(line, sizeof ctx->summary[n],
-				 "lease %lu: after %s device %s still had bytes %lu-%lu of file %lu:%lu "
-				 "for %.1f ms; %s",
+				 "lease %lu: after %s device %s still had bytes %lu-%lu of file %u:%u "
+				 "inode %lu for %.1f ms; %s",
 				 (unsigned long)l->id, op_words(o->op), l->dev->given->name,
 				 (unsigned long)ev->file_start, (unsigned long)ev->file_end,
-				 (unsigned long)l->mem.dev, (unsigned long)l->mem.ino,
+				 major(l->mem.dev), minor(l->mem.dev), (unsigned long)l->mem.ino,
 				 ev->waited_ns / 1e6, what);
 		else
 			snprintf(line, sizeof ctx->summary[n],

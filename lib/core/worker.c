@@ -169,7 +169,7 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	bool released = l->state == PINL_RELEASED;
 	struct pl_lost *lost;
 
-	pl_lost_take(l, &lost, &crowd);
+	lost = pl_lost_take(l, &crowd);
 	l->jobs = 0;
 	l->busy = true;
 	l->follow = (struct pl_range){0, 0};
@@ -177,7 +177,6 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 
 	if ((jobs & PL_JOB_ORPHAN) && !released)
 		pl_lost_begin(l, lost, &crowd);
-	pl_lost_free(lost);
 	if (jobs & PL_JOB_PARTED)
 		pl_orphan_begin(l, &parted);
 	if (jobs & PL_JOB_FOLLOW)
@@ -192,6 +191,7 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	if (jobs & PL_JOB_FOLLOW)
 		ctx->counters.followed++;
 	l->busy = false;
+	pl_lost_put(ctx, lost);
 	if (jobs & PL_JOB_TAKE)
 		l->seen = l->stopped = false;
 	if (jobs & PL_JOB_TAKE)

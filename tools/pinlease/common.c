@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/statfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -60,6 +61,17 @@ const char *tool_fs_name(const char *path)
 		return "FUSE";
 	}
 	return "another file system";
+}
+
+int tool_cant_use(const char *dir)
+{
+	struct stat st;
+
+	if (stat(dir, &st))
+		return -errno;
+	if (!S_ISDIR(st.st_mode))
+		return -ENOTDIR;
+	return access(dir, W_OK | X_OK) ? -errno : 0;
 }
 
 int tool_peek(int probe, const void *addr, void *buf, size_t len)

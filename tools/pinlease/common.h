@@ -14,6 +14,9 @@ void tool_append(char *buf, size_t len, const char *fmt, ...) __attribute__((for
 /* The file system of a directory or file by its name; NULL: can't be told, errno says why. */
 const char *tool_fs_name(const char *path);
 
+/* 0: files can be made in `dir`. */
+int tool_cant_use(const char *dir);
+
 /* What a load at `addr` would see, by way of the memfd `probe`; -EFAULT where it would be a signal. */
 int tool_peek(int probe, const void *addr, void *buf, size_t len);
 

@@ -154,7 +154,8 @@ static void run_shared_pin(struct demo_stage *s)
 		"Registering it as a fixed buffer fails with EFAULT: since 6.5 Linux refuses writable "
 		"long-term pins of shared mappings of files on disk. So the rows below map the file "
 		"MAP_PRIVATE (a truncate takes those pages away as well), and the last one uses a "
-		"device that needs no pins";
+		"device that needs no pins. PINL_STAGE, which isn't shown here, leases a shared mapping "
+		"by a staged copy (examples/stage.c)";
 	int err = demo_device_register(s);
 
 	s->r->verdict = SHOWN;

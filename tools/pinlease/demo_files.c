@@ -68,7 +68,7 @@ static bool take_dir(struct demo_env *env, enum demo_fs fs, const char *dir)
 {
 	const char *name = dir && *dir ? tool_fs_name(dir) : NULL;
 
-	if (!name || !suits(fs, name) || access(dir, W_OK | X_OK))
+	if (!name || !suits(fs, name) || tool_cant_use(dir))
 		return false;
 	env->dir[fs] = dir;
 	env->fs_name[fs] = name;
@@ -79,8 +79,11 @@ static int no_dir(enum demo_fs fs, const char *asked)
 {
 	const char *name = tool_fs_name(asked), *want = fs == ON_TMPFS ? "tmpfs" : "ext4, XFS or btrfs";
 
-	if (!name || access(asked, W_OK | X_OK))
-		fprintf(stderr, "pinlease demo: can't make files in %s: %s\n", asked, strerror(errno));
+	int err = tool_cant_use(asked);
+
+	if (err || !name)
+		fprintf(stderr, "pinlease demo: can't make files in \"%s\": %s\n", asked,
+			strerror(err ? -err : errno));
 	else
 		fprintf(stderr, "pinlease demo: %s is on %s; a directory on %s is needed\n", asked, name,
 			want);

@@ -41,7 +41,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		o->dirs[o->n_dirs++] = arg;
 		return 0;
 	case ARGP_KEY_ARG:
-		argp_usage(state);
+		argp_error(state, "what is \"%s\"? directories are given by --dir", arg);
 		return 0;
 	}
 	return ARGP_ERR_UNKNOWN;
@@ -53,7 +53,8 @@ static const struct argp argp = {
 			{"json", KEY_JSON, NULL, 0, "Print everything that was found, as JSON", 0},
 			{"without", KEY_WITHOUT, NULL, 0, "Print what happens without pinlease instead",
 			 0},
-			{"markdown", KEY_MARKDOWN, NULL, 0, "The same as a table for a document", 0},
+			{"markdown", KEY_MARKDOWN, NULL, 0,
+			 "Print what --without prints, as a table for a document", 0},
 			{"dir", KEY_DIR, "DIR", 0,
 			 "Also look at files in DIR; may be given several times", 0},
 			{0},

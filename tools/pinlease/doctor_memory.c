@@ -260,10 +260,13 @@ static bool is_dax(const char *dir)
 
 static int add_dir(struct doctor_memory *all, unsigned *n, const char *dir, bool *dax)
 {
-	const char *fs = dir && *dir ? tool_fs_name(dir) : NULL;
+	int err = dir ? tool_cant_use(dir) : -ENOENT;
+	const char *fs = err ? NULL : tool_fs_name(dir);
 	char name[DOCTOR_LABEL];
 
-	if (!fs || access(dir, W_OK | X_OK))
+	if (err)
+		return err;
+	if (!fs)
 		return -errno;
 	if (strlen(dir) >= sizeof(all->dir))
 		return -ENAMETOOLONG;
@@ -293,7 +296,7 @@ int doctor_memories(const char *const *dirs, unsigned n_dirs, struct doctor_memo
 		int err = add_dir(all, n, dirs[i], &dax);
 
 		if (err) {
-			fprintf(stderr, "pinlease doctor: can't make files in %s: %s\n", dirs[i],
+			fprintf(stderr, "pinlease doctor: can't make files in \"%s\": %s\n", dirs[i],
 				strerror(-err));
 			return err;
 		}

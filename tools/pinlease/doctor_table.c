@@ -289,6 +289,25 @@ static void mismatches(FILE *out, const struct doctor *d)
 				mismatch(out, d, i, k, op);
 }
 
+/* The first two rows of a directory are its shared and its private mapping. */
+static void places(FILE *out, const struct doctor *d)
+{
+	const char *last = "";
+	char text[2000] = "";
+
+	for (unsigned i = 0; i < d->n; i++) {
+		const struct doctor_memory *m = d->rows[i].memory;
+		const char *fs = tool_fs_name(m->dir);
+
+		if (!fs || m->why[0] || !strcmp(m->dir, last))
+			continue;
+		tool_append(text, sizeof(text), "%s %s in %s", *text ? "," : "Files: on", fs, m->dir);
+		last = m->dir;
+	}
+	if (*text)
+		wrap(out, 0, text);
+}
+
 void doctor_table(FILE *out, const struct doctor *d)
 {
 	wrap(out, 0, d->machine);
@@ -299,6 +318,7 @@ void doctor_table(FILE *out, const struct doctor *d)
 		snprintf(text, sizeof(text), "%.*s", (int)(strchrnul(at, '\n') - at), at);
 		wrap(out, 0, text);
 	}
+	places(out, d);
 	fputc('\n', out);
 	legend(out);
 	matrices(out, d);
@@ -316,6 +336,7 @@ void doctor_table(FILE *out, const struct doctor *d)
 void doctor_without(FILE *out, const struct doctor *d)
 {
 	wrap(out, 0, d->machine);
+	places(out, d);
 	fprintf(out,
 		"\nWithout pinlease: a fixed buffer of io_uring, the operation, then a read into it\n"
 		"that reports success. What it read is found in:\n"

@@ -16,6 +16,9 @@ static const struct {
 	{"sources", cmd_sources, "show which changes of memory and files are seen here"},
 };
 
+/* Seen by the C library, which is where it is printed. */
+__attribute__((visibility("default"))) const char *argp_program_version = "pinlease " PINLEASE_VERSION;
+
 #define NR_COMMANDS (sizeof(commands) / sizeof(*commands))
 
 struct choice {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* pinlease sources: which sources of changes run here, why the others don't, and what that means. */
 #include <argp.h>
+#include <errno.h>
 #include <pinlease/pinlease.h>
 #include <stdio.h>
 #include <string.h>
@@ -46,6 +47,10 @@ static int show(struct pinl_ctx *ctx)
 
 		if (*line)
 			printf(meaning ? "%s: %s\n" : "%s\n", line, meaning);
+	}
+	if (fflush(stdout)) {
+		fprintf(stderr, "pinlease sources: can't write: %s\n", strerror(errno));
+		return EXIT_CANT_START;
 	}
 	return 0;
 }
