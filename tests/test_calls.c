@@ -149,6 +149,24 @@ static void a_refused_move_recalls_nothing(void **state)
 	assert_ok(lease(r.va, SIZE, policy_of(PINL_KEEP), &r.lease)); /* no gate was left */
 }
 
+/* Nothing goes from who refuses it, nor is it asked for what the kernel won't do. */
+static void growing_in_place_takes_nothing(void **state)
+{
+	char *va = mmap(NULL, 2 * SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *out = NULL;
+
+	assert_ok(lease(va, SIZE, policy_of(PINL_REFUSE), &r.lease));
+	munmap(va + SIZE, SIZE);
+	assert_ok(pinl_mremap(r.ctx, va, SIZE, 2 * SIZE, 0, NULL, &out));
+	assert_ptr_equal(out, va);
+	assert_int_equal(pinl_mremap(r.ctx, va, SIZE, SIZE, MREMAP_FIXED, va + SIZE, &out), -EINVAL);
+	assert_int_equal(pinl_mremap(r.ctx, va, SIZE, 2 * SIZE, MREMAP_MAYMOVE, NULL, &out), -EBUSY);
+	assert_true(no_notices());
+	pinl_unmap_range(r.lease);
+	munmap(va, 2 * SIZE);
+	assert_ok(lease(r.va, SIZE, policy_of(PINL_KEEP), &r.lease));
+}
+
 /* -------------------------------------------------------------------------------- MADV_REMOVE -- */
 
 #define LAYOUT 8  /* pages */
@@ -369,6 +387,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		with_rig(a_cancelled_caller_ends_his_call),
 		with_rig(a_refused_move_recalls_nothing),
+		with_rig(growing_in_place_takes_nothing),
 		with_rig(remove_takes_what_the_kernel_would),
 		with_rig(remove_reaches_the_file_under_a_forced_lease),
 		with_rig(remove_is_refused_as_a_whole),

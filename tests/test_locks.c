@@ -277,7 +277,8 @@ static void the_allocator_may_give_leased_memory_back(void **state)
 
 #define READERS 5 /* more than a device has lanes */
 
-/* A buffer as in memory that is being copied: who touches a page of it waits until it is given. */
+/* A buffer as in memory that is being copied: who touches a page of it waits until it is given. The page
+ * before it is there. */
 struct missing {
 	int uffd;
 	char *mem;
@@ -293,7 +294,9 @@ static void missing_make(struct missing *m)
 		print_message("skip: userfaultfd\n");
 		_exit(CHILD_SKIPPED);
 	}
-	m->mem = mmap(NULL, READERS * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	m->mem = mmap(NULL, (1 + READERS) * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		      -1, 0);
+	m->mem += PAGE;
 	reg.range.start = (uintptr_t)m->mem;
 	assert_int_equal(ioctl(m->uffd, UFFDIO_API, &api), 0);
 	assert_int_equal(ioctl(m->uffd, UFFDIO_REGISTER, &reg), 0);
@@ -363,6 +366,83 @@ static void access_end(struct access *a, int n, struct missing *bufs)
 	}
 }
 
+/* What else writes to a place of the program's: each in a page of its own, all stopped there. */
+struct answers {
+	struct pinl_ctx *ctx;
+	struct pinl_lease *lease;
+	uintptr_t page; /* the lease's */
+	char *mem;
+	pthread_t thread[4];
+	int next;
+};
+
+static void *get_counters(void *arg)
+{
+	struct answers *a = arg;
+	struct pinl_counters *c = (void *)(a->mem - sizeof(size_t)); /* size can be read */
+
+	programs = true;
+	c->size = sizeof *c;
+	assert_ok(pinl_counters(a->ctx, c));
+	return NULL;
+}
+
+static void *get_event(void *arg)
+{
+	struct answers *a = arg;
+
+	programs = true;
+	assert_ok(pinl_next_event(a->ctx, (struct pinl_event *)(a->mem + PAGE)));
+	return NULL;
+}
+
+static void *get_words(void *arg)
+{
+	struct answers *a = arg;
+
+	programs = true;
+	assert_true(pinl_lease_describe(a->lease, a->mem + 2 * PAGE, PAGE) > 0);
+	return NULL;
+}
+
+static void *get_dirty(void *arg)
+{
+	struct answers *a = arg;
+
+	programs = true;
+	assert_ok(pinl_device_dirty(a->lease, a->page, a->page + PAGE, (uint8_t *)a->mem + 3 * PAGE));
+	return NULL;
+}
+
+static void answers_begin(struct answers *a, struct rig *r, struct missing *bufs)
+{
+	static void *(*const get[])(void *) = {get_counters, get_event, get_words, get_dirty};
+	struct pinl_policy keep = {.size = sizeof keep, .kind = PINL_KEEP};
+	char *mem = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	*a = (struct answers){.ctx = r->ctx, .page = (uintptr_t)mem, .mem = bufs->mem};
+	for (int i = 0; i < 2; i++) {
+		assert_ok(pinl_map_range(r->dev, a->page, a->page + PAGE, PINL_WRITE | PINL_PIN, &keep,
+					 NULL, &a->lease));
+		if (i == 0) { /* there is an event then */
+			assert_ok(pinl_quiesced(a->lease));
+			pinl_unmap_range(a->lease);
+		}
+	}
+	for (int i = 0; i < 4; i++) {
+		assert_int_equal(pthread_create(&a->thread[i], NULL, get[i], a), 0);
+		missing_wait(bufs);
+	}
+}
+
+static void answers_end(struct answers *a, struct missing *bufs)
+{
+	missing_give(bufs);
+	for (int i = 0; i < 4; i++)
+		assert_int_equal(pthread_join(a->thread[i], NULL), 0);
+	pinl_unmap_range(a->lease);
+}
+
 /* While the device waits for a program's buffer, it can copy. */
 static void copy_during(const char *kind, int n, bool dma)
 {
@@ -370,6 +450,7 @@ static void copy_during(const char *kind, int n, bool dma)
 	struct pinl_lease_info info = {.size = sizeof info};
 	int fd = memfd_create("locks", MFD_CLOEXEC);
 	struct access a[READERS];
+	struct answers answers;
 	struct pinl_lease *lease;
 	struct missing bufs;
 	char *mem, *leased;
@@ -383,13 +464,19 @@ static void copy_during(const char *kind, int n, bool dma)
 	assert_ok(pinl_map_range(r.dev, (uintptr_t)mem, (uintptr_t)mem + SIZE, PINL_WRITE | PINL_PIN,
 				 &copy, NULL, &lease));
 	leased = mmap(NULL, READERS * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	access_all(&r, a, n, dma, leased, &bufs);
+	if (n)
+		access_all(&r, a, n, dma, leased, &bufs);
+	else
+		answers_begin(&answers, &r, &bufs);
 	assert_ok(pinl_ftruncate(r.ctx, fd, 0));
 	assert_ok(pinl_lease_info(lease, &info));
 	assert_int_equal(info.outcome, PINL_OUT_COPY);
 	for (size_t i = 0; i < SIZE; i++)
 		assert_int_equal(mem[i], 'O');
-	access_end(a, n, &bufs);
+	if (n)
+		access_end(a, n, &bufs);
+	else
+		answers_end(&answers, &bufs);
 	pinl_unmap_range(lease);
 	rig_close(&r);
 }
@@ -407,6 +494,16 @@ static void copy_during_reads_soft(const void *arg)
 static void copy_during_dma(const void *arg)
 {
 	copy_during("soft", 1, true);
+}
+
+static void copy_during_answers(void)
+{
+	copy_during("soft", 0, false);
+}
+
+static void an_answer_that_waits_for_its_place_stops_no_copy(void **state)
+{
+	in_time(copy_during_answers);
 }
 
 static void a_read_that_waits_for_its_buffer_stops_no_copy_uring(void **state)
@@ -432,6 +529,7 @@ int main(void)
 		cmocka_unit_test(a_read_that_waits_for_its_buffer_stops_no_copy_uring),
 		cmocka_unit_test(a_read_that_waits_for_its_buffer_stops_no_copy_soft),
 		cmocka_unit_test(a_transfer_that_waits_for_its_buffer_stops_no_copy),
+		cmocka_unit_test(an_answer_that_waits_for_its_place_stops_no_copy),
 		cmocka_unit_test(the_librarys_threads_neither_allocate_nor_free),
 		cmocka_unit_test(nothing_is_freed_while_somebody_may_be_held_for_a_lease),
 	};

@@ -477,9 +477,40 @@ ISOLATED(the_holder_exits)
 	lose_holder(0);
 }
 
+static struct own closing;
+
+static void use_while_closing(const struct pinl_event *ev, void *arg)
+{
+	int err;
+
+	if (ev->type != PINL_EV_LEAK)
+		return;
+	usleep(100000); /* the context has nothing else to wait for by then */
+	err = pinl_watch_fs(closing.ctx, own_dir());
+	must(!err || err == -EOPNOTSUPP);
+	closing.released++;
+}
+
+/* The header says that a callback may call anything but pinl_close(). */
+ISOLATED(a_callback_may_call_while_the_context_is_closed)
+{
+	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1, .on_event = use_while_closing};
+	struct pinl_policy keep = {.size = sizeof keep, .kind = PINL_KEEP};
+	struct own_memory m;
+
+	must_ok(pinl_open(&opts, &closing.ctx));
+	must_ok(pinl_device_open(closing.ctx, "soft", NULL, &closing.dev));
+	own_map(&m, 'a');
+	own_lease(&closing, m.va, SIZE, m.flags, &keep);
+	pinl_close(closing.ctx);
+	must(closing.released == 1);
+	own_unmap(&m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_callback_may_call_while_the_context_is_closed),
 		cmocka_unit_test(an_actor_killed_while_held_changes_nothing),
 		cmocka_unit_test(an_actor_is_killed_and_the_lease_just_ends),
 		cmocka_unit_test(an_actor_stopped_while_held),

@@ -9,8 +9,10 @@
 #include <semaphore.h>
 
 #include <pinlease/device.h>
+#include <pinlease/source.h>
 
 #include "traps_rig.h"
+#include "core/ctx.h"
 
 #define N     8
 #define FLAGS (PINNED | PINL_COOPERATIVE)
@@ -183,29 +185,91 @@ static void holes_found_together_are_orphans_apart(void **state)
 	}
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define OF_SANITIZER 500
+#else
+#define OF_SANITIZER 0
+#endif
+
+static int mappings(void)
+{
+	FILE *f = fopen("/proc/self/maps", "re");
+	int n = 0;
+
+	for (int c; (c = getc(f)) != EOF;)
+		n += c == '\n';
+	fclose(f);
+	return n;
+}
+
+static void tell(const char *op, char *va, const char *can)
+{
+	char script[128];
+
+	snprintf(script, sizeof script, "%s va %#lx %#lx %s", op, (unsigned long)va,
+		 (unsigned long)va + PG, can);
+	assert_ok(pinl_script_run(t.ctx, script));
+}
+
+/* Far more than the worker has seen to when the last is told. A mapping for each would be too many for
+ * the program. */
+static void thousands_of_orphans_are_apart_and_need_few_mappings(void **state)
+{
+	enum { MANY = 8000 };
+	struct pinl_counters n = {.size = sizeof n};
+	struct pinl_policy p = keep();
+	struct pinl_lease *lease;
+	int before;
+	char *va;
+
+	trap_open(&t, SOFT);
+	va = memfd(2 * MANY);
+	assert_ok(pinl_map_range(t.dev, (uintptr_t)va, (uintptr_t)va + 2 * MANY * PG, FLAGS, &p, NULL,
+				 &lease));
+	before = mappings();
+	for (int i = 0; i < MANY; i++)
+		tell("munmap", va + 2 * i * PG, "t");
+	while (n.orphan_bytes < MANY * PG) {
+		usleep(1000);
+		assert_ok(pinl_counters(t.ctx, &n));
+	}
+	assert_int_equal(n.orphans, MANY);
+	assert_int_equal(n.orphan_bytes, MANY * PG);
+	assert_in_range(mappings(), 0, before + MANY / 10);
+	pinl_unmap_range(lease);
+	assert_in_range(mappings(), 0, before + OF_SANITIZER);
+	munmap(va, 2 * MANY * PG);
+	close(fd);
+	trap_close(&t);
+}
+
 /* ------------------------------------------------------------------------------- a lease being made --
  */
 
-/* A device of the test's own, whose map can be stopped. */
+/* A device of the test's own, whose map and drain can be stopped. */
 static struct {
-	int stop;
+	int stop, stop_drain;
 	sem_t entered, go;
 } maker;
+
+static void wait_here(void)
+{
+	sem_post(&maker.entered);
+	sem_wait(&maker.go);
+}
 
 static int maker_open(const void *arg, struct pinl_device_info *info, void **dev)
 {
 	info->device_class = PINL_DEV_REVOCABLE;
-	info->caps = PINL_DEVCAP_PIN;
+	info->caps = PINL_DEVCAP_PIN | PINL_DEVCAP_RETARGET;
 	*dev = &maker;
 	return 0;
 }
 
 static int maker_map(void *dev, struct pinl_mapping *m, struct pinl_addr *addrs)
 {
-	if (maker.stop) {
-		sem_post(&maker.entered);
-		sem_wait(&maker.go);
-	}
+	if (maker.stop)
+		wait_here();
 	return 0;
 }
 
@@ -216,6 +280,13 @@ static int maker_stop(void *dev, struct pinl_mapping *m)
 
 static int maker_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 {
+	if (maker.stop_drain)
+		wait_here();
+	return 0;
+}
+
+static int maker_retarget(void *dev, struct pinl_mapping *m)
+{
 	return 0;
 }
 
@@ -224,9 +295,19 @@ static const struct pinl_device_ops maker_ops = {.size = sizeof maker_ops,
 						 .open = maker_open,
 						 .map = maker_map,
 						 .stop = maker_stop,
-						 .drain = maker_drain};
+						 .drain = maker_drain,
+						 .retarget = maker_retarget};
 
 static struct pinl_device *slow;
+
+static void maker_open_ctx(void)
+{
+	trap_open(&t, SOFT);
+	memset(&maker, 0, sizeof maker);
+	sem_init(&maker.entered, 0, 0);
+	sem_init(&maker.go, 0, 0);
+	assert_ok(pinl_device_open_ops(t.ctx, &maker_ops, NULL, &slow));
+}
 
 static void *lease_private(void *va)
 {
@@ -252,10 +333,7 @@ static void a_change_that_waits_for_a_lease_being_made_goes_on(void **state)
 	char *shared, *private;
 	void *lease;
 
-	trap_open(&t, SOFT);
-	sem_init(&maker.entered, 0, 0);
-	sem_init(&maker.go, 0, 0);
-	assert_ok(pinl_device_open_ops(t.ctx, &maker_ops, NULL, &slow));
+	maker_open_ctx();
 	shared = memfd(N);
 	private = mmap(NULL, N * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
 	lend(&t, &l, shared, N * PG, FLAGS, recall(PINL_THEN_FAIL, 0));
@@ -275,6 +353,90 @@ static void a_change_that_waits_for_a_lease_being_made_goes_on(void **state)
 	trap_close(&t);
 }
 
+static void *punch_page(void *page)
+{
+	assert_ok(pinl_fallocate(t.ctx, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				 (uintptr_t)page * PG, PG));
+	return NULL;
+}
+
+static int held(void)
+{
+	int n = 0;
+
+	pthread_mutex_lock(&t.ctx->lock);
+	for (const struct pinl_change *ch = t.ctx->held; ch; ch = ch->next)
+		n++;
+	pthread_mutex_unlock(&t.ctx->lock);
+	return n;
+}
+
+/* They are noticed together when it is over, and not one grace after the other. */
+static void changes_that_wait_for_a_force_share_the_next_grace(void **state)
+{
+	struct pinl_policy p = recall(PINL_THEN_SCRATCH, 50);
+	struct pinl_counters n = {.size = sizeof n};
+	struct pinl_lease *lease;
+	pthread_t actor[3];
+	char *va;
+
+	maker_open_ctx();
+	va = memfd(N);
+	assert_ok(pinl_map_range(slow, (uintptr_t)va, (uintptr_t)va + N * PG, FLAGS, &p, NULL, &lease));
+	maker.stop_drain = 1;
+	for (uintptr_t i = 0; i < 3; i++) {
+		assert_int_equal(pthread_create(&actor[i], NULL, punch_page, (void *)(2 * i)), 0);
+		if (!i)
+			sem_wait(&maker.entered);
+	}
+	while (held() < 3)
+		usleep(1000);
+	maker.stop_drain = 0;
+	sem_post(&maker.go);
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(pthread_join(actor[i], NULL), 0);
+	assert_ok(pinl_counters(t.ctx, &n));
+	assert_int_equal(n.notices, 2);
+	assert_int_equal(n.forced, 2);
+	pinl_unmap_range(lease);
+	munmap(va, N * PG);
+	close(fd);
+	trap_close(&t);
+}
+
+static void *end_lease(void *lease)
+{
+	pinl_unmap_range(lease);
+	return NULL;
+}
+
+/* The device's last transfers may still write to what goes then. */
+static void what_goes_while_a_lease_is_being_ended_is_an_orphan(void **state)
+{
+	struct pinl_policy p = keep();
+	struct pinl_lease *lease;
+	struct pinl_event ev;
+	pthread_t ender;
+	char *va;
+
+	maker_open_ctx();
+	va = memfd(N);
+	assert_ok(pinl_map_range(slow, (uintptr_t)va, (uintptr_t)va + N * PG, FLAGS, &p, NULL, &lease));
+	maker.stop_drain = 1;
+	assert_int_equal(pthread_create(&ender, NULL, end_lease, lease), 0);
+	sem_wait(&maker.entered);
+	tell("munmap", va + PG, "t");
+	sem_post(&maker.go);
+	assert_int_equal(pthread_join(ender, NULL), 0);
+	ev = await(&t, PINL_EV_ORPHAN);
+	assert_int_equal(ev.start, va + PG);
+	assert_int_equal(ev.end, va + 2 * PG);
+	await(&t, PINL_EV_ORPHAN_END);
+	munmap(va, N * PG);
+	close(fd);
+	trap_close(&t);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -284,7 +446,10 @@ int main(void)
 		cmocka_unit_test(a_copy_that_is_discarded_is_an_orphan),
 		cmocka_unit_test(orphans_in_any_number_are_counted_apart),
 		cmocka_unit_test(holes_found_together_are_orphans_apart),
+		cmocka_unit_test(thousands_of_orphans_are_apart_and_need_few_mappings),
 		cmocka_unit_test(a_change_that_waits_for_a_lease_being_made_goes_on),
+		cmocka_unit_test(changes_that_wait_for_a_force_share_the_next_grace),
+		cmocka_unit_test(what_goes_while_a_lease_is_being_ended_is_an_orphan),
 	};
 
 	return cmocka_run_group_tests_name("parts", tests, NULL, NULL);

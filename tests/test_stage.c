@@ -7,7 +7,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <pinlease/device.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -417,6 +419,60 @@ static void nothing_is_written_where_the_file_has_moved_on(void **state)
 	assert_int_equal(in_file(r, 0), 'a' + FIRST + 1);
 }
 
+/* A device that doesn't pin the file, and takes its time with the copy. Nothing here orders the threads,
+ * so that ThreadSanitizer sees what the library orders. */
+static _Atomic int maps, may_go;
+
+static int slow_open(const void *arg, struct pinl_device_info *info, void **dev)
+{
+	info->device_class = PINL_DEV_REVOCABLE;
+	info->caps = PINL_DEVCAP_PIN;
+	*dev = &maps;
+	return 0;
+}
+
+static int slow_map(void *dev, struct pinl_mapping *m, struct pinl_addr *a)
+{
+	if (atomic_fetch_add_explicit(&maps, 1, memory_order_relaxed) == 0)
+		return -EOPNOTSUPP;
+	while (!atomic_load_explicit(&may_go, memory_order_relaxed))
+		sched_yield();
+	return 0;
+}
+
+static const struct pinl_device_ops slow_ops = {
+	.size = sizeof slow_ops, .name = "slow", .open = slow_open, .map = slow_map};
+
+static void *lease_slowly(void *arg)
+{
+	struct pinl_policy policy = keep();
+	struct rig *r = arg;
+
+	assert_ok(map(r, FIRST, LAST, FLAGS, &policy, &r->lease));
+	return NULL;
+}
+
+static void a_lease_being_staged_can_be_asked_about(void **state)
+{
+	struct pinl_filter f = {.size = sizeof f};
+	struct pinl_lease_info info = {.size = sizeof info};
+	struct rig *r = *state;
+	pthread_t thread;
+	size_t found;
+
+	start(r, test_dir(), MAP_SHARED);
+	assert_ok(pinl_device_open_ops(r->ctx, &slow_ops, NULL, &r->dev));
+	assert_int_equal(pthread_create(&thread, NULL, lease_slowly, r), 0);
+	while (atomic_load_explicit(&maps, memory_order_relaxed) < 2)
+		sched_yield();
+	assert_ok(pinl_query(r->ctx, &f, &info, 1, &found));
+	atomic_store_explicit(&may_go, 1, memory_order_relaxed);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_int_equal(found, 1);
+	assert_true(info.stage);
+	assert_true(info.coverage[PINL_OP_UNMAP]);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -436,6 +492,7 @@ int main(void)
 		T(fail_writes_back_and_then_the_device_gets_errors),
 		T(what_has_no_place_any_more_is_an_orphan_and_can_be_read),
 		T(nothing_is_written_where_the_file_has_moved_on),
+		T(a_lease_being_staged_can_be_asked_about),
 	};
 
 	return cmocka_run_group_tests_name("stage", tests, NULL, NULL);

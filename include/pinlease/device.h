@@ -3,7 +3,7 @@
  * For authors of device backends. A backend makes one kind of device obey the core: it maps memory
  * for the device and takes it away again. It never decides; policy, order and deadlines are the core's.
  *
- * Only open, close, map and unmap may allocate or free: whoever makes a change may have the allocator's
+ * Only open, close, map and forget may allocate or free: whoever makes a change may have the allocator's
  * lock, and waits for the others. No backend may hold a lock of its own while it writes to memory that
  * isn't its own, which may be in a range that is being switched.
  *

@@ -455,7 +455,8 @@ enum pinl_event_type {
 	PINL_EV_ORPHAN_END, /* they are released; bytes = what the device wrote there meanwhile */
 	PINL_EV_DEGRADED,   /* a guarantee is weaker than asked for: err -EBUSY could not be refused,
 			       -EALREADY told only after it took effect, -EOPNOTSUPP op is not seen
-			       raw, -EINTR let go before the recall was over (start, end: the change) */
+			       raw, -EINTR let go before the recall was over (start, end or file_*: the
+			       change) */
 	PINL_EV_LEAK,	    /* the device or context was closed with this lease on it */
 	PINL_EV_DROPPED,    /* bytes = events lost because nobody read them: the oldest; pinl_query() has
 			       the leases that wait for an answer (PINL_NOTICED) */

@@ -81,13 +81,15 @@ struct pinl_source_ops {
 	void (*unwatch)(void *src, const struct pinl_memory *mem);
 
 	/* Around a forced replacement of [start, end): stop (1) and start again (0) reporting changes of
-	 * these addresses. The caller is the core's worker and would wait for itself otherwise. */
+	 * these addresses. The caller is the core's worker and would wait for itself otherwise. 0 alone:
+	 * what is mapped there may be new; 1 alone: the memory is the library's own. */
 	void (*suspend)(void *src, uintptr_t start, uintptr_t end, int suspended);
 
 	/* True if the kernel has something for the source that it hasn't begun to take. Any thread. */
 	int (*pending)(void *src);
 };
 
+/* Before the first lease. -ENOSPC: too many; else what open says. */
 int pinl_source_add(struct pinl_ctx *ctx, const struct pinl_source_ops *ops, const void *arg);
 
 /* Report a change; see pinl_change.answer. One without PINL_CAN_HOLD, or that touches no lease, is

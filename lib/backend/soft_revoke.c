@@ -299,15 +299,21 @@ int pl_soft_dirty(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t 
 {
 	struct pl_soft *s = dev;
 	struct pl_soft_map *map = m->priv;
-	size_t first;
+	uint8_t some[512];
 
 	if (s->device_class != PINL_DEV_FAULTING)
 		return pl_soft_unsupported(s, "track what it wrote");
-	first = pl_soft_index(s, map, start);
-	pthread_mutex_lock(&s->lock);
-	for (size_t i = first; i < pl_soft_index(s, map, end); i++)
-		dirty[i - first] = !!(map->pte[i] & PL_PTE_DIRTY);
-	clear_ptes(s, map, start, end, PL_PTE_DIRTY);
-	pthread_mutex_unlock(&s->lock);
+	for (size_t at = pl_soft_index(s, map, start), last = pl_soft_index(s, map, end), n; at < last;
+	     at += n) {
+		n = last - at < sizeof some ? last - at : sizeof some;
+		pthread_mutex_lock(&s->lock);
+		for (size_t i = 0; i < n; i++) {
+			some[i] = !!(map->pte[at + i] & PL_PTE_DIRTY);
+			map->pte[at + i] &= ~PL_PTE_DIRTY;
+		}
+		pthread_mutex_unlock(&s->lock);
+		memcpy(dirty, some, n);
+		dirty += n;
+	}
 	return 0;
 }

@@ -5,7 +5,7 @@
  *
  * REVOCABLE: a slot can be emptied or given other pages by any thread with the ring's descriptor, at
  * once for new requests; requests in flight keep the old pages until they end, which the kernel tells
- * by a completion with the slot's tag (pl_uring_drain.c). Rings with IORING_SETUP_SINGLE_ISSUER let only
+ * by a completion with the slot's tag (uring_drain.c). Rings with IORING_SETUP_SINGLE_ISSUER let only
  * their own thread do that and are refused.
  *
  * `read` works through a private ring that shares (clones) a slot's content: the pages stay pinned and

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The io_uring backend's own objects; shared by uring.c and pl_uring_drain.c. */
+/* The io_uring backend's own objects; shared by uring.c and uring_drain.c. */
 #ifndef PL_BACKEND_URING_H
 #define PL_BACKEND_URING_H
 

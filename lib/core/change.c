@@ -13,7 +13,7 @@
 #include "core/change.h"
 
 /* Walk the leases a change may touch, in the order of their addresses or of their file offsets. */
-static struct pinl_lease *first_lease(struct pinl_ctx *ctx, const struct pinl_change *ch)
+struct pinl_lease *pl_lease_first(struct pinl_ctx *ctx, const struct pinl_change *ch)
 {
 	if (ch->on_file) {
 		struct pl_inode *i = pl_inode_find(ctx, ch->file_dev, ch->file_ino);
@@ -25,14 +25,14 @@ static struct pinl_lease *first_lease(struct pinl_ctx *ctx, const struct pinl_ch
 	return (struct pinl_lease *)pl_index_first(&ctx->index, ch->start, ch->end);
 }
 
-static struct pinl_lease *next_lease(struct pinl_lease *l, const struct pinl_change *ch)
+struct pinl_lease *pl_lease_next(struct pinl_lease *l, const struct pinl_change *ch)
 {
 	if (ch->on_file)
 		return pl_lease_of_file_node(pl_index_next(&l->file_node, ch->file_start, ch->file_end));
 	return (struct pinl_lease *)pl_index_next(&l->node, ch->start, ch->end);
 }
 
-#define for_each_lease(l, ctx, ch) for (l = first_lease(ctx, ch); l; l = next_lease(l, ch))
+#define for_each_lease(l, ctx, ch) for (l = pl_lease_first(ctx, ch); l; l = pl_lease_next(l, ch))
 
 static struct pinl_lease *refuser(struct pinl_ctx *ctx, const struct pinl_change *ch,
 				  struct pl_range *va)
@@ -84,10 +84,10 @@ static bool blocked(struct pinl_ctx *ctx, struct pinl_change *ch)
 	struct pinl_lease *from = ch->waits_for, *l;
 
 	for (l = from; l && !blocks(l, ch);)
-		l = next_lease(l, ch);
+		l = pl_lease_next(l, ch);
 	if (!l)
-		for (l = first_lease(ctx, ch); l && (l == from || !blocks(l, ch));)
-			l = l == from ? NULL : next_lease(l, ch);
+		for (l = pl_lease_first(ctx, ch); l && (l == from || !blocks(l, ch));)
+			l = l == from ? NULL : pl_lease_next(l, ch);
 	ch->waits_for = l;
 	return l;
 }
@@ -97,35 +97,17 @@ void pl_change_leave(struct pinl_lease *l)
 {
 	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next)
 		if (ch->waits_for == l)
-			ch->waits_for = next_lease(l, ch);
+			ch->waits_for = pl_lease_next(l, ch);
 }
 
-static void change_degraded(struct pinl_ctx *ctx, const struct pinl_change *ch, int err)
+/* About the change, not about one of its leases. */
+static struct pinl_event change_event(const struct pinl_change *ch, enum pinl_event_type type)
 {
 	struct pinl_event ev = {
 		.size = sizeof ev,
-		.type = PINL_EV_DEGRADED,
-		.op = ch->op,
-		.err = err,
-		.change_id = ch->id,
-		.actor_pid = ch->actor_pid,
-		.actor_tid = ch->actor_tid,
-		.start = ch->start,
-		.end = ch->end,
-	};
-
-	strncpy(ev.source, ch->source, sizeof ev.source - 1);
-	pl_event_push(ctx, &ev);
-}
-
-static void answered_event(struct pinl_ctx *ctx, const struct pinl_change *ch)
-{
-	struct pinl_event ev = {
-		.size = sizeof ev,
-		.type = PINL_EV_ANSWERED,
+		.type = type,
 		.op = ch->op,
 		.change_id = ch->id,
-		.waited_ns = pl_clock_ns() - ch->since_ns,
 		.actor_pid = ch->actor_pid,
 		.actor_tid = ch->actor_tid,
 		.start = ch->start,
@@ -137,6 +119,14 @@ static void answered_event(struct pinl_ctx *ctx, const struct pinl_change *ch)
 	};
 
 	strncpy(ev.source, ch->source, sizeof ev.source - 1);
+	return ev;
+}
+
+static void answered_event(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	struct pinl_event ev = change_event(ch, PINL_EV_ANSWERED);
+
+	ev.waited_ns = pl_clock_ns() - ch->since_ns;
 	pl_event_push(ctx, &ev);
 	ctx->counters.answered++;
 }
@@ -191,7 +181,7 @@ static uint64_t inside_limit(struct pinl_ctx *ctx, const struct pinl_change *ch)
 			return UINT64_MAX;
 		latest = l->inside_ns > latest ? l->inside_ns : latest;
 	}
-	return latest + 2 * ctx->opts.drain_ms * 1000000ull;
+	return latest + 2ull * ctx->opts.drain_ms * 1000000;
 }
 
 /* I2 is bounded even where a backend hangs: the ceiling and one grace, then the actor goes on. */
@@ -262,7 +252,10 @@ void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *ch)
 
 void pinl_change_cut(struct pinl_ctx *ctx, const struct pinl_change *ch)
 {
-	change_degraded(ctx, ch, -EINTR);
+	struct pinl_event ev = change_event(ch, PINL_EV_DEGRADED);
+
+	ev.err = -EINTR;
+	pl_event_push(ctx, &ev);
 }
 
 uint64_t pinl_newest(struct pinl_ctx *ctx)

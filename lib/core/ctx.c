@@ -195,6 +195,7 @@ static void ctx_free(struct pinl_ctx *ctx)
 		pthread_mutex_unlock(&ctx->lock);
 		pthread_join(ctx->worker, NULL);
 	}
+	pl_events_stop(ctx->events); /* a callback may use what is closed now */
 	for (int i = ctx->n_sources; i-- > 0;)
 		ctx->sources[i].ops->close(ctx->sources[i].priv);
 	pl_events_free(ctx->events);
@@ -341,6 +342,7 @@ int pinl_sources(struct pinl_ctx *ctx, char *buf, size_t len)
 int pinl_counters(struct pinl_ctx *ctx, struct pinl_counters *out)
 {
 	PL_CALL(call);
+	struct pinl_counters now;
 	size_t size = out->size;
 
 	if (!pl_alive(ctx))
@@ -349,10 +351,11 @@ int pinl_counters(struct pinl_ctx *ctx, struct pinl_counters *out)
 		return pinl_set_error(-EINVAL,
 				      "pinl_counters.size must be sizeof(struct pinl_counters)");
 	pthread_mutex_lock(&ctx->lock);
-	ctx->counters.sequence = atomic_load(&ctx->sequence);
-	memcpy(out, &ctx->counters, size < sizeof *out ? size : sizeof *out);
+	now = ctx->counters;
 	pthread_mutex_unlock(&ctx->lock);
-	out->size = size;
+	now.sequence = atomic_load(&ctx->sequence);
+	now.size = size;
+	memcpy(out, &now, size < sizeof now ? size : sizeof now);
 	return 0;
 }
 

@@ -5,10 +5,10 @@
  * ctx->lock covers: the lease index, the files and their leases, every lease's state, recall and job
  * fields, the held changes, the gates, the device list and the counters. It is held only for short work
  * on these: nothing is allocated, freed, mapped or unmapped under it, no callback, backend or source is
- * called under it (I8), so a source thread may take it at any time. events->lock covers the event ring;
- * taken inside ctx->lock, never the other way round. lease->busy: whoever set it (the worker or the
- * thread in unmap) may call the backend for this lease; it replaces a per-lease lock and is waited for
- * on pl_settled(lease).
+ * called under it (I8), so a source thread may take it at any time.
+ * events->lock covers the event ring; taken inside ctx->lock, never the other way round. lease->busy:
+ * whoever set it (the worker or the thread in unmap) may call the backend for this lease; it replaces a
+ * per-lease lock and is waited for on pl_settled(lease).
  *
  * Every exported call that takes a lock or has a cancellation point begins with PL_CALL (os/thread.h): a
  * signal handler that changes watched memory with a lock taken would wait for a source thread that needs
@@ -64,14 +64,14 @@ struct pinl_device {
 	unsigned enders; /* threads in pl_lease_end for a lease of this device */
 };
 
-/* Pages the device still has although file or mapping let them go. At the head of its own mapping. */
+/* Pages the device still has although file or mapping let them go. */
 struct pl_orphan {
+	struct pl_node node; /* in lease->known */
 	struct pl_orphan *next;
 	struct pl_range va;
 	enum pinl_op op;
 	uint64_t since_ns;
 	pid_t actor;
-	size_t mapped;	/* all of the mapping; 0: none */
 	void *baseline; /* their content when found; NULL: the device can't be read */
 };
 
@@ -116,7 +116,7 @@ struct pinl_lease {
 	struct pinl_device *dev;
 	struct pinl_mapping m;	/* the leased range */
 	struct pinl_mapping dm; /* what the backend is given: the same, or the stage's copy */
-	struct pl_stage *stage; /* set in map, then whoever has the lease busy */
+	struct pl_stage *stage; /* set with the lock; used by whoever has the lease busy */
 	struct pinl_memory mem;
 	struct pinl_policy policy;
 	unsigned flags;
@@ -150,7 +150,9 @@ struct pinl_lease {
 	struct pl_lost *lost, *lost_last; /* PL_JOB_ORPHAN */
 	struct pl_recall crowd;		  /* PL_JOB_ORPHAN: of what there was no room for in `lost` */
 	struct pl_recall parted;	  /* PL_JOB_PARTED: a copy that the program has discarded */
-	struct pl_orphan *orphans, unrecorded;
+	struct pl_orphan *orphans, unrecorded; /* newest first */
+	struct pl_index known;		       /* orphans, by address */
+	struct pl_pool *pool;		       /* where they are; orphan.c */
 	size_t orphan_bytes;
 };
 
@@ -256,7 +258,8 @@ void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in);
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot);
 
 /* parts.c (ctx->lock held, or lease busy) */
-void pl_range_widen(struct pl_range *range, const struct pl_range *more); /* an empty one: becomes it */
+void pl_range_widen(struct pl_range *range,
+		    const struct pl_range *more); /* by an empty one: not at all */
 bool pl_lease_overlap(const struct pinl_lease *lease, const struct pinl_change *change,
 		      struct pl_range *va);
 void pl_lease_cut_detached(const struct pinl_lease *lease, struct pl_range *va);
@@ -286,6 +289,8 @@ int pl_lease_validate(struct pinl_lease *lease);
 int pl_lease_seal(struct pinl_lease *lease);
 
 /* change.c (ctx->lock held) */
+struct pinl_lease *pl_lease_first(struct pinl_ctx *ctx, const struct pinl_change *place);
+struct pinl_lease *pl_lease_next(struct pinl_lease *lease, const struct pinl_change *place);
 void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered);
 uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered);
 void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered); /* no lock */
@@ -344,11 +349,10 @@ void pl_lease_unstage(struct pinl_lease *lease);
 
 /* event.c */
 struct pl_events *pl_events_new(const struct pinl_opts *opts);
+void pl_events_stop(struct pl_events *events); /* the callback has returned, and isn't called any more */
 void pl_events_free(struct pl_events *events);
 void pl_event_push(struct pinl_ctx *ctx, const struct pinl_event *event);
 void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type,
 		    const struct pl_recall *recall, struct pinl_event *event);
-int pl_events_fd(struct pl_events *events);
-int pl_events_pop(struct pl_events *events, struct pinl_event *event);
 
 #endif

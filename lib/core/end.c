@@ -88,6 +88,25 @@ static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked)
 	pl_event_push(l->ctx, &ev);
 }
 
+/* What went since the lease was claimed, while the device was on it still. Who is held from before his
+ * change to the lease's end takes nothing from it. */
+static void lost_meanwhile(struct pinl_lease *l)
+{
+	struct pl_recall crowd;
+	struct pl_lost *lost;
+
+	pthread_mutex_lock(&l->ctx->lock);
+	lost = pl_lost_take(l, &crowd);
+	pthread_mutex_unlock(&l->ctx->lock);
+	for (const struct pl_lost *it = lost; it; it = it->next)
+		if (it->recall.late || !it->recall.held)
+			pl_lost_live(l, &it->recall);
+	pl_lost_live(l, &crowd);
+	pthread_mutex_lock(&l->ctx->lock);
+	pl_lost_put(l->ctx, lost);
+	pthread_mutex_unlock(&l->ctx->lock);
+}
+
 /* ctx->lock held. False: another thread ends it already. */
 bool pl_lease_begin_end(struct pinl_lease *l)
 {
@@ -117,8 +136,10 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	l->dm.holder_done = !leaked;
 	l->dev->ops.stop(l->dev->priv, &l->dm);
 	drained = l->dev->ops.drain(l->dev->priv, &l->dm, deadline);
-	if (before != PINL_RELEASED)
+	if (before != PINL_RELEASED) {
 		pl_lease_flush(l, NULL);
+		lost_meanwhile(l);
+	}
 	pl_orphan_end(l);
 	l->dev->ops.unmap(l->dev->priv, &l->dm);
 	say_ended(l, before, leaked);

@@ -33,6 +33,34 @@ struct pl_events {
 	struct pinl_event ring[RING];
 };
 
+static int pop(struct pl_events *e, struct pinl_event *event)
+{
+	struct pinl_event oldest;
+	eventfd_t n;
+	int err = -EAGAIN;
+
+	pthread_mutex_lock(&e->lock);
+	if (e->dropped) {
+		oldest = (struct pinl_event){.size = sizeof oldest,
+					     .type = PINL_EV_DROPPED,
+					     .time_ns = pl_clock_ns(),
+					     .bytes = e->dropped};
+		e->dropped = 0;
+		err = 0;
+	} else if (e->count) {
+		oldest = e->ring[e->head];
+		e->head = (e->head + 1) % RING;
+		e->count--;
+		err = 0;
+	}
+	if (!e->count)
+		eventfd_read(e->fd, &n);
+	pthread_mutex_unlock(&e->lock);
+	if (!err)
+		*event = oldest;
+	return err;
+}
+
 static void *dispatch(void *arg)
 {
 	struct pl_events *e = arg;
@@ -42,7 +70,7 @@ static void *dispatch(void *arg)
 	while (!(p[1].revents & POLLIN)) {
 		if (poll(p, 2, -1) < 0)
 			continue;
-		while (!pl_events_pop(e, &event))
+		while (!pop(e, &event))
 			e->on_event(&event, e->arg);
 	}
 	return NULL;
@@ -73,16 +101,21 @@ fail:
 	return NULL;
 }
 
+void pl_events_stop(struct pl_events *e)
+{
+	if (!e || !e->started)
+		return;
+	pl_wake(e->stop);
+	pthread_join(e->dispatcher, NULL);
+	e->started = false;
+}
+
 void pl_events_free(struct pl_events *e)
 {
 	int saved = errno;
 
 	if (!e)
 		return;
-	if (e->started) {
-		pl_wake(e->stop);
-		pthread_join(e->dispatcher, NULL);
-	}
 	if (e->fd >= 0)
 		close(e->fd);
 	if (e->stop >= 0)
@@ -110,36 +143,6 @@ void pl_event_push(struct pinl_ctx *ctx, const struct pinl_event *event)
 		slot->time_ns = pl_clock_ns();
 	pl_wake(e->fd);
 	pthread_mutex_unlock(&e->lock);
-}
-
-int pl_events_pop(struct pl_events *e, struct pinl_event *event)
-{
-	eventfd_t n;
-	int err = -EAGAIN;
-
-	pthread_mutex_lock(&e->lock);
-	if (e->dropped) {
-		*event = (struct pinl_event){.size = sizeof *event,
-					     .type = PINL_EV_DROPPED,
-					     .time_ns = pl_clock_ns(),
-					     .bytes = e->dropped};
-		e->dropped = 0;
-		err = 0;
-	} else if (e->count) {
-		*event = e->ring[e->head];
-		e->head = (e->head + 1) % RING;
-		e->count--;
-		err = 0;
-	}
-	if (!e->count)
-		eventfd_read(e->fd, &n);
-	pthread_mutex_unlock(&e->lock);
-	return err;
-}
-
-int pl_events_fd(struct pl_events *e)
-{
-	return e->fd;
 }
 
 void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type, const struct pl_recall *r,
@@ -177,12 +180,12 @@ void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type, c
 
 int pinl_fd(struct pinl_ctx *ctx)
 {
-	return pl_alive(ctx) ? pl_events_fd(ctx->events) : pl_stale();
+	return pl_alive(ctx) ? ctx->events->fd : pl_stale();
 }
 
 int pinl_next_event(struct pinl_ctx *ctx, struct pinl_event *event)
 {
 	PL_CALL(call);
 
-	return pl_alive(ctx) ? pl_events_pop(ctx->events, event) : pl_stale();
+	return pl_alive(ctx) ? pop(ctx->events, event) : pl_stale();
 }

@@ -2,7 +2,7 @@
 /*
  * Questions about all leases (P3). The walk takes the narrowest index there is for the question: a
  * file's leases by offset, all leases by address. ctx->lock is held for all of it, so that the answer is
- * one moment's; nothing but copying into the caller's memory happens under it.
+ * one moment's; nothing but copying into memory of the library's happens under it.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -11,58 +11,31 @@
 
 #include "core/ctx.h"
 
-struct walk {
-	const struct pinl_filter *f;
-	uint64_t start, end; /* in the index: offsets or addresses */
-};
-
-static struct pinl_lease *first(struct pinl_ctx *ctx, struct walk *w)
+/* What the filter says of the place, as a change of it would. */
+static struct pinl_change place_of(const struct pinl_filter *f)
 {
-	const struct pinl_filter *f = w->f;
-	struct pl_inode *i;
-
-	if (!f->file_ino) {
-		w->start = f->end ? f->start : 0;
-		w->end = f->end ? f->end : UINTPTR_MAX;
-		return (struct pinl_lease *)pl_index_first(&ctx->index, w->start, w->end);
-	}
-	w->start = f->file_start;
-	w->end = f->file_end ? f->file_end : UINT64_MAX;
-	i = pl_inode_find(ctx, f->file_dev, f->file_ino);
-	return i ? pl_lease_of_file_node(pl_index_first(&i->leases, w->start, w->end)) : NULL;
-}
-
-static struct pinl_lease *next(struct pinl_lease *l, const struct walk *w)
-{
-	if (!w->f->file_ino)
-		return (struct pinl_lease *)pl_index_next(&l->node, w->start, w->end);
-	return pl_lease_of_file_node(pl_index_next(&l->file_node, w->start, w->end));
+	return (struct pinl_change){.on_file = f->file_ino != 0,
+				    .file_dev = f->file_dev,
+				    .file_ino = f->file_ino,
+				    .file_start = f->file_start,
+				    .file_end = f->file_end ? f->file_end : UINT64_MAX,
+				    .start = f->end ? f->start : 0,
+				    .end = f->end ? f->end : UINTPTR_MAX};
 }
 
 /* A part that was moved to memory of its own is not on the file any more. */
-static bool on_file(const struct pinl_lease *l, const struct walk *w)
+static bool fits(const struct pinl_lease *l, const struct pinl_filter *f,
+		 const struct pinl_change *place)
 {
-	struct pinl_change part = {.on_file = 1,
-				   .file_dev = w->f->file_dev,
-				   .file_ino = w->f->file_ino,
-				   .file_start = w->start,
-				   .file_end = w->end};
-	struct pl_range va;
-
-	return pl_lease_overlap(l, &part, &va);
-}
-
-static bool fits(const struct pinl_lease *l, const struct walk *w)
-{
-	const struct pinl_filter *f = w->f;
 	unsigned states = f->states ? f->states : ~PINL_STATEBIT(PINL_RELEASED);
+	struct pl_range va;
 
 	return (states & PINL_STATEBIT(l->state)) &&
 	       (!f->policies || (f->policies & PINL_POLICYBIT(l->policy.kind))) &&
 	       (!f->device || l->dev == f->device) && (!f->pid || l->owner == f->pid) &&
 	       (!f->tid || l->owner_thread == f->tid) &&
 	       (!f->end || (l->m.start < f->end && l->m.end > f->start)) &&
-	       (!f->file_ino || on_file(l, w));
+	       (!f->file_ino || pl_lease_overlap(l, place, &va));
 }
 
 static int check_filter(const struct pinl_filter *given, struct pinl_filter *f)
@@ -84,12 +57,12 @@ static int check_filter(const struct pinl_filter *given, struct pinl_filter *f)
 static size_t collect(struct pinl_ctx *ctx, const struct pinl_filter *f, struct pinl_lease_info *infos,
 		      size_t room)
 {
-	struct walk w = {.f = f};
+	struct pinl_change place = place_of(f);
 	size_t n = 0;
 
 	pthread_mutex_lock(&ctx->lock);
-	for (struct pinl_lease *l = first(ctx, &w); l; l = next(l, &w))
-		if (fits(l, &w) && n++ < room)
+	for (struct pinl_lease *l = pl_lease_first(ctx, &place); l; l = pl_lease_next(l, &place))
+		if (fits(l, f, &place) && n++ < room)
 			pl_lease_snapshot(l, &infos[n - 1]);
 	pthread_mutex_unlock(&ctx->lock);
 	return n;

@@ -7,6 +7,17 @@
 
 #include "core/change.h"
 
+static struct pl_gate gate_of(const struct pinl_change *ch)
+{
+	return (struct pl_gate){.id = ch->id,
+				.actor_tid = ch->actor_tid,
+				.on_file = ch->on_file,
+				.dev = ch->file_dev,
+				.ino = ch->file_ino,
+				.start = ch->on_file ? ch->file_start : ch->start,
+				.end = ch->on_file ? ch->file_end : ch->end};
+}
+
 /* Without room for its range no lease at all is made until it is done. */
 void pl_gate_add(struct pinl_ctx *ctx, const struct pinl_change *ch)
 {
@@ -16,13 +27,7 @@ void pl_gate_add(struct pinl_ctx *ctx, const struct pinl_change *ch)
 		ctx->wide_gates++;
 		return;
 	}
-	ctx->gates[ctx->n_gates++] = (struct pl_gate){ch->id,
-						      ch->actor_tid,
-						      ch->on_file,
-						      ch->file_dev,
-						      ch->file_ino,
-						      ch->on_file ? ch->file_start : ch->start,
-						      ch->on_file ? ch->file_end : ch->end};
+	ctx->gates[ctx->n_gates++] = gate_of(ch);
 }
 
 void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id)
@@ -39,35 +44,35 @@ void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id)
 	pthread_mutex_unlock(&ctx->lock);
 }
 
-bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem)
+/* Has the range, of the file or of addresses, anything of the memory? */
+static bool meets(const struct pl_gate *g, const struct pinl_memory *mem)
 {
 	uint64_t len = mem->end - mem->start;
 
+	if (!g->on_file)
+		return g->start < mem->end && g->end > mem->start;
+	return mem->ino && g->dev == mem->dev && g->ino == mem->ino && g->start < mem->offset + len &&
+	       g->end > mem->offset;
+}
+
+bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem)
+{
+	pid_t self = gettid();
+
 	if (ctx->wide_gates)
 		return true;
-	for (int i = 0; i < ctx->n_gates; i++) {
-		const struct pl_gate *g = &ctx->gates[i];
-
-		if (g->actor_tid == gettid()) /* back from its own change */
-			continue;
-		if (!g->on_file && g->start < mem->end && g->end > mem->start)
+	for (int i = 0; i < ctx->n_gates; i++) /* its own actor is back from the change */
+		if (ctx->gates[i].actor_tid != self && meets(&ctx->gates[i], mem))
 			return true;
-		if (g->on_file && mem->ino && g->dev == mem->dev && g->ino == mem->ino &&
-		    g->start < mem->offset + len && g->end > mem->offset)
-			return true;
-	}
 	return false;
 }
 
 bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem)
 {
-	uint64_t len = mem->end - mem->start;
-
 	for (const struct pinl_change *ch = ctx->held; ch; ch = ch->next) {
-		if (!ch->on_file && ch->start < mem->end && ch->end > mem->start)
-			return true;
-		if (ch->on_file && mem->ino && ch->file_dev == mem->dev && ch->file_ino == mem->ino &&
-		    ch->file_start < mem->offset + len && ch->file_end > mem->offset)
+		struct pl_gate range = gate_of(ch);
+
+		if (meets(&range, mem))
 			return true;
 	}
 	return false;

@@ -14,7 +14,7 @@
 #define MAP_32BIT 0
 #endif
 
-#define RECORDS 4096u
+#define RECORDS 16384u
 
 /*
  * Shared, so that it is never merged into a mapping of the application's: that one may be watched, and

@@ -5,6 +5,9 @@
  *
  * What was written is found by comparing the device's pages with a copy taken when the orphan was
  * found; so bytes written between the change and its discovery count as content, not as written.
+ *
+ * All orphans of a lease end together. So their records and copies share mappings, which are few however
+ * many orphans there are: the program has no more than vm.max_map_count either.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -17,24 +20,70 @@
 
 #define STEP  (64ul << 10)
 #define BLOCK 512ul
+#define PAGE  4096ul
+#define POOL  (1ul << 20) /* a mapping for more than one orphan has at most so much */
+#define UNIT  64ul
 
-#define HEADER 4096ul /* before the baseline, in the same mapping */
+struct pl_pool {
+	struct pl_pool *next;
+	size_t len, used;
+};
+
+/* Twice the size of the one before, until they are large enough. */
+static struct pl_pool *pool_more(struct pinl_lease *l, size_t need)
+{
+	size_t len = l->pool ? 2 * l->pool->len : PAGE;
+	struct pl_pool *p;
+
+	if (len > POOL)
+		len = POOL;
+	if (len < UNIT + need)
+		len = (UNIT + need + PAGE - 1) & ~(PAGE - 1);
+	p = pl_buffer(len);
+	if (!p)
+		return NULL;
+	*p = (struct pl_pool){.next = l->pool, .len = len, .used = UNIT};
+	l->pool = p;
+	return p;
+}
+
+static void *pool_get(struct pinl_lease *l, size_t len)
+{
+	struct pl_pool *p = l->pool;
+	char *at;
+
+	len = (len + UNIT - 1) & ~(UNIT - 1);
+	if (!p || p->len - p->used < len)
+		p = pool_more(l, len);
+	if (!p)
+		return NULL;
+	at = (char *)p + p->used;
+	p->used += len;
+	return at;
+}
+
+static void pool_free(struct pl_pool *p)
+{
+	for (struct pl_pool *next; p; p = next) {
+		next = p->next;
+		munmap(p, p->len);
+	}
+}
 
 /* NULL: no memory. Without a baseline the device can't be read. */
 static struct pl_orphan *record(struct pinl_lease *l, const struct pl_recall *lost)
 {
 	size_t len = lost->va.end - lost->va.start, off = lost->va.start - l->m.start;
-	char *map = pl_buffer(HEADER + len);
-	struct pl_orphan *o = (void *)map;
+	struct pl_orphan *o = pool_get(l, sizeof *o + len);
 
-	if (!map)
+	if (!o)
 		return NULL;
-	*o = (struct pl_orphan){.va = lost->va,
+	*o = (struct pl_orphan){.node = {.start = lost->va.start, .end = lost->va.end},
+				.va = lost->va,
 				.op = lost->op,
 				.since_ns = pl_clock_ns(),
 				.actor = lost->actor_pid,
-				.mapped = HEADER + len,
-				.baseline = map + HEADER};
+				.baseline = o + 1};
 	if (l->dev->ops.read(l->dev->priv, &l->dm, off, len, o->baseline))
 		o->baseline = NULL;
 	return o;
@@ -43,18 +92,14 @@ static struct pl_orphan *record(struct pinl_lease *l, const struct pl_recall *lo
 /* The first part of the range that isn't known yet: bytes are counted once. False: there is none. */
 static bool first_unknown(const struct pinl_lease *l, struct pl_range *va)
 {
-	const struct pl_orphan *o = l->orphans;
+	const struct pl_node *n;
 
-	while (o && va->start < va->end)
-		if (o->va.start <= va->start && o->va.end > va->start) {
-			va->start = o->va.end;
-			o = l->orphans; /* another one may go on there */
-		} else {
-			o = o->next;
-		}
-	for (o = l->orphans; o; o = o->next)
-		if (o->va.start > va->start && o->va.start < va->end)
-			va->end = o->va.start;
+	while (va->start < va->end && (n = pl_index_first(&l->known, va->start, va->end))) {
+		if (n->start > va->start)
+			va->end = n->start;
+		else
+			va->start = n->end;
+	}
 	return va->start < va->end;
 }
 
@@ -81,6 +126,7 @@ static void begin(struct pinl_lease *l, const struct pl_recall *lost)
 	if (o) {
 		o->next = l->orphans;
 		l->orphans = o;
+		pl_index_insert(&l->known, &o->node);
 	} else {
 		unrecorded(l, lost);
 	}
@@ -140,15 +186,13 @@ static void count(const char *now, const char *old, size_t at, struct written *w
 			w->first = at + i;
 }
 
-static int compare(struct pinl_lease *l, const struct pl_orphan *o, struct written *w)
+/* `now`: room for STEP. */
+static int compare(struct pinl_lease *l, const struct pl_orphan *o, char *now, struct written *w)
 {
 	size_t len = o->va.end - o->va.start, off = o->va.start - l->m.start;
 	const char *old = o->baseline;
-	char *now = pl_buffer(STEP);
 	int err = now ? 0 : -ENOMEM;
 
-	if (err)
-		return err;
 	for (size_t at = 0; at < len && !err; at += STEP) {
 		size_t n = len - at < STEP ? len - at : STEP;
 
@@ -157,7 +201,6 @@ static int compare(struct pinl_lease *l, const struct pl_orphan *o, struct writt
 			if (memcmp(now + i, old + at + i, BLOCK))
 				count(now + i, old + at + i, at + i, w);
 	}
-	munmap(now, STEP);
 	return err;
 }
 
@@ -201,45 +244,57 @@ static void summary_line(struct pinl_lease *l, const struct pl_orphan *o, const 
 	pthread_mutex_unlock(&ctx->lock);
 }
 
-static void end_one(struct pinl_lease *l, struct pl_orphan *o)
+static void end_one(struct pinl_lease *l, const struct pl_orphan *o, char *room)
 {
 	struct pl_recall r = {.va = o->va, .op = o->op, .actor_pid = o->actor};
 	struct written w = {0, 0};
 	struct pinl_event ev;
 
 	pl_event_lease(l, PINL_EV_ORPHAN_END, &r, &ev);
-	ev.err = o->baseline ? compare(l, o, &w) : -EOPNOTSUPP;
+	ev.err = o->baseline ? compare(l, o, room, &w) : -EOPNOTSUPP;
 	ev.bytes = w.bytes;
 	ev.time_ns = pl_clock_ns();
 	ev.waited_ns = ev.time_ns - o->since_ns;
 	summary_line(l, o, &ev, &w);
 	pl_event_push(l->ctx, &ev);
-	if (o->mapped)
-		munmap(o, o->mapped);
 }
 
-void pl_orphan_end(struct pinl_lease *l)
+static struct pl_orphan *oldest_first(struct pl_orphan *list)
 {
-	struct pl_orphan *list, *next, *oldest = NULL, without;
+	struct pl_orphan *oldest = NULL, *next;
 
-	pthread_mutex_lock(&l->ctx->lock);
-	list = l->orphans;
-	without = l->unrecorded;
-	l->orphans = NULL;
-	l->unrecorded.va = (struct pl_range){0, 0};
-	l->orphan_bytes = 0;
-	pthread_mutex_unlock(&l->ctx->lock);
 	for (; list; list = next) {
 		next = list->next;
 		list->next = oldest;
 		oldest = list;
 	}
-	for (; oldest; oldest = next) {
-		next = oldest->next;
-		end_one(l, oldest);
-	}
+	return oldest;
+}
+
+void pl_orphan_end(struct pinl_lease *l)
+{
+	struct pl_orphan *list, without;
+	struct pl_pool *pool;
+	char *room;
+
+	pthread_mutex_lock(&l->ctx->lock);
+	list = l->orphans;
+	without = l->unrecorded;
+	pool = l->pool;
+	l->orphans = NULL;
+	l->known.root = NULL;
+	l->pool = NULL;
+	l->unrecorded.va = (struct pl_range){0, 0};
+	l->orphan_bytes = 0;
+	pthread_mutex_unlock(&l->ctx->lock);
+	room = list ? pl_buffer(STEP) : NULL;
+	for (list = oldest_first(list); list; list = list->next)
+		end_one(l, list, room);
 	if (without.va.start < without.va.end)
-		end_one(l, &without);
+		end_one(l, &without, NULL);
+	if (room)
+		munmap(room, STEP);
+	pool_free(pool);
 }
 
 /* What is still out when the process ends. Exit doesn't wait for a lock. */

@@ -9,7 +9,9 @@
 
 void pl_range_widen(struct pl_range *r, const struct pl_range *more)
 {
-	if (r->start == r->end) {
+	if (more->start >= more->end)
+		return;
+	if (r->start >= r->end) {
 		*r = *more;
 		return;
 	}
@@ -28,12 +30,10 @@ void pl_lease_detach(struct pinl_lease *l, const struct pl_range *va)
 	for (int i = 0; i < l->n_detached; i++) {
 		struct pl_range d = l->detached[i];
 
-		if (d.start <= all.end && d.end >= all.start) {
-			all.start = d.start < all.start ? d.start : all.start;
-			all.end = d.end > all.end ? d.end : all.end;
-		} else {
+		if (d.start <= all.end && d.end >= all.start)
+			pl_range_widen(&all, &d);
+		else
 			l->detached[kept++] = d;
-		}
 	}
 	l->detached[kept++] = all;
 	l->n_detached = kept;

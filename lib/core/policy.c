@@ -4,7 +4,6 @@
  * product of inputs by tests/test_policy.c:
  * - without an effect nothing is done, unless a REFUSE names the operation;
  * - REFUSE is only answered to a source that can refuse this change;
- * - nobody is held whose source can't hold;
  * - an effect on pinned pages ends in exactly one of: refused, recalled, reported.
  */
 #include "policy.h"
@@ -55,7 +54,6 @@ static bool named(const struct pl_question *q)
 struct pl_verdict pl_policy_decide(const struct pl_question *q)
 {
 	struct pl_verdict v = {.action = PL_ALLOW};
-	bool hold = q->can & PINL_CAN_HOLD, before = q->can & PINL_CAN_BEFORE;
 
 	if (q->policy == PINL_REFUSE && named(q) && (q->can & PINL_CAN_REFUSE)) {
 		v.action = PL_REFUSE;
@@ -63,12 +61,11 @@ struct pl_verdict pl_policy_decide(const struct pl_question *q)
 	}
 	if (q->effect == PL_NO_EFFECT)
 		return v;
-	v.hold = hold;
 	v.degraded = q->policy == PINL_REFUSE && named(q);
 	if (q->policy == PINL_RECALL) {
 		v.action = PL_RECALL;
-		v.late = q->pinned && !before;
-		v.degraded = v.late || !hold;
+		v.late = q->pinned && !(q->can & PINL_CAN_BEFORE);
+		v.degraded = v.late || !(q->can & PINL_CAN_HOLD);
 	} else if (q->policy == PINL_FOLLOW || !q->pinned) {
 		v.action = PL_FOLLOW;
 	} else {

@@ -31,13 +31,11 @@ struct pl_question {
 	enum pl_effect effect;
 	enum pinl_policy_kind policy;
 	unsigned refuse;
-	enum pinl_device_class device_class;
 	bool pinned;
 };
 
 struct pl_verdict {
 	enum pl_action action;
-	bool hold;     /* the actor waits until the action is done */
 	bool late;     /* RECALL: the pages are detached already, so it is an orphan until released */
 	bool degraded; /* the policy asked for more than this source can do */
 };

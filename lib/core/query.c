@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Questions about one lease. */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "core/ctx.h"
@@ -90,25 +91,29 @@ int pinl_lease_info(struct pinl_lease *l, struct pinl_lease_info *out)
 int pinl_lease_describe(struct pinl_lease *l, char *buf, size_t len)
 {
 	PL_CALL(call);
-	int n;
+	char text[2048];
 
 	if (!pl_alive(l->ctx))
 		return pl_stale();
 	pthread_mutex_lock(&l->ctx->lock);
-	n = pl_describe(l, buf, len);
+	pl_describe(l, text, sizeof text);
 	pthread_mutex_unlock(&l->ctx->lock);
-	return n;
+	return snprintf(buf, len, "%s", text);
 }
 
-/* Keep the worker off the lease while fn's backend call runs. */
-static void own(struct pinl_lease *l, struct pl_inside *in)
+/* Keep the worker off the lease while the caller's backend call runs. */
+static enum pinl_state own(struct pinl_lease *l, struct pl_inside *in)
 {
+	enum pinl_state state;
+
 	pl_inside_begin(l->ctx, in);
 	pthread_mutex_lock(&l->ctx->lock);
 	while (l->busy)
 		pthread_cond_wait(pl_settled(l), &l->ctx->lock);
 	l->busy = true;
+	state = l->state;
 	pthread_mutex_unlock(&l->ctx->lock);
+	return state;
 }
 
 static void disown(struct pinl_lease *l, const struct pl_inside *in)
@@ -135,18 +140,26 @@ static int check_part(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 	return 0;
 }
 
-int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
+static int check_bytes(struct pinl_lease *l, size_t offset, size_t len)
 {
-	PL_CALL(call);
 	size_t size = l->m.end - l->m.start;
-	struct pl_inside in;
-	int err;
 
 	if (!pl_alive(l->ctx))
 		return pl_stale();
 	if (offset > size || len > size - offset)
 		return pinl_set_error(-EINVAL, "%zu bytes at %zu are not inside the lease of %zu", len,
 				      offset, size);
+	return 0;
+}
+
+int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
+{
+	PL_CALL(call);
+	int err = check_bytes(l, offset, len);
+	struct pl_inside in;
+
+	if (err)
+		return err;
 	own(l, &in);
 	err = l->dev->ops.read(l->dev->priv, &l->dm, offset, len, buf);
 	disown(l, &in);
@@ -156,20 +169,15 @@ int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 int pinl_lease_sync(struct pinl_lease *l, size_t offset, size_t len, unsigned direction)
 {
 	PL_CALL(call);
-	size_t size = l->m.end - l->m.start;
+	int err = check_bytes(l, offset, len);
 	struct pl_inside in;
-	int err = 0;
 
-	if (!pl_alive(l->ctx))
-		return pl_stale();
-	if (offset > size || len > size - offset)
-		return pinl_set_error(-EINVAL, "%zu bytes at %zu are not inside the lease of %zu", len,
-				      offset, size);
+	if (err)
+		return err;
 	if (!direction || direction & ~(PINL_FOR_CPU | PINL_FOR_DEVICE))
 		return pinl_set_error(-EINVAL, "direction %#x is not PINL_FOR_CPU or PINL_FOR_DEVICE",
 				      direction);
-	own(l, &in);
-	if (l->state == PINL_RELEASED)
+	if (own(l, &in) == PINL_RELEASED)
 		err = pinl_set_error(-ESTALE, "the lease has been taken back");
 	else if (l->stage)
 		err = pl_lease_sync(l, offset, len, direction);

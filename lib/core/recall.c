@@ -17,7 +17,6 @@ struct pl_verdict pl_recall_ask(const struct pinl_lease *l, const struct pinl_ch
 		.effect = pl_op_effect(ch->op, l->mem.kind, l->mem.shared, l->flags & PINL_PIN),
 		.policy = l->policy.kind,
 		.refuse = l->policy.refuse,
-		.device_class = l->dev->info.device_class,
 		.pinned = l->flags & PINL_PIN,
 	};
 
@@ -59,8 +58,7 @@ static void merge_recall(struct pl_recall *r, const struct pl_recall *more)
 	pl_range_widen(&r->va, &more->va);
 	r->late |= more->late;
 	r->held &= more->held;
-	if (more->gone.start < more->gone.end)
-		pl_range_widen(&r->gone, &more->gone);
+	pl_range_widen(&r->gone, &more->gone);
 	if (more->effect == PL_GONE)
 		r->effect = PL_GONE;
 	if (more->deadline_ns < r->deadline_ns)
@@ -192,7 +190,8 @@ void pl_recall_apply(struct pinl_lease *l, struct pinl_change *ch, const struct 
 	}
 }
 
-/* After a force in part, a held change may reach pages of the same lease that live on. */
+/* After a force in part, held changes may reach pages of the same lease that live on. What was told of
+ * late has been kept by recall() or late_recall(). */
 void pl_recall_rest(struct pinl_lease *l)
 {
 	struct pl_range va;
@@ -200,8 +199,8 @@ void pl_recall_rest(struct pinl_lease *l)
 	struct pl_recall r;
 
 	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next) {
-		if (l->state != PINL_ACTIVE || l->policy.kind != PINL_RECALL || l->ctx->stopping ||
-		    !pl_lease_overlap(l, ch, &va))
+		if (l->state == PINL_RELEASED || l->policy.kind != PINL_RECALL || l->ctx->stopping ||
+		    !(ch->can & PINL_CAN_BEFORE) || !pl_lease_overlap(l, ch, &va))
 			continue;
 		if (pl_recall_ask(l, ch, &effect).action != PL_RECALL)
 			continue;

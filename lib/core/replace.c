@@ -141,25 +141,13 @@ static int put_all(struct replacing *x, const struct pl_range *va)
 	return err;
 }
 
-static void add_gone(struct pl_range *gone, const struct pl_range *more)
-{
-	if (more->start >= more->end)
-		return;
-	if (gone->start >= gone->end)
-		*gone = *more;
-	if (more->start < gone->start)
-		gone->start = more->start;
-	if (more->end > gone->end)
-		gone->end = more->end;
-}
-
 static void told_meanwhile(struct pinl_lease *l, struct pl_range *gone)
 {
 	pthread_mutex_lock(&l->ctx->lock);
 	if (l->has_late)
-		add_gone(gone, &l->late.gone);
+		pl_range_widen(gone, &l->late.gone);
 	if (l->has_next)
-		add_gone(gone, &l->next.gone);
+		pl_range_widen(gone, &l->next.gone);
 	pthread_mutex_unlock(&l->ctx->lock);
 }
 

@@ -51,23 +51,35 @@ static bool stageable(const struct pinl_lease *l)
 	return l->mem.shared && (l->mem.kind == PINL_MEM_FILE_SHARED || l->mem.kind == PINL_MEM_DAX);
 }
 
+/* With the lock, because the lease is visible. */
+static void set_stage(struct pinl_lease *l, struct pl_stage *s)
+{
+	uintptr_t start = s ? (uintptr_t)s->copy : l->m.start;
+
+	pthread_mutex_lock(&l->ctx->lock);
+	l->stage = s;
+	l->dm.start = start;
+	l->dm.end = start + (l->m.end - l->m.start);
+	pthread_mutex_unlock(&l->ctx->lock);
+}
+
 /* Map again, by a copy. The error sentence of the first try stands if this memory isn't for staging. */
 int pl_lease_stage(struct pinl_lease *l, struct pinl_addr *addrs)
 {
+	struct pl_stage *s;
 	int err;
 
 	if (!stageable(l))
 		return -EOPNOTSUPP;
 	err = get_bounce(l->ctx);
 	if (!err)
-		err = pl_stage_new(l->ctx->bounce, l->m.start, l->m.end, &l->stage);
+		err = pl_stage_new(l->ctx->bounce, l->m.start, l->m.end, &s);
 	if (err)
 		return pinl_set_error(err, "can't make a staged copy of [%#lx, %#lx): %s%s", l->m.start,
 				      l->m.end, strerror(-err),
 				      err == -EMFILE ? "; raise ulimit -n" : "");
-	leave_unwatched(l->ctx, l->stage);
-	l->dm.start = (uintptr_t)l->stage->copy;
-	l->dm.end = l->dm.start + l->stage->len;
+	leave_unwatched(l->ctx, s);
+	set_stage(l, s);
 	err = l->dev->ops.map(l->dev->priv, &l->dm, addrs);
 	if (err)
 		pl_lease_unstage(l);
@@ -76,10 +88,12 @@ int pl_lease_stage(struct pinl_lease *l, struct pinl_addr *addrs)
 
 void pl_lease_unstage(struct pinl_lease *l)
 {
-	pl_stage_free(l->stage);
-	l->stage = NULL;
-	l->dm.start = l->m.start;
-	l->dm.end = l->m.end;
+	struct pl_stage *s = l->stage;
+
+	if (!s)
+		return;
+	set_stage(l, NULL);
+	pl_stage_free(s);
 }
 
 /* For each part of [start, end) of the lease that is still staged. */

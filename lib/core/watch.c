@@ -27,6 +27,15 @@ static bool source_adds(struct pl_source *s, const struct pinl_lease *l, uint8_t
 	return adds;
 }
 
+/* With the lock, because the lease is visible. */
+static void add_coverage(struct pinl_lease *l, const uint8_t can[PINL_OP_NR])
+{
+	pthread_mutex_lock(&l->ctx->lock);
+	for (int op = 0; op < PINL_OP_NR; op++)
+		l->coverage[op] |= can[op];
+	pthread_mutex_unlock(&l->ctx->lock);
+}
+
 void pl_lease_unwatch(struct pinl_lease *l)
 {
 	for (int i = 0; i < l->ctx->n_sources; i++)
@@ -53,8 +62,7 @@ int pl_lease_watch(struct pinl_lease *l)
 		if (err)
 			continue;
 		l->watched |= 1u << i;
-		for (int op = 0; op < PINL_OP_NR; op++)
-			l->coverage[op] |= can[op];
+		add_coverage(l, can);
 	}
 	return 0;
 }
@@ -123,6 +131,9 @@ int pl_lease_validate(struct pinl_lease *l)
 
 int pl_lease_seal(struct pinl_lease *l)
 {
+	static const uint8_t refused[PINL_OP_NR] = {[PINL_OP_TRUNCATE] = PINL_CAN_REFUSE,
+						    [PINL_OP_PUNCH] = PINL_CAN_REFUSE,
+						    [PINL_OP_REMOVE] = PINL_CAN_REFUSE};
 	int fd, err;
 
 	if (!(l->flags & PINL_SEAL))
@@ -132,9 +143,7 @@ int pl_lease_seal(struct pinl_lease *l)
 	if (fd >= 0)
 		pl_aside_close(l->ctx->aside, fd);
 	if (err)
-		pinl_set_error(err, "can't seal the memfd: %s", strerror(-err));
-	for (int op = 0; !err && op < PINL_OP_NR; op++)
-		if (op == PINL_OP_TRUNCATE || op == PINL_OP_PUNCH || op == PINL_OP_REMOVE)
-			l->coverage[op] |= PINL_CAN_REFUSE;
-	return err;
+		return pinl_set_error(err, "can't seal the memfd: %s", strerror(-err));
+	add_coverage(l, refused);
+	return 0;
 }

@@ -9,7 +9,7 @@
 
 struct pl_swap;
 
-/* err: why pl_swap_fill can't work here (swap_zero always does); the object is made all the same. */
+/* -ENOMEM. Without a userfaultfd it is made all the same: then it can't fill. */
 int pl_swap_new(struct pl_swap **swap);
 void pl_swap_free(struct pl_swap *swap);
 bool pl_swap_can_fill(const struct pl_swap *swap);

@@ -4,7 +4,7 @@
  * threads call this while the application may be stopped inside the allocator.
  *
  * Descriptors are opened and closed by raw system calls: a thread with a descriptor table of its own
- * (lib/source/files.c) may not confuse tools that believe in one table per process.
+ * (lib/source/files_gate.c) may not confuse tools that believe in one table per process.
  */
 #include "os/task.h"
 

@@ -144,6 +144,17 @@ static int ask_both(struct pinl_ctx *ctx, struct asking *source, struct asking *
 	return err;
 }
 
+/* Where it is, or not at all. */
+static int grow(void *addr, size_t old_len, size_t new_len, int flags, void *new_addr, void **out)
+{
+	void *got = mremap(addr, old_len, new_len, flags, new_addr);
+
+	if (got == MAP_FAILED)
+		return pinl_set_error(-errno, "mremap: %s", strerror(errno));
+	*out = got;
+	return 0;
+}
+
 static int remap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len, int flags,
 		 void *new_addr, void **out)
 {
@@ -154,6 +165,8 @@ static int remap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_le
 	void *got;
 	int err, slot;
 
+	if (!shrink && !(flags & MREMAP_MAYMOVE))
+		return grow(addr, old_len, new_len, flags, new_addr, out);
 	err = va_range(&source, shrink ? PINL_OP_UNMAP : PINL_OP_REMAP, (char *)addr + keep,
 		       old_len > keep ? old_len - keep : 0);
 	if (!err && fixed)

@@ -112,6 +112,7 @@ static int parse(char *words[], int n, struct pinl_change *ch)
 
 static int play(struct pinl_ctx *ctx, struct line *l)
 {
+	l->change.can |= PINL_WILL_SAY_DONE;
 	l->change.source = "script";
 	l->change.answer = on_answer;
 	l->change.arg = l;
