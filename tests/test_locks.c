@@ -496,14 +496,14 @@ static void copy_during_dma(const void *arg)
 	copy_during("soft", 1, true);
 }
 
-static void copy_during_answers(void)
+static void copy_during_answers(const void *arg)
 {
 	copy_during("soft", 0, false);
 }
 
 static void an_answer_that_waits_for_its_place_stops_no_copy(void **state)
 {
-	in_time(copy_during_answers);
+	in_time(copy_during_answers, NULL);
 }
 
 static void a_read_that_waits_for_its_buffer_stops_no_copy_uring(void **state)
