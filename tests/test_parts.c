@@ -437,6 +437,41 @@ static void what_goes_while_a_lease_is_being_ended_is_an_orphan(void **state)
 	trap_close(&t);
 }
 
+static void *quiesce(void *lease)
+{
+	assert_ok(pinl_quiesced(lease));
+	return NULL;
+}
+
+/* The same while the worker takes it: then nobody knows what the device wrote there, and that is said.
+ */
+static void what_goes_while_a_lease_is_being_taken_is_an_orphan(void **state)
+{
+	struct pinl_policy p = keep();
+	struct pinl_lease *lease;
+	struct pinl_event ev;
+	pthread_t holder;
+	char *va;
+
+	maker_open_ctx();
+	va = memfd(N);
+	assert_ok(pinl_map_range(slow, (uintptr_t)va, (uintptr_t)va + N * PG, FLAGS, &p, NULL, &lease));
+	maker.stop_drain = 1;
+	assert_int_equal(pthread_create(&holder, NULL, quiesce, lease), 0);
+	sem_wait(&maker.entered);
+	maker.stop_drain = 0;
+	tell("munmap", va + PG, "t");
+	sem_post(&maker.go);
+	assert_int_equal(pthread_join(holder, NULL), 0);
+	ev = await(&t, PINL_EV_ORPHAN);
+	assert_int_equal(ev.start, va + PG);
+	assert_int_equal(await(&t, PINL_EV_ORPHAN_END).start, va + PG);
+	pinl_unmap_range(lease);
+	munmap(va, N * PG);
+	close(fd);
+	trap_close(&t);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -450,6 +485,7 @@ int main(void)
 		cmocka_unit_test(a_change_that_waits_for_a_lease_being_made_goes_on),
 		cmocka_unit_test(changes_that_wait_for_a_force_share_the_next_grace),
 		cmocka_unit_test(what_goes_while_a_lease_is_being_ended_is_an_orphan),
+		cmocka_unit_test(what_goes_while_a_lease_is_being_taken_is_an_orphan),
 	};
 
 	return cmocka_run_group_tests_name("parts", tests, NULL, NULL);

@@ -94,6 +94,11 @@ struct pl_lost {
 	struct pl_recall recall;
 };
 
+struct pl_lost_list {
+	struct pl_lost *first, *last;
+	struct pl_recall crowd; /* merged: what there was no record for; va empty: nothing */
+};
+
 /* The records: those on a lease's list, those on `free`, and those from `used` on. */
 struct pl_losses {
 	struct pl_lost *pool, *free;
@@ -144,12 +149,11 @@ struct pinl_lease {
 	bool has_late;
 	struct pl_range detached[PL_MAX_DETACHED];
 	int n_detached;
-	atomic_bool va_lost;	/* part of the addresses went: what is there is not ours to pin. As
-				   `changed`. */
-	struct pl_range follow; /* PL_JOB_FOLLOW */
-	struct pl_lost *lost, *lost_last; /* PL_JOB_ORPHAN */
-	struct pl_recall crowd;		  /* PL_JOB_ORPHAN: of what there was no room for in `lost` */
-	struct pl_recall parted;	  /* PL_JOB_PARTED: a copy that the program has discarded */
+	atomic_bool va_lost;	  /* part of the addresses went: what is there is not ours to pin. As
+				     `changed`. */
+	struct pl_range follow;	  /* PL_JOB_FOLLOW */
+	struct pl_lost_list lost; /* PL_JOB_ORPHAN */
+	struct pl_recall parted;  /* PL_JOB_PARTED: a copy that the program has discarded */
 	struct pl_orphan *orphans, unrecorded; /* newest first */
 	struct pl_index known;		       /* orphans, by address */
 	struct pl_pool *pool;		       /* where they are; orphan.c */
@@ -314,13 +318,11 @@ void pl_job_add(struct pinl_lease *lease, unsigned jobs); /* ctx->lock held */
 void *pl_buffer(size_t len); /* NULL: no memory; ends by munmap() */
 bool pl_lost_new(struct pl_losses *losses);
 void pl_lost_free(struct pl_losses *losses);
-void pl_lost_add(struct pinl_lease *lease,
-		 const struct pl_recall *lost); /* this one and the next two: */
-struct pl_lost *pl_lost_take(struct pinl_lease *lease, struct pl_recall *crowd); /* ctx->lock held */
-void pl_lost_put(struct pinl_ctx *ctx, struct pl_lost *first);
-void pl_lost_live(struct pinl_lease *lease, const struct pl_recall *lost); /* lease busy, no lock */
-void pl_lost_begin(struct pinl_lease *lease, const struct pl_lost *first,
-		   const struct pl_recall *crowd); /* same */
+void pl_lost_add(struct pinl_lease *lease, const struct pl_recall *lost); /* this and two more: */
+struct pl_lost_list pl_lost_take(struct pinl_lease *lease);		  /* ctx->lock held */
+void pl_lost_put(struct pinl_ctx *ctx, const struct pl_lost_list *list);
+void pl_lost_live(struct pinl_lease *lease, const struct pl_recall *lost);     /* lease busy, no lock */
+void pl_lost_begin(struct pinl_lease *lease, const struct pl_lost_list *list); /* same */
 
 /* take.c, orphan.c (lease busy, no lock) */
 struct pl_taken {

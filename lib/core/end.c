@@ -36,7 +36,7 @@ void pl_lease_withdraw(struct pinl_lease *l)
 	if (l->state == PINL_NOTICED)
 		pl_lease_input(l, PL_IN_UNMAP);
 	unpublish_locked(l);
-	pl_lost_put(ctx, l->lost);
+	pl_lost_put(ctx, &l->lost);
 	pl_settle(ctx, &answered);
 	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&ctx->lock);
@@ -92,18 +92,17 @@ static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked)
  * change to the lease's end takes nothing from it. */
 static void lost_meanwhile(struct pinl_lease *l)
 {
-	struct pl_recall crowd;
-	struct pl_lost *lost;
+	struct pl_lost_list lost;
 
 	pthread_mutex_lock(&l->ctx->lock);
-	lost = pl_lost_take(l, &crowd);
+	lost = pl_lost_take(l);
 	pthread_mutex_unlock(&l->ctx->lock);
-	for (const struct pl_lost *it = lost; it; it = it->next)
+	for (const struct pl_lost *it = lost.first; it; it = it->next)
 		if (it->recall.late || !it->recall.held)
 			pl_lost_live(l, &it->recall);
-	pl_lost_live(l, &crowd);
+	pl_lost_live(l, &lost.crowd);
 	pthread_mutex_lock(&l->ctx->lock);
-	pl_lost_put(l->ctx, lost);
+	pl_lost_put(l->ctx, &lost);
 	pthread_mutex_unlock(&l->ctx->lock);
 }
 

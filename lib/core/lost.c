@@ -59,40 +59,38 @@ static struct pl_lost *record(struct pl_losses *all)
 void pl_lost_add(struct pinl_lease *l, const struct pl_recall *r)
 {
 	struct pl_lost *lost = record(&l->ctx->losses);
+	struct pl_lost_list *list = &l->lost;
 
 	if (lost) {
 		*lost = (struct pl_lost){.recall = *r};
-		if (l->lost)
-			l->lost_last->next = lost;
+		if (list->first)
+			list->last->next = lost;
 		else
-			l->lost = lost;
-		l->lost_last = lost;
-	} else if (l->crowd.va.start < l->crowd.va.end) {
-		pl_range_widen(&l->crowd.va, &r->va);
+			list->first = lost;
+		list->last = lost;
+	} else if (list->crowd.va.start < list->crowd.va.end) {
+		pl_range_widen(&list->crowd.va, &r->va);
 	} else {
-		l->crowd = *r;
+		list->crowd = *r;
 	}
 	pl_job_add(l, PL_JOB_ORPHAN);
 }
 
-struct pl_lost *pl_lost_take(struct pinl_lease *l, struct pl_recall *crowd)
+struct pl_lost_list pl_lost_take(struct pinl_lease *l)
 {
-	struct pl_lost *first = l->lost;
+	struct pl_lost_list list = l->lost;
 
-	*crowd = l->crowd;
-	l->lost = NULL;
-	l->crowd.va = (struct pl_range){0, 0};
-	return first;
+	l->lost.first = NULL;
+	l->lost.crowd.va = (struct pl_range){0, 0};
+	return list;
 }
 
-void pl_lost_put(struct pinl_ctx *ctx, struct pl_lost *first)
+void pl_lost_put(struct pinl_ctx *ctx, const struct pl_lost_list *list)
 {
-	struct pl_lost **end = &first;
-
-	while (*end)
-		end = &(*end)->next;
-	*end = ctx->losses.free;
-	ctx->losses.free = first;
+	if (!list->first)
+		return;
+	list->last->next = ctx->losses.free;
+	ctx->losses.free = list->first;
 }
 
 /* A force may have taken the pages meanwhile, or some of them. */
@@ -109,9 +107,9 @@ void pl_lost_live(struct pinl_lease *l, const struct pl_recall *r)
 	}
 }
 
-void pl_lost_begin(struct pinl_lease *l, const struct pl_lost *first, const struct pl_recall *crowd)
+void pl_lost_begin(struct pinl_lease *l, const struct pl_lost_list *list)
 {
-	for (; first; first = first->next)
-		pl_lost_live(l, &first->recall);
-	pl_lost_live(l, crowd);
+	for (const struct pl_lost *lost = list->first; lost; lost = lost->next)
+		pl_lost_live(l, &lost->recall);
+	pl_lost_live(l, &list->crowd);
 }

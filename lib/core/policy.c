@@ -107,7 +107,7 @@ static int validate_device(const struct pl_plan *p, const char **why)
 	if (!(p->flags & PINL_PIN) && !(p->caps & PINL_DEVCAP_ONDEMAND))
 		return no(why, "the device can't map on demand; pass PINL_PIN");
 	if (p->kind == PINL_MEM_DEVICE)
-		return no(why, "device memory is never pinned; it has to come from its exporter");
+		return no(why, "device memory is never leased; it has to come from its exporter");
 	if (p->kind == PINL_MEM_SECRET)
 		return no(why,
 			  "secret memory (memfd_secret) can't be given to a device; use memfd_create");

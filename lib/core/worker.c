@@ -161,22 +161,25 @@ static void look_ahead(struct pinl_ctx *ctx)
 /* ctx->lock held; dropped while working. */
 static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 {
-	struct pl_recall recall = l->recall, parted = l->parted, crowd;
+	struct pl_recall recall = l->recall, parted = l->parted;
 	struct pl_range follow_va = l->follow;
 	struct pinl_change *answered = NULL;
 	struct pl_taken taken = {0};
 	unsigned jobs = l->jobs;
 	bool released = l->state == PINL_RELEASED;
-	struct pl_lost *lost;
+	struct pl_lost_list lost;
 
-	lost = pl_lost_take(l, &crowd);
+	lost = pl_lost_take(l);
 	l->jobs = 0;
 	l->busy = true;
 	l->follow = (struct pl_range){0, 0};
 	pthread_mutex_unlock(&ctx->lock);
 
-	if ((jobs & PL_JOB_ORPHAN) && !released)
-		pl_lost_begin(l, lost, &crowd);
+	if (jobs & PL_JOB_ORPHAN)
+		pl_lost_begin(l, &lost);
+	if ((jobs & PL_JOB_ORPHAN) &&
+	    released) /* it came during the force: an orphan until that ended */
+		pl_orphan_end(l);
 	if (jobs & PL_JOB_PARTED)
 		pl_orphan_begin(l, &parted);
 	if (jobs & PL_JOB_FOLLOW)
@@ -191,7 +194,7 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	if (jobs & PL_JOB_FOLLOW)
 		ctx->counters.followed++;
 	l->busy = false;
-	pl_lost_put(ctx, lost);
+	pl_lost_put(ctx, &lost);
 	if (jobs & PL_JOB_TAKE)
 		l->seen = l->stopped = false;
 	if (jobs & PL_JOB_TAKE)
