@@ -7,6 +7,7 @@ help:
 	@echo 'make check    install what is missing, build, run every test; the last line is the sum'
 	@echo 'make stress   churn against lookups, transfers and recalls, also under sanitizers; SEED=N OPS=N'
 	@echo 'make bench    build, measure what leases cost; some minutes, QUICK=1 under one (bench/README.md)'
+	@echo 'make model    install spin, check the protocol of recalls in all its states, then that broken rules are found'
 	@echo 'make build    only build, in build/'
 	@echo 'make install  install what was built (DESTDIR= is honoured)'
 	@echo 'make format   put the C files into the form of .clang-format'
@@ -34,6 +35,15 @@ bench:
 	ninja -C build bench/pinlease-bench
 	@scale=full; [ -z "$(QUICK)" ] || scale=quick; bench/run.py build/bench/pinlease-bench --scale $$scale
 
+model:
+	@scripts/deps model
+	@model/run
+	@$(MAKE) --no-print-directory model-mutations
+
+model-mutations:
+	@scripts/deps model
+	@model/run --mutations
+
 build: build/build.ninja
 	ninja -C build
 
@@ -50,4 +60,4 @@ format:
 clean:
 	rm -rf build build-asan build-tsan
 
-.PHONY: help demo check stress bench build install format clean
+.PHONY: help demo check stress bench model model-mutations build install format clean
