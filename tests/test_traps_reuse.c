@@ -241,12 +241,12 @@ static void put_another_there(struct raw *change, int overmap)
 	memset(change->at, 'n', change->len);
 }
 
-static void assert_no_orphan(void)
+static void assert_orphans(unsigned orphans)
 {
 	struct pinl_counters n = {.size = sizeof n};
 
 	assert_ok(pinl_counters(t.ctx, &n));
-	assert_int_equal(n.orphans, 0);
+	assert_int_equal(n.orphans, orphans);
 }
 
 static void memory_put_there_during_a_force_is_left_alone(void **state)
@@ -273,7 +273,7 @@ static void memory_put_there_during_a_force_is_left_alone(void **state)
 			assert_page(change.at + page * PG, 'n');
 		}
 		end(&l);
-		assert_no_orphan();
+		assert_orphans(1); /* what went while the transfer was still on it */
 		munmap(change.at, 4 * PG);
 		trap_close(&t);
 	}
@@ -305,7 +305,7 @@ static void a_hole_made_during_a_force_stays_a_hole(void **state)
 	assert_ok(put(&t, &l, 1, 'x'));
 	assert_page(unmap.at + PG, 'n');
 	end(&l);
-	assert_no_orphan();
+	assert_orphans(0);
 	munmap(unmap.at, 4 * PG);
 	trap_close(&t);
 }
