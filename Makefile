@@ -6,7 +6,7 @@ help:
 	@echo 'make demo     install what is missing, build, show a recall on real files (build/demo.html)'
 	@echo 'make check    install what is missing, build, run every test; the last line is the sum'
 	@echo 'make stress   churn against lookups, transfers and recalls, also under sanitizers; SEED=N OPS=N'
-	@echo 'make bench    build, measure what leases cost; some minutes, QUICK=1 under one (bench/README.md)'
+	@echo 'make bench    build, measure what leases cost; four minutes, QUICK=1 under one (bench/README.md)'
 	@echo 'make model    install spin, check the protocol of recalls in all its states, then that broken rules are found'
 	@echo 'make build    only build, in build/'
 	@echo 'make install  install what was built (DESTDIR= is honoured)'
