@@ -7,6 +7,7 @@
 #include <pinlease/pinlease.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* Failing calls say why. */
 #define assert_ok(call)                                                                                 \
@@ -24,6 +25,22 @@ static inline int settled_check(struct pinl_lease *lease)
 	while ((err = pinl_lease_check(lease)) == -EAGAIN)
 		sched_yield();
 	return err;
+}
+
+/* Anonymous memory with room to grow in place: in the middle of a gap, which the kernel fills from
+ * above.
+ */
+static inline char *with_room(size_t len)
+{
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+	size_t gap = 64 << 20;
+	char *at = mmap(NULL, gap, PROT_NONE, flags | MAP_NORESERVE, -1, 0), *va;
+
+	assert_ptr_not_equal(at, MAP_FAILED);
+	munmap(at, gap);
+	va = mmap(at + gap / 2, len, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE, -1, 0);
+	assert_ptr_equal(va, at + gap / 2);
+	return va;
 }
 
 #endif

@@ -152,11 +152,10 @@ static void a_refused_move_recalls_nothing(void **state)
 /* Nothing goes from who refuses it, nor is it asked for what the kernel won't do. */
 static void growing_in_place_takes_nothing(void **state)
 {
-	char *va = mmap(NULL, 2 * SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *va = with_room(SIZE);
 	void *out = NULL;
 
 	assert_ok(lease(va, SIZE, policy_of(PINL_REFUSE), &r.lease));
-	munmap(va + SIZE, SIZE);
 	assert_ok(pinl_mremap(r.ctx, va, SIZE, 2 * SIZE, 0, NULL, &out));
 	assert_ptr_equal(out, va);
 	assert_int_equal(pinl_mremap(r.ctx, va, SIZE, SIZE, MREMAP_FIXED, va + SIZE, &out), -EINVAL);

@@ -171,16 +171,10 @@ static void mremap_dontunmap_takes_the_pages_along(void **state)
 	}
 }
 
-/* Room for it to grow in place, or not: in the middle of a gap, which the kernel fills from above. */
 static char *growable(int room)
 {
-	size_t gap = 64 << 20;
-	char *at = mmap(NULL, gap, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), *va;
+	char *va = with_room(4 * PG);
 
-	assert_ptr_not_equal(at, MAP_FAILED);
-	munmap(at, gap);
-	va = anon_at(at + gap / 2, 8 * PG, MAP_FIXED_NOREPLACE);
-	munmap(va + 4 * PG, 4 * PG);
 	if (!room)
 		anon_at(va + 4 * PG, PG, MAP_FIXED_NOREPLACE);
 	return va;
