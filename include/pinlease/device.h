@@ -57,6 +57,19 @@ struct pinl_mapping {
 	void *priv;	 /* the backend's own */
 };
 
+/* A device's object in this process, as another process with the right to could reach it. */
+enum pinl_handle_kind {
+	PINL_HANDLE_NONE,
+	PINL_HANDLE_URING, /* fd: the ring; key: the slot of its buffer table */
+};
+
+struct pinl_handle {
+	enum pinl_handle_kind kind;
+	int fd;
+	uint32_t key;
+	uint64_t tag; /* with which the buffer was registered; 0: none */
+};
+
 struct pinl_device_ops {
 	size_t size;
 	const char *name;
@@ -96,6 +109,9 @@ struct pinl_device_ops {
 
 	int (*protect)(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t end);
 	int (*dirty)(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_t end, uint8_t *dirty);
+
+	/* How this mapping could be taken away by another process; stays as it is until unmap. */
+	void (*handle)(void *dev, const struct pinl_mapping *m, struct pinl_handle *handle);
 
 	/* After unmap, when nothing waits for the lease any more: free what map has allocated. */
 	void (*forget)(void *dev, struct pinl_mapping *m);

@@ -41,6 +41,8 @@ struct pinl_memory {
 	uint64_t map_dev; /* the file's device as /proc/self/maps has it; differs from `dev` on btrfs */
 };
 
+struct pinl_handle; /* device.h */
+
 struct pinl_change {
 	/* Set by the source. */
 	enum pinl_op op;
@@ -84,6 +86,11 @@ struct pinl_source_ops {
 	 * these addresses. The caller is the core's worker and would wait for itself otherwise. 0 alone:
 	 * what is mapped there may be new; 1 alone: the memory is the library's own. */
 	void (*suspend)(void *src, uintptr_t start, uintptr_t end, int suspended);
+
+	/* The device has the memory: the object by which it could be taken away from outside of this
+	 * process. -errno: the memory may have changed meanwhile, no lease is made. Called in map, no
+	 * lock held. */
+	int (*pinned)(void *src, const struct pinl_memory *mem, const struct pinl_handle *handle);
 
 	/* True if the kernel has something for the source that it hasn't begun to take. Any thread. */
 	int (*pending)(void *src);

@@ -70,6 +70,10 @@ static int no_dirty(void *dev, struct pinl_mapping *m, uintptr_t start, uintptr_
 	return pinl_set_error(-EOPNOTSUPP, "this device doesn't track which pages it wrote");
 }
 
+static void no_handle(void *dev, const struct pinl_mapping *m, struct pinl_handle *handle)
+{
+}
+
 const struct pinl_device_ops pl_default_device_ops = {
 	.size = sizeof(struct pinl_device_ops),
 	.name = "default",
@@ -85,6 +89,7 @@ const struct pinl_device_ops pl_default_device_ops = {
 	.invalidate = no_invalidate,
 	.protect = no_protect,
 	.dirty = no_dirty,
+	.handle = no_handle,
 	.forget = no_forget,
 };
 
@@ -111,5 +116,6 @@ void pl_device_ops_fill(const struct pinl_device_ops *ops, struct pinl_device_op
 	PL_OVERLAY(invalidate);
 	PL_OVERLAY(protect);
 	PL_OVERLAY(dirty);
+	PL_OVERLAY(handle);
 	PL_OVERLAY(forget);
 }

@@ -446,6 +446,16 @@ int pinl_uring_cqe(struct pinl_device *dev, uint64_t user_data)
 	return ours;
 }
 
+static void uring_handle(void *dev, const struct pinl_mapping *m, struct pinl_handle *h)
+{
+	const struct uring_dev *u = dev;
+
+	h->kind = PINL_HANDLE_URING;
+	h->fd = u->ring;
+	h->key = m->key;
+	h->tag = ((const struct uring_map *)m->priv)->tag;
+}
+
 const struct pinl_device_ops pl_uring_ops = {
 	.size = sizeof(struct pinl_device_ops),
 	.name = "uring",
@@ -458,5 +468,6 @@ const struct pinl_device_ops pl_uring_ops = {
 	.read = pl_uring_read,
 	.drop = uring_drop,
 	.retarget = uring_retarget,
+	.handle = uring_handle,
 	.forget = uring_forget,
 };

@@ -47,6 +47,7 @@ static struct pinl_lease *refuser(struct pinl_ctx *ctx, const struct pinl_change
 
 static bool refused(struct pinl_ctx *ctx, struct pinl_change *ch)
 {
+	struct pl_recall r;
 	struct pinl_event ev;
 	struct pl_range va;
 	struct pinl_lease *l = refuser(ctx, ch, &va);
@@ -63,6 +64,8 @@ static bool refused(struct pinl_ctx *ctx, struct pinl_change *ch)
 	ev.err = -EBUSY;
 	strncpy(ev.source, ch->source, sizeof ev.source - 1);
 	pl_event_push(ctx, &ev);
+	pl_recall_make(l, ch, &va, PL_NO_EFFECT, &r);
+	pl_recall_tell(l, &r, PL_TELL_REFUSED);
 	ctx->counters.refused++;
 	return true;
 }
@@ -184,6 +187,23 @@ static uint64_t inside_limit(struct pinl_ctx *ctx, const struct pinl_change *ch)
 	return latest + 2ull * ctx->opts.drain_ms * 1000000;
 }
 
+/* What a holder elsewhere still has then is an orphan. Its library finds out by itself, this one can't.
+ */
+static void cut_foreign(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	struct pl_range va;
+	struct pinl_lease *l;
+	struct pl_recall r;
+
+	for_each_lease(l, ctx, ch)
+	{
+		if (!l->dev->foreign || !blocks(l, ch) || !pl_lease_overlap(l, ch, &va))
+			continue;
+		pl_recall_make(l, ch, &va, PL_NO_EFFECT, &r);
+		pl_lost_add(l, &r);
+	}
+}
+
 /* I2 is bounded even where a backend hangs: the ceiling and one grace, then the actor goes on. */
 uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered)
 {
@@ -201,6 +221,7 @@ uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered)
 			continue;
 		}
 		*p = ch->next;
+		cut_foreign(ctx, ch);
 		pinl_change_cut(ctx, ch);
 		let_go(ctx, ch, answered);
 	}

@@ -202,7 +202,8 @@ static void check_content(struct pinl_lease *l)
 
 void pl_orphan_check(struct pinl_lease *l)
 {
-	if (!(l->flags & PINL_PIN) || l->stage) /* a stage finds out when it writes back */
+	if (!(l->flags & PINL_PIN) || l->stage ||
+	    l->dev->foreign) /* a stage finds out when it writes back */
 		return;
 	if (l->mem.kind == PINL_MEM_SHMEM && l->mem.shared)
 		check_shmem(l);

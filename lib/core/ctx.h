@@ -47,6 +47,8 @@ struct pl_range {
 	uintptr_t start, end;
 };
 
+struct pl_foreign_ops;
+
 struct pl_source {
 	const struct pinl_source_ops *ops;
 	void *priv;
@@ -59,7 +61,8 @@ struct pinl_device {
 	struct pinl_device_ops ops;	     /* defaults filled in */
 	struct pinl_device_info info;
 	void *priv;
-	struct pinl_lease *leases; /* visible ones; ctx->lock */
+	const struct pl_foreign_ops *foreign; /* leases of another process, which is told by these */
+	struct pinl_lease *leases;	      /* visible ones; ctx->lock */
 	bool closing;
 	unsigned enders; /* threads in pl_lease_end for a lease of this device */
 };
@@ -78,12 +81,15 @@ struct pl_orphan {
 struct pl_recall {
 	struct pl_range va; /* union of the changes' overlaps */
 	enum pinl_op op;
+	unsigned also; /* for who is told elsewhere: what else the first change may be */
 	enum pl_effect effect;
-	bool late;	      /* the pages were detached before the notice */
-	bool held;	      /* the actor waits, so it is looked at again after a force */
-	bool quiesced;	      /* by the holder */
-	struct pl_range gone; /* these addresses are no longer mapped by it */
-	uint64_t deadline_ns, change_id;
+	bool late;     /* the pages were detached before the notice */
+	bool held;     /* the actor waits, so it is looked at again after a force */
+	bool quiesced; /* by the holder */
+	bool part;     /* and only va of it, ending in `outcome`: a foreign one's answer */
+	enum pinl_outcome outcome;
+	struct pl_range gone;			  /* these addresses are no longer mapped by it */
+	uint64_t deadline_ns, change_id, last_id; /* of the first change, of the last */
 	pid_t actor_pid, actor_tid;
 	const char *source;
 };
@@ -147,6 +153,8 @@ struct pinl_lease {
 	bool has_next;
 	struct pl_recall late; /* told of too late: noticed as soon as the orphan's baseline is taken */
 	bool has_late;
+	bool stuck;	   /* foreign: a force hasn't done it; its holder's answer or a cut will */
+	uint64_t followed; /* foreign: changes up to this one it has followed */
 	struct pl_range detached[PL_MAX_DETACHED];
 	int n_detached;
 	atomic_bool va_lost;	  /* part of the addresses went: what is there is not ours to pin. As
@@ -245,6 +253,11 @@ struct pinl_ctx {
 	struct pinl_ctx *next_open; /* for the exit summary */
 };
 
+static inline struct pinl_lease *pl_lease_of_memory(const struct pinl_memory *mem)
+{
+	return (struct pinl_lease *)((char *)mem - offsetof(struct pinl_lease, mem));
+}
+
 static inline pthread_cond_t *pl_settled(struct pinl_lease *lease)
 {
 	return &lease->ctx->settled[lease->id % PL_SETTLED];
@@ -271,6 +284,12 @@ size_t pl_lease_live_bytes(const struct pinl_lease *lease);
 void pl_lease_detach(struct pinl_lease *lease, const struct pl_range *va);
 struct pl_range pl_lease_part(const struct pinl_lease *lease, uintptr_t at, uintptr_t end, bool *live);
 
+/* lease.c */
+int pl_lease_args(uintptr_t start, uintptr_t end, unsigned flags, const struct pinl_policy *policy);
+struct pinl_lease *pl_lease_alloc(struct pinl_device *dev, uintptr_t start, uintptr_t end,
+				  unsigned flags, const struct pinl_policy *policy);
+int pl_lease_start(struct pinl_lease *lease, struct pinl_addr *addrs); /* uses it up on failure */
+
 /* end.c */
 bool pl_lease_begin_end(struct pinl_lease *lease); /* ctx->lock held */
 void pl_lease_end(struct pinl_lease *lease, bool leaked);
@@ -281,6 +300,7 @@ void pl_lease_free(struct pinl_lease *lease);
 struct pl_inode *pl_inode_find(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino); /* ctx->lock held */
 int pl_inode_real(struct pinl_ctx *ctx, const struct pinl_memory *mem); /* of a leased file; or -1 */
 int pl_inode_under(struct pinl_lease *lease, uintptr_t start, uintptr_t end); /* fills lease->mem */
+int pl_inode_of(struct pinl_lease *lease); /* by lease->mem, whose fd becomes the inode's */
 void pl_inode_put(struct pinl_lease *lease);
 
 /* query.c (ctx->lock held); all but size */
@@ -302,7 +322,7 @@ void pl_change_leave(struct pinl_lease *lease);
 bool pl_would_refuse(struct pinl_ctx *ctx, const struct pinl_change *change); /* takes ctx->lock */
 
 /* gate.c (ctx->lock held) */
-bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem);
+bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem, pid_t tid);
 bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem);
 
 /* recall.c (ctx->lock held) */

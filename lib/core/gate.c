@@ -3,7 +3,6 @@
  * Gates: from the answer to a change until its source says that it is done, no lease is made of its
  * range, but by the thread that makes the change. Nor is one while a change of it is held.
  */
-#include <unistd.h>
 
 #include "core/change.h"
 
@@ -55,14 +54,12 @@ static bool meets(const struct pl_gate *g, const struct pinl_memory *mem)
 	       g->end > mem->offset;
 }
 
-bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem)
+bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem, pid_t tid)
 {
-	pid_t self = gettid();
-
 	if (ctx->wide_gates)
 		return true;
 	for (int i = 0; i < ctx->n_gates; i++) /* its own actor is back from the change */
-		if (ctx->gates[i].actor_tid != self && meets(&ctx->gates[i], mem))
+		if (ctx->gates[i].actor_tid != tid && meets(&ctx->gates[i], mem))
 			return true;
 	return false;
 }

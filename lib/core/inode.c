@@ -100,6 +100,11 @@ static int get(struct pinl_lease *l, int real)
 	return 0;
 }
 
+int pl_inode_of(struct pinl_lease *l)
+{
+	return get(l, -1);
+}
+
 int pl_inode_under(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 {
 	struct pl_vma_how how = {.maps = l->ctx->maps, .aside = l->ctx->aside, .known = known, .arg = l};

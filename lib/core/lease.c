@@ -23,7 +23,7 @@
 #define GATE_MS	    20
 #define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL | PINL_STAGE)
 
-static int check_args(uintptr_t start, uintptr_t end, unsigned flags, const struct pinl_policy *p)
+int pl_lease_args(uintptr_t start, uintptr_t end, unsigned flags, const struct pinl_policy *p)
 {
 	if ((start | end) & (PAGE - 1))
 		return pinl_set_error(
@@ -126,17 +126,17 @@ static int publish_once(struct pinl_lease *l, bool *gated)
 	int err = 0;
 
 	pthread_mutex_lock(&ctx->lock);
-	other = overlapping_on_device(l);
+	other = l->dev->foreign ? NULL : overlapping_on_device(l); /* its holder has looked itself */
 	if (other) {
 		err = -EEXIST;
 		other_id = other->id;
-	} else if (moved_with_another(l)) {
+	} else if (!l->dev->foreign && moved_with_another(l)) {
 		err = -EOPNOTSUPP;
 	} else if (l->dev->closing) {
 		err = -ENODEV;
 	} else if (pl_change_pending_on(ctx, &l->mem)) {
 		err = -EBUSY;
-	} else if (pl_gate_blocks(ctx, &l->mem)) {
+	} else if (pl_gate_blocks(ctx, &l->mem, l->owner_thread)) {
 		err = -EBUSY;
 		*gated = true;
 	} else {
@@ -182,6 +182,20 @@ static int publish(struct pinl_lease *l)
 	return err;
 }
 
+/* To whoever could take it from outside. */
+static int show_handle(struct pinl_lease *l)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	struct pinl_handle h = {.kind = PINL_HANDLE_NONE};
+	int err = 0;
+
+	l->dev->ops.handle(l->dev->priv, &l->dm, &h);
+	for (int i = 0; i < ctx->n_sources && !err; i++)
+		if ((l->watched & (1u << i)) && ctx->sources[i].ops->pinned)
+			err = ctx->sources[i].ops->pinned(ctx->sources[i].priv, &l->mem, &h);
+	return err;
+}
+
 static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 {
 	struct pinl_change *answered = NULL;
@@ -192,6 +206,13 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 		err = pl_lease_stage(l, addrs);
 	if (err)
 		return err;
+	err = show_handle(l);
+	if (err) {
+		l->dev->ops.stop(l->dev->priv, &l->dm);
+		l->dev->ops.unmap(l->dev->priv, &l->dm);
+		l->dev->ops.forget(l->dev->priv, &l->dm);
+		return err;
+	}
 	pl_orphan_mark(l);
 	pthread_mutex_lock(&ctx->lock);
 	l->busy = false;
@@ -235,14 +256,13 @@ static int check_file_end(const struct pinl_lease *l)
 		(unsigned long)last, (unsigned long)st.st_size);
 }
 
-static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
-		     const struct pinl_policy *policy, struct pinl_lease **out)
+struct pinl_lease *pl_lease_alloc(struct pinl_device *dev, uintptr_t start, uintptr_t end,
+				  unsigned flags, const struct pinl_policy *policy)
 {
 	struct pinl_lease *l = calloc(1, sizeof *l);
-	int err;
 
 	if (!l)
-		return pinl_set_error(-ENOMEM, "out of memory for a lease");
+		return NULL;
 	l->ctx = dev->ctx;
 	l->dev = dev;
 	l->flags = flags;
@@ -256,6 +276,17 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 	l->owner_thread = gettid();
 	l->since_ns = pl_clock_ns();
 	l->mem.fd = -1;
+	return l;
+}
+
+static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
+		     const struct pinl_policy *policy, struct pinl_lease **out)
+{
+	struct pinl_lease *l = pl_lease_alloc(dev, start, end, flags, policy);
+	int err;
+
+	if (!l)
+		return pinl_set_error(-ENOMEM, "out of memory for a lease");
 	err = pl_inode_under(l, start, end);
 	if (!err && (flags & PINL_WRITE) && !l->mem.writable)
 		err = pinl_set_error(-EACCES,
@@ -276,14 +307,14 @@ static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 {
 	int err = pl_lease_watch(l);
 
-	if (!err && !pl_vma_same(l->ctx->maps, &l->mem, l->m.start, l->m.end))
+	if (!err && !l->dev->foreign && !pl_vma_same(l->ctx->maps, &l->mem, l->m.start, l->m.end))
 		err = pinl_set_error(-EBUSY,
 				     "[%#lx, %#lx) was mapped anew while it was being leased; try again "
 				     "when that is done",
 				     l->m.start, l->m.end);
-	if (!err)
+	if (!err && !l->dev->foreign)
 		err = pl_lease_validate(l);
-	if (!err)
+	if (!err && !l->dev->foreign)
 		err = pl_lease_seal(l);
 	if (!err)
 		err = pin(l, addrs);
@@ -294,7 +325,7 @@ static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 	return err;
 }
 
-static int lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
+int pl_lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
 {
 	int err;
 
@@ -321,14 +352,14 @@ int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsi
 		return pinl_set_error(-EINVAL, "a device and a place for the lease are needed");
 	if (!pl_alive(dev->ctx))
 		return pl_stale();
-	err = check_args(start, end, flags, policy);
+	err = pl_lease_args(start, end, flags, policy);
 	if (!err)
 		err = lease_new(dev, start, end, flags, policy, &l);
 	if (err)
 		return err;
 	l->caller = __builtin_return_address(0);
 	pl_inside_begin(dev->ctx, &in);
-	err = lease_start(l, addrs);
+	err = pl_lease_start(l, addrs);
 	pl_inside_end(dev->ctx, &in);
 	if (err)
 		return err;

@@ -27,6 +27,9 @@ void pl_lease_detach(struct pinl_lease *l, const struct pl_range *va)
 	struct pl_range all = *va;
 	int kept = 0;
 
+	if (all.start >= all.end)
+		return;
+
 	for (int i = 0; i < l->n_detached; i++) {
 		struct pl_range d = l->detached[i];
 

@@ -6,6 +6,7 @@
 #include <errno.h>
 
 #include "core/change.h"
+#include "core/foreign.h"
 
 struct pl_verdict pl_recall_ask(const struct pinl_lease *l, const struct pinl_change *ch,
 				enum pl_effect *effect)
@@ -32,23 +33,27 @@ bool pl_recall_pending(const struct pinl_lease *l)
 	return l->jobs || l->queued || l->busy || l->state == PINL_NOTICED || l->state == PINL_FORCING;
 }
 
-static void make_recall(const struct pinl_lease *l, const struct pinl_change *ch,
-			const struct pl_range *va, enum pl_effect effect, struct pl_recall *r)
+void pl_recall_make(const struct pinl_lease *l, const struct pinl_change *ch, const struct pl_range *va,
+		    enum pl_effect effect, struct pl_recall *r)
 {
 	uint64_t deadline = pl_clock_ns() + l->policy.grace_ms * 1000000ull;
 
 	*r = (struct pl_recall){
 		.va = *va,
 		.op = ch->op,
+		.also = ch->also,
 		.effect = effect,
 		.late = !(ch->can & PINL_CAN_BEFORE),
 		.held = ch->can & PINL_CAN_HOLD,
 		.deadline_ns = deadline < ch->ceiling_ns ? deadline : ch->ceiling_ns,
 		.change_id = ch->id,
+		.last_id = ch->id,
 		.actor_pid = ch->actor_pid,
 		.actor_tid = ch->actor_tid,
 		.source = ch->source,
 	};
+	if (l->stuck) /* to be forced again only when nobody waits any more */
+		r->deadline_ns = ch->ceiling_ns + 2 * l->ctx->opts.ceiling_ms * 1000000ull;
 	if (effect == PL_GONE && r->late)
 		r->gone = *va;
 }
@@ -63,6 +68,8 @@ static void merge_recall(struct pl_recall *r, const struct pl_recall *more)
 		r->effect = PL_GONE;
 	if (more->deadline_ns < r->deadline_ns)
 		r->deadline_ns = more->deadline_ns;
+	if (more->last_id > r->last_id)
+		r->last_id = more->last_id;
 }
 
 /* Put it among the deadlines. */
@@ -82,11 +89,26 @@ static void disarm(struct pinl_lease *l)
 	pl_index_remove(&l->ctx->noticed, &l->notice_node);
 }
 
+void pl_recall_rearm(struct pinl_lease *l, uint64_t deadline_ns)
+{
+	disarm(l);
+	l->recall.deadline_ns = deadline_ns;
+	arm(l);
+}
+
+/* A holder elsewhere is told of each change: it answers each. */
+void pl_recall_tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell what)
+{
+	if (l->dev->foreign)
+		l->dev->foreign->tell(l, r, what);
+}
+
 static void notice(struct pinl_lease *l)
 {
 	struct pinl_event ev;
 
 	arm(l);
+	pl_recall_tell(l, &l->recall, PL_TELL_RECALL);
 	l->ctx->counters.notices++;
 	pl_event_lease(l, PINL_EV_NOTICE, &l->recall, &ev);
 	pl_event_push(l->ctx, &ev);
@@ -128,6 +150,7 @@ static void recall(struct pinl_lease *l, const struct pl_recall *r)
 		disarm(l);
 		merge_recall(&l->recall, r);
 		arm(l);
+		pl_recall_tell(l, r, PL_TELL_RECALL);
 	}
 	pl_lease_input(l, PL_IN_CHANGE);
 	pthread_cond_signal(&l->ctx->work); /* the deadline may be an earlier one now */
@@ -165,6 +188,12 @@ static void degraded(struct pinl_lease *l, const struct pl_recall *r, int err)
 	pl_event_push(l->ctx, &ev);
 }
 
+/* What a foreign lease follows, its holder invalidates, and says when. */
+static bool is_recalled(const struct pinl_lease *l, enum pl_action action)
+{
+	return action == PL_RECALL || (action == PL_FOLLOW && l->dev->foreign);
+}
+
 void pl_recall_apply(struct pinl_lease *l, struct pinl_change *ch, const struct pl_range *va)
 {
 	enum pl_effect effect;
@@ -173,16 +202,17 @@ void pl_recall_apply(struct pinl_lease *l, struct pinl_change *ch, const struct 
 
 	if (v.action == PL_ALLOW || l->state == PINL_RELEASED)
 		return;
-	make_recall(l, ch, va, effect, &r);
+	pl_recall_make(l, ch, va, effect, &r);
 	ch->recalled = 1;
 	if (v.degraded)
 		degraded(l, &r, l->policy.kind == PINL_REFUSE ? -EBUSY : -EALREADY);
-	if (v.action == PL_FOLLOW) {
+	if (v.action == PL_FOLLOW && !l->dev->foreign) {
 		pl_range_widen(&l->follow, va);
 		pl_job_add(l, PL_JOB_FOLLOW);
 	} else if (v.action == PL_ORPHAN) {
+		pl_recall_tell(l, &r, PL_TELL_LOST);
 		pl_lost_add(l, &r);
-	} else if (v.action == PL_RECALL) {
+	} else if (is_recalled(l, v.action)) {
 		if (v.late)
 			late_recall(l, &r);
 		else
@@ -199,12 +229,12 @@ void pl_recall_rest(struct pinl_lease *l)
 	struct pl_recall r;
 
 	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next) {
-		if (l->state == PINL_RELEASED || l->policy.kind != PINL_RECALL || l->ctx->stopping ||
+		if (l->state == PINL_RELEASED || l->ctx->stopping || ch->id <= l->followed ||
 		    !(ch->can & PINL_CAN_BEFORE) || !pl_lease_overlap(l, ch, &va))
 			continue;
-		if (pl_recall_ask(l, ch, &effect).action != PL_RECALL)
+		if (!is_recalled(l, pl_recall_ask(l, ch, &effect).action))
 			continue;
-		make_recall(l, ch, &va, effect, &r);
+		pl_recall_make(l, ch, &va, effect, &r);
 		recall(l, &r);
 	}
 }
@@ -228,7 +258,7 @@ void pl_recall_detached(struct pinl_lease *l, const struct pinl_change *ch, cons
 	if (effect != PL_DISCARD || l->outcome != PINL_OUT_COPY ||
 	    l->va_lost) /* the device alone has it */
 		return;
-	make_recall(l, ch, &va, effect, &r);
+	pl_recall_make(l, ch, &va, effect, &r);
 	if (l->jobs & PL_JOB_PARTED)
 		pl_range_widen(&l->parted.va, &va);
 	else

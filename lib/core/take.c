@@ -73,12 +73,27 @@ bool pl_stops_first(const struct pinl_lease *l)
 	       l->stage || !replaceable(l, &l->recall);
 }
 
+/* Nothing can be put at its addresses from here: its holder has done that, or the device is kept off. */
+static void take_foreign(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *taken)
+{
+	l->dm.holder_done = r->quiesced;
+	taken->outcome = r->quiesced ? r->outcome : PINL_OUT_FAIL;
+	taken->whole = !r->part;
+	taken->err = stop_and_drain(l, r);
+	pl_orphan_end(l);
+	l->dm.holder_done = 0;
+}
+
 void pl_take(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *taken)
 {
 	bool copy = l->policy.then == PINL_THEN_COPY;
 	int err = 0;
 
 	*taken = (struct pl_taken){0};
+	if (l->dev->foreign) {
+		take_foreign(l, r, taken);
+		return;
+	}
 	if (!r->quiesced && l->policy.then != PINL_THEN_FAIL) {
 		err = !replaceable(l, r) ? -EOPNOTSUPP
 		      : copy		 ? take_copy(l, r, taken)

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "core/ctx.h"
+#include "core/change.h"
 
 #define AHEAD 256 /* leases that a look ahead goes over */
 
@@ -74,12 +74,32 @@ static void taken_events(struct pinl_lease *l, const struct pl_recall *r, const 
 	pl_event_push(l->ctx, &ev);
 }
 
+/*
+ * A foreign lease whose force hasn't worked is not off its device: it goes on waiting for its holder.
+ * Who waits for it goes on at the ceiling and a grace, as ever.
+ */
+static void stuck(struct pinl_lease *l, const struct pl_recall *r, const struct pl_taken *taken)
+{
+	struct pinl_event ev;
+
+	pl_event_lease(l, PINL_EV_FORCED, r, &ev);
+	ev.err = taken->err;
+	pl_event_push(l->ctx, &ev);
+	l->stuck = true;
+	pl_lease_input(l, PL_IN_DONE_PART);
+}
+
 /* ctx->lock held. */
 static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const struct pl_taken *taken)
 {
 	struct pinl_ctx *ctx = l->ctx;
 
+	if (l->dev->foreign && !r->quiesced && taken->err) {
+		stuck(l, r, taken);
+		return;
+	}
 	l->outcome = taken->outcome;
+	l->stuck = false;
 	if (!taken->whole || taken->switched)
 		pl_lease_detach(l, &r->va);
 	l->va_lost |= r->effect == PL_GONE || taken->va_lost;
@@ -90,6 +110,8 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 	if (taken->err == -ETIMEDOUT)
 		ctx->counters.drains_unconfirmed++;
 	taken_events(l, r, taken);
+	if (!r->quiesced)
+		pl_recall_tell(l, r, PL_TELL_FORCED);
 	if (taken->whole || !pl_lease_live_bytes(l))
 		pl_lease_input(l, PL_IN_DONE_WHOLE);
 	else

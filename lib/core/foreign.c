@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Making leases of other processes, and taking their holders' answers; see foreign.h. */
+#include "core/change.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+void pl_device_foreign(struct pinl_device *dev, const struct pl_foreign_ops *ops)
+{
+	dev->foreign = ops;
+}
+
+static void fill_memory(struct pinl_lease *l, const struct pl_foreign *f)
+{
+	l->mem = (struct pinl_memory){
+		.kind = f->kind,
+		.start = f->start,
+		.end = f->end,
+		.vma_start = f->start,
+		.vma_end = f->end,
+		.dev = f->file->st_dev,
+		.ino = f->file->st_ino,
+		.offset = f->offset,
+		.fs_magic = f->fs_magic,
+		.fd = f->fd,
+		.shared = f->shared,
+		.writable = (f->flags & PINL_WRITE) != 0,
+		.map_dev = f->file->st_dev,
+	};
+	l->owner = f->owner;
+	l->owner_thread = f->owner_thread;
+	l->since_ns = f->since_ns;
+	l->cookie = f->cookie;
+}
+
+int pl_foreign_lease(struct pinl_device *dev, const struct pl_foreign *f, struct pinl_lease **out)
+{
+	int err = pl_lease_args(f->start, f->end, f->flags, &f->policy);
+	struct pinl_lease *l = NULL;
+
+	if (!err && f->offset + (f->end - f->start) < f->offset)
+		err = pinl_set_error(-EINVAL, "the range reaches beyond the largest file");
+	if (!err && !(l = pl_lease_alloc(dev, f->start, f->end, f->flags, &f->policy)))
+		err = pinl_set_error(-ENOMEM, "out of memory for a lease");
+	if (err) {
+		close(f->fd);
+		return err;
+	}
+	fill_memory(l, f);
+	err = pl_inode_of(l);
+	if (err) {
+		pl_lease_free(l);
+		return err;
+	}
+	err = pl_lease_start(l, NULL);
+	if (!err)
+		*out = l;
+	return err;
+}
+
+/* ctx->lock held; in state NOTICED. */
+static void answered(struct pinl_lease *l, uint64_t seq, const struct pl_range *va, bool whole,
+		     enum pinl_outcome outcome)
+{
+	bool room = l->n_detached < PL_MAX_DETACHED;
+
+	if (seq != l->recall.last_id && !whole) { /* he will answer the last one, too, and is not late */
+		pl_recall_rearm(l, pl_clock_ns() + l->policy.grace_ms * 1000000ull);
+		if (!l->busy && room)
+			pl_lease_detach(l, va);
+		return;
+	}
+	if (!whole && va->start >= va->end)
+		l->followed = seq;
+	l->recall.quiesced = true;
+	l->recall.part = !whole;
+	l->recall.outcome = outcome;
+	if (!whole)
+		l->recall.va = *va;
+	pl_lease_input(l, PL_IN_QUIESCED);
+}
+
+int pl_foreign_answer(struct pinl_lease *l, uint64_t seq, const struct pl_range *va, bool whole,
+		      enum pinl_outcome outcome)
+{
+	int err = 0;
+
+	pthread_mutex_lock(&l->ctx->lock);
+	if (l->state == PINL_NOTICED)
+		answered(l, seq, va, whole, outcome);
+	else
+		err = -EALREADY;
+	pthread_mutex_unlock(&l->ctx->lock);
+	return err;
+}
+
+bool pl_foreign_lost(struct pinl_lease *l)
+{
+	bool lost;
+
+	pthread_mutex_lock(&l->ctx->lock);
+	lost = l->state == PINL_RELEASED || l->n_detached;
+	pthread_mutex_unlock(&l->ctx->lock);
+	return lost;
+}

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Leases of other processes, kept here for them: the arbiter's side of a file lease. One is a lease like
+ * any other, found by its file, asked of the same policy, revoked by the same state machine; but its
+ * addresses mean something in its holder only. So its holder is told of each change and answers with a
+ * number, and who doesn't answer in time is forced by the device's `stop`.
+ */
+#ifndef PL_CORE_FOREIGN_H
+#define PL_CORE_FOREIGN_H
+
+#include <sys/stat.h>
+
+#include "core/ctx.h"
+
+enum pl_tell { PL_TELL_FORCED, PL_TELL_RECALL, PL_TELL_LOST, PL_TELL_REFUSED };
+
+struct pl_foreign_ops {
+	/* Of each change; recall->change_id is what the answer names. ctx->lock held: note it, wake
+	 * somebody, nothing else. */
+	void (*tell)(struct pinl_lease *lease, const struct pl_recall *recall, enum pl_tell what);
+};
+
+struct pl_foreign {
+	const struct stat *file; /* of the descriptor the holder has shown */
+	int fd;			 /* O_PATH; the lease's, if it comes to be */
+	uint64_t offset;
+	uintptr_t start, end; /* in the holder */
+	enum pinl_memory_kind kind;
+	long fs_magic;
+	bool shared;
+	unsigned flags;
+	struct pinl_policy policy;
+	pid_t owner, owner_thread;
+	uint64_t since_ns; /* when the holder took it */
+	void *cookie;
+};
+
+/* From now on what is leased to the device is its holder's. */
+void pl_device_foreign(struct pinl_device *device, const struct pl_foreign_ops *ops);
+
+/* As pinl_map_range(). The descriptor is used up in any case. */
+int pl_foreign_lease(struct pinl_device *device, const struct pl_foreign *foreign,
+		     struct pinl_lease **lease);
+
+/* Some of it has been taken, by force or not. */
+bool pl_foreign_lost(struct pinl_lease *lease);
+
+/*
+ * The holder's answer: [va] is off the device, or all of it if `whole`; an empty va: the device has
+ * followed the change, the lease lives on. An answer to anything but the
+ * last that the holder was told ends no recall. -EALREADY: it has been forced.
+ */
+int pl_foreign_answer(struct pinl_lease *lease, uint64_t seq, const struct pl_range *va, bool whole,
+		      enum pinl_outcome outcome);
+
+#endif
