@@ -14,6 +14,7 @@ int pinl_open(const struct pinl_opts *opts, struct pinl_ctx **out)
 		const struct pinl_source_ops *ops;
 	} all[] = {
 		{PINL_SOURCE_UFFD, &pl_uffd_ops},
+		{PINL_SOURCE_ARBITER, &pl_remote_ops},
 		{PINL_SOURCE_FILES, &pl_files_ops},
 		{PINL_SOURCE_NOTIFY, &pl_notify_ops},
 	};

@@ -3,6 +3,8 @@
 """The layers: who may include whom.
 
         tools, examples, bench  ->  public headers only
+        daemon                  ->  all of lib, proto
+        source  ->  proto, which is alone
         source   backend        ->  never each other
              \\   /
              core               ->  neither of them: it knows them by their ops tables
@@ -20,11 +22,12 @@ import tree
 # A directory below the root, and the directories whose headers its files must not include.
 FORBIDDEN = {
     'include': ('lib', 'tools', 'tests', 'examples'),
-    'lib/os': ('lib/core', 'lib/source', 'lib/backend', 'tools', 'tests'),
-    'lib/core': ('lib/source', 'lib/backend', 'tools', 'tests'),
-    'lib/source': ('lib/backend', 'tools', 'tests'),
-    'lib/backend': ('lib/source', 'tools', 'tests'),
-    'tools': ('lib', 'tests'),
+    'lib/os': ('lib/core', 'lib/source', 'lib/backend', 'daemon', 'proto', 'tools', 'tests'),
+    'lib/core': ('lib/source', 'lib/backend', 'daemon', 'proto', 'tools', 'tests'),
+    'lib/source': ('lib/backend', 'daemon', 'tools', 'tests'),
+    'lib/backend': ('lib/source', 'daemon', 'proto', 'tools', 'tests'),
+    'proto': ('include', 'lib', 'daemon', 'tools', 'tests'),
+    'tools': ('lib', 'daemon', 'tests'),
     'examples': ('lib', 'tools', 'tests'),
     'bench': ('lib', 'tools', 'tests'),
 }
@@ -72,7 +75,7 @@ def keeps(layer):
 
 def has_files():
     """A moved directory must not make this test empty."""
-    empty = [layer for layer in ('include', 'lib/os', 'lib/core', 'lib/source', 'lib/backend', 'tools', 'examples')
+    empty = [layer for layer in ('include', 'lib/os', 'lib/core', 'lib/source', 'lib/backend', 'proto', 'tools', 'examples')
              if not any((tree.ROOT / layer).rglob('*.[ch]'))]
     if empty:
         raise tree.Failure(f"no C files in {', '.join(empty)}")

@@ -185,7 +185,10 @@ struct pinl_opts {
 #define PINL_SOURCE_UFFD   0x1u /* userfaultfd: changes of mappings */
 #define PINL_SOURCE_FILES  0x2u /* fanotify: holds and refuses changes of files on ext4, XFS, btrfs */
 #define PINL_SOURCE_NOTIFY 0x4u /* inotify and hole scans: tells of changes of files afterwards */
-#define PINL_SOURCE_ALL	   0x7u
+#define PINL_SOURCE_ARBITER                                                                             \
+	0x8u /* pinleased, where it runs: changes of files by and for all programs; else the next two   \
+	      */
+#define PINL_SOURCE_ALL 0xfu
 
 /*
  * pinl_open - make a context: threads, sources, event queue.

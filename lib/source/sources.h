@@ -6,6 +6,7 @@
 #include <pinlease/source.h>
 
 extern const struct pinl_source_ops pl_uffd_ops;
+extern const struct pinl_source_ops pl_remote_ops;
 extern const struct pinl_source_ops pl_files_ops;
 extern const struct pinl_source_ops pl_notify_ops;
 

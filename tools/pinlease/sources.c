@@ -15,6 +15,9 @@ static const struct {
 } meanings[] = {
 	{"uffd", "munmap, mremap, MAP_FIXED and madvise of leased memory are seen and held",
 	 "plain munmap, mremap and madvise are not seen; the pinl_ calls of the same names are"},
+	{"arbiter", "pinleased watches files for all programs, and forces holders that don't answer",
+	 "no pinleased runs, so each program watches its files itself; one that is stopped isn't "
+	 "forced"},
 	{"files",
 	 "changes of files on ext4, XFS and btrfs are seen before they happen, held and refused",
 	 "changes of files by others can't be held or refused; at best they are told afterwards"},

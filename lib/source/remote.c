@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The remote source: what the core calls. Invariant: a lease is in `leases` from before the arbiter
+ * hears of it until after it has been told of its end, so a notice always finds it; who waits for an
+ * answer waits no longer than PATIENCE_MS, and the arbiter is not asked about memory without a file.
+ */
+#include "source/remote.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <pinlease/device.h>
+
+#include "os/clock.h"
+#include "os/thread.h"
+#include "os/wake.h"
+#include "source/sources.h"
+
+#define PATIENCE_MS 5000
+#define OPS_HELD    (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
+
+void pl_remote_wake(struct pl_remote *s)
+{
+	pl_wake(s->wake);
+}
+
+static void sleep_on(struct pl_remote *s, uint64_t until)
+{
+	struct timespec t = {.tv_sec = until / 1000000000u, .tv_nsec = until % 1000000000u};
+
+	pthread_cond_timedwait(&s->done, &s->lock, &t);
+}
+
+/* Forget an ask whose time is over. lock held. */
+static void give_up(struct pl_remote *s, struct pl_remote_ask *a)
+{
+	for (struct pl_remote_ask **p = &s->waiting; *p; p = &(*p)->next)
+		if (*p == a) {
+			*p = a->next;
+			break;
+		}
+	for (struct pl_remote_ask **p = &s->asks; *p; p = &(*p)->next)
+		if (*p == a) {
+			*p = a->next;
+			if (!*p)
+				s->asks_tail = p;
+			break;
+		}
+	a->err = -ETIMEDOUT;
+	snprintf(a->text, sizeof a->text, "pinleased gives no answer; is it stopped?");
+}
+
+/* Have the link say it, and wait for that or for the reply. */
+static int ask(struct pl_remote *s, struct pl_remote_ask *a)
+{
+	uint64_t until = pl_clock_ns() + PATIENCE_MS * 1000000ull;
+
+	pthread_mutex_lock(&s->lock);
+	a->next = NULL;
+	*s->asks_tail = a;
+	s->asks_tail = &a->next;
+	pl_remote_wake(s);
+	while (!a->done && pl_clock_ns() < until)
+		sleep_on(s, until);
+	if (!a->done)
+		give_up(s, a);
+	pthread_mutex_unlock(&s->lock);
+	return a->err ? pinl_set_error(a->err, "%s", a->text) : 0;
+}
+
+static void with_file(struct pl_remote_ask *a, int fd, int flags)
+{
+	snprintf(a->path, sizeof a->path, "/proc/self/task/%d/fd/%d", gettid(), fd);
+	a->flags = flags;
+	a->reply = true;
+}
+
+/* -------------------------------------------------------------------------------------- coverage -- */
+
+static bool has_business(const struct pinl_memory *mem)
+{
+	return mem->fd >= 0 && mem->ino && mem->kind != PINL_MEM_ANON && mem->kind != PINL_MEM_DEVICE &&
+	       mem->kind != PINL_MEM_SECRET;
+}
+
+static struct pl_remote_fs *fs_known(struct pl_remote *s, const struct pinl_memory *mem)
+{
+	for (struct pl_remote_fs *fs = s->fs; fs < s->fs + PL_REMOTE_FS; fs++)
+		if (fs->known && fs->dev == mem->dev && fs->magic == mem->fs_magic)
+			return fs;
+	return NULL;
+}
+
+static uint64_t learn(struct pl_remote *s, const struct pinl_memory *mem)
+{
+	struct pl_remote_ask a = {0};
+
+	a.m.head.type = PL_COVER;
+	with_file(&a, mem->fd, O_RDONLY | O_CLOEXEC);
+	if (ask(s, &a))
+		return 0;
+	pthread_mutex_lock(&s->lock);
+	if (s->connected && !fs_known(s, mem))
+		s->fs[s->next_fs++ % PL_REMOTE_FS] =
+			(struct pl_remote_fs){mem->dev, mem->fs_magic, true, a.value};
+	pthread_mutex_unlock(&s->lock);
+	return a.value;
+}
+
+static unsigned remote_coverage(void *src, const struct pinl_memory *mem, enum pinl_op op)
+{
+	struct pl_remote *s = src;
+	const struct pl_remote_fs *fs;
+	bool connected, known;
+	uint64_t all = 0;
+
+	if (!(OPS_HELD & PINL_OPBIT(op)) || !has_business(mem))
+		return 0;
+	pthread_mutex_lock(&s->lock);
+	connected = s->connected;
+	fs = fs_known(s, mem);
+	known = fs;
+	all = fs ? fs->coverage : 0;
+	pthread_mutex_unlock(&s->lock);
+	if (!connected)
+		return 0;
+	if (!known)
+		all = learn(s, mem);
+	return all >> (4 * op) & 0xf;
+}
+
+/* -------------------------------------------------------------------------------------- watching -- */
+
+static void describe(const struct pinl_lease *l, struct pl_lease_msg *m)
+{
+	m->lease = l->id;
+	m->file_offset = l->mem.offset;
+	m->start = l->m.start;
+	m->end = l->m.end;
+	m->since_ns = l->since_ns;
+	m->flags = l->m.flags;
+	m->shared = l->mem.shared;
+	m->policy = l->policy.kind;
+	m->then = l->policy.then;
+	m->grace_ms = l->policy.grace_ms;
+	m->refuse = l->policy.refuse;
+	m->agent_ms = l->ctx->opts.drain_ms;
+	m->thread = l->owner_thread;
+	strncpy(m->device, l->dev->given->name, sizeof m->device - 1);
+}
+
+static void remove_lease(struct pl_remote *s, struct pl_remote_lease *r)
+{
+	pthread_mutex_lock(&s->lock);
+	pl_index_remove(&s->leases, &r->node);
+	pthread_mutex_unlock(&s->lock);
+	free(r);
+}
+
+static int remote_watch(void *src, const struct pinl_memory *mem)
+{
+	struct pinl_lease *l = pl_lease_of_memory(mem);
+	struct pl_remote *s = src;
+	struct pl_remote_ask a = {0};
+	struct pl_remote_lease *r;
+	int err;
+
+	if (!has_business(mem))
+		return 0;
+	r = calloc(1, sizeof *r);
+	if (!r)
+		return pinl_set_error(-ENOMEM, "out of memory for a lease of the arbiter's");
+	r->lease = l;
+	r->node.start = l->id;
+	r->node.end = l->id + 1;
+	describe(l, &r->msg);
+	a.m.lease = r->msg;
+	a.m.head.type = PL_LEASE;
+	with_file(&a, mem->fd, (l->m.flags & PINL_WRITE ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+	pthread_mutex_lock(&s->lock);
+	pl_index_insert(&s->leases, &r->node);
+	pthread_mutex_unlock(&s->lock);
+	err = ask(s, &a);
+	if (err)
+		remove_lease(s, r);
+	return err;
+}
+
+static struct pl_remote_lease *find(struct pl_remote *s, uint64_t id)
+{
+	return (struct pl_remote_lease *)pl_index_first(&s->leases, id, id + 1);
+}
+
+static void remote_unwatch(void *src, const struct pinl_memory *mem)
+{
+	struct pl_remote_ask a = {0};
+	struct pl_remote *s = src;
+	struct pl_remote_lease *r;
+
+	pthread_mutex_lock(&s->lock);
+	r = find(s, pl_lease_of_memory(mem)->id);
+	pthread_mutex_unlock(&s->lock);
+	if (!r)
+		return;
+	a.m.head.type = PL_UNLEASE;
+	a.m.unlease.lease = r->msg.lease;
+	ask(s, &a);
+	remove_lease(s, r);
+}
+
+static int remote_pinned(void *src, const struct pinl_memory *mem, const struct pinl_handle *h)
+{
+	struct pl_remote_ask a = {.reply = true};
+	struct pl_remote *s = src;
+	struct pl_remote_lease *r;
+
+	a.m.head.type = PL_HANDLE;
+	a.m.handle.lease = pl_lease_of_memory(mem)->id;
+	a.m.handle.kind = h->kind == PINL_HANDLE_URING ? PL_HANDLE_URING : PL_HANDLE_NONE;
+	a.m.handle.fd = h->fd;
+	a.m.handle.slot = h->key;
+	a.m.handle.tag = h->tag;
+	pthread_mutex_lock(&s->lock);
+	r = find(s, a.m.handle.lease);
+	if (r)
+		r->handle = a.m.handle;
+	pthread_mutex_unlock(&s->lock);
+	return r ? ask(s, &a) : 0;
+}
+
+/* ------------------------------------------------------------------------------ opening, closing -- */
+
+static void remote_free(struct pl_remote *s)
+{
+	if (s->wake >= 0)
+		close(s->wake);
+	pthread_cond_destroy(&s->done);
+	pthread_cond_destroy(&s->work);
+	pthread_mutex_destroy(&s->lock);
+	free(s->pool);
+	free(s);
+}
+
+static void stop_link(struct pl_remote *s)
+{
+	pthread_mutex_lock(&s->lock);
+	s->stop = true;
+	pthread_cond_signal(&s->work);
+	pl_remote_wake(s);
+	pthread_mutex_unlock(&s->lock);
+}
+
+static int start_threads(struct pl_remote *s)
+{
+	int err = pl_thread_start(&s->link, pl_remote_link, s);
+
+	if (err)
+		return pinl_set_error(err, "can't start a thread to talk to pinleased: %s",
+				      strerror(-err));
+	pthread_mutex_lock(&s->lock);
+	while (!s->started)
+		pthread_cond_wait(&s->done, &s->lock);
+	pthread_mutex_unlock(&s->lock);
+	if (s->start_err == -ENOENT || s->start_err == -ECONNREFUSED)
+		err = pinl_set_error(-EOPNOTSUPP,
+				     "no pinleased at %s; files are watched by this "
+				     "process itself",
+				     s->path);
+	else if (s->start_err)
+		err = pinl_set_error(s->start_err, "can't connect to pinleased at %s: %s", s->path,
+				     strerror(-s->start_err));
+	if (!err) {
+		err = pl_thread_start(&s->reporter, pl_remote_reporter, s);
+		if (!err)
+			return 0;
+		stop_link(s);
+	}
+	pthread_join(s->link, NULL);
+	return err;
+}
+
+static void init(struct pl_remote *s, struct pinl_ctx *ctx)
+{
+	const char *path = secure_getenv(PL_PROTO_ENV);
+	pthread_condattr_t attr;
+
+	s->ctx = ctx;
+	s->sock = -1;
+	snprintf(s->path, sizeof s->path, "%s", path && *path ? path : PL_PROTO_PATH);
+	pthread_mutex_init(&s->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&s->done, &attr);
+	pthread_cond_init(&s->work, &attr);
+	pthread_condattr_destroy(&attr);
+	s->asks_tail = &s->asks;
+	s->reports_tail = &s->reports;
+	s->answers_tail = &s->answers;
+	s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	for (int i = 0; s->pool && i < PL_REMOTE_POOL; i++) {
+		s->pool[i].src = s;
+		s->pool[i].next = s->free;
+		s->free = &s->pool[i];
+	}
+}
+
+static int remote_open(struct pinl_ctx *ctx, const void *arg, void **src)
+{
+	struct pl_remote *s = calloc(1, sizeof *s);
+	int err;
+
+	if (s)
+		s->pool = calloc(PL_REMOTE_POOL, sizeof *s->pool);
+	if (!s || !s->pool) {
+		free(s);
+		return pinl_set_error(-ENOMEM, "out of memory for the remote source");
+	}
+	init(s, ctx);
+	err = s->wake < 0 ? pinl_set_error(-errno, "no descriptor left for the remote source; raise "
+						   "ulimit -n")
+			  : start_threads(s);
+	if (err) {
+		remote_free(s);
+		return err;
+	}
+	*src = s;
+	return 0;
+}
+
+/* The arbiter ends what it still has of a holder whose connection ends. */
+static void remote_close(void *src)
+{
+	struct pl_remote *s = src;
+
+	stop_link(s);
+	pthread_join(s->reporter, NULL);
+	pthread_join(s->link, NULL);
+	while (s->leases.root) {
+		struct pl_node *n = s->leases.root;
+
+		pl_index_remove(&s->leases, n);
+		free(n);
+	}
+	remote_free(s);
+}
+
+const struct pinl_source_ops pl_remote_ops = {
+	.size = sizeof(struct pinl_source_ops),
+	.name = "arbiter",
+	.open = remote_open,
+	.close = remote_close,
+	.coverage = remote_coverage,
+	.watch = remote_watch,
+	.unwatch = remote_unwatch,
+	.pinned = remote_pinned,
+};

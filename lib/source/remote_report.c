@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The thread of the remote source that calls the core. Invariant: each notice that came in is submitted
+ * once, as a change of the lease's bytes that can be held, and answered once to the link; what became of
+ * the lease is read when the core has answered. Nothing is allocated here.
+ */
+#include "source/remote.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+/* The device has followed, or there was nothing to do. */
+static bool lives_on(const struct pinl_lease *l, const struct pl_range *va)
+{
+	struct pl_range left = *va;
+
+	pl_lease_cut_detached(l, &left);
+	return left.start == va->start && left.end == va->end;
+}
+
+/* A lease that has gone meanwhile is off its device. */
+static void look(struct pl_remote_notice *n)
+{
+	const struct pinl_lease *l = NULL;
+	struct pl_remote_lease *r;
+
+	pthread_mutex_lock(&n->src->ctx->lock);
+	pthread_mutex_lock(&n->src->lock);
+	r = (struct pl_remote_lease *)pl_index_first(&n->src->leases, n->lease, n->lease + 1);
+	if (r)
+		l = r->lease;
+	n->whole = !l || l->state == PINL_RELEASED;
+	if (l && !n->whole && lives_on(l, &n->va))
+		n->va = (struct pl_range){0, 0};
+	n->outcome = l ? l->outcome : PINL_OUT_QUIESCED;
+	pthread_mutex_unlock(&n->src->lock);
+	pthread_mutex_unlock(&n->src->ctx->lock);
+}
+
+static void done_with(struct pl_remote_notice *n)
+{
+	struct pl_remote *s = n->src;
+
+	pthread_mutex_lock(&s->lock);
+	n->next = NULL;
+	*s->answers_tail = n;
+	s->answers_tail = &n->next;
+	pl_remote_wake(s);
+	pthread_mutex_unlock(&s->lock);
+}
+
+/* From any thread, and from inside pinl_change_submit(). */
+static void answer(struct pinl_change *change, int err)
+{
+	struct pl_remote_notice *n = change->arg;
+
+	look(n);
+	pinl_change_done(n->src->ctx, change->id); /* the arbiter's gate is the one that counts */
+	done_with(n);
+}
+
+/* ctx->lock held */
+static void *cookie_of(struct pl_remote_notice *n)
+{
+	struct pl_remote_lease *r;
+	void *cookie;
+
+	pthread_mutex_lock(&n->src->lock);
+	r = (struct pl_remote_lease *)pl_index_first(&n->src->leases, n->lease, n->lease + 1);
+	cookie = r ? r->lease->cookie : NULL;
+	pthread_mutex_unlock(&n->src->lock);
+	return cookie;
+}
+
+static void say_refused(struct pl_remote_notice *n)
+{
+	const struct pinl_change *ch = &n->change;
+	struct pinl_event ev = {.size = sizeof ev,
+				.type = PINL_EV_REFUSED,
+				.op = ch->op,
+				.err = -EBUSY,
+				.lease_id = n->lease,
+				.change_id = n->seq,
+				.holder = getpid(),
+				.actor_pid = ch->actor_pid,
+				.actor_tid = ch->actor_tid,
+				.start = n->va.start,
+				.end = n->va.end,
+				.file_dev = ch->file_dev,
+				.file_ino = ch->file_ino,
+				.file_start = ch->file_start,
+				.file_end = ch->file_end};
+
+	strncpy(ev.source, ch->source, sizeof ev.source - 1);
+	pthread_mutex_lock(&n->src->ctx->lock);
+	ev.cookie = cookie_of(n);
+	n->src->ctx->counters.refused++;
+	pthread_mutex_unlock(&n->src->ctx->lock);
+	pl_event_push(n->src->ctx, &ev);
+}
+
+static void tell_core(struct pl_remote_notice *n)
+{
+	if (n->what == PL_NOTICE_REFUSED) {
+		say_refused(n);
+		done_with(n);
+		return;
+	}
+	n->change.answer = answer;
+	n->change.arg = n;
+	pinl_change_submit(n->src->ctx, &n->change); /* from here on it may be the link's */
+}
+
+static void say_lost(struct pl_remote *s)
+{
+	struct pinl_event ev = {
+		.size = sizeof ev, .type = PINL_EV_DEGRADED, .op = PINL_OP_NR, .err = -ENOTCONN};
+
+	strcpy(ev.source, "arbiter");
+	pl_event_push(s->ctx, &ev);
+}
+
+void *pl_remote_reporter(void *src)
+{
+	struct pl_remote *s = src;
+	struct pl_remote_notice *n;
+	bool lost;
+
+	prctl(PR_SET_NAME, "pinl-remote");
+	pthread_mutex_lock(&s->lock);
+	while (!s->stop) {
+		lost = s->lost;
+		s->lost = false;
+		n = s->reports;
+		if (n && !(s->reports = n->next))
+			s->reports_tail = &s->reports;
+		if (!n && !lost) {
+			pthread_cond_wait(&s->work, &s->lock);
+			continue;
+		}
+		pthread_mutex_unlock(&s->lock);
+		if (lost)
+			say_lost(s);
+		if (n)
+			tell_core(n);
+		pthread_mutex_lock(&s->lock);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return NULL;
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Sending and receiving messages, checked against the table. No allocation, no lock, no thread. */
+#ifndef PL_PROTO_WIRE_H
+#define PL_PROTO_WIRE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "proto/messages.h"
+
+/* Zeroed, with its size and type. */
+void pl_message_init(union pl_message *m, enum pl_type type);
+
+const char *pl_message_name(unsigned type); /* "?" */
+
+/*
+ * Is this a message of a type there is, of the right size, with that many descriptors, its strings
+ * ended? 0, -EPROTO and *why (static).
+ */
+int pl_message_check(const void *buf, size_t len, int n_fds, const char **why);
+
+/* One packet; never waits, never signals. fd -1: none goes along. -EAGAIN: no room. */
+int pl_message_send(int sock, const union pl_message *m, int fd);
+
+/*
+ * One packet into m, checked. *fd: the descriptor that came along, the caller's, or -1; others are
+ * closed. 0; -EAGAIN: none there; -EPIPE: the other end is gone; -EPROTO and *why; another -errno.
+ */
+int pl_message_receive(int sock, union pl_message *m, int *fd, const char **why);
+
+#endif
