@@ -27,6 +27,7 @@ FORBIDDEN = {
     'lib/source': ('lib/backend', 'daemon', 'tools', 'tests'),
     'lib/backend': ('lib/source', 'daemon', 'proto', 'tools', 'tests'),
     'proto': ('include', 'lib', 'daemon', 'tools', 'tests'),
+    'daemon': ('tools', 'tests'),
     'tools': ('lib', 'daemon', 'tests'),
     'examples': ('lib', 'tools', 'tests'),
     'bench': ('lib', 'tools', 'tests'),
@@ -75,7 +76,7 @@ def keeps(layer):
 
 def has_files():
     """A moved directory must not make this test empty."""
-    empty = [layer for layer in ('include', 'lib/os', 'lib/core', 'lib/source', 'lib/backend', 'proto', 'tools', 'examples')
+    empty = [layer for layer in ('include', 'lib/os', 'lib/core', 'lib/source', 'lib/backend', 'proto', 'daemon', 'tools', 'examples')
              if not any((tree.ROOT / layer).rglob('*.[ch]'))]
     if empty:
         raise tree.Failure(f"no C files in {', '.join(empty)}")

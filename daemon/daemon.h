@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * pinleased, the arbiter: the library's core with leases of other processes in it.
+ *
+ *	fanotify -> source "files" -> core -> tell() -> notices -> main loop -> NOTICE -> holder
+ *	                               |                                          |
+ *	                               +<- pl_foreign_answer() <- main loop <- RELEASED
+ *	                               +-> device ops: force from outside, at the deadline
+ *
+ * Threads: the main loop (sd-event) has the sockets and everything in here but what `lock` says; the
+ * core's worker forces; the reaper ends the leases of holders that are gone. Nobody waits in the main
+ * loop for a holder: sockets don't block, and what ends slowly goes to the reaper.
+ */
+#ifndef PL_DAEMON_H
+#define PL_DAEMON_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <systemd/sd-event.h>
+
+#include "core/foreign.h"
+#include "outside.h"
+#include "proto/wire.h"
+
+struct limits {
+	uint64_t leases, bytes; /* of one user */
+	unsigned connections;	/* of one user */
+	unsigned ceiling_ms;
+};
+
+/* What one user has here; as long as he has a connection or a lease. Main loop and reaper: lock. */
+struct user {
+	LIST_ENTRY(user) link;
+	uid_t uid;
+	unsigned refs;
+	uint64_t leases, bytes;
+	unsigned connections;
+};
+
+/* One of a holder's rings. `lock` keeps the main loop, the worker and the reaper apart. */
+struct ring {
+	struct ring *next;
+	pthread_mutex_t lock;
+	int fd; /* in the holder's table */
+	struct pl_outside *outside;
+	unsigned refs; /* leases; main loop, then reaper */
+};
+
+/* A lease of a holder's. */
+struct held_lease {
+	struct pl_node node; /* holder->leases, by the holder's number */
+	struct holder *holder;
+	struct pinl_lease *lease;
+	uint64_t number, bytes;
+	enum pinl_then then;
+	struct ring *ring; /* by which it can be taken from outside; NULL: by none */
+	struct pl_outside_buf buf;
+	bool made;	    /* the device has it */
+	struct notice *own; /* where what finds no room is merged; ctx->lock */
+};
+
+/* To be told to a holder; ctx->lock. */
+struct notice {
+	TAILQ_ENTRY(notice) link;
+	struct held_lease *hl; /* NULL: free */
+	enum pl_notice_what what;
+	const char *source;
+	uint64_t seq, deadline_ns;
+	struct pl_range va;
+	enum pinl_op op;
+	unsigned also;
+	pid_t actor_pid, actor_tid;
+};
+
+TAILQ_HEAD(notices, notice);
+
+/* A connection, and its process. */
+struct holder {
+	LIST_ENTRY(holder) link;
+	struct server *server;
+	sd_event_source *io;
+	int sock, pidfd;
+	pid_t pid;
+	struct user *user;
+	char name[32];
+	bool welcome; /* HELLO has come */
+	bool left;    /* its connection is over, and it lives: what it has is its own affair */
+	bool full;    /* the socket takes no more */
+	struct pinl_device *device;
+	struct pl_index leases;
+	struct ring *rings;
+	struct held_lease *making;	/* for the backend's map */
+	struct notices notices, unused; /* ctx->lock */
+	struct notice *pool;
+	struct holder *reap_next; /* lock */
+};
+
+struct server {
+	struct pinl_ctx *ctx;
+	sd_event *event;
+	struct limits limits;
+	uint64_t boot;
+	int wake; /* eventfd: notices have come */
+	LIST_HEAD(, holder) holders;
+
+	pthread_mutex_t lock; /* the users, and the reaper's list */
+	pthread_cond_t work;
+	LIST_HEAD(, user) users;
+	struct holder *reap;
+	bool stop;
+	pthread_t reaper;
+};
+
+/* server.c */
+int server_new(sd_event *event, const struct limits *limits, struct server **out);
+int server_listen(struct server *s, int sock); /* takes it */
+void server_free(struct server *s);
+
+/* holder.c: main loop, but for what it says */
+struct holder *holder_new(struct server *s, int sock); /* takes it; NULL: refused, and said so */
+void holder_gone(struct holder *h);		       /* its connection is over */
+void holder_end(struct holder *h);		       /* reaper: waits for its pins to be gone */
+void holder_send_notices(struct holder *h);
+int holder_receive(struct holder *h); /* 0; -errno: it is to go */
+
+/* user.c: any thread */
+struct user *user_get(struct server *s, uid_t uid); /* NULL: no memory, or too many connections */
+void user_put(struct server *s, struct user *u, bool connection);
+int user_charge(struct server *s, struct user *u, uint64_t bytes);
+void user_discharge(struct server *s, struct user *u, uint64_t bytes);
+
+/* ring.c: main loop, or reaper */
+int ring_get(struct holder *h, int fd, struct ring **out);
+void ring_put(struct holder *h, struct ring *ring);
+
+/* device.c */
+extern const struct pinl_device_ops holder_device_ops; /* arg: the holder */
+
+#endif

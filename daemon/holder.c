@@ -1,0 +1,548 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Holders: one connection each, its leases, and what it is told. Invariants: a held_lease lives from
+ * LEASE to UNLEASE or the holder's end, and the core knows its lease all that time; what is in a
+ * holder's `notices` is sent in order, as soon as his socket takes it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "daemon.h"
+#include "os/clock.h"
+#include "os/wake.h"
+#include "source/sources.h"
+
+#define TMPFS	  0x01021994
+#define HUGETLBFS 0x958458f6
+#define ENDING_MS 1000
+#define NOTICES	  128 /* of one holder's, each for itself; beyond that, one for each lease */
+
+_Static_assert((int)PL_TELL_FORCED == PL_NOTICE_FORCED && (int)PL_TELL_RECALL == PL_NOTICE_RECALL &&
+		       (int)PL_TELL_LOST == PL_NOTICE_LOST && (int)PL_TELL_REFUSED == PL_NOTICE_REFUSED,
+	       "the strongest comes first in both");
+
+#ifndef TAILQ_FOREACH_SAFE
+#define TAILQ_FOREACH_SAFE(var, head, field, next)                                                      \
+	for ((var) = TAILQ_FIRST(head); (var) && ((next) = TAILQ_NEXT(var, field), 1); (var) = (next))
+#endif
+
+static struct held_lease *find(struct holder *h, uint64_t number)
+{
+	return (struct held_lease *)pl_index_first(&h->leases, number, number + 1);
+}
+
+/* --------------------------------------------------------------------------------------- sending -- */
+
+static int send_message(struct holder *h, const union pl_message *m)
+{
+	int err = pl_message_send(h->sock, m, -1);
+
+	h->full = err == -EAGAIN;
+	sd_event_source_set_io_events(h->io, EPOLLIN | (h->full ? EPOLLOUT : 0));
+	return err;
+}
+
+/* A holder that doesn't read loses his replies, not ours to keep: he is let go. */
+static int reply(struct holder *h, const struct pl_head *to, int err, uint64_t value)
+{
+	union pl_message m;
+
+	pl_message_init(&m, PL_REPLY);
+	m.head.serial = to->serial;
+	m.reply.err = err;
+	m.reply.value = value;
+	if (err)
+		snprintf(m.reply.text, sizeof m.reply.text, "%s", pinl_error());
+	return send_message(h, &m);
+}
+
+/* A record for one more change, or the lease's own, which several share when there is no other. */
+static struct notice *notice_for(struct holder *h, struct held_lease *hl)
+{
+	struct notice *n = TAILQ_FIRST(&h->unused);
+
+	if (n) {
+		TAILQ_REMOVE(&h->unused, n, link);
+	} else if (hl->own->hl) {
+		return hl->own;
+	} else {
+		n = hl->own;
+	}
+	*n = (struct notice){.hl = hl, .what = PL_NOTICE_REFUSED};
+	TAILQ_INSERT_TAIL(&h->notices, n, link);
+	return n;
+}
+
+/* ctx->lock held, by the core. */
+static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell what)
+{
+	struct held_lease *hl = l->cookie;
+	struct notice *n = notice_for(hl->holder, hl);
+
+	pl_range_widen(&n->va, &r->va);
+	if ((enum pl_notice_what)what < n->what)
+		n->what = (enum pl_notice_what)what;
+	n->source = r->source;
+	n->seq = r->last_id;
+	n->op = r->op;
+	n->also = r->also;
+	n->deadline_ns = r->deadline_ns;
+	n->actor_pid = r->actor_pid;
+	n->actor_tid = r->actor_tid;
+	pl_wake(hl->holder->server->wake);
+}
+
+static const struct pl_foreign_ops foreign_ops = {.tell = tell};
+
+static void describe_notice(const struct notice *n, union pl_message *m)
+{
+	pl_message_init(m, PL_NOTICE);
+	m->notice.lease = n->hl->number;
+	m->notice.seq = n->seq;
+	m->notice.start = n->va.start;
+	m->notice.end = n->va.end;
+	m->notice.deadline_ns = n->deadline_ns;
+	m->notice.what = n->what;
+	m->notice.op = n->op;
+	m->notice.also = n->also;
+	m->notice.actor_pid = n->actor_pid;
+	m->notice.actor_tid = n->actor_tid;
+	strncpy(m->notice.source, n->source, 11);
+}
+
+/* ctx->lock held */
+static void notice_free(struct holder *h, struct notice *n)
+{
+	TAILQ_REMOVE(&h->notices, n, link);
+	if (n != n->hl->own)
+		TAILQ_INSERT_TAIL(&h->unused, n, link);
+	n->hl = NULL;
+}
+
+/* The socket doesn't block, so the lock may be held: who has a notice in the list can't be told less. */
+void holder_send_notices(struct holder *h)
+{
+	struct notice *n;
+	union pl_message m;
+
+	pthread_mutex_lock(&h->server->ctx->lock);
+	while (!h->full && (n = TAILQ_FIRST(&h->notices))) {
+		describe_notice(n, &m);
+		if (send_message(h, &m) == -EAGAIN)
+			break;
+		notice_free(h, n);
+	}
+	pthread_mutex_unlock(&h->server->ctx->lock);
+}
+
+/* ---------------------------------------------------------------------------------------- leases -- */
+
+static enum pinl_memory_kind kind_of(long magic, bool shared)
+{
+	if (magic == TMPFS)
+		return PINL_MEM_SHMEM;
+	if (magic == HUGETLBFS)
+		return PINL_MEM_HUGETLB;
+	return shared ? PINL_MEM_FILE_SHARED : PINL_MEM_FILE_PRIVATE;
+}
+
+/* R12: the descriptor shows that its owner may do with the file what the device will. */
+static int look_at_file(int fd, bool write, struct stat *st, long *magic)
+{
+	int flags = fcntl(fd, F_GETFL);
+	struct statfs fs;
+
+	if (flags < 0 || fstat(fd, st) || fstatfs(fd, &fs))
+		return pinl_set_error(-errno, "the file shown can't be looked at: %s", strerror(errno));
+	if (!S_ISREG(st->st_mode))
+		return pinl_set_error(-EINVAL, "what was shown is no regular file");
+	if (flags & O_PATH)
+		return pinl_set_error(-EACCES,
+				      "a descriptor made with O_PATH shows no right to the file");
+	if (write && (flags & O_ACCMODE) == O_RDONLY)
+		return pinl_set_error(-EACCES, "the device writes, and the descriptor that was shown is "
+					       "open for reading only");
+	*magic = fs.f_type;
+	return 0;
+}
+
+/* So that nothing of the file is kept open but its name: no lock, lease or text segment minds that. */
+static int path_only(int fd)
+{
+	char path[32];
+	int p;
+
+	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	p = open(path, O_PATH | O_CLOEXEC);
+	return p < 0 ? pinl_set_error(-errno, "no descriptor left in pinleased: %s", strerror(errno))
+		     : p;
+}
+
+static uint64_t coverage(struct server *s, const struct pinl_memory *mem)
+{
+	void *files = pl_source_priv(s->ctx, &pl_files_ops);
+	uint64_t all = 0;
+
+	for (int op = 0; files && op < PINL_OP_NR; op++)
+		all |= (uint64_t)pl_files_ops.coverage(files, mem, op) << (4 * op);
+	return all;
+}
+
+static int on_cover(struct holder *h, const struct pl_cover_msg *m, int fd)
+{
+	struct pinl_memory mem = {0};
+	struct stat st;
+	uint64_t all = 0;
+	int err;
+
+	err = look_at_file(fd, false, &st, &mem.fs_magic);
+	if (!err) {
+		mem.fd = path_only(fd);
+		mem.dev = st.st_dev;
+		mem.ino = st.st_ino;
+		mem.kind = kind_of(mem.fs_magic, true);
+		err = mem.fd < 0 ? mem.fd : 0;
+	}
+	if (!err) {
+		all = coverage(h->server, &mem);
+		close(mem.fd);
+	}
+	return reply(h, &m->head, err, all);
+}
+
+static void describe(struct holder *h, const struct pl_lease_msg *m, struct pl_foreign *f)
+{
+	*f = (struct pl_foreign){
+		.offset = m->file_offset,
+		.start = m->start,
+		.end = m->end,
+		.shared = m->shared,
+		.flags = m->flags,
+		.policy = {.size = sizeof f->policy,
+			   .kind = m->policy,
+			   .then = m->then,
+			   .grace_ms = m->grace_ms,
+			   .refuse = m->refuse},
+		.owner = h->pid,
+		.owner_thread = m->thread,
+		.since_ns = m->since_ns,
+		.cookie = h->making,
+	};
+	if (m->grace_ms < UINT32_MAX - m->agent_ms)
+		f->policy.grace_ms += m->agent_ms;
+}
+
+static int lease(struct holder *h, const struct pl_lease_msg *m, int fd)
+{
+	struct held_lease *hl = h->making;
+	struct pl_foreign f;
+	struct stat st;
+	int err;
+
+	describe(h, m, &f);
+	err = look_at_file(fd, m->flags & PINL_WRITE, &st, &f.fs_magic);
+	if (err)
+		return err;
+	f.file = &st;
+	f.kind = kind_of(f.fs_magic, m->shared);
+	f.fd = path_only(fd);
+	if (f.fd < 0)
+		return f.fd;
+	return pl_foreign_lease(h->device, &f, &hl->lease);
+}
+
+static struct held_lease *lease_alloc(void)
+{
+	struct held_lease *hl = calloc(1, sizeof *hl + sizeof *hl->own);
+
+	if (hl)
+		hl->own = (struct notice *)(hl + 1);
+	return hl;
+}
+
+static int make_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
+{
+	struct server *s = h->server;
+	struct held_lease *hl;
+	int err;
+
+	if (m->flags & ~(PINL_WRITE | PINL_PIN))
+		return pinl_set_error(-EINVAL, "unknown flags %#x", m->flags);
+	if (m->start >= m->end)
+		return pinl_set_error(-EINVAL, "an empty range");
+	err = user_charge(s, h->user, m->end - m->start);
+	if (err)
+		return err;
+	hl = lease_alloc();
+	if (!hl) {
+		user_discharge(s, h->user, m->end - m->start);
+		return pinl_set_error(-ENOMEM, "pinleased is out of memory");
+	}
+	hl->holder = h;
+	hl->number = m->lease;
+	hl->then = m->then;
+	hl->bytes = m->end - m->start;
+	hl->node.start = m->lease;
+	hl->node.end = m->lease + 1;
+	h->making = hl;
+	pl_index_insert(&h->leases, &hl->node);
+	err = lease(h, m, fd);
+	h->making = NULL;
+	if (err) {
+		pl_index_remove(&h->leases, &hl->node);
+		user_discharge(s, h->user, hl->bytes);
+		free(hl);
+	}
+	return err;
+}
+
+static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
+{
+	struct held_lease *hl = find(h, m->lease);
+	int err;
+
+	if (hl) /* told again after a connection broke */
+		err = 0;
+	else
+		err = make_lease(h, m, fd);
+	if (!err)
+		hl = find(h, m->lease);
+	return reply(h, &m->head, err, err ? 0 : coverage(h->server, &hl->lease->mem));
+}
+
+/* The lease is the core's no more, so nothing is told of it from here on. */
+static void forget(struct holder *h, struct held_lease *hl)
+{
+	struct notice *n, *next;
+
+	pthread_mutex_lock(&h->server->ctx->lock);
+	TAILQ_FOREACH_SAFE(n, &h->notices, link, next)
+	if (n->hl == hl)
+		notice_free(h, n);
+	pthread_mutex_unlock(&h->server->ctx->lock);
+	pl_index_remove(&h->leases, &hl->node);
+	user_discharge(h->server, h->user, hl->bytes);
+	if (hl->ring)
+		ring_put(h, hl->ring);
+	free(hl);
+}
+
+static int on_unlease(struct holder *h, const struct pl_unlease_msg *m)
+{
+	struct held_lease *hl = find(h, m->lease);
+
+	if (!hl)
+		return 0;
+	pinl_unmap_range(hl->lease);
+	forget(h, hl);
+	return 0;
+}
+
+static int on_handle(struct holder *h, const struct pl_handle_msg *m)
+{
+	struct held_lease *hl = find(h, m->lease);
+	int err = 0;
+
+	if (!hl)
+		return reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
+	if (m->kind == PL_HANDLE_URING && !hl->ring)
+		err = ring_get(h, m->fd, &hl->ring);
+	hl->buf = (struct pl_outside_buf){
+		.slot = m->slot, .start = hl->lease->m.start, .end = hl->lease->m.end, .tag = m->tag};
+	hl->made = true;
+	if (err)
+		fprintf(stderr, "pinleased: lease %lu of %s (%d) can't be forced from outside: %s\n",
+			hl->number, h->name, h->pid, pinl_error());
+	if (pl_foreign_lost(hl->lease)) /* before the device had it: it may have got what came after */
+		return reply(h, &m->head,
+			     pinl_set_error(-EBUSY, "the memory was taken back while it was being "
+						    "leased; try again"),
+			     0);
+	return reply(h, &m->head, 0, 0);
+}
+
+static int on_released(struct holder *h, const struct pl_released_msg *m)
+{
+	struct held_lease *hl = find(h, m->lease);
+	struct pl_range va = {m->start, m->end};
+
+	if (!hl)
+		return 0;
+	if (m->outcome > PINL_OUT_COPY)
+		return -EPROTO;
+	if (va.start > va.end ||
+	    (va.start < va.end && (va.start < hl->lease->m.start || va.end > hl->lease->m.end)))
+		return -EPROTO;
+	pl_foreign_answer(hl->lease, m->seq, &va, m->whole, m->outcome);
+	return 0;
+}
+
+/* ------------------------------------------------------------------------------------- receiving -- */
+
+static int on_hello(struct holder *h, const struct pl_hello *m)
+{
+	union pl_message w;
+
+	if (m->version != PL_PROTO_VERSION) {
+		reply(h, &m->head,
+		      pinl_set_error(-EPROTONOSUPPORT,
+				     "pinleased speaks version %d of the protocol, not %u; install the "
+				     "same release of both",
+				     PL_PROTO_VERSION, m->version),
+		      0);
+		return -EPROTONOSUPPORT;
+	}
+	h->welcome = true;
+	memcpy(h->name, m->name, sizeof h->name);
+	pl_message_init(&w, PL_WELCOME);
+	w.head.serial = m->head.serial;
+	w.welcome.version = PL_PROTO_VERSION;
+	w.welcome.ceiling_ms = h->server->limits.ceiling_ms;
+	w.welcome.boot = h->server->boot;
+	w.welcome.max_leases = h->server->limits.leases;
+	w.welcome.max_bytes = h->server->limits.bytes;
+	return send_message(h, &w);
+}
+
+static int dispatch(struct holder *h, const union pl_message *m, int fd)
+{
+	if (!h->welcome && m->head.type != PL_HELLO)
+		return -EPROTO;
+	switch (m->head.type) {
+	case PL_HELLO:
+		return h->welcome ? -EPROTO : on_hello(h, &m->hello);
+	case PL_COVER:
+		return on_cover(h, &m->cover, fd);
+	case PL_LEASE:
+		return on_lease(h, &m->lease, fd);
+	case PL_HANDLE:
+		return on_handle(h, &m->handle);
+	case PL_UNLEASE:
+		return on_unlease(h, &m->unlease);
+	case PL_RELEASED:
+		return on_released(h, &m->released);
+	default:
+		return -EPROTO;
+	}
+}
+
+/* One message at a time, so that nobody keeps the loop from the others. */
+int holder_receive(struct holder *h)
+{
+	union pl_message m;
+	const char *why;
+	int fd, err;
+
+	err = pl_message_receive(h->sock, &m, &fd, &why);
+	if (err == -EAGAIN)
+		return 0;
+	if (!err)
+		err = dispatch(h, &m, fd);
+	if (fd >= 0)
+		close(fd);
+	return err;
+}
+
+/* ------------------------------------------------------------------------------- coming and going -- */
+
+static int identify(struct holder *h, uid_t *uid)
+{
+	socklen_t len = sizeof(struct ucred);
+	struct ucred cred;
+
+	if (getsockopt(h->sock, SOL_SOCKET, SO_PEERCRED, &cred, &len))
+		return -errno;
+	h->pid = cred.pid;
+	*uid = cred.uid;
+	h->pidfd = syscall(SYS_pidfd_open, cred.pid, 0);
+	return 0;
+}
+
+struct holder *holder_new(struct server *s, int sock)
+{
+	struct holder *h = calloc(1, sizeof *h);
+	uid_t uid = 0;
+
+	if (!h)
+		goto no;
+	h->server = s;
+	h->sock = sock;
+	h->pidfd = -1;
+	TAILQ_INIT(&h->notices);
+	TAILQ_INIT(&h->unused);
+	h->pool = calloc(NOTICES, sizeof *h->pool);
+	if (!h->pool)
+		goto no;
+	for (int i = 0; i < NOTICES; i++)
+		TAILQ_INSERT_TAIL(&h->unused, &h->pool[i], link);
+	if (identify(h, &uid) || !(h->user = user_get(s, uid)))
+		goto no;
+	if (pinl_device_open_ops(s->ctx, &holder_device_ops, h, &h->device))
+		goto user;
+	pl_device_foreign(h->device, &foreign_ops);
+	LIST_INSERT_HEAD(&s->holders, h, link);
+	return h;
+user:
+	user_put(s, h->user, true);
+no:
+	if (h && h->pidfd >= 0)
+		close(h->pidfd);
+	if (h)
+		free(h->pool);
+	free(h);
+	close(sock);
+	return NULL;
+}
+
+void holder_gone(struct holder *h)
+{
+	struct server *s = h->server;
+
+	sd_event_source_disable_unref(h->io);
+	close(h->sock);
+	h->sock = -1;
+	h->full = true;
+	LIST_REMOVE(h, link);
+	pthread_mutex_lock(&s->lock);
+	h->reap_next = s->reap;
+	s->reap = h;
+	pthread_cond_signal(&s->work);
+	pthread_mutex_unlock(&s->lock);
+}
+
+/* Who is about to end has its connection closed a little before. */
+static bool lives(const struct holder *h)
+{
+	struct pollfd p = {.fd = h->pidfd, .events = POLLIN};
+
+	return h->pidfd >= 0 && !poll(&p, 1, ENDING_MS);
+}
+
+void holder_end(struct holder *h)
+{
+	h->left = h->leases.root && lives(h);
+	if (h->left)
+		fprintf(stderr,
+			"pinleased: %s (%d) lives and has left its connection with leases on it: files "
+			"are "
+			"no longer guarded for it\n",
+			h->name, h->pid);
+	pinl_device_close(h->device); /* with the leases that are left */
+	while (h->leases.root)
+		forget(h, (struct held_lease *)h->leases.root);
+	user_put(h->server, h->user, true);
+	if (h->pidfd >= 0)
+		close(h->pidfd);
+	free(h->pool);
+	free(h);
+}

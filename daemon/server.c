@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The sockets, the main loop's side of the core, and the reaper. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "daemon.h"
+#include "os/thread.h"
+
+static int on_io(sd_event_source *source, int fd, uint32_t revents, void *arg)
+{
+	struct holder *h = arg;
+	int err = 0;
+
+	if (revents & EPOLLOUT) {
+		h->full = false;
+		sd_event_source_set_io_events(source, EPOLLIN);
+		holder_send_notices(h);
+	}
+	if (revents & (EPOLLIN | EPOLLHUP | EPOLLERR))
+		err = holder_receive(h);
+	if (err)
+		holder_gone(h);
+	return 0;
+}
+
+static int on_connection(sd_event_source *source, int fd, uint32_t revents, void *arg)
+{
+	struct server *s = arg;
+	int sock = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	struct holder *h = sock < 0 ? NULL : holder_new(s, sock);
+
+	if (h && sd_event_add_io(s->event, &h->io, sock, EPOLLIN, on_io, h) < 0)
+		holder_gone(h);
+	return 0;
+}
+
+/* A lease of somebody's is to be recalled. */
+static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *arg)
+{
+	struct server *s = arg;
+	eventfd_t n;
+	struct holder *h;
+
+	eventfd_read(fd, &n);
+	LIST_FOREACH(h, &s->holders, link)
+	holder_send_notices(h);
+	return 0;
+}
+
+static void *reap(void *arg)
+{
+	struct server *s = arg;
+	struct holder *h;
+
+	pthread_mutex_lock(&s->lock);
+	while (!s->stop || s->reap) {
+		h = s->reap;
+		if (!h) {
+			pthread_cond_wait(&s->work, &s->lock);
+			continue;
+		}
+		s->reap = h->reap_next;
+		pthread_mutex_unlock(&s->lock);
+		holder_end(h);
+		pthread_mutex_lock(&s->lock);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return NULL;
+}
+
+int server_listen(struct server *s, int sock)
+{
+	return sd_event_add_io(s->event, NULL, sock, EPOLLIN, on_connection, s);
+}
+
+static int open_core(struct server *s)
+{
+	struct pinl_opts opts = {.size = sizeof opts,
+				 .ceiling_ms = s->limits.ceiling_ms,
+				 .sources = PINL_SOURCE_FILES,
+				 .summary_fd = -1};
+
+	return pinl_open(&opts, &s->ctx);
+}
+
+int server_new(sd_event *event, const struct limits *limits, struct server **out)
+{
+	struct server *s = calloc(1, sizeof *s);
+	int err;
+
+	if (!s)
+		return -ENOMEM;
+	s->event = event;
+	s->limits = *limits;
+	pthread_mutex_init(&s->lock, NULL);
+	pthread_cond_init(&s->work, NULL);
+	if (getrandom(&s->boot, sizeof s->boot, 0) < 0)
+		s->boot = getpid();
+	s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	err = s->wake < 0 ? -errno : open_core(s);
+	if (!err)
+		err = sd_event_add_io(event, NULL, s->wake, EPOLLIN, on_notices, s);
+	if (err >= 0)
+		err = pl_thread_start(&s->reaper, reap, s);
+	if (err < 0) {
+		pinl_close(s->ctx);
+		if (s->wake >= 0)
+			close(s->wake);
+		free(s);
+		return err;
+	}
+	*out = s;
+	return 0;
+}
+
+/* Whoever waits is let go: the files source answers all before it ends. */
+void server_free(struct server *s)
+{
+	while (!LIST_EMPTY(&s->holders))
+		holder_gone(LIST_FIRST(&s->holders));
+	pthread_mutex_lock(&s->lock);
+	s->stop = true;
+	pthread_cond_signal(&s->work);
+	pthread_mutex_unlock(&s->lock);
+	pthread_join(s->reaper, NULL);
+	pinl_close(s->ctx);
+	close(s->wake);
+	free(s);
+}

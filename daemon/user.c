@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What each user may have here, so that none can take everything from the others (I7). */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "daemon.h"
+
+struct user *user_get(struct server *s, uid_t uid)
+{
+	struct user *u;
+
+	pthread_mutex_lock(&s->lock);
+	LIST_FOREACH(u, &s->users, link)
+	if (u->uid == uid)
+		break;
+	if (!u && (u = calloc(1, sizeof *u))) {
+		u->uid = uid;
+		LIST_INSERT_HEAD(&s->users, u, link);
+	}
+	if (u && u->connections == s->limits.connections) {
+		u = NULL;
+	} else if (u) {
+		u->connections++;
+		u->refs++;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return u;
+}
+
+void user_put(struct server *s, struct user *u, bool connection)
+{
+	pthread_mutex_lock(&s->lock);
+	u->connections -= connection;
+	if (--u->refs == 0) {
+		LIST_REMOVE(u, link);
+		free(u);
+	}
+	pthread_mutex_unlock(&s->lock);
+}
+
+int user_charge(struct server *s, struct user *u, uint64_t bytes)
+{
+	int err = 0;
+
+	pthread_mutex_lock(&s->lock);
+	if (u->leases == s->limits.leases || bytes > s->limits.bytes - u->bytes) {
+		err = pinl_set_error(
+			-EDQUOT,
+			"user %u has %lu leases of %lu bytes here and may have %lu of %lu; end "
+			"some, or have pinleased's limits raised",
+			u->uid, u->leases, u->bytes, s->limits.leases, s->limits.bytes);
+	} else {
+		u->leases++;
+		u->bytes += bytes;
+		u->refs++;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return err;
+}
+
+void user_discharge(struct server *s, struct user *u, uint64_t bytes)
+{
+	pthread_mutex_lock(&s->lock);
+	u->leases--;
+	u->bytes -= bytes;
+	pthread_mutex_unlock(&s->lock);
+	user_put(s, u, false);
+}

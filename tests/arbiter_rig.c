@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "arbiter_rig.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define LONG_MS 120000
+
+extern char **environ;
+
+/* ---------------------------------------------------------------------------------- the arbiter -- */
+
+static void launch(struct arbiter *a, const char *const *options)
+{
+	const char *argv[16] = {getenv("PINLEASED"), "--socket", a->socket};
+	char said[64] = "";
+	struct pollfd p = {.fd = a->ready, .events = POLLIN};
+
+	for (int i = 0; options && options[i]; i++)
+		argv[3 + i] = options[i];
+	assert_non_null(argv[0]);
+	assert_int_equal(posix_spawn(&a->pid, argv[0], NULL, NULL, (char **)argv, environ), 0);
+	assert_int_equal(poll(&p, 1, LONG_MS), 1);
+	assert_true(recv(a->ready, said, sizeof said - 1, 0) > 0);
+	assert_non_null(strstr(said, "READY=1"));
+}
+
+static void listen_like_systemd(struct arbiter *a)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+
+	snprintf(addr.sun_path, sizeof addr.sun_path, "%s/ready", a->dir);
+	a->ready = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(bind(a->ready, (void *)&addr, sizeof addr), 0);
+	setenv("NOTIFY_SOCKET", addr.sun_path, 1);
+}
+
+static void make_file(struct arbiter *a)
+{
+	char page[PG];
+	int fd = open(a->file, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+
+	memset(page, 'O', sizeof page);
+	for (int i = 0; i < PAGES; i++)
+		assert_int_equal(pwrite(fd, page, PG, i * PG), PG);
+	close(fd);
+}
+
+void arbiter_start(struct arbiter *a, const char *const *options)
+{
+	strcpy(a->dir, "/var/tmp/pinlease-arbiter-XXXXXX");
+	assert_non_null(mkdtemp(a->dir));
+	snprintf(a->socket, sizeof a->socket, "%s/socket", a->dir);
+	snprintf(a->file, sizeof a->file, "%s/file", a->dir);
+	setenv("PINLEASE_SOCKET", a->socket, 1);
+	listen_like_systemd(a);
+	make_file(a);
+	launch(a, options);
+}
+
+void arbiter_kill(struct arbiter *a)
+{
+	kill(a->pid, SIGKILL);
+	assert_int_equal(waitpid(a->pid, NULL, 0), a->pid);
+}
+
+void arbiter_restart(struct arbiter *a)
+{
+	launch(a, NULL);
+}
+
+void arbiter_stop(struct arbiter *a)
+{
+	char path[96];
+	int status;
+
+	kill(a->pid, SIGTERM);
+	assert_int_equal(waitpid(a->pid, &status, 0), a->pid);
+	assert_int_equal(status, 0);
+	close(a->ready);
+	unlink(a->socket);
+	unlink(a->file);
+	snprintf(path, sizeof path, "%s/ready", a->dir);
+	unlink(path);
+	rmdir(a->dir);
+}
+
+/* --------------------------------------------------------------------------------- the holder -- */
+
+static long pinned_kb(pid_t pid)
+{
+	char path[64], line[256];
+	long kb = -1;
+	FILE *f;
+
+	snprintf(path, sizeof path, "/proc/%d/status", pid);
+	f = fopen(path, "re");
+	while (f && fgets(line, sizeof line, f))
+		if (sscanf(line, "VmPin: %ld", &kb) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return kb;
+}
+
+long holder_pinned_kb(const struct holder *h)
+{
+	return pinned_kb(h->pid);
+}
+
+static void count(const struct pinl_event *ev, void *arg)
+{
+	struct shared *s = arg;
+
+	atomic_fetch_add(&s->events[ev->type], 1);
+}
+
+static void __attribute__((noreturn)) give_up(struct shared *s, int err)
+{
+	snprintf(s->error, sizeof s->error, "%s", pinl_error());
+	s->leased = err;
+	_exit(1);
+}
+
+static struct pinl_device *open_device(struct pinl_ctx *ctx, const struct lending *what,
+				       struct shared *s)
+{
+	static struct io_uring ring;
+	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &ring};
+	struct pinl_device *dev;
+	int err = what->uring ? io_uring_queue_init(16, &ring, what->setup) : 0;
+
+	if (!err)
+		err = pinl_device_open(ctx, what->uring ? "uring" : "soft", what->uring ? &arg : NULL,
+				       &dev);
+	if (err)
+		give_up(s, err);
+	return dev;
+}
+
+static struct pinl_lease *lease(struct pinl_device *dev, const struct arbiter *a,
+				const struct lending *what, struct shared *s)
+{
+	int fd = open(a->file, O_RDWR | O_CLOEXEC), share = what->uring ? MAP_PRIVATE : MAP_SHARED,
+	    err = 0;
+	size_t step = what->leases ? PG : SIZE;
+	struct pinl_lease *l = NULL;
+	char *va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, share, fd, 0);
+
+	close(fd);
+	for (int i = 0; !err && i < (what->leases ? what->leases : 1); i++)
+		err = pinl_map_range(dev, (uintptr_t)va + i * step, (uintptr_t)va + (i + 1) * step,
+				     PINL_WRITE | (what->uring ? PINL_PIN : 0) | what->flags,
+				     &what->policy, NULL, &l);
+	if (err)
+		give_up(s, err);
+	return l;
+}
+
+static void __attribute__((noreturn))
+hold(const struct arbiter *a, const struct lending *what, struct shared *s)
+{
+	struct pinl_opts opts = {
+		.size = sizeof opts, .on_event = count, .on_event_arg = s, .summary_fd = -1};
+	struct pinl_device *dev;
+	struct pinl_lease *l;
+	char sources[1024];
+	struct pinl_ctx *ctx;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (pinl_open(&opts, &ctx))
+		give_up(s, -EIO);
+	pinl_sources(ctx, sources, sizeof sources);
+	s->connected = strstr(sources, "arbiter: running") != NULL;
+	dev = open_device(ctx, what, s);
+	s->pinned_before = pinned_kb(getpid());
+	l = lease(dev, a, what, s);
+	s->leased = 1;
+	while (!s->end) {
+		if (s->quiesce && !s->quiesced)
+			s->quiesced = pinl_quiesced(l) + 1;
+		usleep(1000);
+	}
+	pinl_close(ctx);
+	_exit(0);
+}
+
+void holder_start(struct holder *h, const struct arbiter *a, const struct lending *what)
+{
+	h->s = mmap(NULL, sizeof *h->s, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	h->pid = fork();
+	if (!h->pid)
+		hold(a, what, h->s);
+	while (!h->s->leased)
+		usleep(1000);
+}
+
+void holder_wait(const struct holder *h, enum pinl_event_type type, int n)
+{
+	while (h->s->events[type] < n)
+		usleep(1000);
+}
+
+void holder_end(struct holder *h)
+{
+	int status;
+
+	h->s->end = 1;
+	assert_int_equal(waitpid(h->pid, &status, 0), h->pid);
+	munmap(h->s, sizeof *h->s);
+}
+
+/* ---------------------------------------------------------------------------------- the actor -- */
+
+void actor_start(struct actor *t, const struct arbiter *a)
+{
+	int fds[2], err;
+
+	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+	t->pid = fork();
+	if (!t->pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		err = truncate(a->file, 0) ? -errno : 0;
+		_exit(write(fds[1], &err, sizeof err) != sizeof err);
+	}
+	close(fds[1]);
+	t->fd = fds[0];
+}
+
+int actor_join(struct actor *t)
+{
+	int err = -EIO;
+
+	assert_int_equal(read(t->fd, &err, sizeof err), sizeof err);
+	close(t->fd);
+	waitpid(t->pid, NULL, 0);
+	return err;
+}
+
+bool actor_waits(const struct actor *t)
+{
+	struct pollfd p = {.fd = t->fd, .events = POLLIN};
+
+	return !poll(&p, 1, 0);
+}
