@@ -55,6 +55,7 @@ struct held_lease {
 	struct pinl_lease *lease;
 	uint64_t number, bytes;
 	enum pinl_then then;
+	char device[16];
 	struct ring *ring; /* by which it can be taken from outside; NULL: by none */
 	struct pl_outside_buf buf;
 	bool made;	    /* the device has it */
@@ -91,6 +92,7 @@ struct holder {
 	struct pinl_device *device;
 	struct pl_index leases;
 	struct ring *rings;
+	struct listing *listing;	/* being sent to it; NULL: none */
 	struct held_lease *making;	/* for the backend's map */
 	struct notices notices, unused; /* ctx->lock */
 	struct notice *pool;
@@ -130,6 +132,14 @@ struct user *user_get(struct server *s, uid_t uid); /* NULL: no memory, or too m
 void user_put(struct server *s, struct user *u, bool connection);
 int user_charge(struct server *s, struct user *u, uint64_t bytes);
 void user_discharge(struct server *s, struct user *u, uint64_t bytes);
+
+/* list.c: main loop */
+int list_begin(struct holder *h, const struct pl_list_msg *m);
+void list_send(struct holder *h);
+void list_free(struct listing *list);
+
+/* holder.c, for list.c */
+int holder_send(struct holder *h, const union pl_message *m);
 
 /* ring.c: main loop, or reaper */
 int ring_get(struct holder *h, int fd, struct ring **out);

@@ -43,7 +43,7 @@ static struct held_lease *find(struct holder *h, uint64_t number)
 
 /* --------------------------------------------------------------------------------------- sending -- */
 
-static int send_message(struct holder *h, const union pl_message *m)
+int holder_send(struct holder *h, const union pl_message *m)
 {
 	int err = pl_message_send(h->sock, m, -1);
 
@@ -63,7 +63,7 @@ static int reply(struct holder *h, const struct pl_head *to, int err, uint64_t v
 	m.reply.value = value;
 	if (err)
 		snprintf(m.reply.text, sizeof m.reply.text, "%s", pinl_error());
-	return send_message(h, &m);
+	return holder_send(h, &m);
 }
 
 /* A record for one more change, or the lease's own, which several share when there is no other. */
@@ -138,7 +138,7 @@ void holder_send_notices(struct holder *h)
 	pthread_mutex_lock(&h->server->ctx->lock);
 	while (!h->full && (n = TAILQ_FIRST(&h->notices))) {
 		describe_notice(n, &m);
-		if (send_message(h, &m) == -EAGAIN)
+		if (holder_send(h, &m) == -EAGAIN)
 			break;
 		notice_free(h, n);
 	}
@@ -291,6 +291,7 @@ static int make_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 	hl->holder = h;
 	hl->number = m->lease;
 	hl->then = m->then;
+	memcpy(hl->device, m->device, sizeof hl->device);
 	hl->bytes = m->end - m->start;
 	hl->node.start = m->lease;
 	hl->node.end = m->lease + 1;
@@ -411,7 +412,7 @@ static int on_hello(struct holder *h, const struct pl_hello *m)
 	w.welcome.boot = h->server->boot;
 	w.welcome.max_leases = h->server->limits.leases;
 	w.welcome.max_bytes = h->server->limits.bytes;
-	return send_message(h, &w);
+	return holder_send(h, &w);
 }
 
 static int dispatch(struct holder *h, const union pl_message *m, int fd)
@@ -431,6 +432,8 @@ static int dispatch(struct holder *h, const union pl_message *m, int fd)
 		return on_unlease(h, &m->unlease);
 	case PL_RELEASED:
 		return on_released(h, &m->released);
+	case PL_LIST:
+		return list_begin(h, &m->list);
 	default:
 		return -EPROTO;
 	}
@@ -544,5 +547,6 @@ void holder_end(struct holder *h)
 	if (h->pidfd >= 0)
 		close(h->pidfd);
 	free(h->pool);
+	list_free(h->listing);
 	free(h);
 }

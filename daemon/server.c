@@ -20,6 +20,7 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *arg)
 		h->full = false;
 		sd_event_source_set_io_events(source, EPOLLIN);
 		holder_send_notices(h);
+		list_send(h);
 	}
 	if (revents & (EPOLLIN | EPOLLHUP | EPOLLERR))
 		err = holder_receive(h);

@@ -87,6 +87,14 @@ struct pl_released_msg {
 	uint32_t outcome; /* enum pinl_outcome */
 };
 
+/* All leases that fit; root sees everybody's, others their own. ENTRY for each, then REPLY: how many. */
+struct pl_list_msg {
+	struct pl_head head;
+	uint64_t file_dev, file_ino; /* 0: any file */
+	int32_t pid;		     /* 0: any holder */
+	uint32_t pad;
+};
+
 /* ---------------------------------------------------------------------------------- from the arbiter --
  */
 
@@ -127,6 +135,21 @@ struct pl_notice_msg {
 	char source[12]; /* which of the arbiter's has seen it; ends with 0 */
 };
 
+struct pl_entry_msg {
+	struct pl_head head;
+	uint64_t lease; /* the holder's number */
+	uint64_t start, end, file_dev, file_ino, file_offset;
+	uint64_t since_ns; /* CLOCK_MONOTONIC */
+	uint64_t detached; /* bytes that are on scratch or a copy */
+	int32_t pid, thread;
+	uint32_t uid, flags;
+	uint32_t policy, then, grace_ms, refuse;
+	uint32_t state;	 /* enum pinl_state */
+	uint32_t forced; /* 1: it could be taken from outside */
+	char device[16], program[32];
+	char path[152]; /* of the file, as the arbiter sees it; cut at the front if it is longer */
+};
+
 /* name, number, structure, least and most descriptors */
 #define PL_MESSAGES(X)                                                                                  \
 	X(HELLO, 1, struct pl_hello, 0)                                                                 \
@@ -135,9 +158,11 @@ struct pl_notice_msg {
 	X(UNLEASE, 4, struct pl_unlease_msg, 0)                                                         \
 	X(RELEASED, 5, struct pl_released_msg, 0)                                                       \
 	X(COVER, 6, struct pl_cover_msg, 1)                                                             \
+	X(LIST, 7, struct pl_list_msg, 0)                                                               \
 	X(WELCOME, 65, struct pl_welcome, 0)                                                            \
 	X(REPLY, 66, struct pl_reply, 0)                                                                \
-	X(NOTICE, 67, struct pl_notice_msg, 0)
+	X(NOTICE, 67, struct pl_notice_msg, 0)                                                          \
+	X(ENTRY, 68, struct pl_entry_msg, 0)
 
 #define PL_FROM_ARBITER 64 /* types from here on */
 
@@ -158,6 +183,8 @@ union pl_message {
 	struct pl_welcome welcome;
 	struct pl_reply reply;
 	struct pl_notice_msg notice;
+	struct pl_list_msg list;
+	struct pl_entry_msg entry;
 };
 
 #endif

@@ -61,6 +61,10 @@ static bool strings_end(const union pl_message *m)
 		return ended(m->lease.device, sizeof m->lease.device);
 	case PL_NOTICE:
 		return ended(m->notice.source, sizeof m->notice.source);
+	case PL_ENTRY:
+		return ended(m->entry.device, sizeof m->entry.device) &&
+		       ended(m->entry.program, sizeof m->entry.program) &&
+		       ended(m->entry.path, sizeof m->entry.path);
 	case PL_REPLY:
 		return ended(m->reply.text, sizeof m->reply.text);
 	default:

@@ -8,6 +8,7 @@
 
 int cmd_demo(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
+int cmd_ps(int argc, char **argv);
 int cmd_sources(int argc, char **argv);
 
 #endif

@@ -13,6 +13,7 @@ static const struct {
 } commands[] = {
 	{"demo", cmd_demo, "show a truncated file and a device under every policy"},
 	{"doctor", cmd_doctor, "try what this machine can promise, and say why not more"},
+	{"ps", cmd_ps, "show whose memory of files is leased to which device"},
 	{"sources", cmd_sources, "show which changes of memory and files are seen here"},
 };
 

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Listing leases for commands. A listing is one moment's picture, made at once and sent as the socket
+ * takes it; one at a time for each connection.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon.h"
+
+struct listing {
+	uint64_t serial;
+	size_t n, at, room;
+	union pl_message *entries;
+};
+
+/* The end of it, if it is too long. */
+static void path_of(const struct held_lease *hl, char *path, size_t len)
+{
+	char link[32], full[4096];
+	ssize_t n;
+
+	snprintf(link, sizeof link, "/proc/self/fd/%d", hl->lease->mem.fd);
+	n = readlink(link, full, sizeof full - 1);
+	n = n > 0 ? n : 0;
+	full[n] = 0;
+	if ((size_t)n < len)
+		memcpy(path, full, n + 1);
+	else
+		snprintf(path, len, "...%s", full + n - len + 4);
+}
+
+static void describe(const struct held_lease *hl, struct pl_entry_msg *e)
+{
+	struct pinl_lease_info i = {.size = sizeof i};
+
+	pinl_lease_info(hl->lease, &i);
+	e->lease = hl->number;
+	e->start = i.start;
+	e->end = i.end;
+	e->file_dev = i.file_dev;
+	e->file_ino = i.file_ino;
+	e->file_offset = i.file_offset;
+	e->since_ns = i.since_ns;
+	e->detached = i.detached_bytes;
+	e->pid = i.owner;
+	e->thread = i.owner_thread;
+	e->uid = hl->holder->user->uid;
+	e->flags = i.flags;
+	e->policy = i.policy.kind;
+	e->then = i.policy.then;
+	e->grace_ms = i.policy.grace_ms;
+	e->refuse = i.policy.refuse;
+	e->state = i.state;
+	e->forced = hl->ring && !pl_outside_why(hl->ring->outside);
+	memcpy(e->device, hl->device, sizeof e->device);
+	memcpy(e->program, hl->holder->name, sizeof e->program);
+	path_of(hl, e->path, sizeof e->path);
+}
+
+static int add(struct listing *list, const struct held_lease *hl)
+{
+	size_t room = list->room ? 2 * list->room : 64;
+	union pl_message *more;
+
+	if (list->n == list->room) {
+		more = realloc(list->entries, room * sizeof *more);
+		if (!more)
+			return -ENOMEM;
+		list->entries = more;
+		list->room = room;
+	}
+	pl_message_init(&list->entries[list->n], PL_ENTRY);
+	describe(hl, &list->entries[list->n++].entry);
+	return 0;
+}
+
+static int add_all(struct listing *list, const struct holder *of, const struct pl_list_msg *m)
+{
+	struct pl_node *n = pl_index_first(&of->leases, 0, UINTPTR_MAX);
+	int err = 0;
+
+	for (; n && !err; n = pl_index_next(n, 0, UINTPTR_MAX)) {
+		const struct held_lease *hl = (const struct held_lease *)n;
+
+		if (!m->file_ino ||
+		    (hl->lease->mem.ino == m->file_ino && hl->lease->mem.dev == m->file_dev))
+			err = add(list, hl);
+	}
+	return err;
+}
+
+int list_begin(struct holder *h, const struct pl_list_msg *m)
+{
+	struct listing *list;
+	struct holder *of;
+	int err = 0;
+
+	if (h->listing)
+		return -EPROTO;
+	list = calloc(1, sizeof *list);
+	if (!list)
+		return -ENOMEM;
+	list->serial = m->head.serial;
+	LIST_FOREACH(of, &h->server->holders, link)
+	if (!err && (!h->user->uid || of->user == h->user) && (!m->pid || m->pid == of->pid))
+		err = add_all(list, of, m);
+	h->listing = list;
+	list_send(h);
+	return err;
+}
+
+void list_send(struct holder *h)
+{
+	struct listing *list = h->listing;
+	union pl_message m;
+
+	if (!list)
+		return;
+	for (; list->at < list->n; list->at++)
+		if (holder_send(h, &list->entries[list->at]))
+			return;
+	pl_message_init(&m, PL_REPLY);
+	m.head.serial = list->serial;
+	m.reply.value = list->n;
+	if (holder_send(h, &m))
+		return;
+	h->listing = NULL;
+	list_free(list);
+}
+
+void list_free(struct listing *list)
+{
+	if (list)
+		free(list->entries);
+	free(list);
+}

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A client of pinleased in another language, made from docs/protocol.md alone, and an arbiter to talk to.
+
+Nothing here waits for a time: what is waited for comes, or the test's alarm ends it.
+"""
+import array
+import collections
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+import tree
+
+LIMIT = int(os.environ.get('PINLEASE_TEST_LIMIT', '100'))
+PAGE = 4096
+PAGES = 16
+SIZE = PAGES * PAGE
+START = 0x10000000  # an address of the holder's: only he knows what is there
+
+HEAD = struct.Struct('=IHHQ')
+HELLO, LEASE, HANDLE, UNLEASE, RELEASED, COVER = range(1, 7)
+WELCOME, REPLY, NOTICE = range(65, 68)
+BODY = {
+    HELLO: struct.Struct('=II32s'),
+    LEASE: struct.Struct('=QQQQQIIIIIIIi16s'),
+    HANDLE: struct.Struct('=QIiIIQ'),
+    UNLEASE: struct.Struct('=Q'),
+    RELEASED: struct.Struct('=QQQQII'),
+    COVER: struct.Struct('='),
+    WELCOME: struct.Struct('=IIQQQ'),
+    REPLY: struct.Struct('=iIQ216s'),
+    NOTICE: struct.Struct('=QQQQQIIIii12s'),
+}
+WRITE, PINNED = 1, 2
+KEEP, RECALL, REFUSE, FOLLOW = range(4)
+FAIL, SCRATCH, COPY = range(3)
+TRUNCATE, PUNCH = range(2)
+FORCED, RECALLED, LOST, REFUSED = range(4)
+TOLD, BEFORE, HELD, REFUSABLE = 1, 2, 4, 8
+QUIESCED = 1
+
+Welcome = collections.namedtuple('Welcome', 'version ceiling_ms boot max_leases max_bytes')
+Reply = collections.namedtuple('Reply', 'err value text')
+Notice = collections.namedtuple('Notice', 'lease seq start end deadline_ns what op also pid tid source')
+
+
+class Gone(Exception):
+    """The arbiter has ended the connection."""
+
+
+def message(kind, *fields, serial=0, flags=0):
+    body = BODY[kind].pack(*fields)
+    return HEAD.pack(HEAD.size + len(body), kind, flags, serial) + body
+
+
+def text(field):
+    return field[:field.index(0)].decode()
+
+
+class Client:
+    """One connection."""
+
+    def __init__(self, path, hello=True):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.connect(str(path))
+        self.serial = 0
+        self.notices = collections.deque()
+        self.welcome = self.hello() if hello else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *what):
+        self.close()
+
+    def close(self):
+        self.sock.close()
+
+    def send(self, packet, fds=()):
+        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', fds))] if fds else []
+        try:
+            self.sock.sendmsg([packet], control)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise Gone from error
+
+    def receive(self):
+        """(type, serial, fields) of the next message."""
+        try:
+            packet = self.sock.recv(4096)
+        except ConnectionResetError as error:
+            raise Gone from error
+        if not packet:
+            raise Gone
+        size, kind, flags, serial = HEAD.unpack_from(packet)
+        assert size == len(packet) == HEAD.size + BODY[kind].size and flags == 0, packet
+        return kind, serial, BODY[kind].unpack_from(packet, HEAD.size)
+
+    def ask(self, kind, *fields, fds=()):
+        """A request, and its answer; what else comes before that is a notice."""
+        self.serial += 1
+        self.send(message(kind, *fields, serial=self.serial), fds)
+        while True:
+            got, serial, values = self.receive()
+            if got == NOTICE:
+                self.notices.append(self.as_notice(values))
+                continue
+            assert serial == self.serial or (got, serial) == (REPLY, 0), (serial, self.serial)
+            if got == REPLY:
+                return Reply(values[0], values[2], text(values[3]))
+            assert got == WELCOME, got
+            return Welcome(*values)
+
+    @staticmethod
+    def as_notice(values):
+        return Notice(*values[:10], text(values[10]))
+
+    def notice(self):
+        if self.notices:
+            return self.notices.popleft()
+        kind, _, values = self.receive()
+        assert kind == NOTICE, kind
+        return self.as_notice(values)
+
+    def hello(self, version=1, name=b'python'):
+        return self.ask(HELLO, version, 0, name)
+
+    def cover(self, fd):
+        return self.ask(COVER, fds=[fd])
+
+    def lease(self, fd, number=1, start=START, size=SIZE, offset=0, flags=0, policy=RECALL, then=FAIL, grace_ms=60000,
+              refuse=0, fds=None):
+        return self.ask(LEASE, number, offset, start, start + size, time.monotonic_ns(), flags, 1, policy, then, grace_ms,
+                        refuse, 0, os.getpid(), b'soft', fds=[fd] if fds is None else fds)
+
+    def handle(self, number=1):
+        return self.ask(HANDLE, number, 0, -1, 0, 0, 0)
+
+    def unlease(self, number=1):
+        self.send(message(UNLEASE, number))
+
+    def released(self, notice, start=0, end=0, whole=0, outcome=QUIESCED):
+        self.send(message(RELEASED, notice.lease, notice.seq, start, end, whole, outcome))
+
+    def until_gone(self):
+        """What comes until the arbiter ends it: it has to."""
+        got = []
+        with contextlib.suppress(Gone):
+            while True:
+                got.append(self.receive())
+        return got
+
+
+class Actor:
+    """Another process, which changes files: one order a line, one errno back when it is done."""
+    PROGRAM = '''
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def one(what, path, a, b):
+    try:
+        if what == 'truncate':
+            os.truncate(path, a)
+        elif what == 'cycle':
+            os.truncate(path, 0)
+            os.truncate(path, a)
+        else:
+            fd = os.open(path, os.O_RDWR)
+            if libc.fallocate(fd, 3, ctypes.c_long(a), ctypes.c_long(b)):
+                raise OSError(ctypes.get_errno(), '')
+            os.close(fd)
+    except OSError as error:
+        return error.errno
+    return 0
+for line in sys.stdin:
+    what, path, a, b, times = line.split()
+    said = {one(what, path, int(a), int(b)) for _ in range(int(times))}
+    print(said.pop() if len(said) == 1 else -1, flush=True)
+'''
+
+    def __init__(self):
+        # pylint: disable-next=consider-using-with
+        self.process = subprocess.Popen([sys.executable, '-c', self.PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *what):
+        if what and what[0]:
+            self.process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def order(self, what, path, start=0, size=0, times=1):
+        self.process.stdin.write(f'{what} {path} {start} {size} {times}\n')
+        self.process.stdin.flush()
+
+    def join(self):
+        return int(self.process.stdout.readline())
+
+    def do(self, *order, **more):
+        self.order(*order, **more)
+        return self.join()
+
+
+class Arbiter:
+    """pinleased in a process of its own, with a directory for files of ours."""
+
+    def __init__(self, program, *options, before=None):
+        # pylint: disable=consider-using-with
+        self.temporary = tempfile.TemporaryDirectory(prefix='pinlease-', dir='/var/tmp')
+        self.directory = pathlib.Path(self.temporary.name)
+        self.directory.chmod(0o755)
+        self.path = self.directory / 'socket'
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+            ready.bind(str(self.directory / 'ready'))
+            self.process = subprocess.Popen([program, '--socket', self.path, *options], preexec_fn=before,
+                                            env=dict(os.environ, NOTIFY_SOCKET=str(self.directory / 'ready')))
+            assert b'READY=1' in ready.recv(100)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *what):
+        self.process.send_signal(signal.SIGKILL if what[0] else signal.SIGTERM)
+        status = self.process.wait()
+        self.temporary.cleanup()
+        if not what[0]:
+            assert status == 0, f'pinleased ended with {status}'
+
+    def client(self, **more):
+        return Client(self.path, **more)
+
+    def file(self, name='file'):
+        path = self.directory / name
+        path.write_bytes(b'O' * SIZE)
+        return path
+
+    def count(self, what):
+        return len(os.listdir(f'/proc/{self.process.pid}/{what}'))
+
+    def figures(self):
+        """Its descriptors and its threads."""
+        return self.count('fd'), self.count('task')
+
+    def wait_for_figures(self, figures):
+        """No more of each: who is gone is tidied up by a thread of its own, and an event may have been open before."""
+        try:
+            while any(now > before for now, before in zip(self.figures(), figures)):
+                assert self.process.poll() is None
+                time.sleep(0.001)
+        except TimeoutError as error:
+            raise tree.Failure(f'{self.figures()} descriptors and threads, {figures} before') from error
+
+
+def can_hold():
+    """Why files of /var/tmp can't be held, or nothing."""
+    where = subprocess.run(['stat', '-f', '-c', '%T', '/var/tmp'], capture_output=True, text=True, check=True).stdout.strip()
+    if where not in ('ext2/ext3', 'xfs', 'btrfs'):
+        return f'/var/tmp is on {where}, where fanotify holds nothing'
+    if os.geteuid():
+        return 'holding changes of files needs CAP_SYS_ADMIN'
+    return None
+
+
+def in_time(function):
+    """A test that waits for what never comes fails alone."""
+    def late(*_):
+        raise TimeoutError('it waits for what never comes')
+
+    def run():
+        signal.signal(signal.SIGALRM, late)
+        signal.alarm(LIMIT)
+        try:
+            function()
+        finally:
+            signal.alarm(0)
+    return run
+
+
+def main(tests):
+    reason = can_hold()
+    if reason:
+        print(f'1..0 # SKIP {reason}')
+        sys.exit(0)
+    chosen = [(name, in_time(function)) for name, function in tests if len(sys.argv) < 3 or sys.argv[2] in name]
+    sys.exit(tree.tap(chosen))

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Inside of pinlease ps: ps.c asks and sorts, ps_print.c prints. */
+#ifndef PINLEASE_PS_H
+#define PINLEASE_PS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "arbiter.h"
+
+struct ps_found {
+	struct pl_entry_msg *entries;
+	size_t n, room;
+};
+
+void ps_print_table(const struct ps_found *found, bool exact);
+void ps_print_json(const struct ps_found *found);
+
+#endif
