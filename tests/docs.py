@@ -12,7 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import tree
 
 DOCUMENTS = [tree.ROOT / 'README.md', tree.ROOT / 'CONTRIBUTING.md', *sorted((tree.ROOT / 'docs').glob('*.md'))]
-DIRECTORIES = ('bench', 'bridge', 'daemon', 'examples', 'include', 'lib', 'man', 'model', 'proto', 'scripts', 'tests', 'tools')
+DIRECTORIES = ('bench', 'bridge', 'daemon', 'dist', 'examples', 'include', 'lib', 'man', 'model', 'proto', 'scripts', 'tests', 'tools')
 
 
 def read(path):

@@ -17,6 +17,10 @@ class Failure(Exception):
     """A test fails with a sentence instead of a traceback."""
 
 
+class Skip(Exception):
+    """A test can't run here; what is missing."""
+
+
 def run(command, **options):
     """Standard output of a command that must succeed."""
     try:
@@ -32,14 +36,17 @@ def tap(tests):
     """Run (name, function) pairs; print TAP. The exit status is the number of failures."""
     bad = 0
     for number, (name, function) in enumerate(tests, 1):
-        error = None
+        error = skip = None
         try:
             function()
+        except Skip as missing:
+            skip = str(missing)
+            print(f'skip: {skip}')
         except Failure as failure:
             error = str(failure)
         except Exception:  # pylint: disable=broad-except
             error = traceback.format_exc()
-        print(f"{'not ok' if error else 'ok'} {number} - {name}")
+        print(f"{'not ok' if error else 'ok'} {number} - {name}{f' # SKIP {skip}' if skip else ''}")
         if error:
             bad += 1
             print('\n'.join(f'# {line}' for line in error.splitlines()))
