@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command: its man page and its help say the same, and a wrong command line is an error.
+"""The command and the daemon: their man pages and their help say the same, and a wrong command line is an error.
 
-usage: command.py PINLEASE
+usage: command.py PINLEASE PINLEASED
 """
 import pathlib
 import re
@@ -13,7 +13,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import tree
 
-PINLEASE = sys.argv[1]
+PINLEASE, PINLEASED = sys.argv[1:]
 GENERAL = {'--help', '--usage', '--version'}  # argp's own
 
 
@@ -40,6 +40,32 @@ def same_options():
     helped = set().union(*(options(tree.run([PINLEASE, command, '--help'])) for command in commands()))
     if options(page()) != helped:
         raise tree.Failure(f'the man page has {sorted(options(page()))}, the help {sorted(helped)}')
+
+
+def daemon_page():
+    """Options, their short forms and their defaults."""
+    manual = (tree.ROOT / 'man/pinleased.8.scd').read_text(encoding='utf-8')
+    text = tree.run([PINLEASED, '--help'])
+    helped = re.findall(r'^  -(\w), --([a-z-]+)=(\w+)', text, re.M)
+    documented = re.findall(r'^\*--([a-z-]+)\* _(\w+)_, \*-(\w)\*\n((?:\t.*\n)+)', manual, re.M)
+    if sorted((short, name, value) for name, value, short, _ in documented) != sorted(helped) or not helped:
+        raise tree.Failure(f'the man page has {documented}, the help {helped}')
+    if options(manual.split('# OPTIONS')[0]) != {f'--{name}' for _, name, _ in helped}:
+        raise tree.Failure('the synopsis has other options')
+    defaults = dict(zip((name for _, name, _ in helped), re.findall(r'\[(.*?)\]', re.sub(r'\s+', ' ', text.split('-?')[0]).split('Mandatory')[0])[-len(helped):]))
+    for name, _, _, described in documented:
+        if defaults[name] not in described:
+            raise tree.Failure(f'--{name}: the default is {defaults[name]}, the man page says: {described}')
+
+
+def daemon_command_lines():
+    for arguments in (['nonsense'], ['--nonsense'], ['--ceiling', '0'], ['--max-leases', '1x'], ['--max-bytes', '']):
+        result = subprocess.run([PINLEASED, *arguments], capture_output=True, encoding='utf-8', timeout=60, check=False)
+        if result.returncode != 64 or not result.stderr or result.stdout:
+            raise tree.Failure(f"pinleased {' '.join(arguments)}: {result}")
+    result = subprocess.run([PINLEASED, '--socket', '/nonexistent/socket'], capture_output=True, encoding='utf-8', timeout=60, check=False)
+    if result.returncode != 1 or "can't listen on /nonexistent/socket" not in result.stderr:
+        raise tree.Failure(f'a socket in no directory: {result}')
 
 
 def wrong_command_lines():
@@ -77,6 +103,8 @@ if __name__ == '__main__':
         ('the man page has the commands that there are', same_commands),
         ('the man page has the options that there are', same_options),
         ('a wrong command line is an error', wrong_command_lines),
+        ("the daemon's man page has the options that there are", daemon_page),
+        ('a wrong command line of the daemon is an error', daemon_command_lines),
         ('it says its version', version),
         ("output that can't be written is an error", unwritable_output),
         ('"sources" says of each source whether it runs', sources),
