@@ -73,12 +73,34 @@ def manual_names():
         raise tree.Failure('no such function:\n' + '\n'.join(bad))
 
 
-def promises():
-    """Every test and function that docs/promises.md names exists. A word alone is a program or one more test."""
+def test_functions():
     tests = set()
     for path in (tree.ROOT / 'tests').glob('*.c'):
         tests.update(re.findall(r'^(?:static )?void (\w+)\(void \*\*state\)|^ISOLATED\((\w+)\)', read(path), re.M))
-    tests = {name for pair in tests for name in pair if name}
+    return {name for pair in tests for name in pair if name}
+
+
+def threats():
+    """Every test that docs/threat-model.md names exists, and a threat without one is said to be open or to be only reasoned."""
+    tests, shown = test_functions(), False
+    bad = []
+    for line in read(tree.ROOT / 'docs/threat-model.md').splitlines():
+        row = line.split('|')
+        shown = line.startswith('|') and (shown or row[-2].strip() == 'shown by')
+        if not shown or row[-2].strip() in ('shown by', '---'):
+            continue
+        named = re.findall(r'`([\w/]+)`', row[-2])
+        bad += [name for name in named if name.split('/')[-1] not in tests and not (tree.ROOT / f'tests/{name}.py').exists()
+                and not (tree.ROOT / f'tests/test_{name}.c').exists()]
+        if not named and 'open' not in line and not re.search(r'reasoning|test', row[-2]):
+            bad.append(row[1])
+    if bad:
+        raise tree.Failure('not there, or nothing shows it: ' + ', '.join(bad))
+
+
+def promises():
+    """Every test and function that docs/promises.md names exists. A word alone is a program or one more test."""
+    tests = test_functions()
     library = ''.join(read(path) for path in (tree.ROOT / 'lib').rglob('*.c'))
     rows = [line.split('|') for line in read(tree.ROOT / 'docs/promises.md').splitlines() if line.startswith('|')][2:]
     bad, count = [], 0
@@ -104,4 +126,5 @@ if __name__ == '__main__':
         ('the licence texts are there', licences),
         ('functions named in documents exist', manual_names),
         ('tests and functions that the promises name exist', promises),
+        ('tests that the threat model names exist', threats),
     ]))
