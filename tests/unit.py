@@ -21,7 +21,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import tree
 
-SERVICE, SOCKET, PINLEASED, TEST_ARBITER = sys.argv[1:]
+SERVICE, SOCKET, PINLEASED, TEST_ARBITER = map(os.path.abspath, sys.argv[1:])
 AS_UNIT = str(tree.ROOT / 'tests/as-unit')
 CAPABILITIES = ('CAP_SYS_ADMIN', 'CAP_SYS_PTRACE', 'CAP_DAC_READ_SEARCH')
 EXPOSURE = 25  # tenths, of what systemd-analyze calls 10; what is left is what holding and forcing need
