@@ -120,11 +120,14 @@ def activated():
         Client(arbiter.path)
 
 
-def whole_test():
+def whole_tests():
     """Every system call that the unit doesn't allow is deadly here. The holders are root's."""
     needs_root()
     environment = dict(os.environ, PINLEASED=AS_UNIT, AS_UNIT=SERVICE, AS_UNIT_PROGRAM=PINLEASED, AS_UNIT_STRICT='1')
     tree.run([TEST_ARBITER], env=environment, timeout=100)
+    for name in ('test_files', 'test_traps_file'):  # every way there is to change a file
+        tree.run([str(tree.ROOT / 'tests/with-arbiter'), AS_UNIT, str(pathlib.Path(TEST_ARBITER).with_name(name))],
+                 env=environment, timeout=100)
 
 
 # -------------------------------------------------------------------------------------------------------- a small client
@@ -290,7 +293,7 @@ if __name__ == '__main__':
         ('the socket is where programs look for it', same_socket),
         ('started by its socket it says that it is ready and alive', activated),
         ('with nothing but what the unit gives it holds the truncation of a private file', held),
-        ('with nothing but what the unit gives it passes tests/test_arbiter.c', whole_test),
+        ('with nothing but what the unit gives it passes the tests of the arbiter and of files', whole_tests),
         ('without CAP_SYS_ADMIN it holds nothing, and says so', without_admin),
         ('without CAP_SYS_PTRACE an open is taken for a change', without_ptrace),
         ('without CAP_DAC_READ_SEARCH it holds no private file', without_search),
