@@ -270,17 +270,30 @@ static struct held_lease *lease_alloc(void)
 	return hl;
 }
 
-static int make_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
+/* What the core doesn't look at, as no mapping of its own process can be like that. */
+static int check_numbers(const struct pl_lease_msg *m)
 {
-	struct server *s = h->server;
-	struct held_lease *hl;
-	int err;
-
 	if (m->flags & ~(PINL_WRITE | PINL_PIN))
 		return pinl_set_error(-EINVAL, "unknown flags %#x", m->flags);
 	if (m->start >= m->end)
 		return pinl_set_error(-EINVAL, "an empty range");
-	err = user_charge(s, h->user, m->end - m->start);
+	if (m->lease == UINT64_MAX) /* nothing is after it, so it would never be found */
+		return pinl_set_error(-EINVAL, "%lu is no number for a lease", m->lease);
+	if (m->file_offset % 4096)
+		return pinl_set_error(-EINVAL, "file offset %#lx is not page aligned", m->file_offset);
+	if (m->file_offset > INT64_MAX || m->end - m->start > INT64_MAX - m->file_offset)
+		return pinl_set_error(-EINVAL, "the range reaches beyond the largest file");
+	return 0;
+}
+
+static int make_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
+{
+	struct server *s = h->server;
+	struct held_lease *hl;
+	int err = check_numbers(m);
+
+	if (!err)
+		err = user_charge(s, h->user, m->end - m->start);
 	if (err)
 		return err;
 	hl = lease_alloc();
