@@ -47,7 +47,7 @@ int holder_send(struct holder *h, const union pl_message *m)
 {
 	int err = pl_message_send(h->sock, m, -1);
 
-	h->full = err == -EAGAIN;
+	h->full |= err == -EAGAIN; /* until it is said to be writable: notices wait for that */
 	sd_event_source_set_io_events(h->io, EPOLLIN | (h->full ? EPOLLOUT : 0));
 	return err;
 }
