@@ -93,10 +93,12 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell w
 	if ((enum pl_notice_what)what < n->what)
 		n->what = (enum pl_notice_what)what;
 	n->source = r->source;
-	n->seq = r->last_id;
+	if (n->what == (enum pl_notice_what)what) { /* else an answer to this one would end no recall */
+		n->seq = r->last_id;
+		n->deadline_ns = r->deadline_ns;
+	}
 	n->op = r->op;
 	n->also = r->also;
-	n->deadline_ns = r->deadline_ns;
 	n->actor_pid = r->actor_pid;
 	n->actor_tid = r->actor_tid;
 	pl_wake(hl->holder->server->wake);
