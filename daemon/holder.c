@@ -171,6 +171,9 @@ static int look_at_file(int fd, bool write, struct stat *st, long *magic)
 	if (flags & O_PATH)
 		return pinl_set_error(-EACCES,
 				      "a descriptor made with O_PATH shows no right to the file");
+	if (!write && (flags & O_ACCMODE) == O_WRONLY)
+		return pinl_set_error(-EACCES, "the device reads, and the descriptor that was shown is "
+					       "open for writing only");
 	if (write && (flags & O_ACCMODE) == O_RDONLY)
 		return pinl_set_error(-EACCES, "the device writes, and the descriptor that was shown is "
 					       "open for reading only");
