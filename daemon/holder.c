@@ -374,12 +374,14 @@ static int on_handle(struct holder *h, const struct pl_handle_msg *m)
 
 	if (!hl)
 		return reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
+	if (m->kind > PL_HANDLE_URING)
+		return reply(h, &m->head, pinl_set_error(-EINVAL, "no such kind of handle"), 0);
 	if (m->kind == PL_HANDLE_URING && !hl->ring)
 		err = ring_get(h, m->fd, &hl->ring);
 	hl->buf = (struct pl_outside_buf){
 		.slot = m->slot, .start = hl->lease->m.start, .end = hl->lease->m.end, .tag = m->tag};
 	hl->made = true;
-	if (err)
+	if (err && !h->unforced++) /* once, as it is the holder who says how often */
 		fprintf(stderr, "pinleased: lease %lu of %s (%d) can't be forced from outside: %s\n",
 			hl->number, h->name, h->pid, pinl_error());
 	if (pl_foreign_lost(hl->lease)) /* before the device had it: it may have got what came after */
