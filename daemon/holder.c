@@ -401,8 +401,10 @@ static int on_released(struct holder *h, const struct pl_released_msg *m)
 		return 0;
 	if (m->outcome > PINL_OUT_COPY)
 		return -EPROTO;
-	if (va.start > va.end ||
-	    (va.start < va.end && (va.start < hl->lease->m.start || va.end > hl->lease->m.end)))
+	if (va.start > va.end || (va.start | va.end) % 4096)
+		return -EPROTO;
+	if ((va.start || va.end) && !m->whole &&
+	    (va.start == va.end || va.start < hl->lease->m.start || va.end > hl->lease->m.end))
 		return -EPROTO;
 	pl_foreign_answer(hl->lease, m->seq, &va, m->whole, m->outcome);
 	return 0;
