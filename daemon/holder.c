@@ -493,6 +493,19 @@ static int identify(struct holder *h, uid_t *uid)
 	return 0;
 }
 
+/* The only message that is no answer. */
+static void say_no(int sock)
+{
+	union pl_message m;
+
+	pl_message_init(&m, PL_REPLY);
+	m.reply.err = -EDQUOT;
+	strcpy(m.reply.text,
+	       "pinleased serves no more connections of this user; close some, or have its "
+	       "limits raised");
+	pl_message_send(sock, &m, -1);
+}
+
 struct holder *holder_new(struct server *s, int sock)
 {
 	struct holder *h = calloc(1, sizeof *h);
@@ -520,6 +533,7 @@ struct holder *holder_new(struct server *s, int sock)
 user:
 	user_put(s, h->user, true);
 no:
+	say_no(sock);
 	if (h && h->pidfd >= 0)
 		close(h->pidfd);
 	if (h)
