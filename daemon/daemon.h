@@ -81,7 +81,7 @@ TAILQ_HEAD(notices, notice);
 struct holder {
 	LIST_ENTRY(holder) link;
 	struct server *server;
-	sd_event_source *io;
+	sd_event_source *io, *exit, *patience;
 	int sock, pidfd;
 	pid_t pid;
 	struct user *user;
@@ -105,8 +105,9 @@ struct server {
 	sd_event *event;
 	struct limits limits;
 	uint64_t boot;
-	int wake; /* eventfd: notices have come */
-	LIST_HEAD(, holder) holders;
+	int wake;			      /* eventfd: notices have come */
+	LIST_HEAD(, holder) holders, leaving; /* leaving: no connection, may be about to end */
+	int spare; /* let go to turn somebody away where there is no other descriptor; -1 */
 
 	pthread_mutex_t lock; /* the users, and the reaper's list */
 	pthread_cond_t work;
@@ -124,9 +125,10 @@ void server_free(struct server *s);
 /* holder.c: main loop, but for what it says */
 struct holder *holder_new(struct server *s, int sock); /* takes it; NULL: refused, and said so */
 void holder_gone(struct holder *h);		       /* its connection is over */
+void holder_leave(struct holder *h);		       /* and waited for no more */
 void holder_end(struct holder *h);		       /* reaper: waits for its pins to be gone */
-void holder_send_notices(struct holder *h);
-int holder_receive(struct holder *h); /* 0; -errno: it is to go */
+void holder_send_notices(struct holder *h);	       /* 0; -errno: it is to go */
+int holder_receive(struct holder *h);		       /* as well */
 
 /* user.c: any thread */
 struct user *user_get(struct server *s, uid_t uid); /* NULL: no memory, or too many connections */

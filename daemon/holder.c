@@ -543,6 +543,46 @@ no:
 	return NULL;
 }
 
+/* To the reaper. */
+void holder_leave(struct holder *h)
+{
+	struct pollfd p = {.fd = h->pidfd, .events = POLLIN};
+	struct server *s = h->server;
+
+	h->left = h->leases.root && h->pidfd >= 0 && !poll(&p, 1, 0);
+	sd_event_source_disable_unref(h->exit);
+	sd_event_source_disable_unref(h->patience);
+	LIST_REMOVE(h, link);
+	pthread_mutex_lock(&s->lock);
+	h->reap_next = s->reap;
+	s->reap = h;
+	pthread_cond_signal(&s->work);
+	pthread_mutex_unlock(&s->lock);
+}
+
+static int on_exit_seen(sd_event_source *source, int fd, uint32_t revents, void *arg)
+{
+	holder_leave(arg);
+	return 0;
+}
+
+static int on_patience_over(sd_event_source *source, uint64_t usec, void *arg)
+{
+	holder_leave(arg);
+	return 0;
+}
+
+/* Who is about to end has its connection closed a little before. */
+static bool waits_for_exit(struct holder *h)
+{
+	sd_event *event = h->server->event;
+
+	return h->leases.root && h->pidfd >= 0 &&
+	       sd_event_add_io(event, &h->exit, h->pidfd, EPOLLIN, on_exit_seen, h) >= 0 &&
+	       sd_event_add_time_relative(event, &h->patience, CLOCK_MONOTONIC, ENDING_MS * 1000, 0,
+					  on_patience_over, h) >= 0;
+}
+
 void holder_gone(struct holder *h)
 {
 	struct server *s = h->server;
@@ -552,24 +592,13 @@ void holder_gone(struct holder *h)
 	h->sock = -1;
 	h->full = true;
 	LIST_REMOVE(h, link);
-	pthread_mutex_lock(&s->lock);
-	h->reap_next = s->reap;
-	s->reap = h;
-	pthread_cond_signal(&s->work);
-	pthread_mutex_unlock(&s->lock);
-}
-
-/* Who is about to end has its connection closed a little before. */
-static bool lives(const struct holder *h)
-{
-	struct pollfd p = {.fd = h->pidfd, .events = POLLIN};
-
-	return h->pidfd >= 0 && !poll(&p, 1, ENDING_MS);
+	LIST_INSERT_HEAD(&s->leaving, h, link);
+	if (!waits_for_exit(h))
+		holder_leave(h);
 }
 
 void holder_end(struct holder *h)
 {
-	h->left = h->leases.root && lives(h);
 	if (h->left)
 		fprintf(stderr,
 			"pinleased: %s (%d) lives and has left its connection with leases on it: files "

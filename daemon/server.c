@@ -124,6 +124,8 @@ void server_free(struct server *s)
 {
 	while (!LIST_EMPTY(&s->holders))
 		holder_gone(LIST_FIRST(&s->holders));
+	while (!LIST_EMPTY(&s->leaving))
+		holder_leave(LIST_FIRST(&s->leaving));
 	pthread_mutex_lock(&s->lock);
 	s->stop = true;
 	pthread_cond_signal(&s->work);
