@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -106,6 +107,17 @@ static int listen_on(struct server *s, const struct options *o)
 	return server_listen(s, sock);
 }
 
+/* A lease is one, a connection two. */
+static void raise_descriptors(void)
+{
+	struct rlimit r;
+
+	if (getrlimit(RLIMIT_NOFILE, &r))
+		return;
+	r.rlim_cur = r.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &r);
+}
+
 static int add_signals(sd_event *event)
 {
 	sigset_t set;
@@ -139,6 +151,7 @@ int main(int argc, char **argv)
 	int err;
 
 	argp_parse(&argp, argc, argv, 0, NULL, &o);
+	raise_descriptors();
 	err = sd_event_default(&event);
 	if (err < 0)
 		return fail(err, "no event loop");

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The sockets, the main loop's side of the core, and the reaper. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -29,12 +30,32 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *arg)
 	return 0;
 }
 
+static int open_spare(void)
+{
+	return open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+/* Who can't be taken in must not be left at the door either: the loop would spin. */
+static void turn_away(struct server *s, int fd)
+{
+	int sock;
+
+	if (s->spare >= 0)
+		close(s->spare);
+	sock = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+	if (sock >= 0)
+		close(sock);
+	s->spare = open_spare();
+}
+
 static int on_connection(sd_event_source *source, int fd, uint32_t revents, void *arg)
 {
 	struct server *s = arg;
 	int sock = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	struct holder *h = sock < 0 ? NULL : holder_new(s, sock);
 
+	if (sock < 0 && (errno == EMFILE || errno == ENFILE))
+		turn_away(s, fd);
 	if (h && sd_event_add_io(s->event, &h->io, sock, EPOLLIN, on_io, h) < 0)
 		holder_gone(h);
 	return 0;
@@ -98,6 +119,7 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 		return -ENOMEM;
 	s->event = event;
 	s->limits = *limits;
+	s->spare = open_spare();
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->work, NULL);
 	if (getrandom(&s->boot, sizeof s->boot, 0) < 0)
@@ -112,6 +134,8 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 		pinl_close(s->ctx);
 		if (s->wake >= 0)
 			close(s->wake);
+		if (s->spare >= 0)
+			close(s->spare);
 		free(s);
 		return err;
 	}
@@ -133,5 +157,7 @@ void server_free(struct server *s)
 	pthread_join(s->reaper, NULL);
 	pinl_close(s->ctx);
 	close(s->wake);
+	if (s->spare >= 0)
+		close(s->spare);
 	free(s);
 }
