@@ -127,7 +127,7 @@ struct holder *holder_new(struct server *s, int sock); /* takes it; NULL: refuse
 void holder_gone(struct holder *h);		       /* its connection is over */
 void holder_leave(struct holder *h);		       /* and waited for no more */
 void holder_end(struct holder *h);		       /* reaper: waits for its pins to be gone */
-void holder_send_notices(struct holder *h);	       /* 0; -errno: it is to go */
+int holder_send_notices(struct holder *h);	       /* 0; -errno: it is to go */
 int holder_receive(struct holder *h);		       /* as well */
 
 /* user.c: any thread */

@@ -132,19 +132,21 @@ static void notice_free(struct holder *h, struct notice *n)
 }
 
 /* The socket doesn't block, so the lock may be held: who has a notice in the list can't be told less. */
-void holder_send_notices(struct holder *h)
+int holder_send_notices(struct holder *h)
 {
 	struct notice *n;
 	union pl_message m;
+	int err = 0;
 
 	pthread_mutex_lock(&h->server->ctx->lock);
-	while (!h->full && (n = TAILQ_FIRST(&h->notices))) {
+	while (!h->full && !err && (n = TAILQ_FIRST(&h->notices))) {
 		describe_notice(n, &m);
-		if (holder_send(h, &m) == -EAGAIN)
-			break;
-		notice_free(h, n);
+		err = holder_send(h, &m);
+		if (!err)
+			notice_free(h, n);
 	}
 	pthread_mutex_unlock(&h->server->ctx->lock);
+	return err == -EAGAIN ? 0 : err;
 }
 
 /* ---------------------------------------------------------------------------------------- leases -- */

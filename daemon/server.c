@@ -20,10 +20,10 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *arg)
 	if (revents & EPOLLOUT) {
 		h->full = false;
 		sd_event_source_set_io_events(source, EPOLLIN);
-		holder_send_notices(h);
+		err = holder_send_notices(h);
 		list_send(h);
 	}
-	if (revents & (EPOLLIN | EPOLLHUP | EPOLLERR))
+	if (!err && (revents & (EPOLLIN | EPOLLHUP | EPOLLERR)))
 		err = holder_receive(h);
 	if (err)
 		holder_gone(h);
@@ -66,11 +66,14 @@ static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *a
 {
 	struct server *s = arg;
 	eventfd_t n;
-	struct holder *h;
+	struct holder *h, *next;
 
 	eventfd_read(fd, &n);
-	LIST_FOREACH(h, &s->holders, link)
-	holder_send_notices(h);
+	for (h = LIST_FIRST(&s->holders); h; h = next) {
+		next = LIST_NEXT(h, link);
+		if (holder_send_notices(h))
+			holder_gone(h);
+	}
 	return 0;
 }
 
