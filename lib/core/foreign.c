@@ -58,6 +58,17 @@ int pl_foreign_lease(struct pinl_device *dev, const struct pl_foreign *f, struct
 	return err;
 }
 
+/* Not beyond the first actor's ceiling, however many answers come. ctx->lock held. */
+static void rearm(struct pinl_lease *l)
+{
+	uint64_t until = pl_clock_ns() + l->policy.grace_ms * 1000000ull;
+
+	if (until > l->recall.ceiling_ns)
+		until = l->recall.ceiling_ns;
+	if (until > l->recall.deadline_ns)
+		pl_recall_rearm(l, until);
+}
+
 /* ctx->lock held; in state NOTICED. */
 static void answered(struct pinl_lease *l, uint64_t seq, const struct pl_range *va, bool whole,
 		     enum pinl_outcome outcome)
@@ -65,7 +76,7 @@ static void answered(struct pinl_lease *l, uint64_t seq, const struct pl_range *
 	bool room = l->n_detached < PL_MAX_DETACHED;
 
 	if (seq != l->recall.last_id && !whole) { /* he will answer the last one, too, and is not late */
-		pl_recall_rearm(l, pl_clock_ns() + l->policy.grace_ms * 1000000ull);
+		rearm(l);
 		if (!l->busy && room)
 			pl_lease_detach(l, va);
 		return;

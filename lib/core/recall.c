@@ -48,6 +48,7 @@ void pl_recall_make(const struct pinl_lease *l, const struct pinl_change *ch, co
 		.deadline_ns = deadline < ch->ceiling_ns ? deadline : ch->ceiling_ns,
 		.change_id = ch->id,
 		.last_id = ch->id,
+		.ceiling_ns = ch->ceiling_ns,
 		.actor_pid = ch->actor_pid,
 		.actor_tid = ch->actor_tid,
 		.source = ch->source,
@@ -68,6 +69,8 @@ static void merge_recall(struct pl_recall *r, const struct pl_recall *more)
 		r->effect = PL_GONE;
 	if (more->deadline_ns < r->deadline_ns)
 		r->deadline_ns = more->deadline_ns;
+	if (more->ceiling_ns < r->ceiling_ns)
+		r->ceiling_ns = more->ceiling_ns;
 	if (more->last_id > r->last_id)
 		r->last_id = more->last_id;
 }
