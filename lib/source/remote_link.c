@@ -366,6 +366,8 @@ static bool receive_all(struct pl_remote *s)
 			on_reply(s, &m.reply);
 		else if (m.head.type == PL_NOTICE)
 			on_notice(s, &m.notice);
+		else
+			return false;
 	}
 	return true;
 }
