@@ -8,6 +8,7 @@ help:
 	@echo 'make stress   churn against lookups, transfers and recalls, also under sanitizers; SEED=N OPS=N'
 	@echo 'make bench    build, measure what leases cost; four minutes, QUICK=1 under one (bench/README.md)'
 	@echo 'make model    install spin, check the protocol of recalls in all its states, then that broken rules are found'
+	@echo 'make fuzz     install clang, feed the decoder of the arbiter'"'"'s messages any bytes; TIME=SECONDS [60]'
 	@echo 'make build    only build, in build/'
 	@echo 'make install  install what was built (DESTDIR= is honoured)'
 	@echo 'make format   put the C files into the form of .clang-format'
@@ -44,6 +45,11 @@ model-mutations:
 	@scripts/deps model
 	@model/run --mutations
 
+TIME = 60
+fuzz:
+	@scripts/deps fuzz
+	@scripts/fuzz '$(TIME)'
+
 build: build/build.ninja
 	ninja -C build
 
@@ -60,4 +66,4 @@ format:
 clean:
 	rm -rf build build-asan build-tsan
 
-.PHONY: help demo check stress bench model model-mutations build install format clean
+.PHONY: help demo check stress bench model model-mutations fuzz build install format clean

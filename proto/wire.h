@@ -15,7 +15,7 @@ const char *pl_message_name(unsigned type); /* "?" */
 
 /*
  * Is this a message of a type there is, of the right size, with that many descriptors, its strings
- * ended? 0, -EPROTO and *why (static).
+ * ended? 0, -EPROTO and *why (static). buf is aligned as a message is, and only len bytes are read.
  */
 int pl_message_check(const void *buf, size_t len, int n_fds, const char **why);
 
