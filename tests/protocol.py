@@ -1,0 +1,305 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""docs/protocol.md is enough to speak with pinleased: a client in Python does.
+
+usage: protocol.py PINLEASED
+"""
+import contextlib
+import errno
+import os
+import pathlib
+import socket
+import sys
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import arbiter_client as ac
+import tree
+
+PINLEASED = sys.argv[1]
+ALL = range(ac.START, ac.START + ac.SIZE)
+
+
+def same(got, expected):
+    if got != expected:
+        raise tree.Failure(f'got {got!r}, expected {expected!r}')
+
+
+@contextlib.contextmanager
+def leased(*options, access=os.O_RDWR, **lease):
+    """An arbiter, a client with a lease of a file that is good, an actor."""
+    with ac.Arbiter(PINLEASED, '--ceiling', '100000', *options) as arbiter, arbiter.client() as client, ac.Actor() as actor:
+        path = arbiter.file()
+        fd = os.open(path, access)
+        reply = client.lease(fd, **lease)
+        os.close(fd)
+        same(reply.err, 0)
+        same(client.handle().err, 0)
+        yield client, path, actor
+
+
+def still_waits(actor, path):
+    same((actor.process.poll(), path.stat().st_size), (None, ac.SIZE))
+
+
+def recalled(client, first=0, last=ac.PAGES, op=ac.TRUNCATE):
+    notice = client.notice()
+    same((notice.what, notice.start, notice.end), (ac.RECALLED, ac.START + first * ac.PAGE, ac.START + last * ac.PAGE))
+    same(bool(notice.op == op or notice.also >> op & 1), True)
+    same(notice.source, 'files')
+    return notice
+
+
+# ---------------------------------------------------------------------------------------- what it says
+
+def welcome():
+    with ac.Arbiter(PINLEASED, '--ceiling', '1234', '--max-leases', '7', '--max-bytes', '65536') as arbiter:
+        with arbiter.client() as one, arbiter.client() as two:
+            same(one.welcome[:2] + one.welcome[3:], (1, 1234, 7, 65536))
+            same(two.welcome.boot, one.welcome.boot)
+
+
+def cover():
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client:
+        with open(arbiter.file(), 'rb') as file:
+            reply = client.cover(file.fileno())
+            same((reply.err, reply.value & 15), (0, ac.TOLD | ac.BEFORE | ac.HELD | ac.REFUSABLE))
+            same(client.lease(file.fileno()).value, reply.value)
+
+
+def whole():
+    with leased(access=os.O_RDONLY) as (client, path, actor):
+        actor.order('truncate', path)
+        notice = recalled(client)
+        same(notice.pid, actor.process.pid)
+        still_waits(actor, path)
+        client.released(notice, whole=1)
+        same((actor.join(), path.stat().st_size), (0, 0))
+        client.unlease()
+
+
+def partial():
+    with leased() as (client, path, actor):
+        actor.order('punch', path, 2 * ac.PAGE, ac.PAGE)
+        notice = recalled(client, 2, 3, ac.PUNCH)
+        still_waits(actor, path)
+        client.released(notice, notice.start, notice.end)
+        same(actor.join(), 0)
+        same(actor.do('punch', path, 2 * ac.PAGE, ac.PAGE), 0)  # that part is leased no more
+        actor.order('truncate', path, 3 * ac.PAGE)
+        notice = recalled(client, 3)
+        client.released(notice, notice.start, notice.end)
+        same(actor.join(), 0)
+        actor.order('truncate', path)
+        notice = recalled(client, 0, 2)
+        client.released(notice, whole=1)
+        same(actor.join(), 0)
+
+
+def followed():
+    with leased(policy=ac.FOLLOW) as (client, path, actor):
+        for _ in range(3):
+            actor.order('truncate', path)
+            notice = recalled(client)
+            still_waits(actor, path)
+            client.released(notice)
+            same((actor.join(), path.stat().st_size), (0, 0))
+            os.truncate(path, ac.SIZE)
+
+
+def seq_grows():
+    with leased(policy=ac.FOLLOW) as (client, path, actor):
+        seqs = []
+        for _ in range(3):
+            actor.order('punch', path, 0, ac.PAGE)
+            seqs.append(recalled(client, 0, 1, ac.PUNCH))
+            client.released(seqs[-1])
+            same(actor.join(), 0)
+        same(sorted({n.seq for n in seqs}), [n.seq for n in seqs])
+
+
+def unlease():
+    with leased() as (client, path, actor):
+        client.unlease()
+        same(client.handle().err, -errno.ENOENT)
+        same(actor.do('truncate', path), 0)
+        os.truncate(path, ac.SIZE)
+        with open(path, 'rb') as file:
+            same(client.lease(file.fileno()).err, 0)
+        same(client.handle().err, 0)
+        actor.order('truncate', path)
+        client.released(recalled(client), whole=1)
+        same(actor.join(), 0)
+
+
+def unlease_answers():
+    with leased() as (client, path, actor):
+        actor.order('truncate', path)
+        recalled(client)
+        client.unlease()
+        same((actor.join(), path.stat().st_size), (0, 0))
+
+
+def refused():
+    with leased(policy=ac.REFUSE, refuse=1 << ac.TRUNCATE) as (client, path, actor):
+        same(actor.do('truncate', path), errno.EBUSY)
+        notice = client.notice()
+        same((notice.what, notice.start, notice.end, notice.pid), (ac.REFUSED, ALL.start, ALL.stop, actor.process.pid))
+        same(path.stat().st_size, ac.SIZE)
+
+
+def kept():
+    with leased(policy=ac.KEEP, flags=ac.PINNED) as (client, path, actor):
+        same(actor.do('truncate', path), 0)
+        same(client.notice().what, ac.LOST)
+
+
+def same_number():
+    with leased() as (client, path, actor):
+        with open(path, 'rb') as file:
+            same(client.lease(file.fileno(), start=ac.START * 2).err, 0)  # nothing is done
+        actor.order('truncate', path)
+        client.released(recalled(client), whole=1)
+        same(actor.join(), 0)
+        same(client.handle().err, -errno.EBUSY)  # it was taken back
+
+
+def two_of_a_file():
+    with leased() as (client, path, actor):
+        with open(path, 'rb') as file:
+            same(client.lease(file.fileno(), 2, ac.START * 2).err, 0)
+        same(client.handle(2).err, 0)
+        actor.order('truncate', path)
+        notices = [client.notice(), client.notice()]
+        same(sorted(n.lease for n in notices), [1, 2])
+        client.released(notices[0], whole=1)
+        still_waits(actor, path)
+        client.released(notices[1], whole=1)
+        same(actor.join(), 0)
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+@contextlib.contextmanager
+def shown(path, flags):
+    fd = os.open(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def refuses(client, fd, error, **lease):
+    reply = client.lease(fd, **lease)
+    same((reply.err, bool(reply.text), reply.value), (-error, True, 0))
+
+
+def wrong_rights():
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client:
+        path = arbiter.file()
+        with shown(path, os.O_PATH) as fd:
+            refuses(client, fd, errno.EACCES)
+            same(client.cover(fd).err, -errno.EACCES)
+        with shown(path, os.O_RDONLY) as fd:
+            refuses(client, fd, errno.EACCES, flags=ac.WRITE)
+        with shown(path, os.O_WRONLY) as fd:
+            refuses(client, fd, errno.EACCES)
+            same(client.lease(fd, flags=ac.WRITE).err, 0)
+
+
+def wrong_files():
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client:
+        figures = arbiter.figures()
+        left, right = os.pipe()
+        with shown('/var/tmp', os.O_RDONLY) as directory, shown('/dev/null', os.O_RDWR) as null, \
+                socket.socket(socket.AF_UNIX) as sock:
+            for fd in (directory, left, right, null, sock.fileno(), os.eventfd(0), os.pidfd_open(os.getpid())):
+                refuses(client, fd, errno.EINVAL)
+                same(client.cover(fd).err, -errno.EINVAL)
+        arbiter.wait_for_figures(figures)
+
+
+def memory_file():
+    """Regular, but nothing can hold a change of it, and that is said. What to make of it is the holder's affair."""
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client:
+        fd = os.memfd_create('x')
+        os.truncate(fd, ac.SIZE)
+        same((client.cover(fd).err, client.cover(fd).value & ac.HELD), (0, 0))
+        same((client.lease(fd).err, client.lease(fd).value & ac.HELD), (0, 0))
+        os.close(fd)
+
+
+def wrong_numbers():
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client:
+        figures = arbiter.figures()
+        top = 1 << 64
+        with shown(arbiter.file(), os.O_RDWR) as fd:
+            for lease in ({'size': 0}, {'size': -ac.PAGE}, {'size': 100}, {'start': ac.START + 1},
+                          {'start': top - 2 * ac.PAGE, 'size': ac.PAGE}, {'offset': top - ac.PAGE}, {'offset': 1},
+                          {'offset': (1 << 63) - ac.PAGE}, {'flags': 4}, {'flags': 1 << 31}, {'policy': 4},
+                          {'policy': 1 << 31}, {'then': 3}, {'policy': ac.REFUSE},
+                          {'policy': ac.REFUSE, 'refuse': 1 << 31}, {'number': top - 1}):
+                try:
+                    refuses(client, fd, errno.EINVAL, **lease)
+                except tree.Failure as failure:
+                    raise tree.Failure(f'{lease}: {failure}') from failure
+            same(client.lease(fd, number=top - 2).err, 0)
+            same(client.lease(fd, number=0, start=2 * ac.START).err, 0)
+            client.unlease(0)
+            client.unlease(top - 2)
+            client.unlease(top - 1)
+            same(client.cover(fd).err, 0)
+        arbiter.wait_for_figures((figures[0], arbiter.figures()[1]))
+
+
+def other_handles():
+    """What isn't in the holder's table, or is no ring, is no way to force it; the lease is good without."""
+    with leased() as (client, _, _):
+        for kind, fd in ((1, -1), (1, 0), (1, 1 << 30), (1, client.sock.fileno())):
+            same(client.ask(ac.HANDLE, 1, kind, fd, 0, 0, 0).err, 0)
+        same(client.ask(ac.HANDLE, 1, 2, 0, 0, 0, 0).err, -errno.EINVAL)
+
+
+def other_version():
+    with ac.Arbiter(PINLEASED) as arbiter:
+        for version in (0, 2, 1 << 31):
+            with arbiter.client(hello=False) as client:
+                same(client.hello(version).err, -errno.EPROTONOSUPPORT)
+                same(client.until_gone(), [])
+
+
+def limits():
+    with ac.Arbiter(PINLEASED, '--max-leases', '3', '--max-bytes', str(2 * ac.SIZE)) as arbiter, \
+            arbiter.client() as client, shown(arbiter.file(), os.O_RDWR) as fd:
+        for n in range(3):
+            same(client.lease(fd, n, ac.START * (n + 1), ac.PAGE).err, 0)
+        refuses(client, fd, errno.EDQUOT, number=4, start=ac.START * 5)
+        client.unlease(0)
+        refuses(client, fd, errno.EDQUOT, number=4, start=ac.START * 5, size=2 * ac.SIZE)
+        same(client.lease(fd, 4, ac.START * 5).err, 0)
+
+
+TESTS = [
+    ('HELLO is answered by WELCOME', welcome),
+    ('COVER says what LEASE says', cover),
+    ('a truncate waits for RELEASED, whole', whole),
+    ('a truncate waits for RELEASED, in part', partial),
+    ('a truncate waits for RELEASED, followed', followed),
+    ("a notice's seq grows", seq_grows),
+    ('UNLEASE ends a lease, and its number is free', unlease),
+    ('UNLEASE is an answer, too', unlease_answers),
+    ('who refuses is told of it', refused),
+    ('who keeps is told of it', kept),
+    ('a lease told twice is one', same_number),
+    ('two leases of a file are two notices, and both are waited for', two_of_a_file),
+    ('a descriptor without the right shows nothing', wrong_rights),
+    ('what is no regular file is no lease', wrong_files),
+    ('a memory file is told of as what it is', memory_file),
+    ('numbers that make no sense are EINVAL', wrong_numbers),
+    ('handles that make no sense', other_handles),
+    ('another version is refused', other_version),
+    ("a user's limits are EDQUOT", limits),
+]
+
+if __name__ == '__main__':
+    ac.main(TESTS)
