@@ -258,7 +258,8 @@ class Arbiter:
                 assert self.process.poll() is None
                 time.sleep(0.001)
         except TimeoutError as error:
-            raise tree.Failure(f'{self.figures()} descriptors and threads, {figures} before') from error
+            links = [os.readlink(fd) for fd in pathlib.Path(f'/proc/{self.process.pid}/fd').iterdir()]
+            raise tree.Failure(f'{self.figures()} descriptors and threads, {figures} before: {links}') from error
 
 
 def can_hold():
