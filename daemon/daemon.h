@@ -56,7 +56,8 @@ struct held_lease {
 	uint64_t number, bytes;
 	enum pinl_then then;
 	char device[16];
-	struct ring *ring; /* by which it can be taken from outside; NULL: by none */
+	struct ring *_Atomic
+		ring; /* buf is set before; by which it can be taken from outside; NULL: by none */
 	struct pl_outside_buf buf;
 	bool made;	    /* the device has it */
 	struct notice *own; /* where what finds no room is merged; ctx->lock */

@@ -35,33 +35,35 @@ static int holder_stop(void *dev, struct pinl_mapping *m)
 	uint64_t deadline =
 		pl_clock_ns() + ((struct holder *)dev)->server->ctx->opts.drain_ms * 1000000ull;
 	struct held_lease *hl = m->priv;
+	struct ring *ring = hl->ring;
 	int err = -EOPNOTSUPP;
 
 	if (m->holder_done || hl->holder->left)
 		return 0;
-	if (!hl->ring)
+	if (!ring)
 		return no_way();
-	pthread_mutex_lock(&hl->ring->lock);
+	pthread_mutex_lock(&ring->lock);
 	if (hl->then != PINL_THEN_FAIL) /* a copy could only be made where the holder is */
-		err = pl_outside_scratch(hl->ring->outside, &hl->buf, deadline);
+		err = pl_outside_scratch(ring->outside, &hl->buf, deadline);
 	if (err)
-		err = pl_outside_empty(hl->ring->outside, &hl->buf, deadline);
-	pthread_mutex_unlock(&hl->ring->lock);
+		err = pl_outside_empty(ring->outside, &hl->buf, deadline);
+	pthread_mutex_unlock(&ring->lock);
 	return err;
 }
 
 static int holder_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 {
 	struct held_lease *hl = m->priv;
+	struct ring *ring = hl->ring;
 	int err;
 
 	if (m->holder_done || hl->holder->left)
 		return 0;
-	if (!hl->ring)
+	if (!ring)
 		return no_way();
-	pthread_mutex_lock(&hl->ring->lock);
-	err = pl_outside_drained(hl->ring->outside, &hl->buf, PL_OUTSIDE_STEP, deadline_ns);
-	pthread_mutex_unlock(&hl->ring->lock);
+	pthread_mutex_lock(&ring->lock);
+	err = pl_outside_drained(ring->outside, &hl->buf, PL_OUTSIDE_STEP, deadline_ns);
+	pthread_mutex_unlock(&ring->lock);
 	return err;
 }
 

@@ -24,6 +24,7 @@
 
 #define TMPFS	  0x01021994
 #define HUGETLBFS 0x958458f6
+#define READER_MS 1000 /* the longest grace of who can only read the file */
 #define ENDING_MS 1000
 #define NOTICES	  128 /* of one holder's, each for itself; beyond that, one for each lease */
 
@@ -161,7 +162,7 @@ static enum pinl_memory_kind kind_of(long magic, bool shared)
 }
 
 /* R12: the descriptor shows that its owner may do with the file what the device will. */
-static int look_at_file(int fd, bool write, struct stat *st, long *magic)
+static int look_at_file(int fd, bool write, struct stat *st, long *magic, bool *reader)
 {
 	int flags = fcntl(fd, F_GETFL);
 	struct statfs fs;
@@ -180,6 +181,7 @@ static int look_at_file(int fd, bool write, struct stat *st, long *magic)
 		return pinl_set_error(-EACCES, "the device writes, and the descriptor that was shown is "
 					       "open for reading only");
 	*magic = fs.f_type;
+	*reader = (flags & O_ACCMODE) == O_RDONLY;
 	return 0;
 }
 
@@ -210,9 +212,10 @@ static int on_cover(struct holder *h, const struct pl_cover_msg *m, int fd)
 	struct pinl_memory mem = {0};
 	struct stat st;
 	uint64_t all = 0;
+	bool reader;
 	int err;
 
-	err = look_at_file(fd, false, &st, &mem.fs_magic);
+	err = look_at_file(fd, false, &st, &mem.fs_magic, &reader);
 	if (!err) {
 		mem.fd = path_only(fd);
 		mem.dev = st.st_dev;
@@ -249,15 +252,29 @@ static void describe(struct holder *h, const struct pl_lease_msg *m, struct pl_f
 		f->policy.grace_ms += m->agent_ms;
 }
 
+/* R12: who may not change a file may not keep its owner from it, nor wait long. */
+static int bound_reader(struct pinl_policy *p)
+{
+	if (p->kind == PINL_REFUSE)
+		return pinl_set_error(-EACCES, "REFUSE needs the right to write to the file: show a "
+					       "descriptor that is open for writing");
+	if (p->grace_ms > READER_MS)
+		p->grace_ms = READER_MS;
+	return 0;
+}
+
 static int lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 {
 	struct held_lease *hl = h->making;
 	struct pl_foreign f;
 	struct stat st;
+	bool reader;
 	int err;
 
 	describe(h, m, &f);
-	err = look_at_file(fd, m->flags & PINL_WRITE, &st, &f.fs_magic);
+	err = look_at_file(fd, (m->flags & PINL_WRITE) && m->shared, &st, &f.fs_magic, &reader);
+	if (!err && reader)
+		err = bound_reader(&f.policy);
 	if (err)
 		return err;
 	f.file = &st;
@@ -275,6 +292,23 @@ static struct held_lease *lease_alloc(void)
 	if (hl)
 		hl->own = (struct notice *)(hl + 1);
 	return hl;
+}
+
+/* The lease is the core's no more, so nothing is told of it from here on. */
+static void forget(struct holder *h, struct held_lease *hl)
+{
+	struct notice *n, *next;
+
+	pthread_mutex_lock(&h->server->ctx->lock);
+	TAILQ_FOREACH_SAFE(n, &h->notices, link, next)
+	if (n->hl == hl)
+		notice_free(h, n);
+	pthread_mutex_unlock(&h->server->ctx->lock);
+	pl_index_remove(&h->leases, &hl->node);
+	user_discharge(h->server, h->user, hl->bytes);
+	if (hl->ring)
+		ring_put(h, hl->ring);
+	free(hl);
 }
 
 /* What the core doesn't look at, as no mapping of its own process can be like that. */
@@ -319,11 +353,8 @@ static int make_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 	pl_index_insert(&h->leases, &hl->node);
 	err = lease(h, m, fd);
 	h->making = NULL;
-	if (err) {
-		pl_index_remove(&h->leases, &hl->node);
-		user_discharge(s, h->user, hl->bytes);
-		free(hl);
-	}
+	if (err) /* something may have been told of it already */
+		forget(h, hl);
 	return err;
 }
 
@@ -341,23 +372,6 @@ static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 	return reply(h, &m->head, err, err ? 0 : coverage(h->server, &hl->lease->mem));
 }
 
-/* The lease is the core's no more, so nothing is told of it from here on. */
-static void forget(struct holder *h, struct held_lease *hl)
-{
-	struct notice *n, *next;
-
-	pthread_mutex_lock(&h->server->ctx->lock);
-	TAILQ_FOREACH_SAFE(n, &h->notices, link, next)
-	if (n->hl == hl)
-		notice_free(h, n);
-	pthread_mutex_unlock(&h->server->ctx->lock);
-	pl_index_remove(&h->leases, &hl->node);
-	user_discharge(h->server, h->user, hl->bytes);
-	if (hl->ring)
-		ring_put(h, hl->ring);
-	free(hl);
-}
-
 static int on_unlease(struct holder *h, const struct pl_unlease_msg *m)
 {
 	struct held_lease *hl = find(h, m->lease);
@@ -372,17 +386,23 @@ static int on_unlease(struct holder *h, const struct pl_unlease_msg *m)
 static int on_handle(struct holder *h, const struct pl_handle_msg *m)
 {
 	struct held_lease *hl = find(h, m->lease);
+	struct ring *ring = NULL;
 	int err = 0;
 
 	if (!hl)
 		return reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
 	if (m->kind > PL_HANDLE_URING)
 		return reply(h, &m->head, pinl_set_error(-EINVAL, "no such kind of handle"), 0);
-	if (m->kind == PL_HANDLE_URING && !hl->ring)
-		err = ring_get(h, m->fd, &hl->ring);
-	hl->buf = (struct pl_outside_buf){
-		.slot = m->slot, .start = hl->lease->m.start, .end = hl->lease->m.end, .tag = m->tag};
-	hl->made = true;
+	if (m->kind == PL_HANDLE_URING && !hl->made)
+		err = ring_get(h, m->fd, &ring);
+	if (!hl->made)
+		hl->buf = (struct pl_outside_buf){.slot = m->slot,
+						  .start = hl->lease->m.start,
+						  .end = hl->lease->m.end,
+						  .tag = m->tag};
+	if (ring)
+		atomic_store(&hl->ring, ring);
+	hl->made = true;	   /* what is said again is the same, or wrong: a force may be at it */
 	if (err && !h->unforced++) /* once, as it is the holder who says how often */
 		fprintf(stderr, "pinleased: lease %lu of %s (%d) can't be forced from outside: %s\n",
 			hl->number, h->name, h->pid, pinl_error());
@@ -428,7 +448,8 @@ static int on_hello(struct holder *h, const struct pl_hello *m)
 		return -EPROTONOSUPPORT;
 	}
 	h->welcome = true;
-	memcpy(h->name, m->name, sizeof h->name);
+	for (size_t i = 0; i < sizeof h->name; i++) /* it goes to logs and terminals */
+		h->name[i] = m->name[i] && (m->name[i] < ' ' || m->name[i] > '~') ? '?' : m->name[i];
 	pl_message_init(&w, PL_WELCOME);
 	w.head.serial = m->head.serial;
 	w.welcome.version = PL_PROTO_VERSION;

@@ -10,6 +10,7 @@ import os
 import pathlib
 import socket
 import sys
+import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -207,6 +208,23 @@ def wrong_rights():
             same(client.lease(fd, flags=ac.WRITE).err, 0)
 
 
+def reader():
+    """Who may not change a file keeps nobody from it, and not for long (R12)."""
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, ac.Actor() as actor:
+        path = arbiter.file()
+        with shown(path, os.O_RDONLY) as fd:
+            refuses(client, fd, errno.EACCES, policy=ac.REFUSE, refuse=1 << ac.TRUNCATE)
+            same(client.lease(fd, grace_ms=600000).err, 0)
+        actor.order('truncate', path)
+        notice = client.notice()
+        if notice.deadline_ns > time.monotonic_ns() + 1000000000:
+            raise tree.Failure(f'a deadline {notice.deadline_ns - time.monotonic_ns()} ns away')
+        client.released(notice, whole=1)
+        same(actor.join(), 0)
+        with shown(path, os.O_RDWR) as fd:
+            same(client.lease(fd, 2, start=ac.START * 2, policy=ac.REFUSE, refuse=1 << ac.TRUNCATE).err, 0)
+
+
 def wrong_files():
     with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client:
         figures = arbiter.figures()
@@ -293,6 +311,7 @@ TESTS = [
     ('a lease told twice is one', same_number),
     ('two leases of a file are two notices, and both are waited for', two_of_a_file),
     ('a descriptor without the right shows nothing', wrong_rights),
+    ('who can only read refuses nothing, and has a short grace', reader),
     ('what is no regular file is no lease', wrong_files),
     ('a memory file is told of as what it is', memory_file),
     ('numbers that make no sense are EINVAL', wrong_numbers),

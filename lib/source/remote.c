@@ -162,6 +162,14 @@ static void remove_lease(struct pl_remote *s, struct pl_remote_lease *r)
 	free(r);
 }
 
+/* For writing where something depends on the right to: the link opens it for reading if that fails. */
+static int how_to_show(const struct pinl_lease *l)
+{
+	bool keeps = l->policy.kind == PINL_KEEP || l->policy.kind == PINL_FOLLOW;
+
+	return keeps && !(l->m.flags & PINL_WRITE) ? O_RDONLY : O_RDWR;
+}
+
 static int remote_watch(void *src, const struct pinl_memory *mem)
 {
 	struct pinl_lease *l = pl_lease_of_memory(mem);
@@ -179,9 +187,10 @@ static int remote_watch(void *src, const struct pinl_memory *mem)
 	r->node.start = l->id;
 	r->node.end = l->id + 1;
 	describe(l, &r->msg);
+	r->how = how_to_show(l) | O_CLOEXEC;
 	a.m.lease = r->msg;
 	a.m.head.type = PL_LEASE;
-	with_file(&a, mem->fd, (l->m.flags & PINL_WRITE ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+	with_file(&a, mem->fd, how_to_show(l) | O_CLOEXEC);
 	pthread_mutex_lock(&s->lock);
 	pl_index_insert(&s->leases, &r->node);
 	pthread_mutex_unlock(&s->lock);

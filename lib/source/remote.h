@@ -46,6 +46,7 @@ struct pl_remote_lease {
 	struct pl_node node; /* by number */
 	struct pinl_lease *lease;
 	struct pl_lease_msg msg;
+	int how; /* the file is opened to be shown */
 	struct pl_handle_msg handle;
 	bool fresh; /* nobody has told the arbiter on this connection */
 };

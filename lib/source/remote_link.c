@@ -143,6 +143,8 @@ static int send_with(struct pl_remote *s, union pl_message *m, const char *path,
 
 	if (path && *path) {
 		fd = raw_open(path, flags);
+		if (fd < 0 && (flags & O_ACCMODE) == O_RDWR) /* then it may be enough to read */
+			fd = raw_open(path, (flags & ~O_ACCMODE) | O_RDONLY);
 		if (fd < 0)
 			return fd;
 	}
@@ -234,7 +236,7 @@ static bool send_fresh(struct pl_remote *s)
 	m.lease = r->msg;
 	set_head(&m, PL_LEASE);
 	snprintf(path, sizeof path, "/proc/self/task/%d/fd/%d", getpid(), r->lease->mem.fd);
-	err = send_with(s, &m, path, (r->msg.flags & PINL_WRITE ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+	err = send_with(s, &m, path, r->how);
 	if (!err && r->handle.lease) {
 		m.handle = r->handle;
 		set_head(&m, PL_HANDLE);
