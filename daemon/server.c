@@ -113,6 +113,16 @@ static int open_core(struct server *s)
 	return pinl_open(&opts, &s->ctx);
 }
 
+/* The loop's timer descriptor is there from the start, not when descriptors may have run out. */
+static int prepare_timer(sd_event *event)
+{
+	sd_event_source *source = NULL;
+	int err = sd_event_add_time(event, &source, CLOCK_MONOTONIC, UINT64_MAX, 0, NULL, NULL);
+
+	sd_event_source_disable_unref(source);
+	return err;
+}
+
 int server_new(sd_event *event, const struct limits *limits, struct server **out)
 {
 	struct server *s = calloc(1, sizeof *s);
@@ -131,6 +141,8 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 	err = s->wake < 0 ? -errno : open_core(s);
 	if (!err)
 		err = sd_event_add_io(event, NULL, s->wake, EPOLLIN, on_notices, s);
+	if (err >= 0)
+		err = prepare_timer(event);
 	if (err >= 0)
 		err = pl_thread_start(&s->reaper, reap, s);
 	if (err < 0) {

@@ -54,6 +54,7 @@ class Good:
         self.client.released(notice, whole=1)
         same((self.actor.join(), self.path.stat().st_size), (0, 0))
         self.client.unlease()
+        same(self.client.handle().err, -errno.ENOENT)  # that has been read
 
 
 @contextlib.contextmanager
