@@ -246,7 +246,7 @@ def no_descriptors_left():
     """Where they run out, who comes is turned away at once, and who is there goes on."""
     few = (100, 100)
     with besides('--max-connections', '1000', before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, few)) as (arbiter, _):
-        clients, gone = [], 0
+        figures, clients, gone = arbiter.figures(), [], 0
         for _ in range(200):
             clients.append(arbiter.client(hello=False))
             try:
@@ -256,6 +256,7 @@ def no_descriptors_left():
         same(gone > 100, True)
         for client in clients:
             client.close()
+        arbiter.wait_for_figures(figures)
 
 
 def many_leave_at_once():
