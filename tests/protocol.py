@@ -97,6 +97,24 @@ def partial():
         same(actor.join(), 0)
 
 
+def many_parts():
+    """However many there are, what isn't released is guarded."""
+    with leased() as (client, path, actor):
+        for page in range(0, ac.PAGES, 2):
+            actor.order('punch', path, page * ac.PAGE, ac.PAGE)
+            client.released(notice := recalled(client, page, page + 1, ac.PUNCH), notice.start, notice.end)
+            same(actor.join(), 0)
+        for page in range(1, 5, 2):
+            actor.order('punch', path, page * ac.PAGE, ac.PAGE)
+            client.released(notice := recalled(client, page, page + 1, ac.PUNCH), notice.start, notice.end)
+            same(actor.join(), 0)
+        actor.order('punch', path, 9 * ac.PAGE, ac.PAGE)
+        notice = recalled(client, 9, 10, ac.PUNCH)
+        still_waits(actor, path)
+        client.released(notice, whole=1)
+        same(actor.join(), 0)
+
+
 def followed():
     with leased(policy=ac.FOLLOW) as (client, path, actor):
         for _ in range(3):
@@ -302,6 +320,7 @@ TESTS = [
     ('COVER says what LEASE says', cover),
     ('a truncate waits for RELEASED, whole', whole),
     ('a truncate waits for RELEASED, in part', partial),
+    ('parts in any number', many_parts),
     ('a truncate waits for RELEASED, followed', followed),
     ("a notice's seq grows", seq_grows),
     ('UNLEASE ends a lease, and its number is free', unlease),

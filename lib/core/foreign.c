@@ -81,13 +81,13 @@ static void answered(struct pinl_lease *l, uint64_t seq, const struct pl_range *
 			pl_lease_detach(l, va);
 		return;
 	}
-	if (!whole && va->start >= va->end)
-		l->followed = seq;
 	l->recall.quiesced = true;
 	l->recall.part = !whole;
 	l->recall.outcome = outcome;
 	if (!whole)
-		l->recall.va = *va;
+		l->recall.va = room ? *va : (struct pl_range){0, 0}; /* a part too many: told of again */
+	if (!whole && l->recall.va.start >= l->recall.va.end)
+		l->followed = seq;
 	pl_lease_input(l, PL_IN_QUIESCED);
 }
 

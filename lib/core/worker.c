@@ -207,7 +207,8 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	if (jobs & PL_JOB_FOLLOW)
 		follow(l, &follow_va);
 	if (jobs & PL_JOB_TAKE) {
-		if (l->n_detached == PL_MAX_DETACHED) /* no room for another part: all of it */
+		if (l->n_detached == PL_MAX_DETACHED &&
+		    !recall.part) /* no room for another part: all of it */
 			recall.va = (struct pl_range){l->m.start, l->m.end};
 		pl_take(l, &recall, &taken);
 	}
