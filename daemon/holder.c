@@ -32,6 +32,10 @@ _Static_assert((int)PL_TELL_FORCED == PL_NOTICE_FORCED && (int)PL_TELL_RECALL ==
 		       (int)PL_TELL_LOST == PL_NOTICE_LOST && (int)PL_TELL_REFUSED == PL_NOTICE_REFUSED,
 	       "the strongest comes first in both");
 
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
+
 #ifndef TAILQ_FOREACH_SAFE
 #define TAILQ_FOREACH_SAFE(var, head, field, next)                                                      \
 	for ((var) = TAILQ_FIRST(head); (var) && ((next) = TAILQ_NEXT(var, field), 1); (var) = (next))
@@ -512,7 +516,9 @@ static int identify(struct holder *h, uid_t *uid)
 		return -errno;
 	h->pid = cred.pid;
 	*uid = cred.uid;
-	h->pidfd = syscall(SYS_pidfd_open, cred.pid, 0);
+	len = sizeof h->pidfd; /* of who connected, whose number may be another's by now; since 6.5 */
+	if (getsockopt(h->sock, SOL_SOCKET, SO_PEERPIDFD, &h->pidfd, &len))
+		h->pidfd = syscall(SYS_pidfd_open, cred.pid, 0);
 	return 0;
 }
 

@@ -2,6 +2,7 @@
 /* The sockets, the main loop's side of the core, and the reaper. */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -11,6 +12,7 @@
 
 #include "daemon.h"
 #include "os/thread.h"
+#include "source/sources.h"
 
 static int on_io(sd_event_source *source, int fd, uint32_t revents, void *arg)
 {
@@ -110,7 +112,14 @@ static int open_core(struct server *s)
 				 .sources = PINL_SOURCE_FILES,
 				 .summary_fd = -1};
 
-	return pinl_open(&opts, &s->ctx);
+	char sources[1024] = "";
+	int err = pinl_open(&opts, &s->ctx);
+
+	if (!err && !pl_source_priv(s->ctx, &pl_files_ops)) {
+		pinl_sources(s->ctx, sources, sizeof sources);
+		fprintf(stderr, "pinleased: no change of a file can be held here: %s", sources);
+	}
+	return err;
 }
 
 /* The loop's timer descriptor is there from the start, not when descriptors may have run out. */
