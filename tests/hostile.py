@@ -294,7 +294,7 @@ def who_never_reads(change, policy, error, what, **lease):
     """He keeps what fits in his socket, and one notice for each lease; when he reads, the last one is there."""
     with besides() as (arbiter, good), arbiter.client() as client:
         path = arbiter.file('unread')
-        with open(path, 'rb') as file:
+        with open(path, 'r+b') as file:
             same(client.lease(file.fileno(), policy=policy, **lease).err, 0)
             same(client.handle().err, 0)
         with ac.Actor() as actor:

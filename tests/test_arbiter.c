@@ -236,7 +236,6 @@ static void a_restarted_arbiter_knows_every_lease(void **state)
 	struct holder h;
 	struct actor t;
 
-	what.leases = 4;
 	arbiter_start(&a, NULL);
 	holder_start(&h, &a, &what);
 	assert_leased(&h);
@@ -249,7 +248,7 @@ static void a_restarted_arbiter_knows_every_lease(void **state)
 		while (actor_waits(&t) && !h.s->events[PINL_EV_NOTICE])
 			usleep(1000);
 	} while (!h.s->events[PINL_EV_NOTICE] && !actor_join(&t) && !truncate(a.file, SIZE));
-	holder_wait(&h, PINL_EV_NOTICE, 4);
+	holder_wait(&h, PINL_EV_NOTICE, 1);
 	kill(h.pid, SIGKILL);
 	assert_int_equal(actor_join(&t), 0);
 	holder_end(&h);
