@@ -88,7 +88,7 @@ struct holder {
 	struct user *user;
 	char name[32];
 	bool welcome;	   /* HELLO has come */
-	bool left;	   /* its connection is over, and it lives: what it has is its own affair */
+	atomic_bool left;  /* its connection is over, and it lives: what it has is its own affair */
 	bool full;	   /* the socket takes no more, until it says so */
 	unsigned unforced; /* leases that can't be forced from outside */
 	struct pinl_device *device;
