@@ -128,8 +128,18 @@ struct holder *holder_new(struct server *s, int sock); /* takes it; NULL: refuse
 void holder_gone(struct holder *h);		       /* its connection is over */
 void holder_leave(struct holder *h);		       /* and waited for no more */
 void holder_end(struct holder *h);		       /* reaper: waits for its pins to be gone */
-int holder_send_notices(struct holder *h);	       /* 0; -errno: it is to go */
-int holder_receive(struct holder *h);		       /* as well */
+int holder_receive(struct holder *h);		       /* 0; -errno: it is to go */
+
+/* notice.c: main loop, or reaper */
+extern const struct pl_foreign_ops holder_foreign_ops; /* of the core's: ctx->lock held */
+int notices_init(struct holder *h);
+int holder_send_notices(struct holder *h); /* 0; -errno: it is to go */
+void notices_drop(struct holder *h, const struct held_lease *hl);
+
+/* file.c: any thread */
+enum pinl_memory_kind file_kind(long magic, bool shared);
+int file_look(int fd, bool write, struct stat *st, long *magic, bool *reader);
+int file_path_only(int fd); /* a descriptor; the caller's */
 
 /* user.c: any thread */
 struct user *user_get(struct server *s, uid_t uid); /* NULL: no memory, or too many connections */

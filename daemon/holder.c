@@ -1,44 +1,27 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Holders: one connection each, its leases, and what it is told. Invariants: a held_lease lives from
- * LEASE to UNLEASE or the holder's end, and the core knows its lease all that time; what is in a
- * holder's `notices` is sent in order, as soon as his socket takes it.
+ * LEASE to UNLEASE or the holder's end, and the core knows its lease all that time. notice.c has what he
+ * is told, file.c what he shows.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "daemon.h"
-#include "os/clock.h"
-#include "os/wake.h"
 #include "source/sources.h"
 
-#define TMPFS	  0x01021994
-#define HUGETLBFS 0x958458f6
 #define READER_MS 1000 /* the longest grace of who can only read the file */
 #define ENDING_MS 1000
-#define NOTICES	  128 /* of one holder's, each for itself; beyond that, one for each lease */
-
-_Static_assert((int)PL_TELL_FORCED == PL_NOTICE_FORCED && (int)PL_TELL_RECALL == PL_NOTICE_RECALL &&
-		       (int)PL_TELL_LOST == PL_NOTICE_LOST && (int)PL_TELL_REFUSED == PL_NOTICE_REFUSED,
-	       "the strongest comes first in both");
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
-#endif
-
-#ifndef TAILQ_FOREACH_SAFE
-#define TAILQ_FOREACH_SAFE(var, head, field, next)                                                      \
-	for ((var) = TAILQ_FIRST(head); (var) && ((next) = TAILQ_NEXT(var, field), 1); (var) = (next))
 #endif
 
 static struct held_lease *find(struct holder *h, uint64_t number)
@@ -71,135 +54,7 @@ static int reply(struct holder *h, const struct pl_head *to, int err, uint64_t v
 	return holder_send(h, &m);
 }
 
-/* A record for one more change, or the lease's own, which several share when there is no other. */
-static struct notice *notice_for(struct holder *h, struct held_lease *hl)
-{
-	struct notice *n = TAILQ_FIRST(&h->unused);
-
-	if (n) {
-		TAILQ_REMOVE(&h->unused, n, link);
-	} else if (hl->own->hl) {
-		return hl->own;
-	} else {
-		n = hl->own;
-	}
-	*n = (struct notice){.hl = hl, .what = PL_NOTICE_REFUSED};
-	TAILQ_INSERT_TAIL(&h->notices, n, link);
-	return n;
-}
-
-/* ctx->lock held, by the core. */
-static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell what)
-{
-	struct held_lease *hl = l->cookie;
-	struct notice *n = notice_for(hl->holder, hl);
-
-	pl_range_widen(&n->va, &r->va);
-	if ((enum pl_notice_what)what < n->what)
-		n->what = (enum pl_notice_what)what;
-	n->source = r->source;
-	if (n->what == (enum pl_notice_what)what) { /* else an answer to this one would end no recall */
-		n->seq = r->last_id;
-		n->deadline_ns = r->deadline_ns;
-	}
-	n->op = r->op;
-	n->also = r->also;
-	n->actor_pid = r->actor_pid;
-	n->actor_tid = r->actor_tid;
-	pl_wake(hl->holder->server->wake);
-}
-
-static const struct pl_foreign_ops foreign_ops = {.tell = tell};
-
-static void describe_notice(const struct notice *n, union pl_message *m)
-{
-	pl_message_init(m, PL_NOTICE);
-	m->notice.lease = n->hl->number;
-	m->notice.seq = n->seq;
-	m->notice.start = n->va.start;
-	m->notice.end = n->va.end;
-	m->notice.deadline_ns = n->deadline_ns;
-	m->notice.what = n->what;
-	m->notice.op = n->op;
-	m->notice.also = n->also;
-	m->notice.actor_pid = n->actor_pid;
-	m->notice.actor_tid = n->actor_tid;
-	strncpy(m->notice.source, n->source, 11);
-}
-
-/* ctx->lock held */
-static void notice_free(struct holder *h, struct notice *n)
-{
-	TAILQ_REMOVE(&h->notices, n, link);
-	if (n != n->hl->own)
-		TAILQ_INSERT_TAIL(&h->unused, n, link);
-	n->hl = NULL;
-}
-
-/* The socket doesn't block, so the lock may be held: who has a notice in the list can't be told less. */
-int holder_send_notices(struct holder *h)
-{
-	struct notice *n;
-	union pl_message m;
-	int err = 0;
-
-	pthread_mutex_lock(&h->server->ctx->lock);
-	while (!h->full && !err && (n = TAILQ_FIRST(&h->notices))) {
-		describe_notice(n, &m);
-		err = holder_send(h, &m);
-		if (!err)
-			notice_free(h, n);
-	}
-	pthread_mutex_unlock(&h->server->ctx->lock);
-	return err == -EAGAIN ? 0 : err;
-}
-
 /* ---------------------------------------------------------------------------------------- leases -- */
-
-static enum pinl_memory_kind kind_of(long magic, bool shared)
-{
-	if (magic == TMPFS)
-		return PINL_MEM_SHMEM;
-	if (magic == HUGETLBFS)
-		return PINL_MEM_HUGETLB;
-	return shared ? PINL_MEM_FILE_SHARED : PINL_MEM_FILE_PRIVATE;
-}
-
-/* R12: the descriptor shows that its owner may do with the file what the device will. */
-static int look_at_file(int fd, bool write, struct stat *st, long *magic, bool *reader)
-{
-	int flags = fcntl(fd, F_GETFL);
-	struct statfs fs;
-
-	if (flags < 0 || fstat(fd, st) || fstatfs(fd, &fs))
-		return pinl_set_error(-errno, "the file shown can't be looked at: %s", strerror(errno));
-	if (!S_ISREG(st->st_mode))
-		return pinl_set_error(-EINVAL, "what was shown is no regular file");
-	if (flags & O_PATH)
-		return pinl_set_error(-EACCES,
-				      "a descriptor made with O_PATH shows no right to the file");
-	if (!write && (flags & O_ACCMODE) == O_WRONLY)
-		return pinl_set_error(-EACCES, "the device reads, and the descriptor that was shown is "
-					       "open for writing only");
-	if (write && (flags & O_ACCMODE) == O_RDONLY)
-		return pinl_set_error(-EACCES, "the device writes, and the descriptor that was shown is "
-					       "open for reading only");
-	*magic = fs.f_type;
-	*reader = (flags & O_ACCMODE) == O_RDONLY;
-	return 0;
-}
-
-/* So that nothing of the file is kept open but its name: no lock, lease or text segment minds that. */
-static int path_only(int fd)
-{
-	char path[32];
-	int p;
-
-	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-	p = open(path, O_PATH | O_CLOEXEC);
-	return p < 0 ? pinl_set_error(-errno, "no descriptor left in pinleased: %s", strerror(errno))
-		     : p;
-}
 
 static uint64_t coverage(struct server *s, const struct pinl_memory *mem)
 {
@@ -219,12 +74,12 @@ static int on_cover(struct holder *h, const struct pl_cover_msg *m, int fd)
 	bool reader;
 	int err;
 
-	err = look_at_file(fd, false, &st, &mem.fs_magic, &reader);
+	err = file_look(fd, false, &st, &mem.fs_magic, &reader);
 	if (!err) {
-		mem.fd = path_only(fd);
+		mem.fd = file_path_only(fd);
 		mem.dev = st.st_dev;
 		mem.ino = st.st_ino;
-		mem.kind = kind_of(mem.fs_magic, true);
+		mem.kind = file_kind(mem.fs_magic, true);
 		err = mem.fd < 0 ? mem.fd : 0;
 	}
 	if (!err) {
@@ -276,14 +131,14 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 	int err;
 
 	describe(h, m, &f);
-	err = look_at_file(fd, (m->flags & PINL_WRITE) && m->shared, &st, &f.fs_magic, &reader);
+	err = file_look(fd, (m->flags & PINL_WRITE) && m->shared, &st, &f.fs_magic, &reader);
 	if (!err && reader)
 		err = bound_reader(&f.policy);
 	if (err)
 		return err;
 	f.file = &st;
-	f.kind = kind_of(f.fs_magic, m->shared);
-	f.fd = path_only(fd);
+	f.kind = file_kind(f.fs_magic, m->shared);
+	f.fd = file_path_only(fd);
 	if (f.fd < 0)
 		return f.fd;
 	return pl_foreign_lease(h->device, &f, &hl->lease);
@@ -301,13 +156,7 @@ static struct held_lease *lease_alloc(void)
 /* The lease is the core's no more, so nothing is told of it from here on. */
 static void forget(struct holder *h, struct held_lease *hl)
 {
-	struct notice *n, *next;
-
-	pthread_mutex_lock(&h->server->ctx->lock);
-	TAILQ_FOREACH_SAFE(n, &h->notices, link, next)
-	if (n->hl == hl)
-		notice_free(h, n);
-	pthread_mutex_unlock(&h->server->ctx->lock);
+	notices_drop(h, hl);
 	pl_index_remove(&h->leases, &hl->node);
 	user_discharge(h->server, h->user, hl->bytes);
 	if (hl->ring)
@@ -545,18 +394,13 @@ struct holder *holder_new(struct server *s, int sock)
 	h->server = s;
 	h->sock = sock;
 	h->pidfd = -1;
-	TAILQ_INIT(&h->notices);
-	TAILQ_INIT(&h->unused);
-	h->pool = calloc(NOTICES, sizeof *h->pool);
-	if (!h->pool)
+	if (notices_init(h))
 		goto no;
-	for (int i = 0; i < NOTICES; i++)
-		TAILQ_INSERT_TAIL(&h->unused, &h->pool[i], link);
 	if (identify(h, &uid) || !(h->user = user_get(s, uid)))
 		goto no;
 	if (pinl_device_open_ops(s->ctx, &holder_device_ops, h, &h->device))
 		goto user;
-	pl_device_foreign(h->device, &foreign_ops);
+	pl_device_foreign(h->device, &holder_foreign_ops);
 	LIST_INSERT_HEAD(&s->holders, h, link);
 	return h;
 user:

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What a holder is to be told, from the core's word to the socket. In order, one record a change while
+ * there are records, and then one a lease, in which its changes are merged. Under ctx->lock.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon.h"
+#include "os/wake.h"
+
+#define NOTICES 128 /* of one holder's, each for itself; beyond that, one for each lease */
+
+_Static_assert((int)PL_TELL_FORCED == PL_NOTICE_FORCED && (int)PL_TELL_RECALL == PL_NOTICE_RECALL &&
+		       (int)PL_TELL_LOST == PL_NOTICE_LOST && (int)PL_TELL_REFUSED == PL_NOTICE_REFUSED,
+	       "the strongest comes first in both");
+
+#ifndef TAILQ_FOREACH_SAFE
+#define TAILQ_FOREACH_SAFE(var, head, field, next)                                                      \
+	for ((var) = TAILQ_FIRST(head); (var) && ((next) = TAILQ_NEXT(var, field), 1); (var) = (next))
+#endif
+
+int notices_init(struct holder *h)
+{
+	TAILQ_INIT(&h->notices);
+	TAILQ_INIT(&h->unused);
+	h->pool = calloc(NOTICES, sizeof *h->pool);
+	for (int i = 0; h->pool && i < NOTICES; i++)
+		TAILQ_INSERT_TAIL(&h->unused, &h->pool[i], link);
+	return h->pool ? 0 : -ENOMEM;
+}
+
+/* A record for one more change, or the lease's own, which several share when there is no other. */
+static struct notice *notice_for(struct holder *h, struct held_lease *hl)
+{
+	struct notice *n = TAILQ_FIRST(&h->unused);
+
+	if (n) {
+		TAILQ_REMOVE(&h->unused, n, link);
+	} else if (hl->own->hl) {
+		return hl->own;
+	} else {
+		n = hl->own;
+	}
+	*n = (struct notice){.hl = hl, .what = PL_NOTICE_REFUSED};
+	TAILQ_INSERT_TAIL(&h->notices, n, link);
+	return n;
+}
+
+/* ctx->lock held, by the core. */
+static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell what)
+{
+	struct held_lease *hl = l->cookie;
+	struct notice *n = notice_for(hl->holder, hl);
+
+	pl_range_widen(&n->va, &r->va);
+	if ((enum pl_notice_what)what < n->what)
+		n->what = (enum pl_notice_what)what;
+	n->source = r->source;
+	if (n->what == (enum pl_notice_what)what) { /* else an answer to this one would end no recall */
+		n->seq = r->last_id;
+		n->deadline_ns = r->deadline_ns;
+	}
+	n->op = r->op;
+	n->also = r->also;
+	n->actor_pid = r->actor_pid;
+	n->actor_tid = r->actor_tid;
+	pl_wake(hl->holder->server->wake);
+}
+
+const struct pl_foreign_ops holder_foreign_ops = {.tell = tell};
+
+static void describe_notice(const struct notice *n, union pl_message *m)
+{
+	pl_message_init(m, PL_NOTICE);
+	m->notice.lease = n->hl->number;
+	m->notice.seq = n->seq;
+	m->notice.start = n->va.start;
+	m->notice.end = n->va.end;
+	m->notice.deadline_ns = n->deadline_ns;
+	m->notice.what = n->what;
+	m->notice.op = n->op;
+	m->notice.also = n->also;
+	m->notice.actor_pid = n->actor_pid;
+	m->notice.actor_tid = n->actor_tid;
+	strncpy(m->notice.source, n->source, 11);
+}
+
+/* ctx->lock held */
+static void notice_free(struct holder *h, struct notice *n)
+{
+	TAILQ_REMOVE(&h->notices, n, link);
+	if (n != n->hl->own)
+		TAILQ_INSERT_TAIL(&h->unused, n, link);
+	n->hl = NULL;
+}
+
+/* The socket doesn't block, so the lock may be held: who has a notice in the list can't be told less. */
+int holder_send_notices(struct holder *h)
+{
+	struct notice *n;
+	union pl_message m;
+	int err = 0;
+
+	pthread_mutex_lock(&h->server->ctx->lock);
+	while (!h->full && !err && (n = TAILQ_FIRST(&h->notices))) {
+		describe_notice(n, &m);
+		err = holder_send(h, &m);
+		if (!err)
+			notice_free(h, n);
+	}
+	pthread_mutex_unlock(&h->server->ctx->lock);
+	return err == -EAGAIN ? 0 : err;
+}
+
+void notices_drop(struct holder *h, const struct held_lease *hl)
+{
+	struct notice *n, *next;
+
+	pthread_mutex_lock(&h->server->ctx->lock);
+	TAILQ_FOREACH_SAFE(n, &h->notices, link, next)
+	if (n->hl == hl)
+		notice_free(h, n);
+	pthread_mutex_unlock(&h->server->ctx->lock);
+}
