@@ -35,7 +35,7 @@ void pause_ms(unsigned ms)
 	nanosleep(&t, NULL);
 }
 
-int count_fds(void)
+static int count_fds(void)
 {
 	DIR *dir = opendir("/proc/self/fd");
 	int n = 0;
@@ -139,7 +139,7 @@ static void io_loop(struct ctl *c, struct io_uring *ring, char *m)
 		read_fixed(ring, src, m + (i + 1) * PAGE, 100);
 		if (io_uring_wait_cqe(ring, &cqe))
 			continue;
-		if (cqe->user_data == 100) {
+		if (cqe->user_data == 100 && cqe->res != -ECANCELED) { /* a force may */
 			if (cqe->res != (int)PAGE)
 				c->bad = cqe->res;
 			c->loops++;
@@ -237,6 +237,8 @@ static void count_signal(int sig)
 	mine->signals++;
 }
 
+static pid_t last_holder;
+
 static void start_process(struct holder *h)
 {
 	struct holder *shared =
@@ -255,6 +257,7 @@ static void start_process(struct holder *h)
 		for (;;)
 			pause();
 	}
+	last_holder = h->pid;
 	h->pidfd = syscall(SYS_pidfd_open, h->pid, 0);
 	while (!h->ctl->ready || ((h->what & (HEIR | HEIR_MAP)) && !h->ctl->heir && !h->ctl->error))
 		pause_ms(1);
@@ -262,6 +265,16 @@ static void start_process(struct holder *h)
 	munmap(shared, PAGE);
 	if (h->ctl->error)
 		fail_msg("holder: %s", strerror(h->ctl->error));
+}
+
+void rig_suspend(struct holder *h)
+{
+	int status;
+
+	kill(h->pid, SIGSTOP);
+	while (waitpid(h->pid, &status, WUNTRACED) < 0 && errno == EINTR)
+		;
+	assert_true(WIFSTOPPED(status));
 }
 
 void rig_start(struct holder *h)
@@ -281,7 +294,7 @@ void rig_start(struct holder *h)
 void rig_open(struct holder *h)
 {
 	rig_start(h);
-	assert_ok(pl_outside_open(h->pidfd, h->pid, h->ctl->ring, in_ms(1000), &h->o));
+	assert_ok(pl_outside_open(h->pidfd, h->pid, h->ctl->ring, in_ms(PATIENCE), &h->o));
 }
 
 void rig_stop(struct holder *h)
@@ -341,4 +354,29 @@ void assert_old_pages_untouched(struct holder *h)
 			fail_msg("byte %zu of the old pages is '%c'", i, seen[i]);
 	munmap(seen, SIZE);
 	close(out);
+}
+
+/* --------------------------------------------------------------------------------------- each test --
+ */
+
+static int fds_before;
+
+int rig_before(void **state)
+{
+	fds_before = count_fds();
+	return 0;
+}
+
+/* What a failed test left behind ends here; it isn't to fail the next one. */
+int rig_after(void **state)
+{
+	int fds = count_fds(), child = waitpid(-1, NULL, WNOHANG | __WALL);
+
+	if (fds != fds_before || child != -1)
+		print_error("descriptors: %d before, %d after; child %d\n", fds_before, fds, child);
+	if (child != -1)
+		kill(last_holder, SIGKILL);
+	while (child != -1 && waitpid(-1, NULL, __WALL) > 0)
+		;
+	return fds != fds_before || child != -1;
 }

@@ -20,6 +20,8 @@
 #define SLOT  1u
 #define TAG   0x70696e6c00000007ull
 
+#define PATIENCE 20000 /* ms: for what is to succeed, however slow the machine */
+
 enum {
 	FLIGHT = 1,    /* one request waits in flight for a byte from a pipe */
 	SPIN = 2,      /* loops until ctl->wake, then does I/O */
@@ -63,6 +65,7 @@ void pause_ms(unsigned ms);
 void rig_start(struct holder *h);
 void rig_open(struct holder *h);
 void rig_stop(struct holder *h);
+void rig_suspend(struct holder *h); /* SIGSTOP; all its threads stand still */
 
 /* Fill the pages through the file, cut the file, let the holder go on; nothing of its I/O may be in the
  * pages. */
@@ -71,6 +74,10 @@ void rig_wake(struct holder *h);
 void assert_old_pages_untouched(struct holder *h);
 
 int64_t vmpin(pid_t pid); /* pages; -1: no such process */
-int count_fds(void);
+
+/* A test: no descriptor and no child is left after it. */
+#define RIG_TEST(f) cmocka_unit_test_setup_teardown(f, rig_before, rig_after)
+int rig_before(void **state);
+int rig_after(void **state);
 
 #endif

@@ -354,6 +354,8 @@ static void fork_one(struct actor *a, struct slot *s)
 		broken("fork", "pid %d, status %#x", pid, status);
 }
 
+/* The C library gives the child a stack from mmap() and unmaps it: addresses that become somebody
+ * else's. */
 static void spawn_one(struct actor *a)
 {
 	char *argv[] = {"true", NULL};
@@ -361,7 +363,9 @@ static void spawn_one(struct actor *a)
 	int err;
 
 	now_doing(a, "vfork and exec", NULL);
+	atomic_fetch_add(&round_.giving_begun, 1);
 	err = posix_spawnp(&pid, "true", NULL, NULL, argv, environ);
+	atomic_fetch_add(&round_.giving_ended, 1);
 	a->n[N_FORKS]++;
 	while (!err && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
 		;

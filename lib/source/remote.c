@@ -200,7 +200,7 @@ static int remote_watch(void *src, const struct pinl_memory *mem)
 	return err;
 }
 
-static struct pl_remote_lease *find(struct pl_remote *s, uint64_t id)
+struct pl_remote_lease *pl_remote_find(const struct pl_remote *s, uint64_t id)
 {
 	return (struct pl_remote_lease *)pl_index_first(&s->leases, id, id + 1);
 }
@@ -212,7 +212,7 @@ static void remote_unwatch(void *src, const struct pinl_memory *mem)
 	struct pl_remote_lease *r;
 
 	pthread_mutex_lock(&s->lock);
-	r = find(s, pl_lease_of_memory(mem)->id);
+	r = pl_remote_find(s, pl_lease_of_memory(mem)->id);
 	pthread_mutex_unlock(&s->lock);
 	if (!r)
 		return;
@@ -235,7 +235,7 @@ static int remote_pinned(void *src, const struct pinl_memory *mem, const struct 
 	a.m.handle.slot = h->key;
 	a.m.handle.tag = h->tag;
 	pthread_mutex_lock(&s->lock);
-	r = find(s, a.m.handle.lease);
+	r = pl_remote_find(s, a.m.handle.lease);
 	if (r)
 		r->handle = a.m.handle;
 	pthread_mutex_unlock(&s->lock);

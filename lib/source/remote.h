@@ -99,6 +99,8 @@ struct pl_remote {
 	struct pl_remote_notice *pool; /* [PL_REMOTE_POOL] */
 };
 
+/* The lease of that number, or NULL; lock held. */
+struct pl_remote_lease *pl_remote_find(const struct pl_remote *s, uint64_t id);
 void pl_remote_wake(struct pl_remote *s);
 void *pl_remote_link(void *src);
 void *pl_remote_reporter(void *src);

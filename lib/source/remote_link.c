@@ -286,7 +286,7 @@ static void on_reply(struct pl_remote *s, const struct pl_reply *m)
 /* lock held; false: it has ended */
 static bool fill_change(struct pl_remote *s, struct pl_remote_notice *n, const struct pl_notice_msg *m)
 {
-	const struct pl_remote_lease *r = (void *)pl_index_first(&s->leases, m->lease, m->lease + 1);
+	const struct pl_remote_lease *r = pl_remote_find(s, m->lease);
 	const struct pinl_memory *mem;
 
 	if (!r || m->start < r->msg.start || m->end > r->msg.end || m->start >= m->end ||
@@ -313,9 +313,7 @@ static bool fill_change(struct pl_remote *s, struct pl_remote_notice *n, const s
 /* lock held */
 static void take_va(struct pl_remote *s, uint64_t lease)
 {
-	struct pl_node *n = pl_index_first(&s->leases, lease, lease + 1);
-
-	atomic_store(&((struct pl_remote_lease *)n)->lease->va_lost, true);
+	atomic_store(&pl_remote_find(s, lease)->lease->va_lost, true);
 }
 
 static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)

@@ -28,7 +28,7 @@ static void look(struct pl_remote_notice *n)
 
 	pthread_mutex_lock(&n->src->ctx->lock);
 	pthread_mutex_lock(&n->src->lock);
-	r = (struct pl_remote_lease *)pl_index_first(&n->src->leases, n->lease, n->lease + 1);
+	r = pl_remote_find(n->src, n->lease);
 	if (r)
 		l = r->lease;
 	n->whole = !l || l->state == PINL_RELEASED;
@@ -68,7 +68,7 @@ static void *cookie_of(struct pl_remote_notice *n)
 	void *cookie;
 
 	pthread_mutex_lock(&n->src->lock);
-	r = (struct pl_remote_lease *)pl_index_first(&n->src->leases, n->lease, n->lease + 1);
+	r = pl_remote_find(n->src, n->lease);
 	cookie = r ? r->lease->cookie : NULL;
 	pthread_mutex_unlock(&n->src->lock);
 	return cookie;
