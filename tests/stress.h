@@ -83,7 +83,8 @@ struct record {
 	enum kind kind;
 	struct pinl_policy policy;
 	enum device device;
-	bool must, untouched, follows;
+	bool must, untouched, follows, stale;
+	atomic_bool recycled; /* told of an unmapping, which may have been before it was made */
 };
 
 struct slot {

@@ -256,7 +256,7 @@ static void check_records(void)
 			continue;
 		if (r->must && !(told & changed))
 			broken_lease(id, "was changed, and nothing was said");
-		if (r->untouched && (told & changed))
+		if (r->untouched && !atomic_load(&r->recycled) && ((told & changed) || r->stale))
 			broken_lease(id, "wasn't changed, and it was said to be");
 		if (!(told & BIT(PINL_EV_ORPHAN)) != !(told & BIT(PINL_EV_ORPHAN_END)))
 			broken_lease(id, "has orphans without end, or the reverse");
