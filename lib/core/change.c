@@ -125,6 +125,26 @@ static struct pinl_event change_event(const struct pinl_change *ch, enum pinl_ev
 	return ev;
 }
 
+/*
+ * A lease whose holder had it before these changes began: it is recalled as if they had known of it. It
+ * can't refuse any more.
+ */
+void pl_change_join(struct pinl_lease *l)
+{
+	struct pl_range va;
+
+	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next) {
+		unsigned can = ch->can;
+
+		if (!pl_lease_overlap(l, ch, &va))
+			continue;
+		ch->can &= ~PINL_CAN_REFUSE;
+		pl_recall_apply(l, ch, &va);
+		ch->can = can;
+	}
+	pl_gate_join(l);
+}
+
 static void answered_event(struct pinl_ctx *ctx, const struct pinl_change *ch)
 {
 	struct pinl_event ev = change_event(ch, PINL_EV_ANSWERED);

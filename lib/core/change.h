@@ -15,6 +15,7 @@ bool pl_recall_pending(const struct pinl_lease *lease);
 void pl_recall_apply(struct pinl_lease *lease, struct pinl_change *change, const struct pl_range *va);
 void pl_recall_detached(struct pinl_lease *lease, const struct pinl_change *change,
 			const struct pl_range *part);
+void pl_gate_join(struct pinl_lease *lease);
 void pl_gate_add(struct pinl_ctx *ctx, const struct pinl_change *change);
 
 #endif

@@ -154,6 +154,7 @@ struct pinl_lease {
 	bool has_next;
 	struct pl_recall late; /* told of too late: noticed as soon as the orphan's baseline is taken */
 	bool has_late;
+	bool resumed;	   /* foreign: older than the changes that are under way */
 	bool stuck;	   /* foreign: a force hasn't done it; its holder's answer or a cut will */
 	uint64_t followed; /* foreign: changes up to this one it has followed */
 	struct pl_range detached[PL_MAX_DETACHED];
@@ -194,6 +195,7 @@ static inline struct pinl_lease *pl_lease_of_file_node(struct pl_node *node)
 /* A change that was allowed and may not have happened yet: no new lease on its range. */
 struct pl_gate {
 	uint64_t id;
+	enum pinl_op op;
 	pid_t actor_tid;
 	bool on_file;
 	uint64_t dev, ino, start, end;
@@ -266,6 +268,9 @@ static inline pthread_cond_t *pl_settled(struct pinl_lease *lease)
 
 /* ctx.c */
 int pl_open_core(const struct pinl_opts *opts, struct pinl_ctx **ctx);
+/* For a change that an earlier process has let go, and that hasn't happened; until pinl_change_done().
+ */
+void pl_gate_close(struct pinl_ctx *ctx, struct pinl_change *change);
 void *pl_source_priv(struct pinl_ctx *ctx, const struct pinl_source_ops *ops);
 bool pl_alive(const struct pinl_ctx *ctx);
 int pl_stale(void);
@@ -320,6 +325,7 @@ void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered);
 uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered);
 void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered); /* no lock */
 void pl_change_leave(struct pinl_lease *lease);
+void pl_change_join(struct pinl_lease *lease);				      /* a resumed one */
 bool pl_would_refuse(struct pinl_ctx *ctx, const struct pinl_change *change); /* takes ctx->lock */
 
 /* gate.c (ctx->lock held) */

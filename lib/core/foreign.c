@@ -31,6 +31,7 @@ static void fill_memory(struct pinl_lease *l, const struct pl_foreign *f)
 	l->owner_thread = f->owner_thread;
 	l->since_ns = f->since_ns;
 	l->cookie = f->cookie;
+	l->resumed = f->resumed;
 }
 
 int pl_foreign_lease(struct pinl_device *dev, const struct pl_foreign *f, struct pinl_lease **out)

@@ -32,6 +32,7 @@ struct pl_foreign {
 	struct pinl_policy policy;
 	pid_t owner, owner_thread;
 	uint64_t since_ns; /* when the holder took it */
+	bool resumed;	   /* it was there before the changes that are under way, unknown to them */
 	void *cookie;
 };
 

@@ -9,6 +9,7 @@
 static struct pl_gate gate_of(const struct pinl_change *ch)
 {
 	return (struct pl_gate){.id = ch->id,
+				.op = ch->op,
 				.actor_tid = ch->actor_tid,
 				.on_file = ch->on_file,
 				.dev = ch->file_dev,
@@ -27,6 +28,14 @@ void pl_gate_add(struct pinl_ctx *ctx, const struct pinl_change *ch)
 		return;
 	}
 	ctx->gates[ctx->n_gates++] = gate_of(ch);
+}
+
+void pl_gate_close(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	pthread_mutex_lock(&ctx->lock);
+	ch->id = ++ctx->next_id;
+	pl_gate_add(ctx, ch);
+	pthread_mutex_unlock(&ctx->lock);
 }
 
 void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id)
@@ -62,6 +71,30 @@ bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem, pid_t t
 		if (ctx->gates[i].actor_tid != tid && meets(&ctx->gates[i], mem))
 			return true;
 	return false;
+}
+
+/* What has been let go without asking the lease is told to it as what it is by now: too late. */
+void pl_gate_join(struct pinl_lease *l)
+{
+	struct pl_range va;
+
+	for (int i = 0; i < l->ctx->n_gates; i++) {
+		const struct pl_gate *g = &l->ctx->gates[i];
+		struct pinl_change ch = {.op = g->op,
+					 .can = PINL_CAN_TELL,
+					 .id = g->id,
+					 .on_file = 1,
+					 .file_dev = g->dev,
+					 .file_ino = g->ino,
+					 .file_start = g->start,
+					 .file_end = g->end,
+					 .ceiling_ns = pl_clock_ns(),
+					 .actor_tid = g->actor_tid,
+					 .source = "restart"};
+
+		if (g->on_file && pl_lease_overlap(l, &ch, &va))
+			pl_recall_apply(l, &ch, &va);
+	}
 }
 
 bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem)

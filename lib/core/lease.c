@@ -134,9 +134,9 @@ static int publish_once(struct pinl_lease *l, bool *gated)
 		err = -EOPNOTSUPP;
 	} else if (l->dev->closing) {
 		err = -ENODEV;
-	} else if (pl_change_pending_on(ctx, &l->mem)) {
+	} else if (!l->resumed && pl_change_pending_on(ctx, &l->mem)) {
 		err = -EBUSY;
-	} else if (pl_gate_blocks(ctx, &l->mem, l->owner_thread)) {
+	} else if (!l->resumed && pl_gate_blocks(ctx, &l->mem, l->owner_thread)) {
 		err = -EBUSY;
 		*gated = true;
 	} else {
@@ -144,6 +144,8 @@ static int publish_once(struct pinl_lease *l, bool *gated)
 		l->busy = true;
 		l->inside_ns = pl_clock_ns();
 		publish_locked(l);
+		if (l->resumed)
+			pl_change_join(l);
 	}
 	pthread_mutex_unlock(&ctx->lock);
 	if (err == -EEXIST)

@@ -44,18 +44,18 @@ struct pl_aside {
 #define KEEP_STDERR 0
 #endif
 
-int pl_own_table(int keep)
+int pl_own_table(int first, int last)
 {
-	const int last = STDERR_FILENO;
+	const int std = STDERR_FILENO;
 
-	if (keep < last)
-		keep = last;
+	if (first < std)
+		first = last = std;
 	/* The tail comes first, because what the first call closes isn't even copied. */
-	if (syscall(SYS_close_range, keep + 1, ~0u, CLOSE_RANGE_UNSHARE) ||
-	    (keep > last + 1 && syscall(SYS_close_range, last + 1, keep - 1, 0)) ||
-	    syscall(SYS_close_range, 0, last - KEEP_STDERR, 0))
+	if (syscall(SYS_close_range, last + 1, ~0u, CLOSE_RANGE_UNSHARE) ||
+	    (first > std + 1 && syscall(SYS_close_range, std + 1, first - 1, 0)) ||
+	    syscall(SYS_close_range, 0, std - KEEP_STDERR, 0))
 		return -errno;
-	for (int i = 0; i <= last - KEEP_STDERR; i++) /* for who prints without asking */
+	for (int i = 0; i <= std - KEEP_STDERR; i++) /* for who prints without asking */
 		syscall(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC);
 	return 0;
 }
@@ -80,7 +80,7 @@ static void *aside(void *arg)
 	struct job *j;
 
 	prctl(PR_SET_NAME, "pinl-aside");
-	a->err = pl_own_table(-1);
+	a->err = pl_own_table(-1, -1);
 	while ((j = next_job(a))) {
 		j->result = j->fn(j->arg);
 		sem_post(&j->done);

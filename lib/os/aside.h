@@ -34,9 +34,9 @@ void *pl_aside_map(struct pl_aside *a, int fd, int prot, off_t offset, size_t le
 int pl_aside_error(struct pl_aside *a);
 
 /*
- * Give the calling thread a table of its own, for good, with nothing of the program's in it but `keep`
- * (-1: nothing), which is not a standard descriptor; those are /dev/null.
+ * Give the calling thread a table of its own, for good, with nothing of the program's in it but `first`
+ * to `last` (-1: nothing), which are not standard descriptors; those are /dev/null.
  */
-int pl_own_table(int keep);
+int pl_own_table(int first, int last);
 
 #endif

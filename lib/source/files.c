@@ -36,13 +36,23 @@ struct pl_watched {
 	unsigned refs;
 };
 
+static struct pl_watched *find_file(struct pl_files *s, uint64_t dev, uint64_t ino)
+{
+	struct pl_node *n = pl_index_first(&s->watched, ino, ino + 1);
+
+	while (n && ((struct pl_watched *)n)->dev != dev)
+		n = pl_index_next(n, ino, ino + 1);
+	return (struct pl_watched *)n;
+}
+
 static struct pl_watched *find(struct pl_files *s, const struct pinl_memory *mem)
 {
-	struct pl_node *n = pl_index_first(&s->watched, mem->ino, mem->ino + 1);
+	return find_file(s, mem->dev, mem->ino);
+}
 
-	while (n && ((struct pl_watched *)n)->dev != mem->dev)
-		n = pl_index_next(n, mem->ino, mem->ino + 1);
-	return (struct pl_watched *)n;
+bool pl_files_is_watched(struct pl_files *s, uint64_t dev, uint64_t ino)
+{
+	return find_file(s, dev, ino);
 }
 
 /* Have the gate do something with the file of `fd`, and wait for it. watch_lock held. */
@@ -213,16 +223,16 @@ static int start_error(const struct pl_files *s)
 }
 
 /* An eventfd above the standard descriptors, which the gate treats apart. */
-static int make_wake(void)
+static int make_wake(bool kept)
 {
 	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), low;
 
 	if (fd < 0)
 		return -errno;
-	if (fd > STDERR_FILENO)
+	if (fd > STDERR_FILENO && !kept)
 		return fd;
 	low = fd;
-	fd = fcntl(low, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	fd = kept ? dup3(low, PL_FILES_WAKE, O_CLOEXEC) : fcntl(low, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
 	if (fd < 0)
 		fd = -errno;
 	close(low);
@@ -253,7 +263,8 @@ static void files_free(struct pl_files *s)
 	pthread_cond_destroy(&s->work);
 	pthread_mutex_destroy(&s->lock);
 	pthread_mutex_destroy(&s->watch_lock);
-	free(s->held);
+	if (!s->kept.table)
+		free(s->held);
 	free(s);
 }
 
@@ -289,6 +300,8 @@ static int start_threads(struct pl_files *s)
 		pthread_join(s->gate, NULL);
 		return start_error(s);
 	}
+	if (s->kept.resumed)
+		pl_files_close_gates(s);
 	err = start_thread(&s->reporter, pl_files_reporter, s);
 	if (err) {
 		stop_gate(s);
@@ -310,9 +323,11 @@ static int files_open(struct pinl_ctx *ctx, const void *arg, void **src)
 	pthread_cond_init(&s->done, NULL);
 	pthread_cond_init(&s->work, NULL);
 	s->reports_tail = &s->reports;
-	s->wake = make_wake();
-	s->n_held = pool_size();
-	s->held = calloc(s->n_held, sizeof *s->held);
+	if (arg)
+		s->kept = *(const struct pl_files_kept *)arg;
+	s->wake = make_wake(s->kept.table);
+	s->n_held = s->kept.table ? PL_FILES_MAX_HELD : pool_size();
+	s->held = s->kept.table ? s->kept.table->held : calloc(s->n_held, sizeof *s->held);
 	if (s->wake < 0)
 		err = pinl_set_error(s->wake,
 				     "no descriptor left for the files source; raise ulimit -n");
@@ -326,6 +341,16 @@ static int files_open(struct pinl_ctx *ctx, const void *arg, void **src)
 	}
 	*src = s;
 	return 0;
+}
+
+void pl_files_go_on(void *src)
+{
+	struct pl_files *s = src;
+
+	pthread_mutex_lock(&s->lock);
+	s->go_on = true;
+	pl_files_wake(s);
+	pthread_mutex_unlock(&s->lock);
 }
 
 /* Closing lets everybody go: the gate allows all that still wait before it closes the groups. */

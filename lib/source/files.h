@@ -20,13 +20,24 @@
 #include <pinlease/source.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <sys/fanotify.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "core/index.h"
+#include "os/compat.h"
 #include "os/task.h"
 
 #define PL_FILES_MAX_HELD 1024
+#define PL_FILES_EVENTS	  (FAN_PRE_ACCESS | FAN_OPEN_PERM) /* of group B */
+
+/*
+ * fanotify knows an event by the number of its descriptor alone, and numbers of an earlier process's
+ * events have to stay free for them (files_kept.c): so the gate's own descriptors are above all of those
+ * then.
+ */
+#define PL_FILES_OWN (PL_FILES_MAX_HELD + 64)
+enum { PL_FILES_GROUP_A = PL_FILES_OWN, PL_FILES_GROUP_B, PL_FILES_WAKE };
 
 enum pl_held_state {
 	PL_HELD_FREE,
@@ -41,6 +52,7 @@ struct pl_held {
 	struct pl_files *src;
 	struct pl_held *next;	  /* on free or allowed (gate), reports or answered (lock) */
 	enum pl_held_state state; /* gate; read by the reporter while on reports */
+	uint64_t order;		  /* grows; gate */
 	int fd;			  /* gate */
 	int err;		  /* the answer; lock */
 	pid_t tid;
@@ -49,6 +61,24 @@ struct pl_held {
 	int64_t new_size;
 	uint64_t allowed_ns;
 	bool size_seen;
+};
+
+/* What of the source outlives the process, in memory that somebody keeps. */
+struct pl_files_table {
+	uint64_t layout; /* PL_FILES_LAYOUT, or nothing in here is understood */
+	_Alignas(struct fanotify_event_metadata) char events[4096]; /* read; the gate's */
+	struct pl_held held[PL_FILES_MAX_HELD];
+};
+
+#define PL_FILES_LAYOUT ((uint64_t)sizeof(struct pl_files_table) << 32 | sizeof(struct pl_held) << 8 | 1)
+
+/*
+ * For open: the groups are PL_FILES_GROUP_A and PL_FILES_GROUP_B in the caller's table, and he may close
+ * them when open has returned. No event is read before pl_files_go_on(), and nobody is let go by close.
+ */
+struct pl_files_kept {
+	struct pl_files_table *table;
+	bool resumed; /* groups and table are of an earlier process; else new */
 };
 
 /* Something a caller wants done with the groups; lives on the caller's stack until done. */
@@ -81,7 +111,7 @@ struct pl_files {
 	struct pl_files_ask *asks;
 	struct pl_held *reports, **reports_tail;
 	struct pl_held *answered; /* and those whose end has been told */
-	bool stop, started;
+	bool stop, started, go_on;
 
 	int start_err; /* written before started */
 	const char *start_step;
@@ -92,16 +122,33 @@ struct pl_files {
 	struct pl_fs_seen fs[PL_FILES_FS];
 	unsigned next_fs;
 
+	struct pl_files_kept kept; /* table NULL: nothing outlives this process */
+
 	/* The gate's own. */
+	bool paused; /* until go_on */
 	int group_a, group_b;
 	struct pl_held *free, *allowed;
 	unsigned n_free, n_held, poll_ms;
+	uint64_t order;
 	struct pl_held *held; /* [n_held] */
 };
 
+/* files.c; watch_lock held */
+bool pl_files_is_watched(struct pl_files *s, uint64_t dev, uint64_t ino);
+
 /* files_gate.c */
 void *pl_files_gate(void *src);
+int pl_files_make_group(int *group); /* any thread */
 void pl_files_wake(struct pl_files *s);
+void pl_files_respond(struct pl_files *s, int fd, int err);
+void pl_files_event(struct pl_files *s, const struct fanotify_event_metadata *m);
+void pl_files_allowed(struct pl_files *s, struct pl_held *h);
+
+/* files_kept.c: gate, but for the first */
+void pl_files_close_gates(struct pl_files *s); /* who opens it, while the gate is paused */
+void pl_files_take_over(struct pl_files *s);
+void pl_files_take_up(struct pl_files *s);
+void pl_files_forget_stale(struct pl_files *s, int fd);
 
 /* files_report.c */
 void *pl_files_reporter(void *src);

@@ -9,13 +9,17 @@
  * - the thread allocates nothing, waits for nothing but its own poll(), does nothing with a leased file
  *   but fstat() on the event's descriptor, and calls nothing of the core's that could wait or write.
  *
- * `lock` covers asks, reports, answered, stop, started; all else in here is the gate's own.
+ * What is kept is written before the world can see it: an event is in the table when it has been read,
+ * and leaves it when a pl_held has it or it is answered; a pl_held is ALLOWED when it has been answered.
+ *
+ * `lock` covers asks, reports, answered, stop, started, go_on; all else in here is the gate's own.
  */
 #include "source/files.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -27,7 +31,6 @@
 #include "os/clock.h"
 #include "os/wake.h"
 
-#define EVENTS_B      (FAN_PRE_ACCESS | FAN_OPEN_PERM)
 #define BIGGEST_EVENT 256
 #define GIVE_UP_NS    250000000u
 #define MAX_POLL_MS   32
@@ -53,11 +56,11 @@ void pl_files_wake(struct pl_files *s)
 
 /* ------------------------------------------------------------------------------------- answering -- */
 
-static void respond(int group, int fd, int err)
+void pl_files_respond(struct pl_files *s, int fd, int err)
 {
 	struct fanotify_response r = {.fd = fd, .response = err ? FAN_DENY_ERRNO(-err) : FAN_ALLOW};
 
-	while (syscall(SYS_write, group, &r, sizeof r) < 0) {
+	while (syscall(SYS_write, s->group_b, &r, sizeof r) < 0) {
 		if (errno == EINVAL && r.response != FAN_DENY && err)
 			r.response = FAN_DENY; /* this kernel gives EPERM and nothing else */
 		else if (errno != EINTR)
@@ -74,6 +77,14 @@ static void hold_free(struct pl_files *s, struct pl_held *h)
 	s->n_free++;
 }
 
+void pl_files_allowed(struct pl_files *s, struct pl_held *h)
+{
+	h->allowed_ns = pl_clock_ns();
+	h->next = s->allowed;
+	s->allowed = h;
+	s->poll_ms = 1;
+}
+
 static void on_answers(struct pl_files *s)
 {
 	struct pl_held *h, *next;
@@ -88,16 +99,13 @@ static void on_answers(struct pl_files *s)
 			hold_free(s, h);
 			continue;
 		}
-		respond(s->group_b, h->fd, h->err);
+		pl_files_respond(s, h->fd, h->err);
 		if (h->err) {
 			hold_free(s, h);
 			continue;
 		}
 		h->state = PL_HELD_ALLOWED;
-		h->allowed_ns = pl_clock_ns();
-		h->next = s->allowed;
-		s->allowed = h;
-		s->poll_ms = 1;
+		pl_files_allowed(s, h);
 	}
 }
 
@@ -161,7 +169,7 @@ static void hold(struct pl_files *s, const struct fanotify_event_metadata *m,
 	s->free = h->next;
 	s->n_free--;
 	*h = (struct pl_held){
-		.src = s, .state = PL_HELD_ASKED, .fd = m->fd, .tid = m->pid, .known = seen->known};
+		.src = s, .order = ++s->order, .fd = m->fd, .tid = m->pid, .known = seen->known};
 	h->new_size = seen->op.new_size;
 	if (seen->known)
 		h->call = seen->call;
@@ -179,6 +187,8 @@ static void hold(struct pl_files *s, const struct fanotify_event_metadata *m,
 		.actor_tid = m->pid > 0 ? m->pid : 0,
 		.source = "files",
 	};
+	atomic_signal_fence(memory_order_release); /* what is kept is whole when it says so */
+	h->state = PL_HELD_ASKED;
 	pl_files_report(s, h);
 }
 
@@ -195,27 +205,36 @@ static bool ask_core(struct pl_files *s, const struct fanotify_event_metadata *m
 	return true;
 }
 
-static void on_event(struct pl_files *s, const struct fanotify_event_metadata *m)
+void pl_files_event(struct pl_files *s, const struct fanotify_event_metadata *m)
 {
 	if (m->fd < 0)
 		return; /* overflow: can't be, the queue is unlimited */
+	if (s->kept.resumed)
+		pl_files_forget_stale(s, m->fd);
 	if (s->allowed && m->pid > 0)
 		confirm(s, m->pid);
 	if (m->vers == FANOTIFY_METADATA_VERSION && ask_core(s, m))
 		return;
-	respond(s->group_b, m->fd, 0);
+	pl_files_respond(s, m->fd, 0);
 	raw_close(m->fd);
 }
 
+/* Into the table that is kept, so that an event which has been read is known there at once. */
 static void on_events(struct pl_files *s)
 {
-	_Alignas(struct fanotify_event_metadata) char buf[4096];
+	_Alignas(struct fanotify_event_metadata) char own[4096];
+	char *buf = s->kept.table ? s->kept.table->events : own;
 	size_t room = s->n_free * sizeof(struct fanotify_event_metadata);
-	long n = raw_read(s->group_b, buf, room < sizeof buf ? room : sizeof buf);
 	struct fanotify_event_metadata *m = (void *)buf;
+	long n;
 
-	for (; n > 0 && FAN_EVENT_OK(m, n); m = FAN_EVENT_NEXT(m, n))
-		on_event(s, m);
+	if (s->kept.table)
+		memset(buf, 0, sizeof own);
+	n = raw_read(s->group_b, buf, room < sizeof own ? room : sizeof own);
+	for (; n > 0 && FAN_EVENT_OK(m, n); m = FAN_EVENT_NEXT(m, n)) {
+		pl_files_event(s, m);
+		m->fd = FAN_NOFD;
+	}
 }
 
 /* ------------------------------------------------------------------------------------------ asks -- */
@@ -244,9 +263,9 @@ static int do_ask(struct pl_files *s, const struct pl_files_ask *a)
 			   : mark(s->group_a, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_PRE_ACCESS,
 				  a->path);
 	case PL_TODO_MARK:
-		return mark(s->group_b, FAN_MARK_ADD, EVENTS_B, a->path);
+		return mark(s->group_b, FAN_MARK_ADD, PL_FILES_EVENTS, a->path);
 	case PL_TODO_UNMARK:
-		return mark(s->group_b, FAN_MARK_REMOVE, EVENTS_B, a->path);
+		return mark(s->group_b, FAN_MARK_REMOVE, PL_FILES_EVENTS, a->path);
 	}
 	return -EINVAL;
 }
@@ -255,13 +274,19 @@ static int do_ask(struct pl_files *s, const struct pl_files_ask *a)
 static bool on_asks(struct pl_files *s)
 {
 	struct pl_files_ask *a, *next;
-	bool stop;
+	bool stop, go_on;
 
 	pthread_mutex_lock(&s->lock);
 	a = s->asks;
 	s->asks = NULL;
 	stop = s->stop;
+	go_on = s->go_on;
 	pthread_mutex_unlock(&s->lock);
+	if (s->paused && go_on && !a) {
+		s->paused = false;
+		if (s->kept.resumed)
+			pl_files_take_up(s);
+	}
 	for (; a; a = next) {
 		int err = do_ask(s, a);
 
@@ -278,7 +303,7 @@ static bool on_asks(struct pl_files *s)
 /* ------------------------------------------------------------------------------- life of the thread --
  */
 
-static int make_group(int *group)
+int pl_files_make_group(int *group)
 {
 	unsigned flags = FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_TID |
 			 FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS;
@@ -287,25 +312,40 @@ static int make_group(int *group)
 	return *group < 0 ? -errno : 0;
 }
 
-static int start(struct pl_files *s)
+static int get_groups(struct pl_files *s)
 {
 	int err;
 
-	for (unsigned i = 0; i < s->n_held; i++) {
-		s->held[i].next = s->free;
-		s->free = &s->held[i];
-	}
-	s->n_free = s->n_held;
 	s->start_step = "a descriptor table of its own";
-	err = pl_own_table(s->wake);
+	err = s->kept.table ? pl_own_table(PL_FILES_GROUP_A, PL_FILES_WAKE)
+			    : pl_own_table(s->wake, s->wake);
 	if (err)
 		return err == -EINVAL ? -EPROTO : err; /* EINVAL is for "unknown to this kernel" below */
+	s->group_a = PL_FILES_GROUP_A;
+	s->group_b = PL_FILES_GROUP_B;
+	if (s->kept.table)
+		return 0;
 	s->start_step = "fanotify_init";
-	err = make_group(&s->group_a);
-	if (!err)
-		err = make_group(&s->group_b);
+	err = pl_files_make_group(&s->group_a);
+	return err ? err : pl_files_make_group(&s->group_b);
+}
+
+static int start(struct pl_files *s)
+{
+	int err = get_groups(s);
+
 	if (err)
 		return err;
+	if (s->kept.resumed)
+		pl_files_take_over(s);
+	for (unsigned i = 0; i < s->n_held; i++) {
+		if (s->held[i].state != PL_HELD_FREE)
+			continue;
+		s->held[i].next = s->free;
+		s->free = &s->held[i];
+		s->n_free++;
+	}
+	s->paused = s->kept.table;
 	s->start_step = "FAN_PRE_ACCESS";
 	/* EBADF: the kernel knows the event; EINVAL: it doesn't. */
 	return fanotify_mark(s->group_b, FAN_MARK_ADD, FAN_PRE_ACCESS, -1, NULL) && errno == EINVAL
@@ -318,7 +358,7 @@ static void let_all_go(struct pl_files *s)
 	on_answers(s);
 	for (unsigned i = 0; i < s->n_held; i++)
 		if (s->held[i].state == PL_HELD_ASKED)
-			respond(s->group_b, s->held[i].fd, 0);
+			pl_files_respond(s, s->held[i].fd, 0);
 	raw_close(s->group_b); /* what was never read goes on now */
 	raw_close(s->group_a);
 }
@@ -331,15 +371,16 @@ static void loop(struct pl_files *s)
 	while (!on_asks(s)) {
 		on_answers(s);
 		/* Too few left for one read(): the others wait in the kernel's queue. */
-		fds[1].fd = s->n_free * sizeof(struct fanotify_event_metadata) >= BIGGEST_EVENT
-				    ? s->group_b
-				    : -1;
-		poll(fds, 2, s->allowed ? (int)s->poll_ms : -1);
+		fds[1].fd =
+			!s->paused && s->n_free * sizeof(struct fanotify_event_metadata) >= BIGGEST_EVENT
+				? s->group_b
+				: -1;
+		poll(fds, 2, s->allowed && !s->paused ? (int)s->poll_ms : -1);
 		if (fds[0].revents & POLLIN)
 			raw_read(s->wake, &woken, sizeof woken);
 		if (fds[1].fd >= 0 && (fds[1].revents & POLLIN))
 			on_events(s);
-		if (s->allowed) {
+		if (s->allowed && !s->paused) {
 			confirm(s, 0);
 			s->poll_ms = s->poll_ms < MAX_POLL_MS ? s->poll_ms * 2 : MAX_POLL_MS;
 		}
@@ -361,6 +402,7 @@ void *pl_files_gate(void *src)
 	if (err)
 		return NULL; /* its table closes with it */
 	loop(s);
-	let_all_go(s);
+	if (!s->kept.table)
+		let_all_go(s);
 	return NULL;
 }

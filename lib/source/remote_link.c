@@ -376,7 +376,7 @@ static bool receive_all(struct pl_remote *s)
 
 static int start(struct pl_remote *s)
 {
-	int err = pl_own_table(s->wake);
+	int err = pl_own_table(s->wake, s->wake);
 
 	return err ? err : make_connection(s);
 }
