@@ -23,11 +23,13 @@
 #include "core/foreign.h"
 #include "outside.h"
 #include "proto/wire.h"
+#include "store.h"
 
 struct limits {
 	uint64_t leases, bytes; /* of one user */
 	unsigned connections;	/* of one user */
 	unsigned ceiling_ms;
+	bool closed; /* after a crash who waits, and whoever comes, waits for the restart */
 };
 
 /* What one user has here; as long as he has a connection or a lease. Main loop and reaper: lock. */
@@ -59,7 +61,9 @@ struct held_lease {
 	struct ring *_Atomic
 		ring; /* buf is set before; by which it can be taken from outside; NULL: by none */
 	struct pl_outside_buf buf;
-	bool made;	    /* the device has it */
+	bool made; /* the device has it */
+	bool told; /* on this connection */
+	struct stored_lease *stored;
 	struct notice *own; /* where what finds no room is merged; ctx->lock */
 };
 
@@ -87,7 +91,10 @@ struct holder {
 	pid_t pid;
 	struct user *user;
 	char name[32];
-	bool welcome;	   /* HELLO has come */
+	uint64_t session;
+	struct stored_holder *stored; /* from its first lease on */
+	bool welcome;		      /* HELLO has come */
+	bool returning;	   /* its leases may be older than the changes under way, until ALL_TOLD */
 	atomic_bool left;  /* its connection is over, and it lives: what it has is its own affair */
 	bool full;	   /* the socket takes no more, until it says so */
 	unsigned unforced; /* leases that can't be forced from outside */
@@ -106,6 +113,8 @@ struct server {
 	sd_event *event;
 	struct limits limits;
 	uint64_t boot;
+	struct store store;
+	int given;			      /* the service manager\'s socket; -1: none */
 	int wake;			      /* eventfd: notices have come */
 	LIST_HEAD(, holder) holders, leaving; /* leaving: no connection, may be about to end */
 	int spare; /* let go to turn somebody away where there is no other descriptor; -1 */
@@ -129,6 +138,20 @@ void holder_gone(struct holder *h);		       /* its connection is over */
 void holder_leave(struct holder *h);		       /* and waited for no more */
 void holder_end(struct holder *h);		       /* reaper: waits for its pins to be gone */
 int holder_receive(struct holder *h);		       /* 0; -errno: it is to go */
+
+/* holder.c, for resume.c: main loop */
+struct holder *holder_alloc(struct server *s, uid_t uid, pid_t pid, int pidfd); /* takes pidfd */
+void holder_free(struct holder *h);
+int holder_make_lease(struct holder *h, const struct pl_lease_msg *m, int fd, bool adopted);
+int holder_take_handle(struct held_lease *hl, const struct pl_handle_msg *m);
+void holder_end_lease(struct held_lease *hl);
+bool holder_watch_exit(struct holder *h);
+struct held_lease *holder_find(struct holder *h, uint64_t number);
+
+/* resume.c: main loop */
+void resume_all(struct server *s);
+struct holder *resume_session(struct holder *h, uint64_t session); /* NULL: there is none */
+void resume_told(struct holder *h);
 
 /* notice.c: main loop, or reaper */
 extern const struct pl_foreign_ops holder_foreign_ops; /* of the core's: ctx->lock held */

@@ -42,6 +42,8 @@ static int holder_stop(void *dev, struct pinl_mapping *m)
 		return 0;
 	if (!ring)
 		return no_way();
+	if (hl->stored)
+		__atomic_store_n(&hl->stored->state, STORED_TAKEN, __ATOMIC_RELEASE);
 	pthread_mutex_lock(&ring->lock);
 	if (hl->then != PINL_THEN_FAIL) /* a copy could only be made where the holder is */
 		err = pl_outside_scratch(ring->outside, &hl->buf, deadline);

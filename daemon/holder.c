@@ -9,12 +9,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "daemon.h"
+#include "os/clock.h"
 #include "source/sources.h"
 
 #define READER_MS 1000 /* the longest grace of who can only read the file */
@@ -24,7 +27,7 @@
 #define SO_PEERPIDFD 77
 #endif
 
-static struct held_lease *find(struct holder *h, uint64_t number)
+struct held_lease *holder_find(struct holder *h, uint64_t number)
 {
 	return (struct held_lease *)pl_index_first(&h->leases, number, number + 1);
 }
@@ -106,6 +109,7 @@ static void describe(struct holder *h, const struct pl_lease_msg *m, struct pl_f
 		.owner_thread = m->thread,
 		.since_ns = m->since_ns,
 		.cookie = h->making,
+		.resumed = h->returning,
 	};
 	if (m->grace_ms < UINT32_MAX - m->agent_ms)
 		f->policy.grace_ms += m->agent_ms;
@@ -122,18 +126,51 @@ static int bound_reader(struct pinl_policy *p)
 	return 0;
 }
 
-static int lease(struct holder *h, const struct pl_lease_msg *m, int fd)
+/* Before anybody is told that it is leased. */
+static void keep(struct holder *h, struct held_lease *hl, const struct pl_lease_msg *m,
+		 unsigned grace_ms)
+{
+	struct pl_lease_msg msg = *m;
+	struct stored_holder sh = {.session = h->session, .pid = h->pid, .uid = h->user->uid};
+
+	if (!h->stored) {
+		sh.started = process_started(h->pid);
+		memcpy(sh.name, h->name, sizeof sh.name);
+		h->stored = store_holder(&h->server->store, &sh);
+	}
+	msg.grace_ms = grace_ms;
+	msg.agent_ms = 0;
+	hl->stored =
+		store_lease(&h->server->store, h->stored, &msg, hl->lease->mem.dev, hl->lease->mem.ino);
+}
+
+/* What is adopted has been proved before; the descriptor only says which file it is. */
+static int look(const struct pl_lease_msg *m, int fd, bool adopted, struct stat *st,
+		struct pl_foreign *f)
+{
+	struct statfs fs;
+	bool reader;
+	int err;
+
+	if (adopted) {
+		if (fstat(fd, st) || fstatfs(fd, &fs))
+			return -errno;
+		f->fs_magic = fs.f_type;
+		return 0;
+	}
+	err = file_look(fd, (m->flags & PINL_WRITE) && m->shared, st, &f->fs_magic, &reader);
+	return !err && reader ? bound_reader(&f->policy) : err;
+}
+
+static int lease(struct holder *h, const struct pl_lease_msg *m, int fd, bool adopted)
 {
 	struct held_lease *hl = h->making;
 	struct pl_foreign f;
 	struct stat st;
-	bool reader;
 	int err;
 
 	describe(h, m, &f);
-	err = file_look(fd, (m->flags & PINL_WRITE) && m->shared, &st, &f.fs_magic, &reader);
-	if (!err && reader)
-		err = bound_reader(&f.policy);
+	err = look(m, fd, adopted, &st, &f);
 	if (err)
 		return err;
 	f.file = &st;
@@ -141,7 +178,10 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 	f.fd = file_path_only(fd);
 	if (f.fd < 0)
 		return f.fd;
-	return pl_foreign_lease(h->device, &f, &hl->lease);
+	err = pl_foreign_lease(h->device, &f, &hl->lease);
+	if (!err && !adopted)
+		keep(h, hl, m, f.policy.grace_ms);
+	return err;
 }
 
 static struct held_lease *lease_alloc(void)
@@ -157,6 +197,7 @@ static struct held_lease *lease_alloc(void)
 static void forget(struct holder *h, struct held_lease *hl)
 {
 	notices_drop(h, hl);
+	store_drop_lease(&h->server->store, hl->stored);
 	pl_index_remove(&h->leases, &hl->node);
 	user_discharge(h->server, h->user, hl->bytes);
 	if (hl->ring)
@@ -180,7 +221,7 @@ static int check_numbers(const struct pl_lease_msg *m)
 	return 0;
 }
 
-static int make_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
+int holder_make_lease(struct holder *h, const struct pl_lease_msg *m, int fd, bool adopted)
 {
 	struct server *s = h->server;
 	struct held_lease *hl;
@@ -204,58 +245,82 @@ static int make_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 	hl->node.end = m->lease + 1;
 	h->making = hl;
 	pl_index_insert(&h->leases, &hl->node);
-	err = lease(h, m, fd);
+	err = lease(h, m, fd, adopted);
 	h->making = NULL;
 	if (err) /* something may have been told of it already */
 		forget(h, hl);
 	return err;
 }
 
+/* Told again after a connection broke. */
+static bool is_same(const struct held_lease *hl, const struct pl_lease_msg *m)
+{
+	return hl->lease->m.start == m->start && hl->lease->m.end == m->end &&
+	       hl->lease->mem.offset == m->file_offset;
+}
+
+void holder_end_lease(struct held_lease *hl)
+{
+	pinl_unmap_range(hl->lease);
+	forget(hl->holder, hl);
+}
+
 static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 {
-	struct held_lease *hl = find(h, m->lease);
+	struct held_lease *hl = holder_find(h, m->lease);
 	int err;
 
-	if (hl) /* told again after a connection broke */
-		err = 0;
-	else
-		err = make_lease(h, m, fd);
-	if (!err)
-		hl = find(h, m->lease);
+	if (hl && !is_same(hl, m)) {
+		holder_end_lease(hl);
+		hl = NULL;
+	}
+	err = hl ? 0 : holder_make_lease(h, m, fd, false);
+	if (!err) {
+		hl = holder_find(h, m->lease);
+		hl->told = true;
+	}
 	return reply(h, &m->head, err, err ? 0 : coverage(h->server, &hl->lease->mem));
 }
 
 static int on_unlease(struct holder *h, const struct pl_unlease_msg *m)
 {
-	struct held_lease *hl = find(h, m->lease);
+	struct held_lease *hl = holder_find(h, m->lease);
 
-	if (!hl)
-		return 0;
-	pinl_unmap_range(hl->lease);
-	forget(h, hl);
+	if (hl)
+		holder_end_lease(hl);
 	return 0;
+}
+
+/* What is said again is the same, or wrong: a force may be at it. */
+int holder_take_handle(struct held_lease *hl, const struct pl_handle_msg *m)
+{
+	struct ring *ring = NULL;
+	int err = 0;
+
+	if (hl->made)
+		return 0;
+	if (m->kind == PL_HANDLE_URING)
+		err = ring_get(hl->holder, m->fd, &ring);
+	hl->buf = (struct pl_outside_buf){
+		.slot = m->slot, .start = hl->lease->m.start, .end = hl->lease->m.end, .tag = m->tag};
+	if (ring)
+		atomic_store(&hl->ring, ring);
+	hl->made = true;
+	return err;
 }
 
 static int on_handle(struct holder *h, const struct pl_handle_msg *m)
 {
-	struct held_lease *hl = find(h, m->lease);
-	struct ring *ring = NULL;
-	int err = 0;
+	struct held_lease *hl = holder_find(h, m->lease);
+	int err;
 
 	if (!hl)
 		return reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
 	if (m->kind > PL_HANDLE_URING)
 		return reply(h, &m->head, pinl_set_error(-EINVAL, "no such kind of handle"), 0);
-	if (m->kind == PL_HANDLE_URING && !hl->made)
-		err = ring_get(h, m->fd, &ring);
-	if (!hl->made)
-		hl->buf = (struct pl_outside_buf){.slot = m->slot,
-						  .start = hl->lease->m.start,
-						  .end = hl->lease->m.end,
-						  .tag = m->tag};
-	if (ring)
-		atomic_store(&hl->ring, ring);
-	hl->made = true;	   /* what is said again is the same, or wrong: a force may be at it */
+	if (hl->stored && !hl->made)
+		hl->stored->handle = *m;
+	err = holder_take_handle(hl, m);
 	if (err && !h->unforced++) /* once, as it is the holder who says how often */
 		fprintf(stderr, "pinleased: lease %lu of %s (%d) can't be forced from outside: %s\n",
 			hl->number, h->name, h->pid, pinl_error());
@@ -269,7 +334,7 @@ static int on_handle(struct holder *h, const struct pl_handle_msg *m)
 
 static int on_released(struct holder *h, const struct pl_released_msg *m)
 {
-	struct held_lease *hl = find(h, m->lease);
+	struct held_lease *hl = holder_find(h, m->lease);
 	struct pl_range va = {m->start, m->end};
 
 	if (!hl)
@@ -287,8 +352,10 @@ static int on_released(struct holder *h, const struct pl_released_msg *m)
 
 /* ------------------------------------------------------------------------------------- receiving -- */
 
+/* h may be gone afterwards, its socket another holder's: who takes up where he left. */
 static int on_hello(struct holder *h, const struct pl_hello *m)
 {
+	struct holder *old;
 	union pl_message w;
 
 	if (m->version != PL_PROTO_VERSION) {
@@ -300,10 +367,14 @@ static int on_hello(struct holder *h, const struct pl_hello *m)
 		      0);
 		return -EPROTONOSUPPORT;
 	}
+	if (m->resume && (old = resume_session(h, m->resume)))
+		h = old;
 	h->welcome = true;
+	h->returning = m->resume;
 	for (size_t i = 0; i < sizeof h->name; i++) /* it goes to logs and terminals */
 		h->name[i] = m->name[i] && (m->name[i] < ' ' || m->name[i] > '~') ? '?' : m->name[i];
 	pl_message_init(&w, PL_WELCOME);
+	w.welcome.session = h->session;
 	w.head.serial = m->head.serial;
 	w.welcome.version = PL_PROTO_VERSION;
 	w.welcome.ceiling_ms = h->server->limits.ceiling_ms;
@@ -330,6 +401,9 @@ static int dispatch(struct holder *h, const union pl_message *m, int fd)
 		return on_unlease(h, &m->unlease);
 	case PL_RELEASED:
 		return on_released(h, &m->released);
+	case PL_ALL_TOLD:
+		resume_told(h);
+		return 0;
 	case PL_LIST:
 		return list_begin(h, &m->list);
 	default:
@@ -356,18 +430,15 @@ int holder_receive(struct holder *h)
 
 /* ------------------------------------------------------------------------------- coming and going -- */
 
-static int identify(struct holder *h, uid_t *uid)
+static int identify(int sock, struct ucred *cred, int *pidfd)
 {
-	socklen_t len = sizeof(struct ucred);
-	struct ucred cred;
+	socklen_t len = sizeof *cred;
 
-	if (getsockopt(h->sock, SOL_SOCKET, SO_PEERCRED, &cred, &len))
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, cred, &len))
 		return -errno;
-	h->pid = cred.pid;
-	*uid = cred.uid;
-	len = sizeof h->pidfd; /* of who connected, whose number may be another's by now; since 6.5 */
-	if (getsockopt(h->sock, SOL_SOCKET, SO_PEERPIDFD, &h->pidfd, &len))
-		h->pidfd = syscall(SYS_pidfd_open, cred.pid, 0);
+	len = sizeof *pidfd; /* of who connected, whose number may be another's by now; since 6.5 */
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERPIDFD, pidfd, &len))
+		*pidfd = syscall(SYS_pidfd_open, cred->pid, 0);
 	return 0;
 }
 
@@ -384,36 +455,57 @@ static void say_no(int sock)
 	pl_message_send(sock, &m, -1);
 }
 
-struct holder *holder_new(struct server *s, int sock)
+void holder_free(struct holder *h)
+{
+	if (h->user)
+		user_put(h->server, h->user, true);
+	if (h->pidfd >= 0)
+		close(h->pidfd);
+	free(h->pool);
+	list_free(h->listing);
+	free(h);
+}
+
+/* Without a connection. */
+struct holder *holder_alloc(struct server *s, uid_t uid, pid_t pid, int pidfd)
 {
 	struct holder *h = calloc(1, sizeof *h);
-	uid_t uid = 0;
 
-	if (!h)
-		goto no;
+	if (!h) {
+		close(pidfd);
+		return NULL;
+	}
 	h->server = s;
-	h->sock = sock;
-	h->pidfd = -1;
-	if (notices_init(h))
-		goto no;
-	if (identify(h, &uid) || !(h->user = user_get(s, uid)))
-		goto no;
-	if (pinl_device_open_ops(s->ctx, &holder_device_ops, h, &h->device))
-		goto user;
+	h->sock = -1;
+	h->pid = pid;
+	h->pidfd = pidfd;
+	while (!h->session)
+		if (getrandom(&h->session, sizeof h->session, 0) < 0)
+			h->session = pl_clock_ns();
+	if (notices_init(h) || !(h->user = user_get(s, uid)) ||
+	    pinl_device_open_ops(s->ctx, &holder_device_ops, h, &h->device)) {
+		holder_free(h);
+		return NULL;
+	}
 	pl_device_foreign(h->device, &holder_foreign_ops);
+	return h;
+}
+
+struct holder *holder_new(struct server *s, int sock)
+{
+	struct ucred cred;
+	struct holder *h;
+	int pidfd = -1;
+
+	h = identify(sock, &cred, &pidfd) ? NULL : holder_alloc(s, cred.uid, cred.pid, pidfd);
+	if (!h) {
+		say_no(sock);
+		close(sock);
+		return NULL;
+	}
+	h->sock = sock;
 	LIST_INSERT_HEAD(&s->holders, h, link);
 	return h;
-user:
-	user_put(s, h->user, true);
-no:
-	say_no(sock);
-	if (h && h->pidfd >= 0)
-		close(h->pidfd);
-	if (h)
-		free(h->pool);
-	free(h);
-	close(sock);
-	return NULL;
 }
 
 /* To the reaper. */
@@ -445,13 +537,18 @@ static int on_patience_over(sd_event_source *source, uint64_t usec, void *arg)
 	return 0;
 }
 
+bool holder_watch_exit(struct holder *h)
+{
+	return h->pidfd >= 0 &&
+	       sd_event_add_io(h->server->event, &h->exit, h->pidfd, EPOLLIN, on_exit_seen, h) >= 0;
+}
+
 /* Who is about to end has its connection closed a little before. */
 static bool waits_for_exit(struct holder *h)
 {
 	sd_event *event = h->server->event;
 
-	return h->leases.root && h->pidfd >= 0 &&
-	       sd_event_add_io(event, &h->exit, h->pidfd, EPOLLIN, on_exit_seen, h) >= 0 &&
+	return h->leases.root && holder_watch_exit(h) &&
 	       sd_event_add_time_relative(event, &h->patience, CLOCK_MONOTONIC, ENDING_MS * 1000, 0,
 					  on_patience_over, h) >= 0;
 }
@@ -481,10 +578,6 @@ void holder_end(struct holder *h)
 	pinl_device_close(h->device); /* with the leases that are left */
 	while (h->leases.root)
 		forget(h, (struct held_lease *)h->leases.root);
-	user_put(h->server, h->user, true);
-	if (h->pidfd >= 0)
-		close(h->pidfd);
-	free(h->pool);
-	list_free(h->listing);
-	free(h);
+	store_drop_holder(&h->server->store, h->stored);
+	holder_free(h);
 }

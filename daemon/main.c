@@ -20,13 +20,22 @@ struct options {
 	struct limits limits;
 };
 
-enum { SOCKET = 's', LEASES = 'l', BYTES = 'b', CEILING = 'c', CONNECTIONS = 'n' };
+enum {
+	SOCKET = 's',
+	LEASES = 'l',
+	BYTES = 'b',
+	CEILING = 'c',
+	CONNECTIONS = 'n',
+	CRASH = 'k',
+};
 
 static const struct argp_option option_table[] = {
 	{"socket", SOCKET, "PATH", 0, "Where to listen, without systemd [" PL_PROTO_PATH "]", 0},
 	{"ceiling", CEILING, "MS", 0, "No change waits longer for a notice's answer [10000]", 0},
 	{"max-leases", LEASES, "N", 0, "Leases of one user [100000]", 0},
 	{"max-bytes", BYTES, "N", 0, "Leased bytes of one user [1 TiB]", 0},
+	{"after-crash", CRASH, "closed|open", 0,
+	 "Who waits for a lease then, and who comes: wait for the restart, or go on [closed]", 0},
 	{"max-connections", CONNECTIONS, "N", 0, "Connections of one user [1024]", 0},
 	{0},
 };
@@ -60,6 +69,11 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		return 0;
 	case CONNECTIONS:
 		o->limits.connections = number(arg, state);
+		return 0;
+	case CRASH:
+		if (strcmp(arg, "open") && strcmp(arg, "closed"))
+			argp_error(state, "\"%s\" is neither closed nor open", arg);
+		o->limits.closed = !strcmp(arg, "closed");
 		return 0;
 	case ARGP_KEY_ARG:
 		argp_usage(state);
@@ -97,10 +111,10 @@ static int make_socket(const char *path)
 
 static int listen_on(struct server *s, const struct options *o)
 {
-	int n = sd_listen_fds(1), sock;
+	int sock;
 
-	if (n > 0)
-		return server_listen(s, SD_LISTEN_FDS_START);
+	if (s->given >= 0)
+		return server_listen(s, s->given);
 	sock = make_socket(o->socket);
 	if (sock < 0)
 		return pinl_set_error(sock, "can't listen on %s: %s", o->socket, strerror(-sock));
@@ -144,7 +158,8 @@ int main(int argc, char **argv)
 		.limits = {.leases = 100000,
 			   .bytes = 1ull << 40,
 			   .connections = 1024,
-			   .ceiling_ms = 10000},
+			   .ceiling_ms = 10000,
+			   .closed = true},
 	};
 	struct server *s;
 	sd_event *event;
@@ -165,6 +180,8 @@ int main(int argc, char **argv)
 	sd_notify(0, "READY=1");
 	err = sd_event_loop(event);
 	sd_notify(0, "STOPPING=1");
+	if (s->store.image && err >= 0) /* all is in the store: who waits, waits for the restart */
+		_exit(EXIT_SUCCESS);
 	server_free(s);
 	sd_event_unref(event);
 	return err < 0 ? fail(err, "event loop") : EXIT_SUCCESS;

@@ -112,9 +112,14 @@ static int open_core(struct server *s)
 				 .sources = PINL_SOURCE_FILES,
 				 .summary_fd = -1};
 
+	struct pl_files_kept kept = {.table = s->store.image ? &s->store.image->files : NULL,
+				     .resumed = s->store.resumed};
 	char sources[1024] = "";
-	int err = pinl_open(&opts, &s->ctx);
+	int err = kept.table ? pl_open_core(&opts, &s->ctx) : pinl_open(&opts, &s->ctx);
 
+	if (!err && kept.table)
+		err = pinl_source_add(s->ctx, &pl_files_ops, &kept);
+	store_groups_taken(&s->store);
 	if (!err && !pl_source_priv(s->ctx, &pl_files_ops)) {
 		pinl_sources(s->ctx, sources, sizeof sources);
 		fprintf(stderr, "pinleased: no change of a file can be held here: %s", sources);
@@ -146,6 +151,8 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 	pthread_cond_init(&s->work, NULL);
 	if (getrandom(&s->boot, sizeof s->boot, 0) < 0)
 		s->boot = getpid();
+	s->given = -1;
+	store_open(&s->store, limits->closed, &s->given);
 	s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	err = s->wake < 0 ? -errno : open_core(s);
 	if (!err)
@@ -160,9 +167,14 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 			close(s->wake);
 		if (s->spare >= 0)
 			close(s->spare);
+		store_close(&s->store);
 		free(s);
 		return err;
 	}
+	if (s->store.resumed)
+		resume_all(s);
+	if (s->store.image)
+		pl_files_go_on(pl_source_priv(s->ctx, &pl_files_ops));
 	*out = s;
 	return 0;
 }
@@ -183,5 +195,6 @@ void server_free(struct server *s)
 	close(s->wake);
 	if (s->spare >= 0)
 		close(s->spare);
+	store_close(&s->store);
 	free(s);
 }

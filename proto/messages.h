@@ -30,6 +30,7 @@ struct pl_hello {
 	uint32_t version; /* PL_PROTO_VERSION */
 	uint32_t role;	  /* enum pl_role */
 	char name[32];	  /* of the program, for people; ends with 0 */
+	uint64_t resume;  /* the session of the connection before, if there was one; else 0 */
 };
 
 enum pl_role { PL_ROLE_HOLDER, PL_ROLE_COMMAND };
@@ -77,6 +78,11 @@ struct pl_unlease_msg {
 	uint64_t lease;
 };
 
+/* After HELLO with `resume` and a LEASE for each lease there is: what wasn't told ends. No REPLY. */
+struct pl_all_told_msg {
+	struct pl_head head;
+};
+
 /* The answer to a NOTICE: the device is off these bytes of the lease, or off all of it. No REPLY. */
 struct pl_released_msg {
 	struct pl_head head;
@@ -102,7 +108,8 @@ struct pl_welcome {
 	struct pl_head head;
 	uint32_t version;
 	uint32_t ceiling_ms;
-	uint64_t boot; /* another one after each start of the arbiter */
+	uint64_t boot;	  /* another one after each start of the arbiter */
+	uint64_t session; /* what `resume` may name */
 	uint64_t max_leases, max_bytes;
 };
 
@@ -159,6 +166,7 @@ struct pl_entry_msg {
 	X(RELEASED, 5, struct pl_released_msg, 0)                                                       \
 	X(COVER, 6, struct pl_cover_msg, 1)                                                             \
 	X(LIST, 7, struct pl_list_msg, 0)                                                               \
+	X(ALL_TOLD, 14, struct pl_all_told_msg, 0)                                                      \
 	X(WELCOME, 65, struct pl_welcome, 0)                                                            \
 	X(REPLY, 66, struct pl_reply, 0)                                                                \
 	X(NOTICE, 67, struct pl_notice_msg, 0)                                                          \
@@ -184,6 +192,7 @@ union pl_message {
 	struct pl_reply reply;
 	struct pl_notice_msg notice;
 	struct pl_list_msg list;
+	struct pl_all_told_msg all_told;
 	struct pl_entry_msg entry;
 };
 

@@ -26,15 +26,17 @@ START = 0x10000000  # an address of the holder's: only he knows what is there
 
 HEAD = struct.Struct('=IHHQ')
 HELLO, LEASE, HANDLE, UNLEASE, RELEASED, COVER = range(1, 7)
+ALL_TOLD = 14
 WELCOME, REPLY, NOTICE = range(65, 68)
 BODY = {
-    HELLO: struct.Struct('=II32s'),
+    HELLO: struct.Struct('=II32sQ'),
     LEASE: struct.Struct('=QQQQQIIIIIIIi16s'),
     HANDLE: struct.Struct('=QIiIIQ'),
     UNLEASE: struct.Struct('=Q'),
     RELEASED: struct.Struct('=QQQQII'),
     COVER: struct.Struct('='),
-    WELCOME: struct.Struct('=IIQQQ'),
+    ALL_TOLD: struct.Struct('='),
+    WELCOME: struct.Struct('=IIQQQQ'),
     REPLY: struct.Struct('=iIQ216s'),
     NOTICE: struct.Struct('=QQQQQIIIii12s'),
 }
@@ -46,7 +48,7 @@ FORCED, RECALLED, LOST, REFUSED = range(4)
 TOLD, BEFORE, HELD, REFUSABLE = 1, 2, 4, 8
 QUIESCED = 1
 
-Welcome = collections.namedtuple('Welcome', 'version ceiling_ms boot max_leases max_bytes')
+Welcome = collections.namedtuple('Welcome', 'version ceiling_ms boot session max_leases max_bytes')
 Reply = collections.namedtuple('Reply', 'err value text')
 Notice = collections.namedtuple('Notice', 'lease seq start end deadline_ns what op also pid tid source')
 
@@ -128,8 +130,8 @@ class Client:
         assert kind == NOTICE, kind
         return self.as_notice(values)
 
-    def hello(self, version=1, name=b'python'):
-        return self.ask(HELLO, version, 0, name)
+    def hello(self, version=1, name=b'python', resume=0):
+        return self.ask(HELLO, version, 0, name, resume)
 
     def cover(self, fd):
         return self.ask(COVER, fds=[fd])

@@ -135,7 +135,7 @@ def no_ends():
     with open('/dev/null', 'rb') as null:
         each_is_let_go([(ac.message(ac.LEASE, *[0] * 13, b'd' * 16), [null.fileno()])])
     with besides() as (arbiter, _), arbiter.client(hello=False) as client:
-        client.send(ac.message(ac.HELLO, 1, 0, b'n' * 32))
+        client.send(ac.message(ac.HELLO, 1, 0, b'n' * 32, 0))
         same(client.until_gone(), [])
 
 

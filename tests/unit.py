@@ -137,7 +137,7 @@ class Client:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.settimeout(30)
         self.sock.connect(path)
-        self.send(HELLO, struct.pack('II32s', 1, 0, b'unit.py'))
+        self.send(HELLO, struct.pack('II32sQ', 1, 0, b'unit.py', 0))
         self.sock.recv(512)
 
     def send(self, kind, body=b'', fds=()):

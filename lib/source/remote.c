@@ -308,6 +308,7 @@ static void init(struct pl_remote *s, struct pinl_ctx *ctx)
 	pthread_cond_init(&s->work, &attr);
 	pthread_condattr_destroy(&attr);
 	s->asks_tail = &s->asks;
+	s->untold = UINT64_MAX;
 	s->reports_tail = &s->reports;
 	s->answers_tail = &s->answers;
 	s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -48,7 +48,6 @@ struct pl_remote_lease {
 	struct pl_lease_msg msg;
 	int how; /* the file is opened to be shown */
 	struct pl_handle_msg handle;
-	bool fresh; /* nobody has told the arbiter on this connection */
 };
 
 /* What a caller wants said, and answered; on his stack. */
@@ -87,13 +86,16 @@ struct pl_remote {
 	struct pl_remote_notice *free, *reports, **reports_tail, *answers, **answers_tail;
 	struct pl_remote_fs fs[PL_REMOTE_FS];
 	unsigned next_fs;
+	uint64_t
+		untold; /* leases from this number on may be older than the connection; the last: none */
 	bool connected, lost; /* lost: to be said by the reporter */
 	bool started, stop;
 	int start_err;
 
 	/* The link's own. */
 	int sock;
-	unsigned connection;
+	unsigned connection;	/* the same one to the same arbiter counts as one */
+	uint64_t boot, session; /* the arbiter's name for us; 0: never connected */
 	uint64_t serial;
 	struct pl_remote_ask *waiting; /* sent, to be answered */
 	struct pl_remote_notice *pool; /* [PL_REMOTE_POOL] */

@@ -59,6 +59,12 @@ static int wait_for_welcome(struct pl_remote *s)
 		err = m.reply.err ? m.reply.err : -EPROTO;
 	else if (!err && (m.head.type != PL_WELCOME || m.welcome.version != PL_PROTO_VERSION))
 		err = -EPROTO;
+	if (!err && (m.welcome.boot != s->boot || m.welcome.session != s->session))
+		s->connection++;
+	if (!err) {
+		s->boot = m.welcome.boot;
+		s->session = m.welcome.session;
+	}
 	return err;
 }
 
@@ -70,6 +76,7 @@ static int hello(struct pl_remote *s)
 	pl_message_init(&m, PL_HELLO);
 	m.hello.version = PL_PROTO_VERSION;
 	m.hello.role = PL_ROLE_HOLDER;
+	m.hello.resume = s->session;
 	prctl(PR_GET_NAME, m.hello.name);
 	snprintf(m.hello.name, sizeof m.hello.name, "%s", program_invocation_short_name);
 	err = pl_message_send(s->sock, &m, -1);
@@ -94,7 +101,6 @@ static int make_connection(struct pl_remote *s)
 		s->sock = -1;
 		return err;
 	}
-	s->connection++;
 	return 0;
 }
 
@@ -117,9 +123,7 @@ static void forget_connection(struct pl_remote *s)
 		s->waiting = a->next;
 		finish(s, a, -ENOTCONN);
 	}
-	for (struct pl_node *n = pl_index_first(&s->leases, 0, UINTPTR_MAX); n;
-	     n = pl_index_next(n, 0, UINTPTR_MAX))
-		((struct pl_remote_lease *)n)->fresh = true;
+	s->untold = 0;
 	memset(s->fs, 0, sizeof s->fs);
 	s->connected = false;
 	s->lost = true;
@@ -219,21 +223,20 @@ static bool send_answer(struct pl_remote *s)
 	return true;
 }
 
-/* A lease from before the connection broke. Its descriptor lives as long as it is in the index. */
-static bool send_fresh(struct pl_remote *s)
+static int send_all_told(struct pl_remote *s)
 {
-	struct pl_node *n = pl_index_first(&s->leases, 0, UINTPTR_MAX);
-	struct pl_remote_lease *r;
 	union pl_message m;
+
+	pl_message_init(&m, PL_ALL_TOLD);
+	return send_with(s, &m, NULL, 0);
+}
+
+static int send_lease(struct pl_remote *s, const struct pl_remote_lease *r)
+{
+	union pl_message m = {.lease = r->msg};
 	char path[64];
 	int err;
 
-	while (n && !((struct pl_remote_lease *)n)->fresh)
-		n = pl_index_next(n, 0, UINTPTR_MAX);
-	if (!n || s->sock < 0)
-		return false;
-	r = (struct pl_remote_lease *)n;
-	m.lease = r->msg;
 	set_head(&m, PL_LEASE);
 	snprintf(path, sizeof path, "/proc/self/task/%d/fd/%d", getpid(), r->lease->mem.fd);
 	err = send_with(s, &m, path, r->how);
@@ -242,10 +245,27 @@ static bool send_fresh(struct pl_remote *s)
 		set_head(&m, PL_HANDLE);
 		err = send_with(s, &m, NULL, 0);
 	}
-	if (err == -EAGAIN) /* twice the same lease is the same lease */
+	return err;
+}
+
+/*
+ * A lease from before the connection broke; its descriptor lives as long as it is in the index. One that
+ * is new may be told twice: twice the same lease is the same lease. False: no more of them, or no room
+ * now.
+ */
+static bool send_untold(struct pl_remote *s)
+{
+	struct pl_node *n;
+	int err;
+
+	if (s->sock < 0 || s->untold == UINT64_MAX)
 		return false;
-	r->fresh = false;
-	return true;
+	n = pl_index_first(&s->leases, s->untold, UINTPTR_MAX);
+	err = n ? send_lease(s, (struct pl_remote_lease *)n) : send_all_told(s);
+	if (err == -EAGAIN || err == -ETOOMANYREFS) /* until some of it is answered */
+		return false;
+	s->untold = n ? n->end : UINT64_MAX;
+	return n;
 }
 
 /* True: something is left to be sent. */
@@ -254,7 +274,7 @@ static bool send_all(struct pl_remote *s)
 	bool left;
 
 	pthread_mutex_lock(&s->lock);
-	while (send_fresh(s))
+	while (send_untold(s))
 		;
 	while (send_answer(s))
 		;
@@ -279,6 +299,9 @@ static void on_reply(struct pl_remote *s, const struct pl_reply *m)
 		a->value = m->value;
 		memcpy(a->text, m->text, sizeof a->text);
 		finish(s, a, m->err);
+	} else if (m->err) { /* of a lease told again: it isn't guarded */
+		s->lost = true;
+		pthread_cond_signal(&s->work);
 	}
 	pthread_mutex_unlock(&s->lock);
 }

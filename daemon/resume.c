@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Going on where an earlier pinleased, or an earlier connection, has left off. Who is in the store and
+ * still lives has its leases again before the first change is looked at, whether it can say so or not: a
+ * holder that is stopped can't register. When it connects again it names its session and goes on
+ * as that holder; what it then doesn't tell of has ended meanwhile.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "daemon.h"
+#include "os/compat.h"
+#include "source/sources.h"
+
+/* ------------------------------------------------------------------------------ another connection --
+ */
+
+static struct holder *find_session(struct server *s, const struct holder *h, uint64_t session)
+{
+	struct holder *old;
+
+	LIST_FOREACH(old, &s->leaving, link)
+	if (old->session == session && old->pid == h->pid && old->user == h->user)
+		return old;
+	return NULL;
+}
+
+/* Its connection has ended before the new one began, which may be known the other way round. */
+static void end_old(struct server *s, const struct holder *h, uint64_t session)
+{
+	struct holder *old;
+
+	LIST_FOREACH(old, &s->holders, link)
+	if (old != h && old->session == session && old->pid == h->pid && old->user == h->user)
+		break;
+	if (old)
+		holder_gone(old);
+}
+
+struct holder *resume_session(struct holder *h, uint64_t session)
+{
+	struct server *s = h->server;
+	struct holder *old;
+
+	end_old(s, h, session);
+	old = find_session(s, h, session);
+	if (!old)
+		return NULL;
+	old->exit = sd_event_source_disable_unref(old->exit);
+	old->patience = sd_event_source_disable_unref(old->patience);
+	old->sock = h->sock;
+	old->io = h->io;
+	sd_event_source_set_userdata(old->io, old);
+	old->full = false;
+	for (struct pl_node *n = pl_index_first(&old->leases, 0, UINTPTR_MAX); n;
+	     n = pl_index_next(n, 0, UINTPTR_MAX))
+		((struct held_lease *)n)->told = false;
+	LIST_REMOVE(old, link);
+	LIST_INSERT_HEAD(&s->holders, old, link);
+	LIST_REMOVE(h, link);
+	pinl_device_close(h->device);
+	holder_free(h);
+	return old;
+}
+
+void resume_told(struct holder *h)
+{
+	struct pl_node *n = pl_index_first(&h->leases, 0, UINTPTR_MAX), *next;
+
+	for (; n; n = next) {
+		struct held_lease *hl = (struct held_lease *)n;
+
+		next = pl_index_next(n, 0, UINTPTR_MAX);
+		if (!hl->told)
+			holder_end_lease(hl);
+	}
+	h->returning = false;
+}
+
+/* --------------------------------------------------------------------------------- another process --
+ */
+
+static struct holder *adopt_holder(struct server *s, struct stored_holder *sh)
+{
+	int pidfd = syscall(SYS_pidfd_open, sh->pid, 0);
+	struct holder *h;
+
+	if (pidfd < 0)
+		return NULL;
+	if (process_started(sh->pid) != sh->started) { /* looked at after the pidfd was made */
+		close(pidfd);
+		return NULL;
+	}
+	h = holder_alloc(s, sh->uid, sh->pid, pidfd);
+	if (!h)
+		return NULL;
+	h->session = sh->session;
+	memcpy(h->name, sh->name, sizeof h->name);
+	h->stored = sh;
+	h->full = true; /* nobody is there to be told */
+	h->returning = true;
+	LIST_INSERT_HEAD(&s->leaving, h, link);
+	holder_watch_exit(h);
+	return h;
+}
+
+/* The file by the holder's mapping; a part of the range may be something else by now. -1: nowhere. */
+static int find_file(const struct holder *h, int maps, const struct stored_lease *l)
+{
+	struct pl_procmap_query q;
+	struct stat st;
+	char path[96];
+
+	for (uint64_t at = l->msg.start; at < l->msg.end; at = q.vma_end) {
+		int fd;
+
+		q = (struct pl_procmap_query){.size = sizeof q,
+					      .query_addr = at,
+					      .query_flags = PL_PROCMAP_COVERING_OR_NEXT_VMA};
+		if (ioctl(maps, PL_PROCMAP_QUERY, &q) || q.vma_start >= l->msg.end)
+			return -1;
+		snprintf(path, sizeof path, "/proc/%d/map_files/%llx-%llx", h->pid,
+			 (unsigned long long)q.vma_start, (unsigned long long)q.vma_end);
+		fd = open(path, O_PATH | O_CLOEXEC);
+		if (fd >= 0 && !fstat(fd, &st) && st.st_dev == l->dev && st.st_ino == l->ino)
+			return fd;
+		if (fd >= 0)
+			close(fd);
+	}
+	return -1;
+}
+
+static void nobody(struct pinl_change *change, int err)
+{
+}
+
+/* An earlier force may be over or not, and what it was for may be gone: it is done once more. */
+static void take_again(struct server *s, const struct held_lease *hl)
+{
+	const struct pinl_memory *mem = &hl->lease->mem;
+	struct pinl_change ch = {.op = PINL_OP_TRUNCATE,
+				 .can = PINL_CAN_TELL | PINL_CAN_BEFORE,
+				 .on_file = 1,
+				 .file_dev = mem->dev,
+				 .file_ino = mem->ino,
+				 .file_start = mem->offset,
+				 .file_end = mem->offset + (mem->end - mem->start),
+				 .newer_than = hl->lease->id - 1,
+				 .source = "restart",
+				 .answer = nobody};
+
+	pinl_change_submit(s->ctx, &ch);
+}
+
+static int adopt_lease(struct holder *h, int maps, struct stored_lease *l)
+{
+	struct held_lease *hl;
+	int fd = find_file(h, maps, l), err;
+
+	if (fd < 0)
+		return -ENOENT;
+	err = holder_make_lease(h, &l->msg, fd, true);
+	close(fd);
+	if (err)
+		return err;
+	hl = holder_find(h, l->msg.lease);
+	hl->stored = l;
+	if (l->handle.head.type)
+		holder_take_handle(hl, &l->handle);
+	if (l->state == STORED_TAKEN)
+		take_again(h->server, hl);
+	return 0;
+}
+
+static int open_maps(const struct holder *h)
+{
+	char path[32];
+
+	snprintf(path, sizeof path, "/proc/%d/maps", h->pid);
+	return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+static void adopt_leases(struct server *s, struct holder **holders, unsigned *taken, unsigned *lost)
+{
+	struct store_image *i = s->store.image;
+	struct holder *of = NULL;
+	int maps = -1;
+
+	for (uint32_t n = 0; n < i->leases_used; n++) {
+		struct stored_lease *l = &i->leases[n];
+		struct holder *h = l->holder < STORE_HOLDERS ? holders[l->holder] : NULL;
+
+		if (l->state != STORED_FREE && h && h != of) {
+			if (maps >= 0)
+				close(maps);
+			maps = open_maps(h);
+			of = h;
+		}
+		if (l->state == STORED_FREE || !h || adopt_lease(h, maps, l)) {
+			*lost += l->state != STORED_FREE && h;
+			store_drop_lease(&s->store, l);
+		} else {
+			++*taken;
+		}
+	}
+	if (maps >= 0)
+		close(maps);
+}
+
+static unsigned adopt_holders(struct server *s, struct holder **holders)
+{
+	struct store_image *i = s->store.image;
+	unsigned n = 0;
+
+	for (uint32_t k = 0; k < i->holders_used; k++) {
+		struct stored_holder *sh = &i->holders[k];
+
+		holders[k] = sh->session ? adopt_holder(s, sh) : NULL;
+		n += holders[k] != NULL;
+		if (!holders[k])
+			store_drop_holder(&s->store, sh);
+	}
+	return n;
+}
+
+void resume_all(struct server *s)
+{
+	struct holder **holders = calloc(STORE_HOLDERS, sizeof(*holders));
+	unsigned taken = 0, lost = 0, n = 0, held = 0;
+
+	if (!holders) {
+		fprintf(stderr, "pinleased: out of memory to take over leases: they are guarded when "
+				"their holders have come back\n");
+		return;
+	}
+	n = adopt_holders(s, holders);
+	adopt_leases(s, holders, &taken, &lost);
+	free(holders);
+	for (unsigned i = 0; i < PL_FILES_MAX_HELD; i++)
+		held += s->store.image->files.held[i].state == PL_HELD_ASKED;
+	fprintf(stderr,
+		"pinleased: goes on with %u leases of %u holders, and %u changes that waited for the "
+		"restart\n",
+		taken, n, held);
+	if (lost)
+		fprintf(stderr,
+			"pinleased: %u leases are of memory that isn't mapped any more or can't be "
+			"looked at; they are guarded again when their holders tell of them\n",
+			lost);
+}
