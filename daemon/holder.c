@@ -355,8 +355,9 @@ static int on_released(struct holder *h, const struct pl_released_msg *m)
 /* h may be gone afterwards, its socket another holder's: who takes up where he left. */
 static int on_hello(struct holder *h, const struct pl_hello *m)
 {
-	struct holder *old;
+	struct holder *old = NULL;
 	union pl_message w;
+	int err;
 
 	if (m->version != PL_PROTO_VERSION) {
 		reply(h, &m->head,
@@ -381,7 +382,8 @@ static int on_hello(struct holder *h, const struct pl_hello *m)
 	w.welcome.boot = h->server->boot;
 	w.welcome.max_leases = h->server->limits.leases;
 	w.welcome.max_bytes = h->server->limits.bytes;
-	return holder_send(h, &w);
+	err = holder_send(h, &w);
+	return old ? 0 : err; /* which the next event says again */
 }
 
 static int dispatch(struct holder *h, const union pl_message *m, int fd)

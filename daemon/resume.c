@@ -17,6 +17,7 @@
 
 #include "daemon.h"
 #include "os/compat.h"
+#include "os/wake.h"
 #include "source/sources.h"
 
 /* ------------------------------------------------------------------------------ another connection --
@@ -67,6 +68,7 @@ struct holder *resume_session(struct holder *h, uint64_t session)
 	LIST_REMOVE(h, link);
 	pinl_device_close(h->device);
 	holder_free(h);
+	pl_wake(s->wake); /* what it couldn't be told, after the WELCOME */
 	return old;
 }
 

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -26,6 +27,10 @@ static void launch(struct arbiter *a, const char *const *options)
 	char said[64] = "";
 	struct pollfd p = {.fd = a->ready, .events = POLLIN};
 
+	if (a->kept) {
+		a->pid = keeper_launch(&a->keeper, options);
+		return;
+	}
 	for (int i = 0; options && options[i]; i++)
 		argv[3 + i] = options[i];
 	assert_non_null(argv[0]);
@@ -63,7 +68,10 @@ void arbiter_start(struct arbiter *a, const char *const *options)
 	snprintf(a->socket, sizeof a->socket, "%s/socket", a->dir);
 	snprintf(a->file, sizeof a->file, "%s/file", a->dir);
 	setenv("PINLEASE_SOCKET", a->socket, 1);
-	listen_like_systemd(a);
+	if (a->kept)
+		keeper_open(&a->keeper, a->dir);
+	else
+		listen_like_systemd(a);
 	make_file(a);
 	launch(a, options);
 }
@@ -74,9 +82,17 @@ void arbiter_kill(struct arbiter *a)
 	assert_int_equal(waitpid(a->pid, NULL, 0), a->pid);
 }
 
-void arbiter_restart(struct arbiter *a)
+void arbiter_restart(struct arbiter *a, const char *const *options)
 {
-	launch(a, NULL);
+	launch(a, options);
+}
+
+off_t arbiter_file_size(const struct arbiter *a)
+{
+	struct stat st;
+
+	assert_int_equal(stat(a->file, &st), 0);
+	return st.st_size;
 }
 
 void arbiter_stop(struct arbiter *a)
@@ -87,7 +103,10 @@ void arbiter_stop(struct arbiter *a)
 	kill(a->pid, SIGTERM);
 	assert_int_equal(waitpid(a->pid, &status, 0), a->pid);
 	assert_int_equal(status, 0);
-	close(a->ready);
+	if (a->kept)
+		keeper_close(&a->keeper);
+	else
+		close(a->ready);
 	unlink(a->socket);
 	unlink(a->file);
 	snprintf(path, sizeof path, "%s/ready", a->dir);
@@ -115,7 +134,7 @@ static long pinned_kb(pid_t pid)
 
 long holder_pinned_kb(const struct holder *h)
 {
-	return pinned_kb(h->pid);
+	return pinned_kb(h->pid) - h->s->pinned_before;
 }
 
 static void count(const struct pinl_event *ev, void *arg)
@@ -195,6 +214,14 @@ hold(const struct arbiter *a, const struct lending *what, struct shared *s)
 	_exit(0);
 }
 
+struct lending lending_recall(enum pinl_then then, unsigned grace_ms)
+{
+	return (struct lending){.policy = {.size = sizeof(struct pinl_policy),
+					   .kind = PINL_RECALL,
+					   .then = then,
+					   .grace_ms = grace_ms}};
+}
+
 void holder_start(struct holder *h, const struct arbiter *a, const struct lending *what)
 {
 	h->s = mmap(NULL, sizeof *h->s, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -203,6 +230,28 @@ void holder_start(struct holder *h, const struct arbiter *a, const struct lendin
 		hold(a, what, h->s);
 	while (!h->s->leased)
 		usleep(1000);
+}
+
+void holder_assert_leased(const struct holder *h)
+{
+	if (h->s->leased != 1)
+		fail_msg("%d: %s", h->s->leased, h->s->error);
+	assert_true(h->s->connected);
+}
+
+void holder_lease(struct holder *h, const struct arbiter *a, const struct lending *what)
+{
+	holder_start(h, a, what);
+	holder_assert_leased(h);
+}
+
+void holder_stop(const struct holder *h)
+{
+	int status;
+
+	kill(h->pid, SIGSTOP);
+	assert_int_equal(waitpid(h->pid, &status, WUNTRACED), h->pid);
+	assert_true(WIFSTOPPED(status));
 }
 
 void holder_wait(const struct holder *h, enum pinl_event_type type, int n)

@@ -17,6 +17,7 @@
 #include <stdbool.h>
 
 #include "check.h"
+#include "keeper.h"
 
 #define PG    4096ul
 #define PAGES 16
@@ -26,13 +27,17 @@ struct arbiter {
 	char dir[64], socket[96], file[96];
 	pid_t pid;
 	int ready; /* what systemd would listen on */
+	bool kept; /* its descriptors are kept over its death, by: */
+	struct keeper keeper;
 };
 
 /* Skips the test where files can't be held. */
 void arbiter_start(struct arbiter *a, const char *const *options);
-void arbiter_kill(struct arbiter *a);	 /* kill -9 */
-void arbiter_restart(struct arbiter *a); /* after a kill; returns when it is ready */
-void arbiter_stop(struct arbiter *a);	 /* also removes the directory; it must have ended with 0 */
+void arbiter_kill(struct arbiter *a); /* kill -9 */
+void arbiter_restart(struct arbiter *a,
+		     const char *const *options); /* after a kill; returns when it is ready */
+off_t arbiter_file_size(const struct arbiter *a);
+void arbiter_stop(struct arbiter *a); /* also removes the directory; it must have ended with 0 */
 
 /* What holder and test share. */
 struct shared {
@@ -58,11 +63,16 @@ struct lending {
 	int leases; /* 0: one of the whole file; else so many of a page each */
 };
 
+struct lending lending_recall(enum pinl_then then, unsigned grace_ms);
+
 /* A process that leases the arbiter's file and tells what it sees. */
 void holder_start(struct holder *h, const struct arbiter *a, const struct lending *what);
+void holder_lease(struct holder *h, const struct arbiter *a, const struct lending *what); /* it must */
+void holder_assert_leased(const struct holder *h);
+void holder_stop(const struct holder *h); /* SIGSTOP */
 void holder_wait(const struct holder *h, enum pinl_event_type type, int count);
 void holder_end(struct holder *h);
-long holder_pinned_kb(const struct holder *h);
+long holder_pinned_kb(const struct holder *h); /* by the lease */
 
 /* A process that truncates the file to nothing; -1: still at it. */
 struct actor {

@@ -13,53 +13,29 @@
 
 static struct arbiter a;
 
-static struct lending recall(enum pinl_then then, unsigned grace_ms)
-{
-	return (struct lending){.policy = {.size = sizeof(struct pinl_policy),
-					   .kind = PINL_RECALL,
-					   .then = then,
-					   .grace_ms = grace_ms}};
-}
-
-static void assert_leased(const struct holder *h)
-{
-	if (h->s->leased != 1)
-		fail_msg("%d: %s", h->s->leased, h->s->error);
-	assert_true(h->s->connected);
-}
-
-static off_t size_of_file(void)
-{
-	struct stat st;
-
-	assert_int_equal(stat(a.file, &st), 0);
-	return st.st_size;
-}
-
 /* ------------------------------------------------------------------------------ several processes -- */
 
 static void every_holder_is_waited_for(void **state)
 {
-	struct lending what = recall(PINL_THEN_FAIL, 60000);
+	struct lending what = lending_recall(PINL_THEN_FAIL, 60000);
 	struct holder h[3];
 	struct actor t;
 
 	arbiter_start(&a, (const char *[]){"--ceiling", "100000", NULL});
 	for (int i = 0; i < 3; i++) {
-		holder_start(&h[i], &a, &what);
-		assert_leased(&h[i]);
+		holder_lease(&h[i], &a, &what);
 	}
 	actor_start(&t, &a);
 	for (int i = 0; i < 3; i++)
 		holder_wait(&h[i], PINL_EV_NOTICE, 1);
 	for (int i = 0; i < 3; i++) {
 		assert_true(actor_waits(&t));
-		assert_int_equal(size_of_file(), SIZE);
+		assert_int_equal(arbiter_file_size(&a), SIZE);
 		h[i].s->quiesce = 1;
 		holder_wait(&h[i], PINL_EV_RELEASED, 1);
 	}
 	assert_int_equal(actor_join(&t), 0);
-	assert_int_equal(size_of_file(), 0);
+	assert_int_equal(arbiter_file_size(&a), 0);
 	for (int i = 0; i < 3; i++)
 		holder_end(&h[i]);
 	arbiter_stop(&a);
@@ -70,19 +46,19 @@ static void one_refusal_leaves_the_others_alone(void **state)
 	struct lending refuse = {.policy = {.size = sizeof refuse.policy,
 					    .kind = PINL_REFUSE,
 					    .refuse = PINL_OPBIT(PINL_OP_TRUNCATE)}},
-		       keep = recall(PINL_THEN_FAIL, 60000);
+		       keep = lending_recall(PINL_THEN_FAIL, 60000);
 	struct holder h[2];
 	struct actor t;
 
 	arbiter_start(&a, NULL);
 	holder_start(&h[0], &a, &keep);
 	holder_start(&h[1], &a, &refuse);
-	assert_leased(&h[0]);
-	assert_leased(&h[1]);
+	holder_assert_leased(&h[0]);
+	holder_assert_leased(&h[1]);
 	actor_start(&t, &a);
 	assert_int_equal(actor_join(&t), -EBUSY);
 	holder_wait(&h[1], PINL_EV_REFUSED, 1);
-	assert_int_equal(size_of_file(), SIZE);
+	assert_int_equal(arbiter_file_size(&a), SIZE);
 	assert_int_equal(h[0].s->events[PINL_EV_NOTICE], 0);
 	holder_end(&h[1]);
 	holder_end(&h[0]);
@@ -96,8 +72,7 @@ static void what_is_kept_is_said_to_be_lost(void **state)
 	struct actor t;
 
 	arbiter_start(&a, NULL);
-	holder_start(&h, &a, &keep);
-	assert_leased(&h);
+	holder_lease(&h, &a, &keep);
 	actor_start(&t, &a);
 	assert_int_equal(actor_join(&t), 0);
 	holder_wait(&h, PINL_EV_ORPHAN, 1);
@@ -107,38 +82,22 @@ static void what_is_kept_is_said_to_be_lost(void **state)
 
 /* ------------------------------------------------------------------------------------ force (R17) -- */
 
-static void stop(const struct holder *h)
-{
-	int status;
-
-	kill(h->pid, SIGSTOP);
-	assert_int_equal(waitpid(h->pid, &status, WUNTRACED), h->pid);
-	assert_true(WIFSTOPPED(status));
-}
-
-/* By the lease. */
-static long pinned(const struct holder *h)
-{
-	return holder_pinned_kb(h) - h->s->pinned_before;
-}
-
 /* B2: its pins are gone, and the change has been made, before it moves again. */
 static void a_stopped_holder_is_forced(void **state)
 {
-	struct lending what = recall(PINL_THEN_FAIL, 50);
+	struct lending what = lending_recall(PINL_THEN_FAIL, 50);
 	struct holder h;
 	struct actor t;
 
 	what.uring = true;
 	arbiter_start(&a, (const char *[]){"--ceiling", "100000", NULL});
-	holder_start(&h, &a, &what);
-	assert_leased(&h);
-	assert_int_equal(pinned(&h), SIZE / 1024);
-	stop(&h);
+	holder_lease(&h, &a, &what);
+	assert_int_equal(holder_pinned_kb(&h), SIZE / 1024);
+	holder_stop(&h);
 	actor_start(&t, &a);
 	assert_int_equal(actor_join(&t), 0);
-	assert_int_equal(size_of_file(), 0);
-	assert_int_equal(pinned(&h), 0);
+	assert_int_equal(arbiter_file_size(&a), 0);
+	assert_int_equal(holder_pinned_kb(&h), 0);
 	kill(h.pid, SIGCONT);
 	holder_wait(&h, PINL_EV_RELEASED, 1);
 	holder_end(&h);
@@ -148,18 +107,17 @@ static void a_stopped_holder_is_forced(void **state)
 /* SCRATCH: the device goes on, in memory of no meaning; nothing is ever copied from there. */
 static void a_stopped_holder_gets_scratch(void **state)
 {
-	struct lending what = recall(PINL_THEN_COPY, 50);
+	struct lending what = lending_recall(PINL_THEN_COPY, 50);
 	struct holder h;
 	struct actor t;
 
 	what.uring = true;
 	arbiter_start(&a, (const char *[]){"--ceiling", "100000", NULL});
-	holder_start(&h, &a, &what);
-	assert_leased(&h);
-	stop(&h);
+	holder_lease(&h, &a, &what);
+	holder_stop(&h);
 	actor_start(&t, &a);
 	assert_int_equal(actor_join(&t), 0);
-	assert_int_equal(pinned(&h), SIZE / 1024);
+	assert_int_equal(holder_pinned_kb(&h), SIZE / 1024);
 	kill(h.pid, SIGCONT);
 	holder_wait(&h, PINL_EV_RELEASED, 1);
 	holder_end(&h);
@@ -169,14 +127,14 @@ static void a_stopped_holder_gets_scratch(void **state)
 /* A ring that takes orders from its own task only: the change waits for the ceiling and a grace. */
 static void a_ring_that_cant_be_forced_is_cut(void **state)
 {
-	struct lending what = recall(PINL_THEN_FAIL, 20);
+	struct lending what = lending_recall(PINL_THEN_FAIL, 20);
 	struct holder h;
 	struct actor t;
 
 	arbiter_start(&a, (const char *[]){"--ceiling", "300", NULL});
 	holder_start(&h, &a, &what); /* the soft device has no handle at all */
-	assert_leased(&h);
-	stop(&h);
+	holder_assert_leased(&h);
+	holder_stop(&h);
 	actor_start(&t, &a);
 	assert_int_equal(actor_join(&t), 0);
 	kill(h.pid, SIGCONT);
@@ -188,15 +146,14 @@ static void a_ring_that_cant_be_forced_is_cut(void **state)
 
 static void a_dead_holder_holds_nobody(void **state)
 {
-	struct lending what = recall(PINL_THEN_FAIL, 60000);
+	struct lending what = lending_recall(PINL_THEN_FAIL, 60000);
 	struct holder h;
 	struct actor t;
 
 	for (int uring = 0; uring < 2; uring++) {
 		what.uring = uring;
 		arbiter_start(&a, (const char *[]){"--ceiling", "100000", NULL});
-		holder_start(&h, &a, &what);
-		assert_leased(&h);
+		holder_lease(&h, &a, &what);
 		actor_start(&t, &a);
 		holder_wait(&h, PINL_EV_NOTICE, 1);
 		kill(h.pid, SIGKILL);
@@ -208,20 +165,19 @@ static void a_dead_holder_holds_nobody(void **state)
 
 static void an_actor_killed_while_it_waits_changes_nothing(void **state)
 {
-	struct lending what = recall(PINL_THEN_FAIL, 60000);
+	struct lending what = lending_recall(PINL_THEN_FAIL, 60000);
 	struct holder h;
 	struct actor t;
 	int status;
 
 	arbiter_start(&a, (const char *[]){"--ceiling", "100000", NULL});
-	holder_start(&h, &a, &what);
-	assert_leased(&h);
+	holder_lease(&h, &a, &what);
 	actor_start(&t, &a);
 	holder_wait(&h, PINL_EV_NOTICE, 1);
 	kill(t.pid, SIGKILL);
 	assert_int_equal(waitpid(t.pid, &status, 0), t.pid);
 	close(t.fd);
-	assert_int_equal(size_of_file(), SIZE);
+	assert_int_equal(arbiter_file_size(&a), SIZE);
 	h.s->quiesce = 1;
 	holder_wait(&h, PINL_EV_RELEASED, 1);
 	holder_end(&h);
@@ -232,16 +188,15 @@ static void an_actor_killed_while_it_waits_changes_nothing(void **state)
  */
 static void a_restarted_arbiter_knows_every_lease(void **state)
 {
-	struct lending what = recall(PINL_THEN_FAIL, 60000);
+	struct lending what = lending_recall(PINL_THEN_FAIL, 60000);
 	struct holder h;
 	struct actor t;
 
 	arbiter_start(&a, NULL);
-	holder_start(&h, &a, &what);
-	assert_leased(&h);
+	holder_lease(&h, &a, &what);
 	arbiter_kill(&a);
 	holder_wait(&h, PINL_EV_DEGRADED, 1);
-	arbiter_restart(&a);
+	arbiter_restart(&a, NULL);
 	holder_wait(&h, PINL_EV_DEGRADED, 1);
 	do { /* until it has heard of the leases, which takes less than a second */
 		actor_start(&t, &a);
@@ -259,7 +214,7 @@ static void a_restarted_arbiter_knows_every_lease(void **state)
 
 static void a_user_has_so_many_leases_and_no_more(void **state)
 {
-	struct lending what = recall(PINL_THEN_FAIL, 100);
+	struct lending what = lending_recall(PINL_THEN_FAIL, 100);
 	struct holder h;
 
 	arbiter_start(&a, (const char *[]){"--max-leases", "3", NULL});
@@ -281,14 +236,13 @@ static void a_user_has_so_many_leases_and_no_more(void **state)
 
 static void no_answer_is_waited_for_beyond_the_ceiling(void **state)
 {
-	struct lending what = recall(PINL_THEN_FAIL, 100000);
+	struct lending what = lending_recall(PINL_THEN_FAIL, 100000);
 	struct holder h;
 	struct actor t;
 
 	arbiter_start(&a, (const char *[]){"--ceiling", "50", NULL});
-	holder_start(&h, &a, &what);
-	assert_leased(&h);
-	stop(&h);
+	holder_lease(&h, &a, &what);
+	holder_stop(&h);
 	actor_start(&t, &a);
 	assert_int_equal(actor_join(&t), 0);
 	kill(h.pid, SIGCONT);
