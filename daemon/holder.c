@@ -282,6 +282,16 @@ static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 	return reply(h, &m->head, err, err ? 0 : coverage(h->server, &hl->lease->mem));
 }
 
+static int on_still(struct holder *h, const struct pl_still_msg *m)
+{
+	struct held_lease *hl = holder_find(h, m->lease);
+
+	if (!hl)
+		return reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
+	hl->told = true;
+	return 0;
+}
+
 static int on_unlease(struct holder *h, const struct pl_unlease_msg *m)
 {
 	struct held_lease *hl = holder_find(h, m->lease);
@@ -376,6 +386,7 @@ static int on_hello(struct holder *h, const struct pl_hello *m)
 		h->name[i] = m->name[i] && (m->name[i] < ' ' || m->name[i] > '~') ? '?' : m->name[i];
 	pl_message_init(&w, PL_WELCOME);
 	w.welcome.session = h->session;
+	w.welcome.resumed = old != NULL;
 	w.head.serial = m->head.serial;
 	w.welcome.version = PL_PROTO_VERSION;
 	w.welcome.ceiling_ms = h->server->limits.ceiling_ms;
@@ -403,6 +414,8 @@ static int dispatch(struct holder *h, const union pl_message *m, int fd)
 		return on_unlease(h, &m->unlease);
 	case PL_RELEASED:
 		return on_released(h, &m->released);
+	case PL_STILL:
+		return on_still(h, &m->still);
 	case PL_ALL_TOLD:
 		resume_told(h);
 		return 0;

@@ -159,6 +159,7 @@ static void take_again(struct server *s, const struct held_lease *hl)
 				 .answer = nobody};
 
 	pinl_change_submit(s->ctx, &ch);
+	pinl_change_done(s->ctx, ch.id);
 }
 
 static int adopt_lease(struct holder *h, int maps, struct stored_lease *l)

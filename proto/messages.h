@@ -78,7 +78,14 @@ struct pl_unlease_msg {
 	uint64_t lease;
 };
 
-/* After HELLO with `resume` and a LEASE for each lease there is: what wasn't told ends. No REPLY. */
+/* After a WELCOME that says `resumed`, instead of LEASE: there is this lease still. REPLY only if it
+ * isn't known: ENOENT, to be told by LEASE and HANDLE. */
+struct pl_still_msg {
+	struct pl_head head;
+	uint64_t lease;
+};
+
+/* After HELLO with `resume`, and a LEASE or STILL for each lease: what wasn't told ends. No REPLY. */
 struct pl_all_told_msg {
 	struct pl_head head;
 };
@@ -110,6 +117,7 @@ struct pl_welcome {
 	uint32_t ceiling_ms;
 	uint64_t boot;	  /* another one after each start of the arbiter */
 	uint64_t session; /* what `resume` may name */
+	uint64_t resumed; /* 1: the leases of the session named are known */
 	uint64_t max_leases, max_bytes;
 };
 
@@ -166,6 +174,7 @@ struct pl_entry_msg {
 	X(RELEASED, 5, struct pl_released_msg, 0)                                                       \
 	X(COVER, 6, struct pl_cover_msg, 1)                                                             \
 	X(LIST, 7, struct pl_list_msg, 0)                                                               \
+	X(STILL, 15, struct pl_still_msg, 0)                                                            \
 	X(ALL_TOLD, 14, struct pl_all_told_msg, 0)                                                      \
 	X(WELCOME, 65, struct pl_welcome, 0)                                                            \
 	X(REPLY, 66, struct pl_reply, 0)                                                                \
@@ -193,6 +202,7 @@ union pl_message {
 	struct pl_notice_msg notice;
 	struct pl_list_msg list;
 	struct pl_all_told_msg all_told;
+	struct pl_still_msg still;
 	struct pl_entry_msg entry;
 };
 

@@ -26,7 +26,7 @@ START = 0x10000000  # an address of the holder's: only he knows what is there
 
 HEAD = struct.Struct('=IHHQ')
 HELLO, LEASE, HANDLE, UNLEASE, RELEASED, COVER = range(1, 7)
-ALL_TOLD = 14
+ALL_TOLD, STILL = 14, 15
 WELCOME, REPLY, NOTICE = range(65, 68)
 BODY = {
     HELLO: struct.Struct('=II32sQ'),
@@ -36,7 +36,8 @@ BODY = {
     RELEASED: struct.Struct('=QQQQII'),
     COVER: struct.Struct('='),
     ALL_TOLD: struct.Struct('='),
-    WELCOME: struct.Struct('=IIQQQQ'),
+    STILL: struct.Struct('=Q'),
+    WELCOME: struct.Struct('=IIQQQQQ'),
     REPLY: struct.Struct('=iIQ216s'),
     NOTICE: struct.Struct('=QQQQQIIIii12s'),
 }
@@ -48,7 +49,7 @@ FORCED, RECALLED, LOST, REFUSED = range(4)
 TOLD, BEFORE, HELD, REFUSABLE = 1, 2, 4, 8
 QUIESCED = 1
 
-Welcome = collections.namedtuple('Welcome', 'version ceiling_ms boot session max_leases max_bytes')
+Welcome = collections.namedtuple('Welcome', 'version ceiling_ms boot session resumed max_leases max_bytes')
 Reply = collections.namedtuple('Reply', 'err value text')
 Notice = collections.namedtuple('Notice', 'lease seq start end deadline_ns what op also pid tid source')
 

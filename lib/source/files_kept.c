@@ -116,11 +116,11 @@ static int way_to(pid_t tid, const struct pl_syscall *sc, char *path, size_t len
 {
 	int fd = pl_file_target_fd(sc);
 
-	if (fd >= 0) {
-		snprintf(path, len, "/proc/%d/fd/%d", tid, fd);
-		return 0;
-	}
 	switch (sc->nr) {
+	case SYS_ftruncate:
+	case SYS_fallocate:
+		fd = sc->args[0];
+		break;
 	case SYS_openat:
 	case SYS_openat2:
 		return path_of(tid, (int)sc->args[0], sc->args[1], path, len);
@@ -131,7 +131,10 @@ static int way_to(pid_t tid, const struct pl_syscall *sc, char *path, size_t len
 	case SYS_truncate:
 		return path_of(tid, AT_FDCWD, sc->args[0], path, len);
 	}
-	return -ENOENT;
+	if (fd < 0)
+		return -ENOENT;
+	snprintf(path, len, "/proc/%d/fd/%d", tid, fd);
+	return 0;
 }
 
 /* Put what the number stood for back in its place. */
@@ -163,7 +166,7 @@ static bool cuts(const struct fanotify_event_metadata *m, const struct pl_syscal
 static void take_up_event(struct pl_files *s, const struct fanotify_event_metadata *m)
 {
 	struct pl_syscall sc;
-	int err = m->pid > 0 ? pl_task_syscall(0, m->pid, &sc) : -ESRCH;
+	int err = m->pid > 0 ? pl_files_blocked_call(m->pid, &sc) : -ESRCH;
 
 	if (!err && cuts(m, &sc)) {
 		if (!reopen(m, &sc)) {
@@ -172,7 +175,8 @@ static void take_up_event(struct pl_files *s, const struct fanotify_event_metada
 		}
 		pl_files_respond(s, m->fd, -EBUSY);
 	} else {
-		pl_files_respond(s, m->fd, err && err != -ESRCH ? -EBUSY : 0);
+		/* who is gone, or runs, has been answered */
+		pl_files_respond(s, m->fd, err == -ENODATA ? -EBUSY : 0);
 	}
 	syscall(SYS_close, m->fd);
 }

@@ -26,7 +26,7 @@
  * The event can be here before its task has gone to sleep, and until then the kernel says nothing about
  * it: give it the processor.
  */
-static int blocked_call(pid_t tid, struct pl_syscall *sc)
+int pl_files_blocked_call(pid_t tid, struct pl_syscall *sc)
 {
 	struct timespec wait = {.tv_nsec = 10000};
 	int err;
@@ -137,7 +137,7 @@ bool pl_files_look(const struct fanotify_event_metadata *m, struct pl_files_seen
 	if (syscall(SYS_fstat, m->fd, &seen->st))
 		return false; /* can't be; and without the inode nobody could say whose it is */
 	describe(m, &seen->st, &seen->ev);
-	seen->known = m->pid > 0 && !blocked_call(m->pid, &seen->call);
+	seen->known = m->pid > 0 && !pl_files_blocked_call(m->pid, &seen->call);
 	if (seen->known)
 		sc = seen->call;
 	if (seen->known && sc.nr == SYS_openat2 && read_open_how(m->pid, &sc))

@@ -19,6 +19,9 @@ struct pl_files_seen {
 /* True: it detaches seen->op. False: it may go on. Waits some ms for a task that still runs. */
 bool pl_files_look(const struct fanotify_event_metadata *m, struct pl_files_seen *seen);
 
+/* The call that a task is blocked in. As pl_task_syscall(), which is tried for some ms. */
+int pl_files_blocked_call(pid_t tid, struct pl_syscall *sc);
+
 /* The process of a thread; 0: not known. */
 pid_t pl_files_process_of(pid_t tid);
 

@@ -22,6 +22,7 @@
 #include "source/sources.h"
 
 #define PATIENCE_MS 5000
+#define RESTART_MS  2000 /* what is asked so soon after the connection broke waits for the next one */
 #define OPS_HELD    (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
 
 void pl_remote_wake(struct pl_remote *s)
@@ -55,13 +56,23 @@ static void give_up(struct pl_remote *s, struct pl_remote_ask *a)
 	snprintf(a->text, sizeof a->text, "pinleased gives no answer; is it stopped?");
 }
 
+/* An arbiter that is being restarted is there again at once. lock held. */
+static bool await_connection(struct pl_remote *s)
+{
+	uint64_t until = s->lost_ns + RESTART_MS * 1000000ull;
+
+	while (!s->connected && s->lost_ns && !s->stop && pl_clock_ns() < until)
+		sleep_on(s, until);
+	return s->connected;
+}
+
 /* Have the link say it, and wait for that or for the reply. */
-static int ask(struct pl_remote *s, struct pl_remote_ask *a)
+static void ask_once(struct pl_remote *s, struct pl_remote_ask *a)
 {
 	uint64_t until = pl_clock_ns() + PATIENCE_MS * 1000000ull;
 
-	pthread_mutex_lock(&s->lock);
 	a->next = NULL;
+	a->sent = a->done = false;
 	*s->asks_tail = a;
 	s->asks_tail = &a->next;
 	pl_remote_wake(s);
@@ -69,6 +80,15 @@ static int ask(struct pl_remote *s, struct pl_remote_ask *a)
 		sleep_on(s, until);
 	if (!a->done)
 		give_up(s, a);
+}
+
+static int ask(struct pl_remote *s, struct pl_remote_ask *a)
+{
+	pthread_mutex_lock(&s->lock);
+	do {
+		await_connection(s);
+		ask_once(s, a);
+	} while (a->reply && a->err == -ENOTCONN && await_connection(s));
 	pthread_mutex_unlock(&s->lock);
 	return a->err ? pinl_set_error(a->err, "%s", a->text) : 0;
 }
@@ -122,7 +142,7 @@ static unsigned remote_coverage(void *src, const struct pinl_memory *mem, enum p
 	if (!(OPS_HELD & PINL_OPBIT(op)) || !has_business(mem))
 		return 0;
 	pthread_mutex_lock(&s->lock);
-	connected = s->connected;
+	connected = await_connection(s);
 	fs = fs_known(s, mem);
 	known = fs;
 	all = fs ? fs->coverage : 0;

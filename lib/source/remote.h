@@ -88,6 +88,7 @@ struct pl_remote {
 	unsigned next_fs;
 	uint64_t
 		untold; /* leases from this number on may be older than the connection; the last: none */
+	uint64_t lost_ns;     /* when the connection broke; 0: never */
 	bool connected, lost; /* lost: to be said by the reporter */
 	bool started, stop;
 	int start_err;
@@ -95,6 +96,7 @@ struct pl_remote {
 	/* The link's own. */
 	int sock;
 	unsigned connection;	/* the same one to the same arbiter counts as one */
+	bool resumed;		/* the arbiter knows the leases of before */
 	uint64_t boot, session; /* the arbiter's name for us; 0: never connected */
 	uint64_t serial;
 	struct pl_remote_ask *waiting; /* sent, to be answered */

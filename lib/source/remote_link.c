@@ -64,6 +64,7 @@ static int wait_for_welcome(struct pl_remote *s)
 	if (!err) {
 		s->boot = m.welcome.boot;
 		s->session = m.welcome.session;
+		s->resumed = m.welcome.resumed;
 	}
 	return err;
 }
@@ -126,6 +127,7 @@ static void forget_connection(struct pl_remote *s)
 	s->untold = 0;
 	memset(s->fs, 0, sizeof s->fs);
 	s->connected = false;
+	s->lost_ns = pl_clock_ns();
 	s->lost = true;
 	pthread_cond_signal(&s->work);
 }
@@ -231,12 +233,23 @@ static int send_all_told(struct pl_remote *s)
 	return send_with(s, &m, NULL, 0);
 }
 
+static int send_still(struct pl_remote *s, const struct pl_remote_lease *r)
+{
+	union pl_message m;
+
+	pl_message_init(&m, PL_STILL);
+	m.still.lease = r->msg.lease;
+	return send_with(s, &m, NULL, 0);
+}
+
 static int send_lease(struct pl_remote *s, const struct pl_remote_lease *r)
 {
 	union pl_message m = {.lease = r->msg};
 	char path[64];
 	int err;
 
+	if (s->resumed)
+		return send_still(s, r);
 	set_head(&m, PL_LEASE);
 	snprintf(path, sizeof path, "/proc/self/task/%d/fd/%d", getpid(), r->lease->mem.fd);
 	err = send_with(s, &m, path, r->how);
@@ -299,6 +312,9 @@ static void on_reply(struct pl_remote *s, const struct pl_reply *m)
 		a->value = m->value;
 		memcpy(a->text, m->text, sizeof a->text);
 		finish(s, a, m->err);
+	} else if (m->err == -ENOENT && s->resumed) { /* not known after all: all are told in full */
+		s->resumed = false;
+		s->untold = 0;
 	} else if (m->err) { /* of a lease told again: it isn't guarded */
 		s->lost = true;
 		pthread_cond_signal(&s->work);
@@ -420,6 +436,7 @@ static void reconnect(struct pl_remote *s)
 		return;
 	pthread_mutex_lock(&s->lock);
 	s->connected = true;
+	pthread_cond_broadcast(&s->done);
 	pthread_mutex_unlock(&s->lock);
 }
 
