@@ -282,11 +282,6 @@ static bool on_asks(struct pl_files *s)
 	stop = s->stop;
 	go_on = s->go_on;
 	pthread_mutex_unlock(&s->lock);
-	if (s->paused && go_on && !a) {
-		s->paused = false;
-		if (s->kept.resumed)
-			pl_files_take_up(s);
-	}
 	for (; a; a = next) {
 		int err = do_ask(s, a);
 
@@ -296,6 +291,11 @@ static bool on_asks(struct pl_files *s)
 		a->done = true;
 		pthread_cond_broadcast(&s->done);
 		pthread_mutex_unlock(&s->lock);
+	}
+	if (s->paused && go_on) {
+		s->paused = false;
+		if (s->kept.resumed)
+			pl_files_take_up(s);
 	}
 	return stop;
 }

@@ -22,7 +22,6 @@
 #include "source/sources.h"
 
 #define PATIENCE_MS 5000
-#define RESTART_MS  2000 /* what is asked so soon after the connection broke waits for the next one */
 #define OPS_HELD    (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
 
 void pl_remote_wake(struct pl_remote *s)
@@ -59,7 +58,7 @@ static void give_up(struct pl_remote *s, struct pl_remote_ask *a)
 /* An arbiter that is being restarted is there again at once. lock held. */
 static bool await_connection(struct pl_remote *s)
 {
-	uint64_t until = s->lost_ns + RESTART_MS * 1000000ull;
+	uint64_t until = s->lost_ns + PL_REMOTE_RESTART_MS * 1000000ull;
 
 	while (!s->connected && s->lost_ns && !s->stop && pl_clock_ns() < until)
 		sleep_on(s, until);

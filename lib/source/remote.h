@@ -25,7 +25,8 @@
 #include "core/ctx.h"
 #include "proto/messages.h"
 
-#define PL_REMOTE_POOL 512
+#define PL_REMOTE_POOL	     512
+#define PL_REMOTE_RESTART_MS 2000 /* an arbiter that is being restarted is waited for */
 
 /* A NOTICE, from its arrival until RELEASED has been sent. */
 struct pl_remote_notice {

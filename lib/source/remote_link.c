@@ -413,11 +413,18 @@ static bool receive_all(struct pl_remote *s)
 
 /* ---------------------------------------------------------------------------- life of the thread -- */
 
+/* What listens and then breaks off is being restarted. */
 static int start(struct pl_remote *s)
 {
+	uint64_t until = pl_clock_ns() + PL_REMOTE_RESTART_MS * 1000000ull;
 	int err = pl_own_table(s->wake, s->wake);
 
-	return err ? err : make_connection(s);
+	if (err)
+		return err;
+	do
+		err = make_connection(s);
+	while ((err == -ECONNRESET || err == -EPIPE) && pl_clock_ns() < until);
+	return err;
 }
 
 static bool stopping(struct pl_remote *s)
