@@ -6,6 +6,7 @@ help:
 	@echo 'make demo     install what is missing, build, show a recall on real files (build/demo.html)'
 	@echo 'make check    install what is missing, build, run every test; the last line is the sum'
 	@echo 'make stress   churn against lookups, transfers and recalls, also under sanitizers; SEED=N OPS=N'
+	@echo 'make chaos    kill pinleased, holders and actors at any moment and look what is left of the promises; SEED=N TIME=SECONDS [60]'
 	@echo 'make bench    build, measure what leases cost; four minutes, QUICK=1 under one (bench/README.md)'
 	@echo 'make model    install spin, check the protocol of recalls in all its states, then that broken rules are found'
 	@echo 'make fuzz     install clang, feed the decoder of the arbiter'"'"'s messages any bytes; TIME=SECONDS [60]'
@@ -46,6 +47,12 @@ model-mutations:
 	@model/run --mutations
 
 TIME = 60
+chaos:
+	@scripts/deps check
+	@$(MAKE) --no-print-directory build/build.ninja
+	@ninja -C build daemon/pinleased tests/test_chaos
+	PINLEASE_TEST_SEED='$(SEED)' PINLEASE_TEST_SECONDS='$(TIME)' PINLEASED=build/daemon/pinleased build/tests/test_chaos
+
 fuzz:
 	@scripts/deps fuzz
 	@scripts/fuzz '$(TIME)'
@@ -66,4 +73,4 @@ format:
 clean:
 	rm -rf build build-asan build-tsan
 
-.PHONY: help demo check stress bench model model-mutations fuzz build install format clean
+.PHONY: help demo check stress chaos bench model model-mutations fuzz build install format clean

@@ -33,7 +33,7 @@
 struct told {
 	atomic_int leased; /* leases it has */
 	atomic_int orphans, released, dead;
-	atomic_bool ready; /* its device is open, which has pinned a page for a try */
+	atomic_bool ready; /* its device is open, and what that has pinned for a try is gone */
 	atomic_bool end;
 	char error[256];
 };
@@ -114,6 +114,22 @@ static void renew(struct pinl_device *dev, int fd, char *va, struct pinl_lease *
 	}
 }
 
+static long pinned_pages(pid_t pid)
+{
+	char path[64], line[256];
+	long kb = -1;
+	FILE *f;
+
+	snprintf(path, sizeof path, "/proc/%d/status", pid);
+	f = fopen(path, "re");
+	while (f && fgets(line, sizeof line, f))
+		if (sscanf(line, "VmPin: %ld", &kb) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return kb < 0 ? -1 : kb / 4;
+}
+
 static void __attribute__((noreturn)) hold(const char *file, int n, struct told *t)
 {
 	struct pinl_opts opts = {
@@ -136,6 +152,8 @@ static void __attribute__((noreturn)) hold(const char *file, int n, struct told 
 		    ? io_uring_queue_init(8, &ring, 0) || pinl_device_open(ctx, "uring", &arg, &dev)
 		    : pinl_device_open(ctx, "soft", NULL, &dev))
 		give_up(t, -errno);
+	while (pinned_pages(getpid()) > 0) /* a closed ring lets go a little later */
+		usleep(1000);
 	t->ready = true;
 	while (!t->end) {
 		renew(dev, fd, va, l, n, t);
@@ -218,22 +236,6 @@ static void change_start(struct change *c)
 	}
 	close(fds[1]);
 	c->fd = fds[0];
-}
-
-static long pinned_pages(pid_t pid)
-{
-	char path[64], line[256];
-	long kb = -1;
-	FILE *f;
-
-	snprintf(path, sizeof path, "/proc/%d/status", pid);
-	f = fopen(path, "re");
-	while (f && fgets(line, sizeof line, f))
-		if (sscanf(line, "VmPin: %ld", &kb) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kb < 0 ? -1 : kb / 4;
 }
 
 static void change_over(struct change *c)
