@@ -253,9 +253,12 @@ int holder_make_lease(struct holder *h, const struct pl_lease_msg *m, int fd, bo
 }
 
 /* Told again after a connection broke. */
-static bool is_same(const struct held_lease *hl, const struct pl_lease_msg *m)
+static bool is_same(const struct held_lease *hl, const struct pl_lease_msg *m, int fd)
 {
-	return hl->lease->m.start == m->start && hl->lease->m.end == m->end &&
+	struct stat st;
+
+	return !fstat(fd, &st) && hl->lease->mem.dev == st.st_dev && hl->lease->mem.ino == st.st_ino &&
+	       hl->lease->m.start == m->start && hl->lease->m.end == m->end &&
 	       hl->lease->mem.offset == m->file_offset;
 }
 
@@ -270,7 +273,7 @@ static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 	struct held_lease *hl = holder_find(h, m->lease);
 	int err;
 
-	if (hl && !is_same(hl, m)) {
+	if (hl && !is_same(hl, m, fd)) {
 		holder_end_lease(hl);
 		hl = NULL;
 	}

@@ -56,7 +56,7 @@ def recalled(client, first=0, last=ac.PAGES, op=ac.TRUNCATE):
 def welcome():
     with ac.Arbiter(PINLEASED, '--ceiling', '1234', '--max-leases', '7', '--max-bytes', '65536') as arbiter:
         with arbiter.client() as one, arbiter.client() as two:
-            same(one.welcome[:2] + one.welcome[3:], (1, 1234, 7, 65536))
+            same(one.welcome[:2] + one.welcome[4:], (1, 1234, 0, 7, 65536))
             same(two.welcome.boot, one.welcome.boot)
 
 
@@ -176,11 +176,49 @@ def kept():
 def same_number():
     with leased() as (client, path, actor):
         with open(path, 'rb') as file:
-            same(client.lease(file.fileno(), start=ac.START * 2).err, 0)  # nothing is done
+            same(client.lease(file.fileno(), then=ac.SCRATCH).err, 0)  # nothing is done
         actor.order('truncate', path)
         client.released(recalled(client), whole=1)
         same(actor.join(), 0)
         same(client.handle().err, -errno.EBUSY)  # it was taken back
+
+
+def other_range():
+    """The number is another lease's now."""
+    with leased() as (client, path, actor):
+        with open(path, 'rb') as file:
+            same(client.lease(file.fileno(), start=ac.START * 2).err, 0)
+        same(client.handle().err, 0)
+        actor.order('truncate', path)
+        notice = client.notice()
+        same((notice.start, notice.end), (ac.START * 2, ac.START * 2 + ac.SIZE))
+        client.released(notice, whole=1)
+        same(actor.join(), 0)
+
+
+def resumed():
+    """Who connects again goes on with what it tells of, and what it doesn't has ended."""
+    with ac.Arbiter(PINLEASED, '--ceiling', '100000') as arbiter, ac.Actor() as actor:
+        path, other = arbiter.file(), arbiter.file('other')
+        client = arbiter.client()
+        for number, file in (1, path), (2, other):
+            with open(file, 'rb') as shown:
+                same(client.lease(shown.fileno(), number).err, 0)
+            same(client.handle(number).err, 0)
+        session = client.welcome.session
+        client.close()
+        with arbiter.client(hello=False) as again:
+            welcomed = again.hello(resume=session)
+            same((welcomed.resumed, welcomed.session), (1, session))
+            again.send(ac.message(ac.STILL, 1))
+            again.send(ac.message(ac.ALL_TOLD))
+            same(again.ask(ac.STILL, 7).err, -errno.ENOENT)
+            same(actor.do('truncate', other), 0)
+            actor.order('truncate', path)
+            again.released(recalled(again), whole=1)
+            same(actor.join(), 0)
+        with arbiter.client(hello=False) as stranger:
+            same(stranger.hello(resume=session + 1).resumed, 0)
 
 
 def two_of_a_file():
@@ -328,6 +366,8 @@ TESTS = [
     ('who refuses is told of it', refused),
     ('who keeps is told of it', kept),
     ('a lease told twice is one', same_number),
+    ('a number with another range is another lease', other_range),
+    ('a connection is resumed', resumed),
     ('two leases of a file are two notices, and both are waited for', two_of_a_file),
     ('a descriptor without the right shows nothing', wrong_rights),
     ('who can only read refuses nothing, and has a short grace', reader),
