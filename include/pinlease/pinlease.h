@@ -82,7 +82,8 @@ enum pinl_op {
 	PINL_OP_FREE,	  /* madvise MADV_FREE */
 	PINL_OP_REMOVE,	  /* madvise MADV_REMOVE: a hole punch through a mapping */
 	PINL_OP_GUARD,	  /* madvise MADV_GUARD_INSTALL: no source sees it when done raw */
-	PINL_OP_NR,
+	PINL_OP_NR,	  /* in an event: none. Source "recall": someone has asked for the memory by
+			     pinlease(1) recall, nothing changes it */
 };
 
 #define PINL_OPBIT(op) (1u << (op))

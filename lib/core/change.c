@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "core/change.h"
+#include "core/order.h"
 
 /* Walk the leases a change may touch, in the order of their addresses or of their file offsets. */
 struct pinl_lease *pl_lease_first(struct pinl_ctx *ctx, const struct pinl_change *ch)
@@ -241,8 +242,10 @@ uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered)
 			continue;
 		}
 		*p = ch->next;
-		cut_foreign(ctx, ch);
-		pinl_change_cut(ctx, ch);
+		if (!pl_is_order(ch)) { /* by an order no page goes */
+			cut_foreign(ctx, ch);
+			pinl_change_cut(ctx, ch);
+		}
 		let_go(ctx, ch, answered);
 	}
 	return next;
@@ -271,7 +274,7 @@ void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *ch)
 	ch->ceiling_ns = ch->since_ns + ctx->opts.ceiling_ms * 1000000ull;
 	ch->recalled = 0;
 	ch->waits_for = NULL;
-	if (ch->on_file && (ch->can & PINL_CAN_BEFORE))
+	if (ch->on_file && (ch->can & PINL_CAN_BEFORE) && !pl_is_order(ch))
 		ch->can |= PINL_WILL_SAY_DONE;
 	no = refused(ctx, ch);
 	if (!no) {

@@ -36,6 +36,9 @@
 #include "os/swap.h"
 #include "os/thread.h"
 
+/* Beside PINL_CAN_* in pinl_change.can: it is in a pl_order; order.h. */
+#define PL_CAN_ORDER 0x100u
+
 #define PL_MAX_SOURCES	8
 #define PL_MAX_DETACHED 8
 #define PL_MAX_GATES	2048

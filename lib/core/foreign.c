@@ -98,12 +98,22 @@ int pl_foreign_answer(struct pinl_lease *l, uint64_t seq, const struct pl_range 
 	int err = 0;
 
 	pthread_mutex_lock(&l->ctx->lock);
-	if (l->state == PINL_NOTICED)
+	if (l->state == PINL_NOTICED || (l->state == PINL_ACTIVE && l->stuck && whole))
 		answered(l, seq, va, whole, outcome);
 	else
 		err = -EALREADY;
 	pthread_mutex_unlock(&l->ctx->lock);
 	return err;
+}
+
+bool pl_foreign_released(struct pinl_lease *l)
+{
+	bool released;
+
+	pthread_mutex_lock(&l->ctx->lock);
+	released = l->state == PINL_RELEASED;
+	pthread_mutex_unlock(&l->ctx->lock);
+	return released;
 }
 
 bool pl_foreign_lost(struct pinl_lease *l)

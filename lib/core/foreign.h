@@ -43,13 +43,17 @@ void pl_device_foreign(struct pinl_device *device, const struct pl_foreign_ops *
 int pl_foreign_lease(struct pinl_device *device, const struct pl_foreign *foreign,
 		     struct pinl_lease **lease);
 
+/* All of it has been taken. */
+bool pl_foreign_released(struct pinl_lease *lease);
+
 /* Some of it has been taken, by force or not. */
 bool pl_foreign_lost(struct pinl_lease *lease);
 
 /*
  * The holder's answer: [va] is off the device, or all of it if `whole`; an empty va: the device has
  * followed the change, the lease lives on. An answer to anything but the
- * last that the holder was told ends no recall. -EALREADY: it has been forced.
+ * last that the holder was told ends no recall. -EALREADY: it has been forced. Late, and all of it: also
+ * where force has failed.
  */
 int pl_foreign_answer(struct pinl_lease *lease, uint64_t seq, const struct pl_range *va, bool whole,
 		      enum pinl_outcome outcome);

@@ -5,6 +5,7 @@
  */
 
 #include "core/change.h"
+#include "core/order.h"
 
 static struct pl_gate gate_of(const struct pinl_change *ch)
 {
@@ -102,7 +103,7 @@ bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem)
 	for (const struct pinl_change *ch = ctx->held; ch; ch = ch->next) {
 		struct pl_gate range = gate_of(ch);
 
-		if (meets(&range, mem))
+		if (!pl_is_order(ch) && meets(&range, mem))
 			return true;
 	}
 	return false;

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/sysmacros.h>
 
-#include "core/ctx.h"
+#include "core/order.h"
 #include "core/text.h"
 
 #define NAME(table, i) ((unsigned)(i) < sizeof table / sizeof *table && table[i] ? table[i] : "?")
@@ -73,7 +73,9 @@ static void event_where(const struct pinl_event *ev, struct pl_text *t)
 			    (unsigned long)ev->file_start, (unsigned long)ev->file_end);
 	if (ev->actor_tid)
 		pl_text_add(t, " by %d/%d", ev->actor_pid, ev->actor_tid);
-	if (ev->source[0])
+	if (!strcmp(ev->source, PL_ORDER_SOURCE))
+		pl_text_add(t, " asked for by pinlease recall");
+	else if (ev->source[0])
 		pl_text_add(t, " seen by %s", ev->source);
 }
 

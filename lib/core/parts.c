@@ -3,7 +3,7 @@
  * The parts of a lease: what SCRATCH, COPY or FAIL took of it is detached, the rest is live. Detached
  * parts are disjoint and don't touch. Set by the worker under ctx->lock; read under it, or while busy.
  */
-#include "core/ctx.h"
+#include "core/order.h"
 
 #define PAGE 4096ul
 
@@ -92,7 +92,7 @@ bool pl_lease_overlap(const struct pinl_lease *l, const struct pinl_change *ch, 
 {
 	uint64_t len = l->m.end - l->m.start, from, to;
 
-	if (l->id <= ch->newer_than)
+	if (l->id <= ch->newer_than || !pl_order_means(ch, l))
 		return false;
 	if (ch->on_file) {
 		if (l->mem.dev != ch->file_dev || l->mem.ino != ch->file_ino || !l->mem.ino ||

@@ -7,6 +7,7 @@
 
 #include "core/change.h"
 #include "core/foreign.h"
+#include "core/order.h"
 
 struct pl_verdict pl_recall_ask(const struct pinl_lease *l, const struct pinl_change *ch,
 				enum pl_effect *effect)
@@ -21,6 +22,10 @@ struct pl_verdict pl_recall_ask(const struct pinl_lease *l, const struct pinl_ch
 		.pinned = l->flags & PINL_PIN,
 	};
 
+	if (pl_is_order(ch)) {
+		*effect = PL_NO_EFFECT;
+		return pl_order_ask(l);
+	}
 	for (int op = 0; op < PINL_OP_NR && q.effect == PL_NO_EFFECT; op++)
 		if (ch->also & PINL_OPBIT(op))
 			q.effect = pl_op_effect(op, l->mem.kind, l->mem.shared, q.pinned);
@@ -36,7 +41,8 @@ bool pl_recall_pending(const struct pinl_lease *l)
 void pl_recall_make(const struct pinl_lease *l, const struct pinl_change *ch, const struct pl_range *va,
 		    enum pl_effect effect, struct pl_recall *r)
 {
-	uint64_t deadline = pl_clock_ns() + l->policy.grace_ms * 1000000ull;
+	uint64_t deadline = pl_is_order(ch) ? pl_order_deadline(ch)
+					    : pl_clock_ns() + l->policy.grace_ms * 1000000ull;
 
 	*r = (struct pl_recall){
 		.va = *va,
@@ -53,7 +59,7 @@ void pl_recall_make(const struct pinl_lease *l, const struct pinl_change *ch, co
 		.actor_tid = ch->actor_tid,
 		.source = ch->source,
 	};
-	if (l->stuck) /* to be forced again only when nobody waits any more */
+	if (l->stuck && !pl_is_order(ch)) /* to be forced again only when nobody waits any more */
 		r->deadline_ns = ch->ceiling_ns + 2 * l->ctx->opts.ceiling_ms * 1000000ull;
 	if (effect == PL_GONE && r->late)
 		r->gone = *va;
@@ -233,7 +239,8 @@ void pl_recall_rest(struct pinl_lease *l)
 
 	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next) {
 		if (l->state == PINL_RELEASED || l->ctx->stopping || ch->id <= l->followed ||
-		    !(ch->can & PINL_CAN_BEFORE) || !pl_lease_overlap(l, ch, &va))
+		    !(ch->can & PINL_CAN_BEFORE) || (l->stuck && pl_is_order(ch)) ||
+		    !pl_lease_overlap(l, ch, &va))
 			continue;
 		if (!is_recalled(l, pl_recall_ask(l, ch, &effect).action))
 			continue;

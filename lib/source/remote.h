@@ -22,7 +22,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 
-#include "core/ctx.h"
+#include "core/order.h"
 #include "proto/messages.h"
 
 #define PL_REMOTE_POOL	     512
@@ -30,7 +30,7 @@
 
 /* A NOTICE, from its arrival until RELEASED has been sent. */
 struct pl_remote_notice {
-	struct pinl_change change;
+	struct pl_order order; /* or only its change */
 	struct pl_remote *src;
 	struct pl_remote_notice *next; /* free, reports or answers; lock */
 	uint64_t lease, seq;

@@ -322,6 +322,19 @@ static void on_reply(struct pl_remote *s, const struct pl_reply *m)
 	pthread_mutex_unlock(&s->lock);
 }
 
+/* The arbiter's deadline is that of the device's force, which this library needs the time to do. */
+static void fill_order(struct pl_remote *s, struct pl_remote_notice *n, const struct pinl_lease *l,
+		       const struct pl_notice_msg *m)
+{
+	uint64_t force_ns = s->ctx->opts.drain_ms * 1000000ull;
+	uint64_t start = l->mem.offset + (m->start - l->m.start);
+
+	pl_order_init(&n->order, l, start, start + (m->end - m->start), true);
+	n->order.deadline_ns = m->deadline_ns > force_ns ? m->deadline_ns - force_ns : 0;
+	n->order.change.actor_pid = m->actor_pid;
+	n->order.change.actor_tid = m->actor_tid;
+}
+
 /* lock held; false: it has ended */
 static bool fill_change(struct pl_remote *s, struct pl_remote_notice *n, const struct pl_notice_msg *m)
 {
@@ -329,10 +342,14 @@ static bool fill_change(struct pl_remote *s, struct pl_remote_notice *n, const s
 	const struct pinl_memory *mem;
 
 	if (!r || m->start < r->msg.start || m->end > r->msg.end || m->start >= m->end ||
-	    m->op >= PINL_OP_NR)
+	    m->op > PINL_OP_NR)
 		return false;
+	if (m->op == PINL_OP_NR) {
+		fill_order(s, n, r->lease, m);
+		return true;
+	}
 	mem = &r->lease->mem;
-	n->change = (struct pinl_change){
+	n->order.change = (struct pinl_change){
 		.op = m->op,
 		.also = m->also & PINL_OPS_ALL,
 		.can = PINL_CAN_TELL | PINL_CAN_BEFORE |

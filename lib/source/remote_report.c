@@ -57,7 +57,9 @@ static void answer(struct pinl_change *change, int err)
 	struct pl_remote_notice *n = change->arg;
 
 	look(n);
-	pinl_change_done(n->src->ctx, change->id); /* the arbiter's gate is the one that counts */
+	if (!pl_is_order(change))
+		pinl_change_done(n->src->ctx,
+				 change->id); /* the arbiter's gate is the one that counts */
 	done_with(n);
 }
 
@@ -76,7 +78,7 @@ static void *cookie_of(struct pl_remote_notice *n)
 
 static void say_refused(struct pl_remote_notice *n)
 {
-	const struct pinl_change *ch = &n->change;
+	const struct pinl_change *ch = &n->order.change;
 	struct pinl_event ev = {.size = sizeof ev,
 				.type = PINL_EV_REFUSED,
 				.op = ch->op,
@@ -108,9 +110,9 @@ static void tell_core(struct pl_remote_notice *n)
 		done_with(n);
 		return;
 	}
-	n->change.answer = answer;
-	n->change.arg = n;
-	pinl_change_submit(n->src->ctx, &n->change); /* from here on it may be the link's */
+	n->order.change.answer = answer;
+	n->order.change.arg = n;
+	pinl_change_submit(n->src->ctx, &n->order.change); /* from here on it may be the link's */
 }
 
 static void say_lost(struct pl_remote *s)

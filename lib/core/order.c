@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "core/order.h"
+
+#include <errno.h>
+
+#include "core/change.h"
+
+static const struct pl_order *order_of(const struct pinl_change *ch)
+{
+	return (const struct pl_order *)((const char *)ch - offsetof(struct pl_order, change));
+}
+
+void pl_order_init(struct pl_order *o, const struct pinl_lease *l, uint64_t start, uint64_t end,
+		   bool wait)
+{
+	uint64_t from = l->mem.offset, to = from + (l->m.end - l->m.start);
+
+	*o = (struct pl_order){
+		.change = {.op = PINL_OP_NR,
+			   .can = PL_CAN_ORDER | PINL_CAN_TELL | PINL_CAN_BEFORE |
+				  (wait ? PINL_CAN_HOLD : 0),
+			   .on_file = 1,
+			   .file_dev = l->mem.dev,
+			   .file_ino = l->mem.ino,
+			   .file_start = start > from ? start : from,
+			   .file_end = end < to ? end : to,
+			   .source = PL_ORDER_SOURCE},
+		.lease_id = l->id,
+	};
+}
+
+bool pl_order_means(const struct pinl_change *ch, const struct pinl_lease *l)
+{
+	return !pl_is_order(ch) || order_of(ch)->lease_id == l->id;
+}
+
+/* A device that only its holder can take off would be said to be off it. */
+struct pl_verdict pl_order_ask(const struct pinl_lease *l)
+{
+	bool can = l->dev->info.device_class >= PINL_DEV_REVOCABLE;
+
+	return (struct pl_verdict){.action = can ? PL_RECALL : PL_ALLOW};
+}
+
+uint64_t pl_order_deadline(const struct pinl_change *ch)
+{
+	return order_of(ch)->deadline_ns;
+}
+
+static struct pinl_lease *find(struct pinl_ctx *ctx, const struct pl_order *o)
+{
+	struct pinl_lease *l = pl_lease_first(ctx, &o->change);
+
+	while (l && l->id != o->lease_id)
+		l = pl_lease_next(l, &o->change);
+	return l;
+}
+
+void pl_order_result(struct pinl_ctx *ctx, const struct pl_order *o, struct pl_order_result *out)
+{
+	const struct pinl_lease *l;
+	struct pl_range va;
+
+	*out = (struct pl_order_result){.outcome = PINL_OUT_QUIESCED};
+	pthread_mutex_lock(&ctx->lock);
+	l = find(ctx, o); /* NULL: its holder has ended it */
+	if (l && l->state != PINL_RELEASED && pl_lease_overlap(l, &o->change, &va)) {
+		out->outcome = PINL_OUT_NONE;
+		out->err = l->stuck || l->followed >= o->change.id ? -EOPNOTSUPP : -ETIMEDOUT;
+	} else if (l) {
+		out->outcome = l->outcome;
+		out->outside = !l->recall.quiesced;
+	}
+	pthread_mutex_unlock(&ctx->lock);
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Orders: one lease is to be recalled because somebody says so, not because its memory changes. An order
+ * is a change (of PINL_OP_NR, no operation) that means this lease alone, asks no policy and shuts out no
+ * new lease; all the rest is the recall of a change: notice, deadline, force, one change held until
+ * then.
+ */
+#ifndef PL_CORE_ORDER_H
+#define PL_CORE_ORDER_H
+
+#include "core/ctx.h"
+
+#define PL_ORDER_SOURCE "recall" /* pinl_change.source, and that of its notices and events */
+
+struct pl_order {
+	struct pinl_change change; /* set by pl_order_init; then submitted like any other */
+	uint64_t lease_id;
+	uint64_t deadline_ns; /* cut to the ceiling */
+};
+
+struct pl_order_result {
+	enum pinl_outcome outcome;
+	bool outside; /* taken from outside of its holder */
+	int err;      /* 0: released; -EOPNOTSUPP: the device can't be taken off; -ETIMEDOUT */
+};
+
+/* Of the bytes [start, end) of the lease's file. `wait`: answered when the recall is over, else at once.
+ * The lease must be there. */
+void pl_order_init(struct pl_order *order, const struct pinl_lease *lease, uint64_t start, uint64_t end,
+		   bool wait);
+void pl_order_result(struct pinl_ctx *ctx, const struct pl_order *order, struct pl_order_result *out);
+
+/* For the core; ctx->lock held. */
+bool pl_order_means(const struct pinl_change *change, const struct pinl_lease *lease);
+struct pl_verdict pl_order_ask(const struct pinl_lease *lease);
+uint64_t pl_order_deadline(const struct pinl_change *change);
+
+static inline bool pl_is_order(const struct pinl_change *change)
+{
+	return change->can & PL_CAN_ORDER;
+}
+
+#endif
