@@ -20,6 +20,7 @@
 #include <sys/queue.h>
 #include <systemd/sd-event.h>
 
+#include "core/order.h"
 #include "core/foreign.h"
 #include "outside.h"
 #include "proto/wire.h"
@@ -61,9 +62,17 @@ struct held_lease {
 	struct ring *_Atomic
 		ring; /* buf is set before; by which it can be taken from outside; NULL: by none */
 	struct pl_outside_buf buf;
-	bool made; /* the device has it */
 	bool told; /* on this connection */
 	struct stored_lease *stored;
+	bool made;		     /* the device has it */
+	uint32_t grace_ms, agent_ms; /* as the holder has said */
+	struct {		     /* for those who watch, when holder and lease are gone */
+		pid_t pid;
+		uid_t uid;
+		char name[32];
+		uint64_t dev, ino, offset;
+	} of;
+	struct held_lease *ended_next;
 	struct notice *own; /* where what finds no room is merged; ctx->lock */
 };
 
@@ -102,6 +111,8 @@ struct holder {
 	struct pl_index leases;
 	struct ring *rings;
 	struct listing *listing;	/* being sent to it; NULL: none */
+	struct request *request;	/* a recall it has asked for; NULL: none */
+	struct watcher *watcher;	/* NULL: it doesn't watch */
 	struct held_lease *making;	/* for the backend's map */
 	struct notices notices, unused; /* ctx->lock */
 	struct notice *pool;
@@ -117,9 +128,19 @@ struct server {
 	int given;			      /* the service manager\'s socket; -1: none */
 	int wake;			      /* eventfd: notices have come */
 	LIST_HEAD(, holder) holders, leaving; /* leaving: no connection, may be about to end */
+	uint64_t since_ns;
+	LIST_HEAD(, request) requests;
+	LIST_HEAD(, watcher) watchers;
+	sd_event_source *events; /* the core's; NULL: nobody has ever watched */
+	struct held_lease *ending;
+	uint64_t events_lost; /* by watchers */
+	unsigned n_watchers;
 	int spare; /* let go to turn somebody away where there is no other descriptor; -1 */
 
-	pthread_mutex_t lock; /* the users, and the reaper's list */
+	pthread_mutex_t lock; /* the users, the reaper's list, and up to `ended` */
+	struct target *done;  /* recalls that are over and not told yet */
+	bool watched;
+	struct held_lease *ended; /* their events may be there still */
 	pthread_cond_t work;
 	LIST_HEAD(, user) users;
 	struct holder *reap;
@@ -175,8 +196,31 @@ int list_begin(struct holder *h, const struct pl_list_msg *m);
 void list_send(struct holder *h);
 void list_free(struct listing *list);
 
-/* holder.c, for list.c */
+struct listing *list_new(uint64_t serial); /* then list_add(), and into holder->listing */
+int list_add(struct listing *list, const union pl_message *m);
+void list_entry(const struct held_lease *hl, union pl_message *m);
+
+/* recall.c: main loop */
+int recall_begin(struct holder *h, const struct pl_recall_msg *m);
+void recall_send(struct holder *h); /* it takes messages again */
+void recall_gone(struct holder *h); /* its connection; it is in its list still */
+void recall_pass(struct holder *h); /* it is to leave its list */
+void recall_go_on(struct server *s);
+
+/* watch.c: main loop, but for watch_ended */
+int watch_begin(struct holder *h, const struct pl_watch_msg *m);
+void watch_send(struct holder *h); /* it takes messages again */
+void watch_gone(struct holder *h);
+void watch_leased(const struct held_lease *hl);
+void watch_ended(struct held_lease *hl, struct server *s);
+void watch_stop(struct server *s);
+
+/* status.c: main loop */
+int status_begin(struct holder *h, const struct pl_ask_status_msg *m);
+
+/* holder.c, for those that answer */
 int holder_send(struct holder *h, const union pl_message *m);
+int holder_reply(struct holder *h, const struct pl_head *to, int err, uint64_t value);
 
 /* ring.c: main loop, or reaper */
 int ring_get(struct holder *h, int fd, struct ring **out);

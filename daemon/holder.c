@@ -43,6 +43,13 @@ int holder_send(struct holder *h, const union pl_message *m)
 	return err;
 }
 
+/* It goes to logs and terminals. */
+static void copy_text(char *to, const char *from, size_t len)
+{
+	for (size_t i = 0; i < len; i++)
+		to[i] = from[i] && (from[i] < ' ' || from[i] > '~') ? '?' : from[i];
+}
+
 /* A holder that doesn't read loses his replies, not ours to keep: he is let go. */
 static int reply(struct holder *h, const struct pl_head *to, int err, uint64_t value)
 {
@@ -55,6 +62,11 @@ static int reply(struct holder *h, const struct pl_head *to, int err, uint64_t v
 	if (err)
 		snprintf(m.reply.text, sizeof m.reply.text, "%s", pinl_error());
 	return holder_send(h, &m);
+}
+
+int holder_reply(struct holder *h, const struct pl_head *to, int err, uint64_t value)
+{
+	return reply(h, to, err, value);
 }
 
 /* ---------------------------------------------------------------------------------------- leases -- */
@@ -178,6 +190,9 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd, bool ad
 	f.fd = file_path_only(fd);
 	if (f.fd < 0)
 		return f.fd;
+	hl->of.dev = st.st_dev;
+	hl->of.ino = st.st_ino;
+	hl->of.offset = m->file_offset;
 	err = pl_foreign_lease(h->device, &f, &hl->lease);
 	if (!err && !adopted)
 		keep(h, hl, m, f.policy.grace_ms);
@@ -202,7 +217,7 @@ static void forget(struct holder *h, struct held_lease *hl)
 	user_discharge(h->server, h->user, hl->bytes);
 	if (hl->ring)
 		ring_put(h, hl->ring);
-	free(hl);
+	watch_ended(hl, h->server);
 }
 
 /* What the core doesn't look at, as no mapping of its own process can be like that. */
@@ -239,10 +254,15 @@ int holder_make_lease(struct holder *h, const struct pl_lease_msg *m, int fd, bo
 	hl->holder = h;
 	hl->number = m->lease;
 	hl->then = m->then;
-	memcpy(hl->device, m->device, sizeof hl->device);
+	hl->grace_ms = m->grace_ms;
+	hl->agent_ms = m->agent_ms;
+	copy_text(hl->device, m->device, sizeof hl->device);
 	hl->bytes = m->end - m->start;
 	hl->node.start = m->lease;
 	hl->node.end = m->lease + 1;
+	hl->of.pid = h->pid;
+	hl->of.uid = h->user->uid;
+	memcpy(hl->of.name, h->name, sizeof hl->of.name);
 	h->making = hl;
 	pl_index_insert(&h->leases, &hl->node);
 	err = lease(h, m, fd, adopted);
@@ -271,17 +291,21 @@ void holder_end_lease(struct held_lease *hl)
 static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 {
 	struct held_lease *hl = holder_find(h, m->lease);
+	bool known;
 	int err;
 
 	if (hl && !is_same(hl, m, fd)) {
 		holder_end_lease(hl);
 		hl = NULL;
 	}
+	known = hl;
 	err = hl ? 0 : holder_make_lease(h, m, fd, false);
 	if (!err) {
 		hl = holder_find(h, m->lease);
 		hl->told = true;
 	}
+	if (!err && !known)
+		watch_leased(hl);
 	return reply(h, &m->head, err, err ? 0 : coverage(h->server, &hl->lease->mem));
 }
 
@@ -385,8 +409,7 @@ static int on_hello(struct holder *h, const struct pl_hello *m)
 		h = old;
 	h->welcome = true;
 	h->returning = m->resume;
-	for (size_t i = 0; i < sizeof h->name; i++) /* it goes to logs and terminals */
-		h->name[i] = m->name[i] && (m->name[i] < ' ' || m->name[i] > '~') ? '?' : m->name[i];
+	copy_text(h->name, m->name, sizeof h->name);
 	pl_message_init(&w, PL_WELCOME);
 	w.welcome.session = h->session;
 	w.welcome.resumed = old != NULL;
@@ -424,6 +447,12 @@ static int dispatch(struct holder *h, const union pl_message *m, int fd)
 		return 0;
 	case PL_LIST:
 		return list_begin(h, &m->list);
+	case PL_RECALL_LEASES:
+		return recall_begin(h, &m->recall);
+	case PL_WATCH:
+		return watch_begin(h, &m->watch);
+	case PL_ASK_STATUS:
+		return status_begin(h, &m->ask_status);
 	default:
 		return -EPROTO;
 	}
@@ -535,6 +564,7 @@ void holder_leave(struct holder *h)
 	h->left = h->leases.root && h->pidfd >= 0 && !poll(&p, 1, 0);
 	sd_event_source_disable_unref(h->exit);
 	sd_event_source_disable_unref(h->patience);
+	recall_pass(h);
 	LIST_REMOVE(h, link);
 	pthread_mutex_lock(&s->lock);
 	h->reap_next = s->reap;
@@ -575,6 +605,10 @@ void holder_gone(struct holder *h)
 {
 	struct server *s = h->server;
 
+	recall_gone(h);
+	watch_gone(h);
+	list_free(h->listing);
+	h->listing = NULL;
 	sd_event_source_disable_unref(h->io);
 	close(h->sock);
 	h->sock = -1;

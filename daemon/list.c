@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Listing leases for commands. A listing is one moment's picture, made at once and sent as the socket
- * takes it; one at a time for each connection.
+ * Listing leases, and other things, for commands. A listing is one moment's picture, made at once and
+ * sent as the socket takes it; one at a time for each connection.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -33,10 +33,23 @@ static void path_of(const struct held_lease *hl, char *path, size_t len)
 		snprintf(path, len, "...%s", full + n - len + 4);
 }
 
-static void describe(const struct held_lease *hl, struct pl_entry_msg *e)
+static uint64_t deadline(const struct held_lease *hl)
+{
+	struct pinl_lease *l = hl->lease;
+	uint64_t ns;
+
+	pthread_mutex_lock(&l->ctx->lock);
+	ns = l->state == PINL_NOTICED ? l->recall.deadline_ns : 0;
+	pthread_mutex_unlock(&l->ctx->lock);
+	return ns;
+}
+
+void list_entry(const struct held_lease *hl, union pl_message *m)
 {
 	struct pinl_lease_info i = {.size = sizeof i};
+	struct pl_entry_msg *e = &m->entry;
 
+	pl_message_init(m, PL_ENTRY);
 	pinl_lease_info(hl->lease, &i);
 	e->lease = hl->number;
 	e->start = i.start;
@@ -59,9 +72,10 @@ static void describe(const struct held_lease *hl, struct pl_entry_msg *e)
 	memcpy(e->device, hl->device, sizeof e->device);
 	memcpy(e->program, hl->holder->name, sizeof e->program);
 	path_of(hl, e->path, sizeof e->path);
+	e->deadline_ns = deadline(hl);
 }
 
-static int add(struct listing *list, const struct held_lease *hl)
+int list_add(struct listing *list, const union pl_message *m)
 {
 	size_t room = list->room ? 2 * list->room : 64;
 	union pl_message *more;
@@ -73,24 +87,41 @@ static int add(struct listing *list, const struct held_lease *hl)
 		list->entries = more;
 		list->room = room;
 	}
-	pl_message_init(&list->entries[list->n], PL_ENTRY);
-	describe(hl, &list->entries[list->n++].entry);
+	list->entries[list->n] = *m;
+	list->entries[list->n++].head.serial = list->serial;
 	return 0;
 }
 
 static int add_all(struct listing *list, const struct holder *of, const struct pl_list_msg *m)
 {
 	struct pl_node *n = pl_index_first(&of->leases, 0, UINTPTR_MAX);
+	union pl_message entry;
 	int err = 0;
 
 	for (; n && !err; n = pl_index_next(n, 0, UINTPTR_MAX)) {
 		const struct held_lease *hl = (const struct held_lease *)n;
 
-		if (!m->file_ino ||
-		    (hl->lease->mem.ino == m->file_ino && hl->lease->mem.dev == m->file_dev))
-			err = add(list, hl);
+		if (m->file_ino &&
+		    (hl->lease->mem.ino != m->file_ino || hl->lease->mem.dev != m->file_dev))
+			continue;
+		list_entry(hl, &entry);
+		err = list_add(list, &entry);
 	}
 	return err;
+}
+
+static bool fits(const struct holder *asker, const struct holder *of, const struct pl_list_msg *m)
+{
+	return (!asker->user->uid || of->user == asker->user) && (!m->pid || m->pid == of->pid);
+}
+
+struct listing *list_new(uint64_t serial)
+{
+	struct listing *list = calloc(1, sizeof *list);
+
+	if (list)
+		list->serial = serial;
+	return list;
 }
 
 int list_begin(struct holder *h, const struct pl_list_msg *m)
@@ -101,12 +132,14 @@ int list_begin(struct holder *h, const struct pl_list_msg *m)
 
 	if (h->listing)
 		return -EPROTO;
-	list = calloc(1, sizeof *list);
+	list = list_new(m->head.serial);
 	if (!list)
 		return -ENOMEM;
-	list->serial = m->head.serial;
 	LIST_FOREACH(of, &h->server->holders, link)
-	if (!err && (!h->user->uid || of->user == h->user) && (!m->pid || m->pid == of->pid))
+	if (!err && fits(h, of, m))
+		err = add_all(list, of, m);
+	LIST_FOREACH(of, &h->server->leaving, link) /* one that is stopped may be there for long */
+	if (!err && fits(h, of, m))
 		err = add_all(list, of, m);
 	h->listing = list;
 	list_send(h);

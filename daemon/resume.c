@@ -54,6 +54,8 @@ struct holder *resume_session(struct holder *h, uint64_t session)
 	old = find_session(s, h, session);
 	if (!old)
 		return NULL;
+	recall_pass(old); /* they change their places */
+	recall_pass(h);
 	old->exit = sd_event_source_disable_unref(old->exit);
 	old->patience = sd_event_source_disable_unref(old->patience);
 	old->sock = h->sock;

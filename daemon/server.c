@@ -24,6 +24,8 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *arg)
 		sd_event_source_set_io_events(source, EPOLLIN);
 		err = holder_send_notices(h);
 		list_send(h);
+		recall_send(h);
+		watch_send(h);
 	}
 	if (!err && (revents & (EPOLLIN | EPOLLHUP | EPOLLERR)))
 		err = holder_receive(h);
@@ -63,7 +65,7 @@ static int on_connection(sd_event_source *source, int fd, uint32_t revents, void
 	return 0;
 }
 
-/* A lease of somebody's is to be recalled. */
+/* A lease of somebody's is to be recalled, or one that somebody has asked for has been. */
 static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *arg)
 {
 	struct server *s = arg;
@@ -76,6 +78,7 @@ static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *a
 		if (holder_send_notices(h))
 			holder_gone(h);
 	}
+	recall_go_on(s);
 	return 0;
 }
 
@@ -146,6 +149,7 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 		return -ENOMEM;
 	s->event = event;
 	s->limits = *limits;
+	s->since_ns = pl_clock_ns();
 	s->spare = open_spare();
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->work, NULL);
@@ -191,7 +195,10 @@ void server_free(struct server *s)
 	pthread_cond_signal(&s->work);
 	pthread_mutex_unlock(&s->lock);
 	pthread_join(s->reaper, NULL);
+	watch_stop(s);
+	sd_event_source_disable_unref(s->events);
 	pinl_close(s->ctx);
+	recall_go_on(s);
 	close(s->wake);
 	if (s->spare >= 0)
 		close(s->spare);

@@ -108,6 +108,39 @@ struct pl_list_msg {
 	uint32_t pad;
 };
 
+/*
+ * Recall leases: all that fit and are the asker's, root's are everybody's. An EVENT for each
+ * (PL_EVENT_RECALLED), then REPLY: how many there were. One at a time on a connection.
+ */
+struct pl_recall_msg {
+	struct pl_head head;
+	uint64_t file_dev, file_ino;   /* file_ino 0: any file, then pid is given */
+	uint64_t file_start, file_end; /* these bytes; file_end 0: to its end */
+	uint64_t lease;		       /* with PL_RECALL_ONE: the holder's number for it */
+	int32_t pid;		       /* 0: any holder, then the file is given */
+	uint32_t flags;		       /* PL_RECALL_* */
+	uint32_t grace_ms;	       /* with PL_RECALL_GRACE */
+	uint32_t pad;
+};
+
+#define PL_RECALL_ONE	  1u /* of the process: that lease alone */
+#define PL_RECALL_GRACE	  2u /* this one, not the lease's own */
+#define PL_RECALL_FORCE	  4u /* none, and whatever the lease's policy is, not RECALL only */
+#define PL_RECALL_NO_WAIT 8u /* its EVENT says that it has begun */
+
+/* From now on an EVENT for all that happens to leases that fit. Answered by REPLY. */
+struct pl_watch_msg {
+	struct pl_head head;
+	uint64_t file_dev, file_ino; /* 0: any file */
+	int32_t pid;		     /* 0: any holder */
+	uint32_t pad;
+};
+
+/* How is the arbiter? STATUS, a SOURCE for each, a USER for each who may be seen, REPLY. */
+struct pl_ask_status_msg {
+	struct pl_head head;
+};
+
 /* ---------------------------------------------------------------------------------- from the arbiter --
  */
 
@@ -162,7 +195,60 @@ struct pl_entry_msg {
 	uint32_t state;	 /* enum pinl_state */
 	uint32_t forced; /* 1: it could be taken from outside */
 	char device[16], program[32];
-	char path[152]; /* of the file, as the arbiter sees it; cut at the front if it is longer */
+	char path[152];	      /* of the file, as the arbiter sees it; cut at the front if it is longer */
+	uint64_t deadline_ns; /* noticed: CLOCK_MONOTONIC; else 0 */
+};
+
+/* What an EVENT is about: enum pinl_event_type, or one of these. */
+enum pl_event_what {
+	PL_EVENT_LEASED = 32, /* the lease is made; only this one has the path */
+	PL_EVENT_ENDED,	      /* it is over */
+	PL_EVENT_RECALLED,    /* what became of a RECALL of it */
+};
+
+/* As struct pinl_event; serial is that of the WATCH or RECALL. */
+struct pl_event_msg {
+	struct pl_head head;
+	uint32_t what, op, outcome;
+	int32_t err;
+	uint64_t time_ns, deadline_ns, waited_ns;
+	uint64_t lease; /* the holder's number */
+	uint64_t change, start, end;
+	uint64_t file_dev, file_ino, file_start, file_end, bytes;
+	int32_t pid; /* the holder's; 0: it is about a change, not about one lease */
+	uint32_t uid;
+	int32_t actor_pid, actor_tid;
+	uint32_t outside; /* 1: taken from outside of the holder */
+	char source[12];
+	char device[16], program[32];
+	char path[152];
+};
+
+struct pl_status_msg {
+	struct pl_head head;
+	char version[16];
+	int32_t pid;
+	uint32_t ceiling_ms;
+	uint64_t boot, since_ns;
+	uint64_t max_leases, max_bytes; /* of one user */
+	uint32_t max_connections;
+	uint32_t connections, holders, watchers; /* holders: those with leases */
+	uint64_t leases, bytes, held;		 /* held: changes that wait now */
+	uint64_t notices, quiesced, forced, refused, answered, unconfirmed; /* ever */
+	uint64_t events_lost;						    /* by those who watch */
+};
+
+/* One line of pinl_sources(). */
+struct pl_source_msg {
+	struct pl_head head;
+	char text[304];
+};
+
+/* What one user has. */
+struct pl_user_msg {
+	struct pl_head head;
+	uint32_t uid, connections;
+	uint64_t leases, bytes;
 };
 
 /* name, number, structure, least and most descriptors */
@@ -176,10 +262,17 @@ struct pl_entry_msg {
 	X(LIST, 7, struct pl_list_msg, 0)                                                               \
 	X(STILL, 15, struct pl_still_msg, 0)                                                            \
 	X(ALL_TOLD, 14, struct pl_all_told_msg, 0)                                                      \
+	X(RECALL_LEASES, 8, struct pl_recall_msg, 0)                                                    \
+	X(WATCH, 9, struct pl_watch_msg, 0)                                                             \
+	X(ASK_STATUS, 10, struct pl_ask_status_msg, 0)                                                  \
 	X(WELCOME, 65, struct pl_welcome, 0)                                                            \
 	X(REPLY, 66, struct pl_reply, 0)                                                                \
 	X(NOTICE, 67, struct pl_notice_msg, 0)                                                          \
-	X(ENTRY, 68, struct pl_entry_msg, 0)
+	X(ENTRY, 68, struct pl_entry_msg, 0)                                                            \
+	X(EVENT, 69, struct pl_event_msg, 0)                                                            \
+	X(STATUS, 70, struct pl_status_msg, 0)                                                          \
+	X(SOURCE, 90, struct pl_source_msg, 0)                                                          \
+	X(USER, 91, struct pl_user_msg, 0)
 
 #define PL_FROM_ARBITER 64 /* types from here on */
 
@@ -204,6 +297,13 @@ union pl_message {
 	struct pl_all_told_msg all_told;
 	struct pl_still_msg still;
 	struct pl_entry_msg entry;
+	struct pl_recall_msg recall;
+	struct pl_watch_msg watch;
+	struct pl_ask_status_msg ask_status;
+	struct pl_event_msg event;
+	struct pl_status_msg status;
+	struct pl_source_msg source;
+	struct pl_user_msg user;
 };
 
 #endif

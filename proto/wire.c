@@ -65,6 +65,15 @@ static bool strings_end(const union pl_message *m)
 		return ended(m->entry.device, sizeof m->entry.device) &&
 		       ended(m->entry.program, sizeof m->entry.program) &&
 		       ended(m->entry.path, sizeof m->entry.path);
+	case PL_EVENT:
+		return ended(m->event.source, sizeof m->event.source) &&
+		       ended(m->event.device, sizeof m->event.device) &&
+		       ended(m->event.program, sizeof m->event.program) &&
+		       ended(m->event.path, sizeof m->event.path);
+	case PL_STATUS:
+		return ended(m->status.version, sizeof m->status.version);
+	case PL_SOURCE:
+		return ended(m->source.text, sizeof m->source.text);
 	case PL_REPLY:
 		return ended(m->reply.text, sizeof m->reply.text);
 	default:

@@ -41,16 +41,40 @@ BODY = {
     REPLY: struct.Struct('=iIQ216s'),
     NOTICE: struct.Struct('=QQQQQIIIii12s'),
 }
+# What commands ask, and are told.
+LIST, RECALL_LEASES, WATCH, ASK_STATUS = range(7, 11)
+ENTRY, EVENT, STATUS = range(68, 71)
+SOURCE, USER = 90, 91
+BODY.update({
+    LIST: struct.Struct('=QQiI'),
+    RECALL_LEASES: struct.Struct('=QQQQQiIII'),
+    WATCH: struct.Struct('=QQiI'),
+    ASK_STATUS: struct.Struct('='),
+    ENTRY: struct.Struct('=QQQQQQQQiiIIIIIIII16s32s152sQ'),
+    EVENT: struct.Struct('=IIIiQQQQQQQQQQQQiIiiI12s16s32s152s'),
+    STATUS: struct.Struct('=16siIQQQQIIIIQQQQQQQQQQ'),
+    SOURCE: struct.Struct('=304s'),
+    USER: struct.Struct('=IIQQ'),
+})
 WRITE, PINNED = 1, 2
 KEEP, RECALL, REFUSE, FOLLOW = range(4)
 FAIL, SCRATCH, COPY = range(3)
 TRUNCATE, PUNCH = range(2)
+NO_OPERATION = 12
+ONE, GRACE, FORCE, NO_WAIT = 1, 2, 4, 8
+E_NOTICE, E_QUIESCED, E_FORCED, E_RELEASED, E_ANSWERED, E_REFUSED = range(6)
+E_ORPHAN, E_DROPPED, E_LEASED, E_ENDED, E_RECALLED = 7, 11, 32, 33, 34
 FORCED, RECALLED, LOST, REFUSED = range(4)
 TOLD, BEFORE, HELD, REFUSABLE = 1, 2, 4, 8
 QUIESCED = 1
 
 Welcome = collections.namedtuple('Welcome', 'version ceiling_ms boot session resumed max_leases max_bytes')
 Reply = collections.namedtuple('Reply', 'err value text')
+Event = collections.namedtuple('Event', 'what op outcome err time_ns deadline_ns waited_ns lease change start end file_dev '
+                               'file_ino file_start file_end bytes pid uid actor_pid actor_tid outside source device program path')
+Status = collections.namedtuple('Status', 'version pid ceiling_ms boot since_ns max_leases max_bytes max_connections connections '
+                                'holders watchers leases bytes held notices quiesced forced refused answered unconfirmed events_lost')
+User = collections.namedtuple('User', 'uid connections leases bytes')
 Notice = collections.namedtuple('Notice', 'lease seq start end deadline_ns what op also pid tid source')
 
 
@@ -70,12 +94,12 @@ def text(field):
 class Client:
     """One connection."""
 
-    def __init__(self, path, hello=True):
+    def __init__(self, path, hello=True, name=b'python'):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.connect(str(path))
         self.serial = 0
         self.notices = collections.deque()
-        self.welcome = self.hello() if hello else None
+        self.welcome = self.hello(name=name) if hello else None
 
     def __enter__(self):
         return self
@@ -138,9 +162,9 @@ class Client:
         return self.ask(COVER, fds=[fd])
 
     def lease(self, fd, number=1, start=START, size=SIZE, offset=0, flags=0, policy=RECALL, then=FAIL, grace_ms=60000,
-              refuse=0, fds=None):
+              refuse=0, agent_ms=0, device=b'soft', fds=None):
         return self.ask(LEASE, number, offset, start, start + size, time.monotonic_ns(), flags, 1, policy, then, grace_ms,
-                        refuse, 0, os.getpid(), b'soft', fds=[fd] if fds is None else fds)
+                        refuse, agent_ms, os.getpid(), device, fds=[fd] if fds is None else fds)
 
     def handle(self, number=1):
         return self.ask(HANDLE, number, 0, -1, 0, 0, 0)
@@ -150,6 +174,70 @@ class Client:
 
     def released(self, notice, start=0, end=0, whole=0, outcome=QUIESCED):
         self.send(message(RELEASED, notice.lease, notice.seq, start, end, whole, outcome))
+
+    def listed(self, kind, *fields):
+        """A request that has many answers: the (type, fields) before its REPLY, and that."""
+        self.serial += 1
+        self.send(message(kind, *fields, serial=self.serial))
+        return self.answers()
+
+    def answers(self):
+        got = []
+        while True:
+            kind, serial, values = self.receive()
+            if kind == NOTICE:
+                self.notices.append(self.as_notice(values))
+                continue
+            assert serial == self.serial, (serial, self.serial)
+            if kind == REPLY:
+                return got, Reply(values[0], values[2], text(values[3]))
+            got.append((kind, values))
+
+    @staticmethod
+    def as_event(values):
+        return Event(*values[:21], *map(text, values[21:]))
+
+    def order_recall(self, file=None, start=0, end=0, lease=0, pid=0, flags=0, grace_ms=0):
+        """Its answers come when all is over: recalled()."""
+        self.serial += 1
+        dev, ino = (file.stat().st_dev, file.stat().st_ino) if file else (0, 0)
+        self.send(message(RECALL_LEASES, dev, ino, start, end, lease, pid, flags, grace_ms, 0, serial=self.serial))
+
+    def recalled(self):
+        """(events, reply)"""
+        got, reply = self.answers()
+        assert all(kind == EVENT for kind, _ in got), got
+        return [self.as_event(values) for _, values in got], reply
+
+    def recall(self, *where, **how):
+        self.order_recall(*where, **how)
+        return self.recalled()
+
+    def watch(self, file=None, pid=0):
+        dev, ino = (file.stat().st_dev, file.stat().st_ino) if file else (0, 0)
+        return self.ask(WATCH, dev, ino, pid, 0)
+
+    def event(self):
+        kind, _, values = self.receive()
+        assert kind == EVENT, kind
+        return self.as_event(values)
+
+    def until_event(self, *what):
+        """The events up to one of each of `what`."""
+        got, left = [], set(what)
+        while left:
+            got.append(self.event())
+            left.discard(got[-1].what)
+        return got
+
+    def status(self):
+        """(status, sources, users)"""
+        got, reply = self.listed(ASK_STATUS)
+        assert reply.err == 0 and reply.value == len(got), reply
+        status = [values for kind, values in got if kind == STATUS]
+        assert len(status) == 1
+        return (Status(text(status[0][0]), *status[0][1:]), [text(values[0]) for kind, values in got if kind == SOURCE],
+                [User(*values) for kind, values in got if kind == USER])
 
     def until_gone(self):
         """What comes until the arbiter ends it: it has to."""
@@ -217,7 +305,7 @@ for line in sys.stdin:
 class Arbiter:
     """pinleased in a process of its own, with a directory for files of ours."""
 
-    def __init__(self, program, *options, before=None):
+    def __init__(self, program, *options, before=None, words=()):
         # pylint: disable=consider-using-with
         self.temporary = tempfile.TemporaryDirectory(prefix='pinlease-', dir='/var/tmp')
         self.directory = pathlib.Path(self.temporary.name)
@@ -225,7 +313,7 @@ class Arbiter:
         self.path = self.directory / 'socket'
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
             ready.bind(str(self.directory / 'ready'))
-            self.process = subprocess.Popen([program, '--socket', self.path, *options], preexec_fn=before,
+            self.process = subprocess.Popen([program, *words, '--socket', self.path, *options], preexec_fn=before,
                                             env=dict(os.environ, NOTIFY_SOCKET=str(self.directory / 'ready')))
             assert b'READY=1' in ready.recv(100)
 

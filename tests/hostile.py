@@ -90,7 +90,7 @@ def each_is_let_go(packets):
 
 def no_hello():
     with besides() as (arbiter, good):
-        for kind in (ac.LEASE, ac.HANDLE, ac.UNLEASE, ac.RELEASED, ac.COVER):
+        for kind in (ac.LEASE, ac.HANDLE, ac.UNLEASE, ac.RELEASED, ac.COVER, ac.LIST, ac.RECALL_LEASES, ac.WATCH, ac.ASK_STATUS):
             fds = [good.fd] if kind in (ac.LEASE, ac.COVER) else []
             with arbiter.client(hello=False) as client:
                 client.send(zeroed(kind), fds)
@@ -120,11 +120,11 @@ def wrong_sizes():
 
 
 def wrong_types():
-    each_is_let_go([ac.HEAD.pack(16, kind, 0, 0) for kind in (0, 7, 63, 64, 68, 255, 256, 32768, 65535)])
+    each_is_let_go([ac.HEAD.pack(16, kind, 0, 0) for kind in (0, 11, 63, 64, 71, 255, 256, 32768, 65535)])
 
 
 def arbiters_types():
-    each_is_let_go([zeroed(kind) for kind in (ac.WELCOME, ac.REPLY, ac.NOTICE)])
+    each_is_let_go([zeroed(kind) for kind in (ac.WELCOME, ac.REPLY, ac.NOTICE, ac.ENTRY, ac.EVENT, ac.STATUS, ac.SOURCE, ac.USER)])
 
 
 def unknown_flags():

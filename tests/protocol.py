@@ -235,6 +235,38 @@ def two_of_a_file():
         same(actor.join(), 0)
 
 
+def listed():
+    with leased() as (client, path, _):
+        entries, reply = client.listed(ac.LIST, path.stat().st_dev, path.stat().st_ino, os.getpid(), 0)
+        same((reply.err, reply.value, [(kind, values[:2], values[8]) for kind, values in entries]),
+             (0, 1, [(ac.ENTRY, (1, ac.START), os.getpid())]))
+
+
+def recall_leases():
+    with leased() as (client, path, _):
+        client.order_recall(path)
+        notice = client.notice()
+        same((notice.what, notice.op, notice.source, notice.pid), (ac.RECALLED, ac.NO_OPERATION, 'recall', os.getpid()))
+        client.released(notice, whole=1)
+        (event,), reply = client.recalled()
+        same((event.what, event.err, event.outcome, event.lease, reply.value), (ac.E_RECALLED, 0, ac.QUIESCED, 1, 1))
+
+
+def watch():
+    with leased() as (client, path, _):
+        same(client.watch(path).err, 0)
+        client.unlease()
+        event = client.event()
+        same((event.what, event.lease, event.pid), (ac.E_ENDED, 1, os.getpid()))
+
+
+def status():
+    with leased() as (client, _, _):
+        said, sources, users = client.status()
+        same((said.boot, said.leases, said.ceiling_ms), (client.welcome.boot, 1, 100000))
+        same(([line.split(':')[0] for line in sources], [(user.uid, user.leases) for user in users]), (['files'], [(0, 1)]))
+
+
 # ---------------------------------------------------------------------------------------------- errors
 
 @contextlib.contextmanager
@@ -369,6 +401,10 @@ TESTS = [
     ('a number with another range is another lease', other_range),
     ('a connection is resumed', resumed),
     ('two leases of a file are two notices, and both are waited for', two_of_a_file),
+    ('LIST has an ENTRY for each', listed),
+    ('RECALL_LEASES has an EVENT for each', recall_leases),
+    ('WATCH has EVENTs from then on', watch),
+    ('ASK_STATUS has STATUS, SOURCEs and USERs', status),
     ('a descriptor without the right shows nothing', wrong_rights),
     ('who can only read refuses nothing, and has a short grace', reader),
     ('what is no regular file is no lease', wrong_files),

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* How the arbiter is, for commands: its limits, what it can't do, who has how much. Main loop. */
+#include <errno.h>
+#include <string.h>
+
+#include "daemon.h"
+
+static uint32_t changes_held(struct pinl_ctx *ctx)
+{
+	uint32_t n = 0;
+
+	pthread_mutex_lock(&ctx->lock);
+	for (const struct pinl_change *ch = ctx->held; ch; ch = ch->next)
+		n++;
+	pthread_mutex_unlock(&ctx->lock);
+	return n;
+}
+
+static void count(const struct server *s, struct pl_status_msg *m)
+{
+	struct pinl_counters c = {.size = sizeof c};
+
+	pinl_counters(s->ctx, &c);
+	m->leases = c.leases;
+	m->bytes = c.bytes;
+	m->notices = c.notices;
+	m->quiesced = c.quiesced;
+	m->forced = c.forced;
+	m->refused = c.refused;
+	m->answered = c.answered;
+	m->unconfirmed = c.drains_unconfirmed;
+	m->held = changes_held(s->ctx);
+	m->events_lost = s->events_lost;
+	m->watchers = s->n_watchers;
+}
+
+static void describe(const struct server *s, union pl_message *m)
+{
+	const struct holder *h;
+
+	pl_message_init(m, PL_STATUS);
+	strncpy(m->status.version, PINLEASE_VERSION, sizeof m->status.version - 1);
+	m->status.pid = getpid();
+	m->status.ceiling_ms = s->limits.ceiling_ms;
+	m->status.boot = s->boot;
+	m->status.since_ns = s->since_ns;
+	m->status.max_leases = s->limits.leases;
+	m->status.max_bytes = s->limits.bytes;
+	m->status.max_connections = s->limits.connections;
+	LIST_FOREACH(h, &s->holders, link)
+	{
+		m->status.connections++;
+		m->status.holders += h->leases.root != NULL;
+	}
+	LIST_FOREACH(h, &s->leaving, link)
+	m->status.holders += h->leases.root != NULL;
+	count(s, &m->status);
+}
+
+static int add_sources(struct server *s, struct listing *list)
+{
+	char text[2048] = "", *rest = text, *line;
+	union pl_message m;
+	int err = 0;
+
+	pinl_sources(s->ctx, text, sizeof text);
+	while (!err && (line = strsep(&rest, "\n"))) {
+		if (!*line)
+			continue;
+		pl_message_init(&m, PL_SOURCE);
+		strncpy(m.source.text, line, sizeof m.source.text - 1);
+		err = list_add(list, &m);
+	}
+	return err;
+}
+
+static int add_users(struct server *s, const struct user *asker, struct listing *list)
+{
+	const struct user *u;
+	union pl_message m;
+	int err = 0;
+
+	pthread_mutex_lock(&s->lock);
+	LIST_FOREACH(u, &s->users, link)
+	{
+		if (err || (asker->uid && u != asker))
+			continue;
+		pl_message_init(&m, PL_USER);
+		m.user.uid = u->uid;
+		m.user.connections = u->connections;
+		m.user.leases = u->leases;
+		m.user.bytes = u->bytes;
+		err = list_add(list, &m);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return err;
+}
+
+int status_begin(struct holder *h, const struct pl_ask_status_msg *m)
+{
+	struct listing *list;
+	union pl_message status;
+	int err;
+
+	if (h->listing)
+		return -EPROTO;
+	list = list_new(m->head.serial);
+	if (!list)
+		return -ENOMEM;
+	describe(h->server, &status);
+	err = list_add(list, &status);
+	if (!err)
+		err = add_sources(h->server, list);
+	if (!err)
+		err = add_users(h->server, h->user, list);
+	h->listing = list;
+	list_send(h);
+	return err;
+}
