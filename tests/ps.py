@@ -69,6 +69,17 @@ def table():
         assert ' 4096 ' in ps(arbiter, '--bytes')
 
 
+def rude():
+    """What a holder chose for a name does nothing to a terminal."""
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client(name=b'a\x1b[31mb') as client:
+        path = arbiter.file('x\x1b[2Jy\nz')
+        with open(path, 'r+b') as file:
+            assert client.lease(file.fileno(), device=b'\x1b[1m\x07').err == 0
+        lines = ps(arbiter).splitlines()
+        assert len(lines) == 3 and lines[1].isprintable() and lines[1].endswith('x?[2Jy?z'), lines
+        assert json.loads(ps(arbiter, '--json'))[0]['path'] == str(path)
+
+
 def chosen():
     with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client:
         paths = [arbiter.file(name) for name in 'abc']
@@ -131,6 +142,7 @@ if __name__ == '__main__':
     ac.main([
         ('a lease with all that is known of it', everything),
         ('the table has a line for each lease and one for all', table),
+        ('names are shown without what controls a terminal', rude),
         ('by file, by process, sorted', chosen),
         ('a lease that is recalled says so', state),
         ('thousands of leases are listed', many),

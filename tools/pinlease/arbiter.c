@@ -1,26 +1,28 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A command's connection to pinleased: one question, answered at once. */
+/* A command's connection to pinleased. */
 #include "arbiter.h"
 
+#include <argp.h>
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
-#define PATIENCE_MS 10000
+#include "common.h"
 
-static int receive(int sock, union pl_message *m)
+static int receive(int sock, union pl_message *m, int patience_ms)
 {
 	struct pollfd p = {.fd = sock, .events = POLLIN};
 	const char *why = "";
 	int fd, err;
 
 	while ((err = pl_message_receive(sock, m, &fd, &why)) == -EAGAIN)
-		if (poll(&p, 1, PATIENCE_MS) == 0)
+		if (poll(&p, 1, patience_ms) == 0)
 			return -ETIMEDOUT;
 	if (fd >= 0)
 		close(fd);
@@ -38,13 +40,13 @@ static int hello(int sock)
 	strcpy(m.hello.name, "pinlease");
 	err = pl_message_send(sock, &m, -1);
 	if (!err)
-		err = receive(sock, &m);
+		err = receive(sock, &m, ARBITER_PATIENCE_MS);
 	if (!err && m.head.type != PL_WELCOME)
 		err = m.head.type == PL_REPLY && m.reply.err ? m.reply.err : -EPROTO;
 	return err;
 }
 
-static int say(int err, const char *path)
+static int say(struct arbiter *a, int err)
 {
 	const char *help = "";
 
@@ -54,49 +56,115 @@ static int say(int err, const char *path)
 		help = "; install the same release of pinlease and pinleased";
 	else if (err == -ETIMEDOUT)
 		help = "; is pinleased stopped?";
-	if (err)
-		fprintf(stderr, "pinlease: can't ask pinleased at %s: %s%s\n", path, strerror(-err),
-			help);
+	else if (err == -EPIPE)
+		help = "; pinleased has ended the connection";
+	if (!err)
+		return 0;
+	snprintf(a->why, sizeof a->why, "can't ask pinleased at %s: %s%s", a->path, strerror(-err),
+		 help);
+	if (!a->quiet)
+		fprintf(stderr, "pinlease: %s\n", a->why);
 	return err;
 }
 
-static int ask(int sock, const struct pl_list_msg *filter,
-	       int (*each)(const struct pl_entry_msg *entry, void *arg), void *arg)
+int arbiter_open(struct arbiter *a)
+{
+	const char *given = getenv(PL_PROTO_ENV);
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+	int err = 0;
+
+	a->path = given && *given ? given : PL_PROTO_PATH;
+	a->sock = -1;
+	if (strlen(a->path) >= sizeof addr.sun_path)
+		return say(a, -ENAMETOOLONG);
+	strcpy(addr.sun_path, a->path);
+	a->sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (a->sock < 0)
+		return say(a, -errno);
+	if (connect(a->sock, (void *)&addr, sizeof addr))
+		err = -errno;
+	if (!err)
+		err = hello(a->sock);
+	if (err)
+		arbiter_close(a);
+	return say(a, err);
+}
+
+void arbiter_close(struct arbiter *a)
+{
+	if (a->sock >= 0)
+		close(a->sock);
+	a->sock = -1;
+}
+
+int arbiter_next(struct arbiter *a, union pl_message *m, int patience_ms)
+{
+	int err = receive(a->sock, m, patience_ms);
+
+	return err == -ETIMEDOUT ? err : say(a, err);
+}
+
+static int of_reply(struct arbiter *a, const struct pl_reply *reply, uint64_t *value)
+{
+	if (!reply->err) {
+		if (value)
+			*value = reply->value;
+		return 0;
+	}
+	snprintf(a->why, sizeof a->why, "%s", *reply->text ? reply->text : strerror(-reply->err));
+	if (!a->quiet)
+		fprintf(stderr, "pinlease: %s\n", a->why);
+	return reply->err;
+}
+
+int arbiter_ask(struct arbiter *a, const union pl_message *request,
+		int (*each)(const union pl_message *m, void *arg), void *arg, int patience_ms,
+		uint64_t *value)
 {
 	union pl_message m;
-	int err;
+	int err = pl_message_send(a->sock, request, -1);
 
+	while (!err && !(err = receive(a->sock, &m, patience_ms)) && m.head.type != PL_REPLY)
+		if (!each)
+			err = -EPROTO;
+		else if (each(&m, arg)) /* which has said why */
+			return -ECANCELED;
+	return err ? say(a, err) : of_reply(a, &m.reply, value);
+}
+
+int arbiter_list(const struct pl_list_msg *filter, int (*each)(const union pl_message *m, void *arg),
+		 void *arg)
+{
+	struct arbiter a = {0};
+	union pl_message m;
+	int err = arbiter_open(&a);
+
+	if (err)
+		return err;
 	pl_message_init(&m, PL_LIST);
 	m.list.pid = filter->pid;
 	m.list.file_dev = filter->file_dev;
 	m.list.file_ino = filter->file_ino;
-	err = pl_message_send(sock, &m, -1);
-	while (!err && !(err = receive(sock, &m)) && m.head.type == PL_ENTRY)
-		err = each(&m.entry, arg);
-	if (!err)
-		err = m.head.type == PL_REPLY ? m.reply.err : -EPROTO;
+	err = arbiter_ask(&a, &m, each, arg, ARBITER_PATIENCE_MS, NULL);
+	arbiter_close(&a);
 	return err;
 }
 
-int arbiter_list(const struct pl_list_msg *filter,
-		 int (*each)(const struct pl_entry_msg *entry, void *arg), void *arg)
+int32_t arbiter_pid(const char *arg, struct argp_state *state)
 {
-	const char *given = getenv(PL_PROTO_ENV), *path = given && *given ? given : PL_PROTO_PATH;
-	struct sockaddr_un addr = {.sun_family = AF_UNIX};
-	int sock, err = 0;
+	uint64_t pid;
 
-	if (strlen(path) >= sizeof addr.sun_path)
-		return say(-ENAMETOOLONG, path);
-	strcpy(addr.sun_path, path);
-	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (sock < 0)
-		return say(-errno, path);
-	if (connect(sock, (void *)&addr, sizeof addr))
-		err = -errno;
-	if (!err)
-		err = hello(sock);
-	if (!err)
-		err = ask(sock, filter, each, arg);
-	close(sock);
-	return say(err, path);
+	if (tool_number(arg, INT32_MAX, &pid) || !pid)
+		argp_error(state, "\"%s\" is no process", arg);
+	return (int32_t)pid;
+}
+
+void arbiter_file(const char *path, uint64_t *dev, uint64_t *ino, struct argp_state *state)
+{
+	struct stat st;
+
+	if (stat(path, &st))
+		argp_error(state, "%s: %s", path, strerror(errno));
+	*dev = st.st_dev;
+	*ino = st.st_ino;
 }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <linux/magic.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -109,6 +110,68 @@ int tool_cut(const char *text, int width, const char **next)
 	}
 	*next = text + at + 1;
 	return at;
+}
+
+void tool_size_words(uint64_t bytes, bool exact, char *buf, size_t len)
+{
+	const char *unit = "BKMGTPE";
+	double n = bytes;
+
+	if (exact) {
+		snprintf(buf, len, "%lu", (unsigned long)bytes);
+		return;
+	}
+	for (; n >= 1000 && unit[1]; n /= 1024)
+		unit++;
+	snprintf(buf, len, n < 9.95 && *unit != 'B' ? "%.1f%c" : "%.0f%c", n, *unit);
+}
+
+void tool_age_words(uint64_t ns, char *buf, size_t len)
+{
+	unsigned long s = ns / 1000000000;
+
+	if (s < 60)
+		snprintf(buf, len, "%lus", s);
+	else if (s < 3600)
+		snprintf(buf, len, "%lum%02lus", s / 60, s % 60);
+	else if (s < 86400)
+		snprintf(buf, len, "%luh%02lum", s / 3600, s / 60 % 60);
+	else
+		snprintf(buf, len, "%lud%02luh", s / 86400, s / 3600 % 24);
+}
+
+void tool_path_words(const char *path, int room, char *buf, size_t len)
+{
+	int n = (int)strlen(path);
+
+	room = room < 10 ? 10 : room;
+	*buf = 0;
+	if (n > room) {
+		tool_append(buf, len, "...");
+		for (path += n - room + 3; (*path & 0xc0) == 0x80;) /* not from the middle of a letter */
+			path++;
+	}
+	tool_append(buf, len, "%s", path);
+	for (; *buf; buf++) /* anybody may have named it */
+		if ((*buf > 0 && *buf < ' ') || *buf == 127)
+			*buf = '?';
+}
+
+void tool_put_path(const char *path, int room)
+{
+	char words[512];
+
+	tool_path_words(path, room, words, sizeof words);
+	puts(words);
+}
+
+int tool_number(const char *text, uint64_t max, uint64_t *n)
+{
+	char *end;
+
+	errno = 0;
+	*n = strtoull(text, &end, 0);
+	return errno || end == text || *end || *text == '-' || *n > max ? -EINVAL : 0;
 }
 
 int tool_flush(const char *command)

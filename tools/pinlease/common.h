@@ -3,6 +3,7 @@
 #ifndef PINLEASE_COMMON_H
 #define PINLEASE_COMMON_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -25,6 +26,19 @@ int tool_width(FILE *out, int other);
 
 /* How much of `text` goes into one line of `width`, and where the next begins. */
 int tool_cut(const char *text, int width, const char **next);
+
+/* At most four characters, a unit among them; or all digits. */
+void tool_size_words(uint64_t bytes, bool exact, char *buf, size_t len);
+void tool_age_words(uint64_t ns, char *buf, size_t len);
+
+/* Without what controls a terminal. Its end matters most, so it is cut at the front. */
+void tool_path_words(const char *path, int room, char *buf, size_t len);
+
+/* The same as the end of a line. */
+void tool_put_path(const char *path, int room);
+
+/* All of `text` is a number from 0 to `max`, decimal or 0x: 0, or -EINVAL. */
+int tool_number(const char *text, uint64_t max, uint64_t *n);
 
 /* What was printed is out: 0, or -EIO with a sentence that begins with the command's name. */
 int tool_flush(const char *command);

@@ -14,7 +14,11 @@ static const struct {
 	{"demo", cmd_demo, "show a truncated file and a device under every policy"},
 	{"doctor", cmd_doctor, "try what this machine can promise, and say why not more"},
 	{"ps", cmd_ps, "show whose memory of files is leased to which device"},
+	{"recall", cmd_recall, "have leases released, by their holders or by force"},
 	{"sources", cmd_sources, "show which changes of memory and files are seen here"},
+	{"status", cmd_status, "show what pinleased does, and its limits"},
+	{"top", cmd_top, "watch who has how much leased, and what is being recalled"},
+	{"trace", cmd_trace, "follow what happens to leases"},
 };
 
 /* Seen by the C library, which is where it is printed. */

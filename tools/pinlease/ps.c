@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "command.h"
 #include "common.h"
@@ -29,26 +28,6 @@ static const struct argp_option option_table[] = {
 	{0},
 };
 
-static void choose_file(struct options *o, const char *path, struct argp_state *state)
-{
-	struct stat st;
-
-	if (stat(path, &st))
-		argp_error(state, "%s: %s", path, strerror(errno));
-	o->filter.file_dev = st.st_dev;
-	o->filter.file_ino = st.st_ino;
-}
-
-static void choose_pid(struct options *o, const char *arg, struct argp_state *state)
-{
-	char *end;
-	long pid = strtol(arg, &end, 10);
-
-	if (*end || pid <= 0 || pid > INT32_MAX)
-		argp_error(state, "\"%s\" is no process", arg);
-	o->filter.pid = pid;
-}
-
 static void choose_sort(struct options *o, const char *key, struct argp_state *state)
 {
 	static const char *const keys[] = {"pid", "age", "bytes"};
@@ -71,10 +50,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		o->json = true;
 		return 0;
 	case PID:
-		choose_pid(o, arg, state);
+		o->filter.pid = arbiter_pid(arg, state);
 		return 0;
 	case FILE_OPTION:
-		choose_file(o, arg, state);
+		arbiter_file(arg, &o->filter.file_dev, &o->filter.file_ino, state);
 		return 0;
 	case SORT:
 		choose_sort(o, arg, state);
@@ -87,7 +66,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	}
 }
 
-static int collect(const struct pl_entry_msg *e, void *arg)
+int ps_collect(const union pl_message *m, void *arg)
 {
 	struct ps_found *f = arg;
 	struct pl_entry_msg *more;
@@ -95,11 +74,14 @@ static int collect(const struct pl_entry_msg *e, void *arg)
 	if (f->n == f->room) {
 		f->room = f->room ? 2 * f->room : 64;
 		more = realloc(f->entries, f->room * sizeof *more);
-		if (!more)
+		if (!more) {
+			fprintf(stderr, "pinlease: out of memory\n");
 			return -ENOMEM;
+		}
 		f->entries = more;
 	}
-	f->entries[f->n++] = *e;
+	if (m->head.type == PL_ENTRY)
+		f->entries[f->n++] = m->entry;
 	return 0;
 }
 
@@ -143,7 +125,7 @@ int cmd_ps(int argc, char **argv)
 
 	argp_err_exit_status = EXIT_CANT_START;
 	argp_parse(&argp, argc, argv, 0, NULL, &o);
-	err = arbiter_list(&o.filter, collect, &f);
+	err = arbiter_list(&o.filter, ps_collect, &f);
 	if (!err && f.n)
 		qsort(f.entries, f.n, sizeof *f.entries, orders[o.sort]);
 	if (!err && o.json)

@@ -13,6 +13,9 @@ struct ps_found {
 	size_t n, room;
 };
 
+int ps_collect(const union pl_message *m, void *found); /* for arbiter_list() */
+const char *ps_policy_words(const struct pl_entry_msg *entry);
+const char *ps_state_words(const struct pl_entry_msg *entry);
 void ps_print_table(const struct ps_found *found, bool exact);
 void ps_print_json(const struct ps_found *found);
 

@@ -8,7 +8,7 @@
 #include "common.h"
 #include "ps.h"
 
-static const char *policy_words(const struct pl_entry_msg *e)
+const char *ps_policy_words(const struct pl_entry_msg *e)
 {
 	static const char *const then[] = {"fail", "scratch", "copy"};
 	static const char *const kinds[] = {"keep", "recall", "refuse", "follow"};
@@ -18,53 +18,22 @@ static const char *policy_words(const struct pl_entry_msg *e)
 	return e->policy < 4 ? kinds[e->policy] : "?";
 }
 
-static const char *state_words(const struct pl_entry_msg *e)
+const char *ps_state_words(const struct pl_entry_msg *e)
 {
 	return e->state <= PINL_RELEASED ? pinl_state_name(e->state) : "?";
 }
 
-/* At most four characters, a unit among them. */
-static void size_words(uint64_t bytes, bool exact, char *buf, size_t len)
-{
-	const char *unit = "BKMGTPE";
-	double n = bytes;
-
-	if (exact) {
-		snprintf(buf, len, "%lu", (unsigned long)bytes);
-		return;
-	}
-	for (; n >= 1000 && unit[1]; n /= 1024)
-		unit++;
-	snprintf(buf, len, n < 9.95 && *unit != 'B' ? "%.1f%c" : "%.0f%c", n, *unit);
-}
-
-static void age_words(uint64_t ns, char *buf, size_t len)
-{
-	unsigned long s = ns / 1000000000;
-
-	if (s < 60)
-		snprintf(buf, len, "%lus", s);
-	else if (s < 3600)
-		snprintf(buf, len, "%lum%02lus", s / 60, s % 60);
-	else if (s < 86400)
-		snprintf(buf, len, "%luh%02lum", s / 3600, s / 60 % 60);
-	else
-		snprintf(buf, len, "%lud%02luh", s / 86400, s / 3600 % 24);
-}
-
 static void print_line(const struct pl_entry_msg *e, bool exact, int width)
 {
-	int len = strlen(e->path), room;
+	int room;
 	char size[24], age[24];
 
-	size_words(e->end - e->start, exact, size, sizeof size);
-	age_words(tool_now() - e->since_ns, age, sizeof age);
+	tool_size_words(e->end - e->start, exact, size, sizeof size);
+	tool_age_words(tool_now() - e->since_ns, age, sizeof age);
 	room = width - printf("%7d %-10.10s %-5.5s %5lu %*s %6s %-7s %-8s ", e->pid, e->program,
 			      e->device, (unsigned long)e->lease, exact ? 13 : 4, size, age,
-			      policy_words(e), state_words(e));
-	if (room < 10)
-		room = 10;
-	printf("%s%s\n", len > room ? "..." : "", len > room ? e->path + len - room + 3 : e->path);
+			      ps_policy_words(e), ps_state_words(e));
+	tool_put_path(e->path, room);
 }
 
 void ps_print_table(const struct ps_found *f, bool exact)
@@ -79,7 +48,7 @@ void ps_print_table(const struct ps_found *f, bool exact)
 		print_line(&f->entries[i], exact, width);
 		bytes += f->entries[i].end - f->entries[i].start;
 	}
-	size_words(bytes, exact, size, sizeof size);
+	tool_size_words(bytes, exact, size, sizeof size);
 	printf("%zu lease%s, %s\n", f->n, f->n == 1 ? "" : "s", size);
 }
 
@@ -112,9 +81,12 @@ static struct json_object *to_json(const struct pl_entry_msg *e)
 	add_number(o, "file_offset", e->file_offset);
 	add_text(o, "path", e->path);
 	add_number(o, "age_ns", tool_now() - e->since_ns);
-	add_text(o, "policy", policy_words(e));
+	add_text(o, "policy", ps_policy_words(e));
 	add_number(o, "grace_ms", e->grace_ms);
-	add_text(o, "state", state_words(e));
+	add_text(o, "state", ps_state_words(e));
+	if (e->deadline_ns)
+		add_number(o, "deadline_in_ns",
+			   e->deadline_ns > tool_now() ? e->deadline_ns - tool_now() : 0);
 	json_object_object_add(o, "can_be_forced", json_object_new_boolean(e->forced));
 	return o;
 }

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* pinlease status: is pinleased there, what does it do, what can't it. */
+#include <argp.h>
+#include <errno.h>
+#include <json-c/json.h>
+#include <pwd.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "arbiter.h"
+#include "command.h"
+#include "common.h"
+
+enum { JSON = 'j', BYTES = 'b' };
+
+struct options {
+	bool json, exact;
+};
+
+struct found {
+	struct pl_status_msg status;
+	char sources[8][304];
+	unsigned n_sources;
+	struct pl_user_msg *users;
+	size_t n_users;
+};
+
+static const struct argp_option option_table[] = {
+	{"bytes", BYTES, NULL, 0, "Sizes in bytes, exactly", 0},
+	{"json", JSON, NULL, 0, "Print one JSON object", 0},
+	{0},
+};
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+	struct options *o = state->input;
+
+	switch (key) {
+	case BYTES:
+		o->exact = true;
+		return 0;
+	case JSON:
+		o->json = true;
+		return 0;
+	case ARGP_KEY_ARG:
+		argp_error(state, "unexpected \"%s\"", arg);
+		return 0;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+}
+
+static int collect(const union pl_message *m, void *arg)
+{
+	struct found *f = arg;
+	struct pl_user_msg *more;
+
+	if (m->head.type == PL_STATUS) {
+		f->status = m->status;
+	} else if (m->head.type == PL_SOURCE && f->n_sources < 8) {
+		strcpy(f->sources[f->n_sources++], m->source.text);
+	} else if (m->head.type == PL_USER) {
+		more = realloc(f->users, (f->n_users + 1) * sizeof *more);
+		if (!more) {
+			fprintf(stderr, "pinlease: out of memory\n");
+			return -ENOMEM;
+		}
+		f->users = more;
+		f->users[f->n_users++] = m->user;
+	}
+	return 0;
+}
+
+/* What no source of the arbiter's can hold, wherever it runs; tests/traps_*.c show each. */
+static const struct {
+	const char *what, *why;
+} gaps[] = {
+	{"files on tmpfs, memfd, hugetlbfs", "the kernel reports no change of them before it is made"},
+	{"files on NFS, FUSE, overlayfs", "fanotify holds changes on ext4, XFS and btrfs only"},
+	{"a hole by a descriptor from before the file system's first lease",
+	 "the kernel decides when a file is opened whether its changes are reported"},
+	{"munmap, mremap, madvise", "not of files: each holder's library watches its own mappings"},
+};
+
+#define NR_GAPS (sizeof gaps / sizeof *gaps)
+
+static bool can_hold(const struct found *f)
+{
+	for (unsigned i = 0; i < f->n_sources; i++)
+		if (!strncmp(f->sources[i], "files: running", 14))
+			return true;
+	return false;
+}
+
+/* ------------------------------------------------------------------------------------------ text -- */
+
+static void put(const char *label, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void put(const char *label, const char *fmt, ...)
+{
+	char text[512];
+	const char *at = text, *next;
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	for (; *at; at = next, label = "") {
+		int len = tool_cut(at, 80 - 13, &next);
+
+		printf("%-12s %.*s\n", label, len, at);
+	}
+}
+
+static void print_totals(const struct found *f, bool exact)
+{
+	const struct pl_status_msg *s = &f->status;
+	char bytes[24], age[24], most[24];
+
+	tool_size_words(s->bytes, exact, bytes, sizeof bytes);
+	tool_size_words(s->max_bytes, exact, most, sizeof most);
+	tool_age_words(tool_now() - s->since_ns, age, sizeof age);
+	put("pinleased", "%s, process %d, up %s, boot %016lx", s->version, s->pid, age,
+	    (unsigned long)s->boot);
+	put("leases", "%lu of %u holder%s, %s%s", (unsigned long)s->leases, s->holders,
+	    s->holders == 1 ? "" : "s", bytes, exact ? " bytes" : "");
+	put("waiting", "%lu change%s or recall%s held now", (unsigned long)s->held,
+	    s->held == 1 ? "" : "s", s->held == 1 ? "" : "s");
+	put("since start",
+	    "%lu recalls: %lu quiesced, %lu forced (%lu not confirmed); %lu changes "
+	    "refused, %lu went on",
+	    (unsigned long)s->notices, (unsigned long)s->quiesced, (unsigned long)s->forced,
+	    (unsigned long)s->unconfirmed, (unsigned long)s->refused, (unsigned long)s->answered);
+	put("watchers", "%u, %lu events lost", s->watchers, (unsigned long)s->events_lost);
+	put("ceiling", "%u ms", s->ceiling_ms);
+	put("each user", "may have %lu leases, %s%s, %u connections", (unsigned long)s->max_leases, most,
+	    exact ? " bytes" : "", s->max_connections);
+}
+
+static void print_users(const struct found *f, bool exact)
+{
+	char bytes[24], name[40];
+	const struct passwd *pw;
+
+	for (size_t i = 0; i < f->n_users; i++) {
+		const struct pl_user_msg *u = &f->users[i];
+
+		pw = getpwuid(u->uid);
+		snprintf(name, sizeof name, "%s", pw ? pw->pw_name : "?");
+		tool_size_words(u->bytes, exact, bytes, sizeof bytes);
+		put("user", "%u %s: %lu leases, %s%s, %u connections", u->uid, name,
+		    (unsigned long)u->leases, bytes, exact ? " bytes" : "", u->connections);
+	}
+}
+
+static void print_text(const struct found *f, bool exact)
+{
+	print_totals(f, exact);
+	print_users(f, exact);
+	for (unsigned i = 0; i < f->n_sources; i++)
+		put("source", "%s", f->sources[i]);
+	if (!can_hold(f))
+		put("not held", "any change of any file: source files is missing, see above");
+	for (size_t i = 0; i < NR_GAPS && can_hold(f); i++)
+		put("not held", "%s: %s", gaps[i].what, gaps[i].why);
+}
+
+/* ------------------------------------------------------------------------------------------ JSON -- */
+
+static void number(struct json_object *o, const char *key, uint64_t n)
+{
+	json_object_object_add(o, key, json_object_new_uint64(n));
+}
+
+static struct json_object *users_json(const struct found *f)
+{
+	struct json_object *all = json_object_new_array(), *o;
+
+	for (size_t i = 0; i < f->n_users; i++) {
+		o = json_object_new_object();
+		number(o, "uid", f->users[i].uid);
+		number(o, "connections", f->users[i].connections);
+		number(o, "leases", f->users[i].leases);
+		number(o, "bytes", f->users[i].bytes);
+		json_object_array_add(all, o);
+	}
+	return all;
+}
+
+static struct json_object *sources_json(const struct found *f)
+{
+	struct json_object *all = json_object_new_array();
+
+	for (unsigned i = 0; i < f->n_sources; i++)
+		json_object_array_add(all, json_object_new_string(f->sources[i]));
+	return all;
+}
+
+static struct json_object *gaps_json(const struct found *f)
+{
+	struct json_object *all = json_object_new_array(), *o;
+	size_t n = can_hold(f) ? NR_GAPS : 1;
+
+	for (size_t i = 0; i < n; i++) {
+		o = json_object_new_object();
+		json_object_object_add(o, "what",
+				       json_object_new_string(can_hold(f) ? gaps[i].what : "all files"));
+		json_object_object_add(
+			o, "why",
+			json_object_new_string(can_hold(f) ? gaps[i].why : "source files is missing"));
+		json_object_array_add(all, o);
+	}
+	return all;
+}
+
+static void print_json(const struct found *f)
+{
+	const struct pl_status_msg *s = &f->status;
+	struct json_object *o = json_object_new_object();
+
+	json_object_object_add(o, "version", json_object_new_string(s->version));
+	number(o, "pid", s->pid);
+	number(o, "boot", s->boot);
+	number(o, "up_ns", tool_now() - s->since_ns);
+	number(o, "ceiling_ms", s->ceiling_ms);
+	number(o, "max_leases", s->max_leases);
+	number(o, "max_bytes", s->max_bytes);
+	number(o, "max_connections", s->max_connections);
+	number(o, "connections", s->connections);
+	number(o, "holders", s->holders);
+	number(o, "leases", s->leases);
+	number(o, "bytes", s->bytes);
+	number(o, "held", s->held);
+	number(o, "notices", s->notices);
+	number(o, "quiesced", s->quiesced);
+	number(o, "forced", s->forced);
+	number(o, "unconfirmed", s->unconfirmed);
+	number(o, "refused", s->refused);
+	number(o, "answered", s->answered);
+	number(o, "watchers", s->watchers);
+	number(o, "events_lost", s->events_lost);
+	json_object_object_add(o, "users", users_json(f));
+	json_object_object_add(o, "sources", sources_json(f));
+	json_object_object_add(o, "not_held", gaps_json(f));
+	puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY));
+	json_object_put(o);
+}
+
+int cmd_status(int argc, char **argv)
+{
+	static const struct argp argp = {
+		.options = option_table,
+		.parser = parse,
+		.doc = "Show whether pinleased runs, what it holds and can't hold, its limits and who "
+		       "uses how much. Who isn't root sees his own use only."};
+	struct options o = {0};
+	struct found f = {0};
+	union pl_message m;
+	struct arbiter a = {0};
+	int err;
+
+	argp_err_exit_status = EXIT_CANT_START;
+	argp_parse(&argp, argc, argv, 0, NULL, &o);
+	err = arbiter_open(&a);
+	if (err)
+		return EXIT_CANT_START;
+	pl_message_init(&m, PL_ASK_STATUS);
+	err = arbiter_ask(&a, &m, collect, &f, ARBITER_PATIENCE_MS, NULL);
+	arbiter_close(&a);
+	if (!err && o.json)
+		print_json(&f);
+	else if (!err)
+		print_text(&f, o.exact);
+	free(f.users);
+	return err || tool_flush("pinlease status") ? EXIT_CANT_START : 0;
+}

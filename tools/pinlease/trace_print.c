@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* One event in one line. */
+#include <json-c/json.h>
+#include <string.h>
+#include <time.h>
+
+#include "common.h"
+#include "trace.h"
+
+static const char *what_words(const struct pl_event_msg *e)
+{
+	static const char *const words[] = {"notice",	  "quiesced", "forced",	  "released",
+					    "goes on",	  "refused",  "followed", "orphan",
+					    "orphan end", "degraded", "leak",	  "LOST"};
+
+	if (e->what < sizeof words / sizeof *words)
+		return words[e->what];
+	return e->what == PL_EVENT_LEASED ? "leased" : e->what == PL_EVENT_ENDED ? "ended" : "?";
+}
+
+/* Why: an operation, or who has asked for it. */
+static const char *op_words(const struct pl_event_msg *e)
+{
+	if (e->op < PINL_OP_NR)
+		return pinl_op_name(e->op);
+	return !strcmp(e->source, "recall") ? "recall" : "";
+}
+
+/* What there is to say about it, in a few words. */
+static void detail(const struct pl_event_msg *e, char *buf, size_t len)
+{
+	double ms = (double)e->waited_ns / 1e6;
+
+	*buf = 0;
+	switch (e->what) {
+	case PINL_EV_NOTICE:
+		snprintf(buf, len, "%.0fms to go",
+			 e->deadline_ns > e->time_ns ? (double)(e->deadline_ns - e->time_ns) / 1e6
+						     : 0.0);
+		break;
+	case PINL_EV_FORCED:
+	case PINL_EV_QUIESCED:
+		snprintf(buf, len, "%s",
+			 e->err ? tool_errno_name(e->err) : pinl_outcome_name(e->outcome));
+		break;
+	case PINL_EV_ANSWERED:
+		snprintf(buf, len, "held %.1fms", ms);
+		break;
+	case PINL_EV_REFUSED:
+	case PINL_EV_DEGRADED:
+	case PINL_EV_FOLLOWED:
+		snprintf(buf, len, "%s", e->err ? tool_errno_name(e->err) : "");
+		break;
+	}
+}
+
+/* Its time of the day: events have that of CLOCK_MONOTONIC. */
+static void clock_words(uint64_t ns, char *buf, size_t len)
+{
+	struct timespec now;
+	uint64_t real;
+	struct tm tm;
+	time_t s;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	real = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec - (tool_now() - ns);
+	s = (time_t)(real / 1000000000u);
+	localtime_r(&s, &tm);
+	snprintf(buf, len, "%02d:%02d:%02d.%03u", tm.tm_hour, tm.tm_min, tm.tm_sec,
+		 (unsigned)(real / 1000000u % 1000u));
+}
+
+void trace_print_head(bool exact)
+{
+	printf("%-12s %7s %5s %-10s %-8s %-12s %*s %s\n", "TIME", "PID", "LEASE", "EVENT", "BY",
+	       "DETAIL", exact ? 13 : 4, exact ? "BYTES" : "SIZE", "FILE");
+	fflush(stdout);
+}
+
+void trace_print(const struct pl_event_msg *e, struct trace_paths *paths, bool exact, int width)
+{
+	char when[16], size[24], more[40], pid[16] = "-", lease[24] = "-";
+
+	clock_words(e->time_ns ? e->time_ns : tool_now(), when, sizeof when);
+	if (e->what == PINL_EV_DROPPED) {
+		printf("%s %lu events were lost: this reads too slowly\n", when,
+		       (unsigned long)e->bytes);
+		return;
+	}
+	if (e->pid) {
+		snprintf(pid, sizeof pid, "%d", e->pid);
+		snprintf(lease, sizeof lease, "%lu", (unsigned long)e->lease);
+	}
+	tool_size_words(e->bytes, exact, size, sizeof size);
+	detail(e, more, sizeof more);
+	tool_put_path(trace_path_of(paths, e->file_dev, e->file_ino),
+		      width - printf("%s %7s %5s %-10s %-8s %-12s %*s ", when, pid, lease, what_words(e),
+				     op_words(e), more, exact ? 13 : 4, e->bytes ? size : "-"));
+}
+
+static void number(struct json_object *o, const char *key, uint64_t n)
+{
+	json_object_object_add(o, key, json_object_new_uint64(n));
+}
+
+static void text(struct json_object *o, const char *key, const char *s)
+{
+	json_object_object_add(o, key, json_object_new_string(s));
+}
+
+static void who(struct json_object *o, const struct pl_event_msg *e)
+{
+	if (e->pid) {
+		number(o, "pid", e->pid);
+		number(o, "uid", e->uid);
+		text(o, "program", e->program);
+		text(o, "device", e->device);
+		number(o, "lease", e->lease);
+		number(o, "start", e->start);
+		number(o, "end", e->end);
+	}
+	if (e->actor_pid || e->actor_tid) {
+		number(o, "actor_pid", e->actor_pid);
+		number(o, "actor_tid", e->actor_tid);
+	}
+}
+
+void trace_print_json(const struct pl_event_msg *e, struct trace_paths *paths)
+{
+	struct json_object *o = json_object_new_object();
+
+	text(o, "event", e->what == PINL_EV_DROPPED ? "lost" : what_words(e));
+	number(o, "time_ns", e->time_ns);
+	who(o, e);
+	if (*op_words(e))
+		text(o, "by", op_words(e));
+	if (e->change)
+		number(o, "change", e->change);
+	if (e->outcome)
+		text(o, "outcome", pinl_outcome_name(e->outcome));
+	if (e->err)
+		text(o, "error", tool_errno_name(e->err));
+	if (e->deadline_ns)
+		number(o, "deadline_ns", e->deadline_ns);
+	if (e->waited_ns)
+		number(o, "waited_ns", e->waited_ns);
+	if (e->file_ino) {
+		number(o, "file_dev", e->file_dev);
+		number(o, "file_ino", e->file_ino);
+		number(o, "file_start", e->file_start);
+		number(o, "file_end", e->file_end);
+		text(o, "path", trace_path_of(paths, e->file_dev, e->file_ino));
+	}
+	number(o, "bytes", e->bytes);
+	puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
+	json_object_put(o);
+}
