@@ -153,9 +153,11 @@ static void stop_ahead(struct pinl_ctx *ctx, struct pinl_lease *l)
 	int err;
 
 	l->busy = true;
+	l->dm.holder_done = l->dev->foreign && l->recall.quiesced;
 	pthread_mutex_unlock(&ctx->lock);
 	err = l->dev->ops.stop(l->dev->priv, &l->dm);
 	pthread_mutex_lock(&ctx->lock);
+	l->dm.holder_done = 0;
 	l->busy = false;
 	l->stopped = true;
 	l->stop_err = err;
