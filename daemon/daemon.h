@@ -30,7 +30,8 @@ struct limits {
 	uint64_t leases, bytes; /* of one user */
 	unsigned connections;	/* of one user */
 	unsigned ceiling_ms;
-	bool closed; /* after a crash who waits, and whoever comes, waits for the restart */
+	bool closed;   /* after a crash who waits, and whoever comes, waits for the restart */
+	bool may_kill; /* holders whose policy asks for it */
 };
 
 /* What one user has here; as long as he has a connection or a lease. Main loop and reaper: lock. */
@@ -62,9 +63,10 @@ struct held_lease {
 	struct ring *_Atomic
 		ring; /* buf is set before; by which it can be taken from outside; NULL: by none */
 	struct pl_outside_buf buf;
-	bool told; /* on this connection */
+	int stopped; /* device.c: what has come of stopping it */
+	bool made;   /* the device has it */
+	bool told;   /* on this connection */
 	struct stored_lease *stored;
-	bool made;		     /* the device has it */
 	uint32_t grace_ms, agent_ms; /* as the holder has said */
 	struct {		     /* for those who watch, when holder and lease are gone */
 		pid_t pid;
@@ -107,6 +109,8 @@ struct holder {
 	atomic_bool left;  /* its connection is over, and it lives: what it has is its own affair */
 	bool full;	   /* the socket takes no more, until it says so */
 	unsigned unforced; /* leases that can't be forced from outside */
+	struct killing *killing;  /* since its first lease with KILL */
+	uint64_t end_by, look_ns; /* reaper: how long its pins are waited for, when it looks again */
 	struct pinl_device *device;
 	struct pl_index leases;
 	struct ring *rings;
@@ -143,7 +147,7 @@ struct server {
 	struct held_lease *ended; /* their events may be there still */
 	pthread_cond_t work;
 	LIST_HEAD(, user) users;
-	struct holder *reap;
+	struct holder *reap, *unfinished; /* unfinished: the reaper's own */
 	bool stop;
 	pthread_t reaper;
 };
@@ -157,7 +161,7 @@ void server_free(struct server *s);
 struct holder *holder_new(struct server *s, int sock); /* takes it; NULL: refused, and said so */
 void holder_gone(struct holder *h);		       /* its connection is over */
 void holder_leave(struct holder *h);		       /* and waited for no more */
-void holder_end(struct holder *h);		       /* reaper: waits for its pins to be gone */
+void holder_end(struct holder *h);		       /* reaper */
 int holder_receive(struct holder *h);		       /* 0; -errno: it is to go */
 
 /* holder.c, for resume.c: main loop */
@@ -225,6 +229,13 @@ int holder_reply(struct holder *h, const struct pl_head *to, int err, uint64_t v
 /* ring.c: main loop, or reaper */
 int ring_get(struct holder *h, int fd, struct ring **out);
 void ring_put(struct holder *h, struct ring *ring);
+
+/* kill.c: R10 */
+struct killing;
+int kill_prepare(struct holder *h); /* main loop: before its first lease with KILL */
+int kill_holder(struct held_lease *hl, struct pinl_mapping *m); /* worker: and its pins are gone */
+bool kill_pins_gone(struct holder *h); /* reaper: has somebody inherited pins of leases with KILL? */
+void kill_free(struct killing *k);
 
 /* device.c */
 extern const struct pinl_device_ops holder_device_ops; /* arg: the holder */

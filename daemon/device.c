@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The backend of the arbiter's leases: what a holder's own library has done, or what is done to the
- * holder's ring from outside, scratch first, then an empty slot. Runs in the core's worker, or in who
- * ends the lease.
+ * holder's ring from outside, scratch first, then an empty slot; and where that doesn't do and the
+ * policy says so, to the holder (kill.c). Runs in the core's worker, or in who ends the lease.
  */
 #include <errno.h>
 
+#include "core/policy.h"
 #include "daemon.h"
 #include "os/clock.h"
 
@@ -30,22 +31,14 @@ static int no_way(void)
 			      "outside");
 }
 
-static int holder_stop(void *dev, struct pinl_mapping *m)
+static int force(struct held_lease *hl, struct ring *ring, uint64_t deadline)
 {
-	uint64_t deadline =
-		pl_clock_ns() + ((struct holder *)dev)->server->ctx->opts.drain_ms * 1000000ull;
-	struct held_lease *hl = m->priv;
-	struct ring *ring = hl->ring;
 	int err = -EOPNOTSUPP;
 
-	if (m->holder_done || hl->holder->left)
-		return 0;
-	if (!ring)
-		return no_way();
 	if (hl->stored)
 		__atomic_store_n(&hl->stored->state, STORED_TAKEN, __ATOMIC_RELEASE);
 	pthread_mutex_lock(&ring->lock);
-	if (hl->then != PINL_THEN_FAIL) /* a copy could only be made where the holder is */
+	if (pl_then_moves(hl->then)) /* a copy could only be made where the holder is */
 		err = pl_outside_scratch(ring->outside, &hl->buf, deadline);
 	if (err)
 		err = pl_outside_empty(ring->outside, &hl->buf, deadline);
@@ -53,20 +46,36 @@ static int holder_stop(void *dev, struct pinl_mapping *m)
 	return err;
 }
 
+/* Of who is to be killed otherwise, what couldn't be stopped is left to drain. */
+static int holder_stop(void *dev, struct pinl_mapping *m)
+{
+	uint64_t deadline =
+		pl_clock_ns() + ((struct holder *)dev)->server->ctx->opts.drain_ms * 1000000ull;
+	struct held_lease *hl = m->priv;
+	struct ring *ring = hl->ring;
+
+	if (m->holder_done || hl->holder->left)
+		return 0;
+	hl->stopped = ring ? force(hl, ring, deadline) : no_way();
+	return hl->then == PINL_THEN_KILL ? 0 : hl->stopped;
+}
+
 static int holder_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 {
 	struct held_lease *hl = m->priv;
 	struct ring *ring = hl->ring;
-	int err;
+	int err = hl->stopped;
 
 	if (m->holder_done || hl->holder->left)
 		return 0;
 	if (!ring)
-		return no_way();
-	pthread_mutex_lock(&ring->lock);
-	err = pl_outside_drained(ring->outside, &hl->buf, PL_OUTSIDE_STEP, deadline_ns);
-	pthread_mutex_unlock(&ring->lock);
-	return err;
+		err = no_way();
+	if (!err) {
+		pthread_mutex_lock(&ring->lock);
+		err = pl_outside_drained(ring->outside, &hl->buf, PL_OUTSIDE_STEP, deadline_ns);
+		pthread_mutex_unlock(&ring->lock);
+	}
+	return err && hl->then == PINL_THEN_KILL ? kill_holder(hl, m) : err;
 }
 
 const struct pinl_device_ops holder_device_ops = {

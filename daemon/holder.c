@@ -183,6 +183,8 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd, bool ad
 
 	describe(h, m, &f);
 	err = look(m, fd, adopted, &st, &f);
+	if (!err && !adopted && f.policy.kind == PINL_RECALL && f.policy.then == PINL_THEN_KILL)
+		err = kill_prepare(h);
 	if (err)
 		return err;
 	f.file = &st;
@@ -253,7 +255,7 @@ int holder_make_lease(struct holder *h, const struct pl_lease_msg *m, int fd, bo
 	}
 	hl->holder = h;
 	hl->number = m->lease;
-	hl->then = m->then;
+	hl->then = m->policy == PINL_RECALL ? m->then : PINL_THEN_FAIL;
 	hl->grace_ms = m->grace_ms;
 	hl->agent_ms = m->agent_ms;
 	copy_text(hl->device, m->device, sizeof hl->device);
@@ -303,6 +305,8 @@ static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 	if (!err) {
 		hl = holder_find(h, m->lease);
 		hl->told = true;
+		if (hl->then == PINL_THEN_KILL) /* it was adopted, and is there still */
+			kill_prepare(h);
 	}
 	if (!err && !known)
 		watch_leased(hl);
@@ -508,6 +512,7 @@ void holder_free(struct holder *h)
 		user_put(h->server, h->user, true);
 	if (h->pidfd >= 0)
 		close(h->pidfd);
+	kill_free(h->killing);
 	free(h->pool);
 	list_free(h->listing);
 	free(h);

@@ -27,6 +27,7 @@ enum {
 	CEILING = 'c',
 	CONNECTIONS = 'n',
 	CRASH = 'k',
+	MAY_KILL = 'K',
 };
 
 static const struct argp_option option_table[] = {
@@ -34,8 +35,10 @@ static const struct argp_option option_table[] = {
 	{"ceiling", CEILING, "MS", 0, "No change waits longer for a notice's answer [10000]", 0},
 	{"max-leases", LEASES, "N", 0, "Leases of one user [100000]", 0},
 	{"max-bytes", BYTES, "N", 0, "Leased bytes of one user [1 TiB]", 0},
-	{"after-crash", CRASH, "closed|open", 0,
-	 "Who waits for a lease then, and who comes: wait for the restart, or go on [closed]", 0},
+	{"after-crash", CRASH, "ANSWER", 0,
+	 "Who waits for a lease then, and who comes: \"closed\", waits for the restart, or \"open\", goes on [closed]", 0},
+	{"may-kill", MAY_KILL, "ANSWER", 0,
+	 "Kill holders that can't be forced, where their own policy says so [yes]", 0},
 	{"max-connections", CONNECTIONS, "N", 0, "Connections of one user [1024]", 0},
 	{0},
 };
@@ -74,6 +77,11 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		if (strcmp(arg, "open") && strcmp(arg, "closed"))
 			argp_error(state, "\"%s\" is neither closed nor open", arg);
 		o->limits.closed = !strcmp(arg, "closed");
+		return 0;
+	case MAY_KILL:
+		if (strcmp(arg, "yes") && strcmp(arg, "no"))
+			argp_error(state, "\"%s\" is neither yes nor no", arg);
+		o->limits.may_kill = !strcmp(arg, "yes");
 		return 0;
 	case ARGP_KEY_ARG:
 		argp_usage(state);
@@ -159,7 +167,8 @@ int main(int argc, char **argv)
 			   .bytes = 1ull << 40,
 			   .connections = 1024,
 			   .ceiling_ms = 10000,
-			   .closed = true},
+			   .closed = true,
+			   .may_kill = true},
 	};
 	struct server *s;
 	sd_event *event;

@@ -143,6 +143,22 @@ void pl_outside_close(struct pl_outside *o)
 	free(o);
 }
 
+int pl_outside_open_process(int pidfd, pid_t pid, struct pl_outside **out)
+{
+	struct pl_outside *o = calloc(1, sizeof *o);
+
+	if (!o)
+		return pinl_set_error(-ENOMEM, "out of memory for a handle to a process");
+	*o = (struct pl_outside){.ring = -1, .pid = pid, .remote_fd = -1, .aside = {-1, 0}};
+	o->pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 0);
+	if (o->pidfd < 0) {
+		free(o);
+		return pinl_set_error(-errno, "can't duplicate a pidfd: %s", pl_errname(errno));
+	}
+	*out = o;
+	return 0;
+}
+
 const char *pl_outside_why(const struct pl_outside *o)
 {
 	return o->why;
@@ -289,11 +305,11 @@ static int busy(const struct pl_outside *o, int n, const struct pl_outside_heir 
 	for (int i = 0; i < n && i < MAX_NAMED; i++)
 		at += snprintf(names + at, sizeof names - at, "%s%d (%s)", i ? ", " : "", heirs[i].pid,
 			       heirs[i].name);
-	return pinl_set_error(
-		-EBUSY,
-		"process %d is dead, but its ring lives on in %d other%s: %s%s; they keep the "
-		"pins until they end or close it",
-		o->pid, n, n == 1 ? "" : "s", names, n > MAX_NAMED ? ", ..." : "");
+	return pinl_set_error(-EBUSY,
+			      "process %d %s, but its ring lives on in %d other%s: %s%s; they keep the "
+			      "pins until they end or close it",
+			      o->pid, pl_look_ended(o->pidfd) ? "is dead" : "has let go of it", n,
+			      n == 1 ? "" : "s", names, n > MAX_NAMED ? ", ..." : "");
 }
 
 /* Every slot is empty, and the requests that had them have ended. */
@@ -314,6 +330,8 @@ static bool fewer_pins(int64_t before, const struct pl_outside_buf *bufs, int n)
 {
 	int64_t now, pages = 0;
 
+	if (!n) /* none that the lease had */
+		return true;
 	for (int i = 0; i < n; i++)
 		pages += (bufs[i].end + PL_PAGE - 1) / PL_PAGE - bufs[i].start / PL_PAGE;
 	return before >= 0 && !pl_look_all_pins(&now) && now <= before - pages;
@@ -364,29 +382,63 @@ static int kill_and_wait(struct pl_outside *o, uint64_t deadline_ns)
 	return 0;
 }
 
-int pl_outside_kill(struct pl_outside *o, const struct pl_outside_buf *bufs, int n, uint64_t deadline_ns)
+int64_t pl_outside_all_pins(void)
 {
-	struct pl_outside_heir heirs[MAX_NAMED];
-	uint64_t now = pl_clock_ns(), half = now + (deadline_ns > now ? (deadline_ns - now) / 2 : 0);
-	int count, err;
+	int64_t pages;
 
-	if (!o->killed && pl_look_all_pins(&o->pins))
-		o->pins = -1;
+	return pl_look_all_pins(&pages) ? -1 : pages;
+}
+
+static void note_pins(struct pl_outside *o)
+{
+	if (!o->killed)
+		o->pins = pl_outside_all_pins();
 	o->killed = true;
-	err = kill_and_wait(o, deadline_ns);
-	if (!err)
-		take_all(o, bufs, n, deadline_ns);
-	while (!err && !o->gone) {
+}
+
+void pl_outside_pins_were(struct pl_outside *o, int64_t pages)
+{
+	if (!o->killed)
+		o->pins = pages;
+	o->killed = true;
+}
+
+static int wait_until_gone(struct pl_outside *o, const struct pl_outside_buf *bufs, int n,
+			   uint64_t deadline_ns)
+{
+	uint64_t now = pl_clock_ns(), half = now + (deadline_ns > now ? (deadline_ns - now) / 2 : 0);
+	struct pl_outside_heir heirs[MAX_NAMED];
+	int count;
+
+	if (o->gone && o->ring < 0)
+		return 0;
+	take_all(o, bufs, n, deadline_ns);
+	for (;;) {
 		count = pl_outside_heirs(o, heirs, MAX_NAMED);
 		o->gone = gone(o, count != 0, bufs, n, pl_clock_ns() < half);
-		if (!o->gone && pl_clock_ns() >= deadline_ns)
+		if (o->gone)
+			return 0;
+		if (pl_clock_ns() >= deadline_ns)
 			return count > 0 ? busy(o, count, heirs)
 					 : pinl_set_error(-ETIMEDOUT,
-							  "process %d is dead and nobody has its ring, "
-							  "but its pins were "
-							  "not seen to go",
+							  "nobody has the ring of process %d any more, "
+							  "but its pins were not seen to go",
 							  o->pid);
 		pl_outside_pause(deadline_ns);
 	}
-	return err;
+}
+
+int pl_outside_gone(struct pl_outside *o, const struct pl_outside_buf *bufs, int n, uint64_t deadline_ns)
+{
+	note_pins(o);
+	return wait_until_gone(o, bufs, n, deadline_ns);
+}
+
+int pl_outside_kill(struct pl_outside *o, const struct pl_outside_buf *bufs, int n, uint64_t deadline_ns)
+{
+	int err;
+
+	note_pins(o);
+	err = kill_and_wait(o, deadline_ns);
+	return err ? err : wait_until_gone(o, bufs, n, deadline_ns);
 }

@@ -86,6 +86,18 @@ int pl_outside_drained(struct pl_outside *o, struct pl_outside_buf *b, unsigned 
  */
 int pl_outside_heirs(const struct pl_outside *o, struct pl_outside_heir *heirs, int n);
 
+/* A handle to a process of which no ring is known: it can be killed, and that is all. */
+int pl_outside_open_process(int pidfd, pid_t pid, struct pl_outside **o);
+
+/* What the machine had pinned before this process was killed by another handle. */
+void pl_outside_pins_were(struct pl_outside *o, int64_t pages);
+
+int64_t pl_outside_all_pins(void); /* pages; -1: not to be known */
+
+/* As pl_outside_kill() when the process has ended, by itself or not, or has left the ring to others. */
+int pl_outside_gone(struct pl_outside *o, const struct pl_outside_buf *bufs, int n,
+		    uint64_t deadline_ns);
+
 /*
  * SIGKILL, then wait until the pins are verified gone: 0. -EBUSY: the sentence names the processes that
  * still have the ring. -ETIMEDOUT. Can be called again. The proof is the tags' completions; without

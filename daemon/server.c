@@ -11,8 +11,11 @@
 #include <unistd.h>
 
 #include "daemon.h"
+#include "os/clock.h"
 #include "os/thread.h"
 #include "source/sources.h"
+
+#define LOOK_AGAIN_NS 50000000u
 
 static int on_io(sd_event_source *source, int fd, uint32_t revents, void *arg)
 {
@@ -82,22 +85,62 @@ static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *a
 	return 0;
 }
 
+/* lock held, dropped meanwhile. False: somebody has inherited its pins, which is to be looked at again.
+ */
+static bool end_one(struct server *s, struct holder *h)
+{
+	bool gone = s->stop;
+
+	pthread_mutex_unlock(&s->lock);
+	gone = gone || kill_pins_gone(h);
+	if (gone)
+		holder_end(h);
+	pthread_mutex_lock(&s->lock);
+	return gone;
+}
+
+/* lock held, dropped meanwhile. Of those whose pins were not gone. */
+static void end_unfinished(struct server *s)
+{
+	struct holder **p = &s->unfinished, *h, *next;
+
+	while ((h = *p)) {
+		next = h->reap_next;
+		if ((s->stop || pl_clock_ns() >= h->look_ns) && end_one(s, h))
+			*p = next;
+		else
+			p = &h->reap_next;
+	}
+}
+
+static void sleep_a_little(struct server *s)
+{
+	uint64_t until = pl_clock_ns() + LOOK_AGAIN_NS;
+	struct timespec t = {until / 1000000000u, until % 1000000000u};
+
+	pthread_cond_timedwait(&s->work, &s->lock, &t);
+}
+
 static void *reap(void *arg)
 {
 	struct server *s = arg;
 	struct holder *h;
 
 	pthread_mutex_lock(&s->lock);
-	while (!s->stop || s->reap) {
+	while (!s->stop || s->reap || s->unfinished) {
+		end_unfinished(s);
 		h = s->reap;
-		if (!h) {
+		if (!h && s->unfinished && !s->stop)
+			sleep_a_little(s);
+		else if (!h && !s->stop)
 			pthread_cond_wait(&s->work, &s->lock);
+		if (!h)
 			continue;
-		}
 		s->reap = h->reap_next;
-		pthread_mutex_unlock(&s->lock);
-		holder_end(h);
-		pthread_mutex_lock(&s->lock);
+		if (!end_one(s, h)) {
+			h->reap_next = s->unfinished;
+			s->unfinished = h;
+		}
 	}
 	pthread_mutex_unlock(&s->lock);
 	return NULL;
@@ -143,6 +186,7 @@ static int prepare_timer(sd_event *event)
 int server_new(sd_event *event, const struct limits *limits, struct server **out)
 {
 	struct server *s = calloc(1, sizeof *s);
+	pthread_condattr_t attr;
 	int err;
 
 	if (!s)
@@ -152,7 +196,10 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 	s->since_ns = pl_clock_ns();
 	s->spare = open_spare();
 	pthread_mutex_init(&s->lock, NULL);
-	pthread_cond_init(&s->work, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&s->work, &attr);
+	pthread_condattr_destroy(&attr);
 	if (getrandom(&s->boot, sizeof s->boot, 0) < 0)
 		s->boot = getpid();
 	s->given = -1;

@@ -132,10 +132,12 @@ static void check_plan(struct pl_plan *p, struct pinl_policy *policy)
 	if (policy->kind != PINL_RECALL)
 		return;
 	assert_true(p->device_class >= PINL_DEV_REVOCABLE);
-	if (policy->then != PINL_THEN_FAIL)
+	if (policy->then == PINL_THEN_SCRATCH || policy->then == PINL_THEN_COPY)
 		assert_true(p->caps & PINL_DEVCAP_RETARGET);
 	if (policy->then == PINL_THEN_COPY)
 		assert_true((p->caps & PINL_DEVCAP_READ) && (p->flags & PINL_PIN) && p->can_copy);
+	if (policy->then == PINL_THEN_KILL)
+		assert_true(p->can_kill);
 	for (int op = 0; op < PINL_OP_NR; op++) {
 		if (!(relevant & PINL_OPBIT(op)))
 			continue;
@@ -155,7 +157,7 @@ static void validate_product(void **state)
 	memset(coverage[3], 15, PINL_OP_NR);
 	for (int kind = 0; kind < PINL_MEM_NR; kind++)
 		for (int policy = 0; policy <= PINL_FOLLOW; policy++)
-			for (int then = 0; then <= PINL_THEN_COPY; then++)
+			for (int then = 0; then <= PINL_THEN_KILL; then++)
 				for (int class = 0; class <= PINL_DEV_FAULTING; class ++)
 					for (unsigned caps = 0; caps < 16; caps++)
 						for (int c = 0; c < 4; c++)
@@ -170,6 +172,7 @@ static void validate_product(void **state)
 									.kind = kind,
 									.shared = kind != 0,
 									.can_copy = f & 1,
+									.can_kill = c & 1,
 									.coverage = coverage[c]};
 								const char *why;
 

@@ -5,6 +5,7 @@
 usage: unit.py SERVICE SOCKET PINLEASED TEST_ARBITER
 """
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -23,7 +24,7 @@ import tree
 
 SERVICE, SOCKET, PINLEASED, TEST_ARBITER = map(os.path.abspath, sys.argv[1:])
 AS_UNIT = str(tree.ROOT / 'tests/as-unit')
-CAPABILITIES = ('CAP_SYS_ADMIN', 'CAP_SYS_PTRACE', 'CAP_DAC_READ_SEARCH')
+CAPABILITIES = ('CAP_SYS_ADMIN', 'CAP_SYS_PTRACE', 'CAP_DAC_READ_SEARCH', 'CAP_KILL')
 EXPOSURE = 25  # tenths, of what systemd-analyze calls 10; what is left is what holding and forcing need
 USER = 64998
 PAGE = 4096
@@ -126,6 +127,7 @@ def whole_tests():
     environment = dict(os.environ, PINLEASED=AS_UNIT, AS_UNIT=SERVICE, AS_UNIT_PROGRAM=PINLEASED, AS_UNIT_STRICT='1')
     tree.run([TEST_ARBITER], env=environment, timeout=100)
     tree.run([str(pathlib.Path(TEST_ARBITER).with_name('test_restart'))], env=environment, timeout=100)
+    tree.run([str(pathlib.Path(TEST_ARBITER).with_name('test_kill'))], env=environment, timeout=100)
     for name in ('test_files', 'test_traps_file'):  # every way there is to change a file
         tree.run([str(tree.ROOT / 'tests/with-arbiter'), AS_UNIT, str(pathlib.Path(TEST_ARBITER).with_name(name))],
                  env=environment, timeout=100)
@@ -160,10 +162,11 @@ class Client:
         self.send(COVER, fds=[fd])
         return self.value()
 
-    def lease(self, fd):
-        """A page at 1 MiB of an on-demand device; recalled by FAIL after a minute."""
+    def lease(self, fd, then=None):
+        """A page at 1 MiB of an on-demand device; recalled, by FAIL unless told otherwise, after a minute."""
         base = 1 << 20
-        self.send(LEASE, struct.pack('QQQQQIIIIIIIi16s', 1, 0, base, base + PAGE, 0, 1, 1, RECALL, FAIL, 60000, 0, 0, os.getpid(),
+        then = FAIL if then is None else then
+        self.send(LEASE, struct.pack('QQQQQIIIIIIIi16s', 1, 0, base, base + PAGE, 0, 1, 1, RECALL, then, 60000, 0, 0, os.getpid(),
                                      b'soft'), [fd])
         self.value()
         self.send(HANDLE, struct.pack('QIiIIQ', 1, 0, -1, 0, 0, 0))
@@ -184,7 +187,7 @@ def enumerator(name):
     raise tree.Failure(f'no {name}')
 
 
-RECALL, FAIL = enumerator('PINL_RECALL'), enumerator('PINL_THEN_FAIL')
+RECALL, FAIL, KILL = enumerator('PINL_RECALL'), enumerator('PINL_THEN_FAIL'), enumerator('PINL_THEN_KILL')
 
 
 @contextlib.contextmanager
@@ -280,6 +283,22 @@ def without_search():
         done(as_user(covered, arbiter.path, path))
 
 
+def refused_to_kill(sock, path):
+    with open(path, 'r+b') as file:
+        try:
+            Client(sock).lease(file.fileno(), KILL)
+        except tree.Failure as failure:
+            if os.strerror(errno.EOPNOTSUPP) in str(failure):
+                return
+    raise tree.Failure('a policy is accepted that can not be kept')
+
+
+def without_kill():
+    needs_root()
+    with private_file() as path, Arbiter(AS_UNIT_WITHOUT='CAP_KILL') as arbiter:
+        done(as_user(refused_to_kill, arbiter.path, path))
+
+
 def no_more():
     unit = pathlib.Path(SERVICE).read_text(encoding='utf-8')
     for name in ('CapabilityBoundingSet', 'AmbientCapabilities'):
@@ -298,5 +317,6 @@ if __name__ == '__main__':
         ('without CAP_SYS_ADMIN it holds nothing, and says so', without_admin),
         ('without CAP_SYS_PTRACE an open is taken for a change', without_ptrace),
         ('without CAP_DAC_READ_SEARCH it holds no private file', without_search),
+        ('without CAP_KILL it accepts no policy KILL', without_kill),
         ('the unit gives no other capabilities', no_more),
     ]))

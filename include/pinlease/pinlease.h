@@ -128,6 +128,13 @@ enum pinl_then {
 	PINL_THEN_FAIL,	   /* the device gets errors */
 	PINL_THEN_SCRATCH, /* the device goes on in memory of no meaning */
 	PINL_THEN_COPY,	   /* device and CPU go on in one private copy of the content */
+	/*
+	 * As FAIL; and if that can't be done, neither by this library nor by pinleased from outside, as
+	 * with a program that hangs and a ring that takes orders from its own thread only, pinleased
+	 * kills this process and lets the change go on when its pins are verified gone. Only with
+	 * pinleased, on files whose changes it holds.
+	 */
+	PINL_THEN_KILL,
 };
 
 struct pinl_policy {
@@ -301,7 +308,7 @@ struct pinl_addr {
  * -EEXIST      overlaps a lease on the same device
  * -EOPNOTSUPP  the policy can't be kept with this device, memory and sources, or this memory
  *              can't be pinned (the sentence says which part, and what would do); SCRATCH or COPY where
- *              another device leases the same addresses
+ *              another device leases the same addresses; KILL without pinleased, or where it may not
  * -EBUSY       another userfaultfd owns the mapping, or a change of the range is under way
  * -ENOSPC      the device's table is full
  * -EBADF, -ENODEV  the ring is closed, the device is dead
@@ -362,6 +369,7 @@ enum pinl_outcome {
 	PINL_OUT_FAIL,	   /* forced; requests now fail */
 	PINL_OUT_SCRATCH,
 	PINL_OUT_COPY,
+	PINL_OUT_KILLED, /* with its process; seen by pinleased only */
 };
 
 struct pinl_lease_info {

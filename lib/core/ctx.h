@@ -159,6 +159,8 @@ struct pinl_lease {
 	bool has_late;
 	bool resumed;	   /* foreign: older than the changes that are under way */
 	bool stuck;	   /* foreign: a force hasn't done it; its holder's answer or a cut will */
+	bool killed;	   /* foreign: its holder has been, for this lease; lease busy */
+	bool unproven;	   /* the device isn't known to be off what was taken last */
 	uint64_t followed; /* foreign: changes up to this one it has followed */
 	struct pl_range detached[PL_MAX_DETACHED];
 	int n_detached;

@@ -116,6 +116,11 @@ bool pl_foreign_released(struct pinl_lease *l)
 	return released;
 }
 
+void pl_foreign_killed(struct pinl_mapping *dm)
+{
+	((struct pinl_lease *)((char *)dm - offsetof(struct pinl_lease, dm)))->killed = true;
+}
+
 bool pl_foreign_lost(struct pinl_lease *l)
 {
 	bool lost;

@@ -46,6 +46,9 @@ int pl_foreign_lease(struct pinl_device *device, const struct pl_foreign *foreig
 /* All of it has been taken. */
 bool pl_foreign_released(struct pinl_lease *lease);
 
+/* In a backend's stop or drain: the holder has been killed for this lease. */
+void pl_foreign_killed(struct pinl_mapping *mapping);
+
 /* Some of it has been taken, by force or not. */
 bool pl_foreign_lost(struct pinl_lease *lease);
 

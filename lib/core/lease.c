@@ -40,7 +40,7 @@ int pl_lease_args(uintptr_t start, uintptr_t end, unsigned flags, const struct p
 	if (!p || p->size < sizeof *p)
 		return pinl_set_error(-EINVAL,
 				      "a policy is needed, with size = sizeof(struct pinl_policy)");
-	if ((unsigned)p->kind > PINL_FOLLOW || (unsigned)p->then > PINL_THEN_COPY)
+	if ((unsigned)p->kind > PINL_FOLLOW || (unsigned)p->then > PINL_THEN_KILL)
 		return pinl_set_error(-EINVAL, "unknown policy kind %d or outcome %d", p->kind, p->then);
 	if (p->refuse & ~PINL_OPS_ALL)
 		return pinl_set_error(-EINVAL, "pinl_policy.refuse has unknown bits %#x",
@@ -68,7 +68,7 @@ static struct pinl_lease *overlapping_on_device(struct pinl_lease *l)
 
 static bool moves_memory(const struct pinl_lease *l)
 {
-	return l->policy.kind == PINL_RECALL && l->policy.then != PINL_THEN_FAIL;
+	return l->policy.kind == PINL_RECALL && pl_then_moves(l->policy.then);
 }
 
 /* SCRATCH and COPY put other memory at the addresses of one lease: a second device there would be left

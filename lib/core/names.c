@@ -26,7 +26,7 @@ const char *pinl_state_name(enum pinl_state state)
 
 const char *pinl_outcome_name(enum pinl_outcome outcome)
 {
-	static const char *const n[] = {"none", "quiesced", "fail", "scratch", "copy"};
+	static const char *const n[] = {"none", "quiesced", "fail", "scratch", "copy", "killed"};
 	return NAME(n, outcome);
 }
 
@@ -129,7 +129,7 @@ int pinl_event_format(const struct pinl_event *ev, char *buf, size_t len)
 static void describe_policy(const struct pinl_lease *l, struct pl_text *t)
 {
 	static const char *const kinds[] = {"KEEP", "RECALL", "REFUSE", "FOLLOW"};
-	static const char *const thens[] = {"FAIL", "SCRATCH", "COPY"};
+	static const char *const thens[] = {"FAIL", "SCRATCH", "COPY", "KILL"};
 	const struct pinl_policy *p = &l->policy;
 
 	pl_text_add(t, ", policy %s", kinds[p->kind]);

@@ -130,10 +130,10 @@ static int validate_recall(struct pl_plan *p, const char **why)
 				       : "RECALL needs a device that can be revoked, and this one can "
 					 "only be drained by its "
 					 "holder; use KEEP or REFUSE");
-	if (then != PINL_THEN_FAIL && !(p->caps & PINL_DEVCAP_RETARGET))
+	if (pl_then_moves(then) && !(p->caps & PINL_DEVCAP_RETARGET))
 		return no(why,
 			  "SCRATCH and COPY need a device that can be retargeted; use RECALL with FAIL");
-	if (then != PINL_THEN_FAIL && p->kind == PINL_MEM_HUGETLB)
+	if (pl_then_moves(then) && p->kind == PINL_MEM_HUGETLB)
 		return no(why,
 			  "SCRATCH and COPY don't replace huge page mappings; use RECALL with FAIL");
 	if (then == PINL_THEN_COPY && (!(p->flags & PINL_PIN) || !(p->caps & PINL_DEVCAP_READ)))
@@ -146,6 +146,10 @@ static int validate_recall(struct pl_plan *p, const char **why)
 		return no(why, "COPY needs userfaultfd to switch without losing a store, and this "
 			       "process can't have "
 			       "one; use SCRATCH or FAIL");
+	if (then == PINL_THEN_KILL && !p->can_kill)
+		return no(why, "KILL needs pinleased, on a file whose changes it holds: a program that "
+			       "hangs can't kill itself; start it (systemctl start pinleased), or use "
+			       "FAIL");
 	p->missing =
 		p->flags & PINL_COOPERATIVE ? 0 : relevant & ~ops_that_can(p->coverage, PINL_CAN_TELL);
 	if (p->missing)

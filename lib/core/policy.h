@@ -52,12 +52,19 @@ struct pl_plan {
 	bool shared;
 	bool sealable;		 /* memfd that allows seals; asked only with PINL_SEAL */
 	bool can_copy;		 /* this process has a userfaultfd for the swap */
+	bool can_kill;		 /* somebody watches who can take the memory from outside */
 	const uint8_t *coverage; /* [PINL_OP_NR], raw changes */
 	unsigned missing;	 /* out: operations that are not covered as asked */
 };
 
 /* 0, or -EOPNOTSUPP / -EINVAL with *why = one sentence (static). */
 int pl_policy_validate(struct pl_plan *plan, const char **why);
+
+/* The device goes on, in other memory. */
+static inline bool pl_then_moves(enum pinl_then then)
+{
+	return then == PINL_THEN_SCRATCH || then == PINL_THEN_COPY;
+}
 
 /* Operations that detach pages of this memory and that a lease has to hear of. */
 unsigned pl_policy_relevant_ops(enum pinl_memory_kind kind, bool shared, bool pinned);

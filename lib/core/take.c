@@ -69,8 +69,8 @@ static int take_copy(struct pinl_lease *l, const struct pl_recall *r, struct pl_
 /* Whether a force of the lease begins with stopping the device: then it can be done ahead. */
 bool pl_stops_first(const struct pinl_lease *l)
 {
-	return l->recall.quiesced || l->policy.then != PINL_THEN_SCRATCH || l->orphan_bytes ||
-	       l->stage || !replaceable(l, &l->recall);
+	return l->dev->foreign || l->recall.quiesced || l->policy.then != PINL_THEN_SCRATCH ||
+	       l->orphan_bytes || l->stage || !replaceable(l, &l->recall);
 }
 
 /* Nothing can be put at its addresses from here: its holder has done that, or the device is kept off. */
@@ -80,6 +80,8 @@ static void take_foreign(struct pinl_lease *l, const struct pl_recall *r, struct
 	taken->outcome = r->quiesced ? r->outcome : PINL_OUT_FAIL;
 	taken->whole = !r->part;
 	taken->err = stop_and_drain(l, r);
+	if (l->killed && !taken->err)
+		taken->outcome = PINL_OUT_KILLED;
 	pl_orphan_end(l);
 	l->dm.holder_done = 0;
 }
@@ -94,7 +96,7 @@ void pl_take(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *t
 		take_foreign(l, r, taken);
 		return;
 	}
-	if (!r->quiesced && l->policy.then != PINL_THEN_FAIL) {
+	if (!r->quiesced && pl_then_moves(l->policy.then)) {
 		err = !replaceable(l, r) ? -EOPNOTSUPP
 		      : copy		 ? take_copy(l, r, taken)
 					 : take_scratch(l, r, taken);

@@ -100,6 +100,14 @@ static int say_missing(int err, const char *why, unsigned ops)
 	return pinl_set_error(err, "%s: %s", why, text);
 }
 
+static bool can_be_taken_from_outside(const struct pinl_lease *l)
+{
+	for (int i = 0; i < l->ctx->n_sources; i++)
+		if ((l->watched & (1u << i)) && l->ctx->sources[i].ops->pinned)
+			return true;
+	return false;
+}
+
 int pl_lease_validate(struct pinl_lease *l)
 {
 	struct pl_plan plan = {
@@ -112,6 +120,7 @@ int pl_lease_validate(struct pinl_lease *l)
 		.shared = l->mem.shared,
 		.sealable = (l->flags & PINL_SEAL) && is_sealable(l),
 		.can_copy = pl_swap_can_fill(l->ctx->swap),
+		.can_kill = can_be_taken_from_outside(l),
 		.coverage = l->coverage,
 	};
 	const char *why = "";

@@ -99,6 +99,7 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 		return;
 	}
 	l->outcome = taken->outcome;
+	l->unproven = taken->err != 0;
 	l->stuck = false;
 	if (!taken->whole || taken->switched)
 		pl_lease_detach(l, &r->va);

@@ -38,6 +38,7 @@ struct pl_remote_notice {
 	enum pl_notice_what what;
 	char source[12];
 	bool whole;
+	bool silent; /* not released, as far as is known: KILL, so the arbiter goes on */
 	enum pinl_outcome outcome;
 	unsigned connection; /* it came by; the answer goes nowhere else */
 };

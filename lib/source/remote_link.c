@@ -206,7 +206,8 @@ static bool send_answer(struct pl_remote *s)
 
 	if (!n)
 		return false;
-	if (n->what == PL_NOTICE_RECALL && n->connection == s->connection && s->sock >= 0) {
+	if (n->what == PL_NOTICE_RECALL && !n->silent && n->connection == s->connection &&
+	    s->sock >= 0) {
 		pl_message_init(&m, PL_RELEASED);
 		m.released.lease = n->lease;
 		m.released.seq = n->seq;
@@ -386,6 +387,7 @@ static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
 	n->what = m->what;
 	memcpy(n->source, m->source, sizeof n->source);
 	n->whole = true;
+	n->silent = false;
 	n->outcome = PINL_OUT_QUIESCED;
 	n->connection = s->connection;
 	n->next = NULL;

@@ -35,6 +35,7 @@ static void look(struct pl_remote_notice *n)
 	if (l && !n->whole && lives_on(l, &n->va))
 		n->va = (struct pl_range){0, 0};
 	n->outcome = l ? l->outcome : PINL_OUT_QUIESCED;
+	n->silent = l && l->unproven && l->policy.then == PINL_THEN_KILL;
 	pthread_mutex_unlock(&n->src->lock);
 	pthread_mutex_unlock(&n->src->ctx->lock);
 }

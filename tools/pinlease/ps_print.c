@@ -10,7 +10,7 @@
 
 const char *ps_policy_words(const struct pl_entry_msg *e)
 {
-	static const char *const then[] = {"fail", "scratch", "copy"};
+	static const char *const then[] = {"fail", "scratch", "copy", "kill"};
 	static const char *const kinds[] = {"keep", "recall", "refuse", "follow"};
 
 	if (e->policy == PINL_RECALL && e->then < 3)
