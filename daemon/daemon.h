@@ -40,7 +40,7 @@ struct user {
 	uid_t uid;
 	unsigned refs;
 	uint64_t leases, bytes;
-	unsigned connections;
+	unsigned connections, laters;
 };
 
 /* One of a holder's rings. `lock` keeps the main loop, the worker and the reaper apart. */
@@ -139,6 +139,7 @@ struct server {
 	struct held_lease *ending;
 	uint64_t events_lost; /* by watchers */
 	unsigned n_watchers;
+	struct laters *laters;
 	int spare; /* let go to turn somebody away where there is no other descriptor; -1 */
 
 	pthread_mutex_t lock; /* the users, the reaper's list, and up to `ended` */
@@ -225,6 +226,14 @@ int status_begin(struct holder *h, const struct pl_ask_status_msg *m);
 /* holder.c, for those that answer */
 int holder_send(struct holder *h, const union pl_message *m);
 int holder_reply(struct holder *h, const struct pl_head *to, int err, uint64_t value);
+
+/* later.c: main loop */
+int laters_new(struct server *s);
+void laters_free(struct server *s);
+void laters_look(struct server *s);
+void laters_forget(struct server *s, const struct holder *h); /* it is told no more */
+int later_take(struct holder *h, const struct pl_truncate_msg *m, int fd);
+void later_begin(struct server *s); /* the one taken last */
 
 /* ring.c: main loop, or reaper */
 int ring_get(struct holder *h, int fd, struct ring **out);

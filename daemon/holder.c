@@ -391,6 +391,15 @@ static int on_released(struct holder *h, const struct pl_released_msg *m)
 	return 0;
 }
 
+static int on_truncate(struct holder *h, const struct pl_truncate_msg *m, int fd)
+{
+	int err = later_take(h, m, fd), gone = reply(h, &m->head, err, 0);
+
+	if (!err)
+		later_begin(h->server);
+	return gone;
+}
+
 /* ------------------------------------------------------------------------------------- receiving -- */
 
 /* h may be gone afterwards, its socket another holder's: who takes up where he left. */
@@ -449,6 +458,8 @@ static int dispatch(struct holder *h, const union pl_message *m, int fd)
 	case PL_ALL_TOLD:
 		resume_told(h);
 		return 0;
+	case PL_TRUNCATE:
+		return on_truncate(h, &m->truncate, fd);
 	case PL_LIST:
 		return list_begin(h, &m->list);
 	case PL_RECALL_LEASES:
@@ -618,6 +629,7 @@ void holder_gone(struct holder *h)
 	close(h->sock);
 	h->sock = -1;
 	h->full = true;
+	laters_forget(s, h);
 	LIST_REMOVE(h, link);
 	LIST_INSERT_HEAD(&s->leaving, h, link);
 	if (!waits_for_exit(h))

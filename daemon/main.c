@@ -36,7 +36,9 @@ static const struct argp_option option_table[] = {
 	{"max-leases", LEASES, "N", 0, "Leases of one user [100000]", 0},
 	{"max-bytes", BYTES, "N", 0, "Leased bytes of one user [1 TiB]", 0},
 	{"after-crash", CRASH, "ANSWER", 0,
-	 "Who waits for a lease then, and who comes: \"closed\", waits for the restart, or \"open\", goes on [closed]", 0},
+	 "Who waits for a lease then, and who comes: \"closed\", waits for the restart, or \"open\", "
+	 "goes on [closed]",
+	 0},
 	{"may-kill", MAY_KILL, "ANSWER", 0,
 	 "Kill holders that can't be forced, where their own policy says so [yes]", 0},
 	{"max-connections", CONNECTIONS, "N", 0, "Connections of one user [1024]", 0},

@@ -29,6 +29,7 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *arg)
 		list_send(h);
 		recall_send(h);
 		watch_send(h);
+		laters_look(h->server);
 	}
 	if (!err && (revents & (EPOLLIN | EPOLLHUP | EPOLLERR)))
 		err = holder_receive(h);
@@ -76,6 +77,7 @@ static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *a
 	struct holder *h, *next;
 
 	eventfd_read(fd, &n);
+	laters_look(s);
 	for (h = LIST_FIRST(&s->holders); h; h = next) {
 		next = LIST_NEXT(h, link);
 		if (holder_send_notices(h))
@@ -211,8 +213,11 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 	if (err >= 0)
 		err = prepare_timer(event);
 	if (err >= 0)
+		err = laters_new(s);
+	if (err >= 0)
 		err = pl_thread_start(&s->reaper, reap, s);
 	if (err < 0) {
+		laters_free(s);
 		pinl_close(s->ctx);
 		if (s->wake >= 0)
 			close(s->wake);
@@ -244,6 +249,7 @@ void server_free(struct server *s)
 	pthread_join(s->reaper, NULL);
 	watch_stop(s);
 	sd_event_source_disable_unref(s->events);
+	laters_free(s);
 	pinl_close(s->ctx);
 	recall_go_on(s);
 	close(s->wake);

@@ -141,6 +141,18 @@ struct pl_ask_status_msg {
 	struct pl_head head;
 };
 
+/*
+ * Change the file that the descriptor shows, open for writing, as soon as no lease is under the change.
+ * REPLY: whether that will be done; DONE follows when it is. mode 0: to the size len, else fallocate's.
+ */
+struct pl_truncate_msg {
+	struct pl_head head;
+	uint64_t number; /* DONE has the same */
+	int64_t offset, len;
+	uint32_t mode;
+	int32_t thread; /* who asks */
+};
+
 /* ---------------------------------------------------------------------------------- from the arbiter --
  */
 
@@ -251,6 +263,13 @@ struct pl_user_msg {
 	uint64_t leases, bytes;
 };
 
+struct pl_done_msg {
+	struct pl_head head;
+	uint64_t number; /* TRUNCATE's */
+	int32_t err;	 /* 0 or -errno */
+	uint32_t pad;
+};
+
 /* name, number, structure, least and most descriptors */
 #define PL_MESSAGES(X)                                                                                  \
 	X(HELLO, 1, struct pl_hello, 0)                                                                 \
@@ -260,6 +279,7 @@ struct pl_user_msg {
 	X(RELEASED, 5, struct pl_released_msg, 0)                                                       \
 	X(COVER, 6, struct pl_cover_msg, 1)                                                             \
 	X(LIST, 7, struct pl_list_msg, 0)                                                               \
+	X(TRUNCATE, 13, struct pl_truncate_msg, 1)                                                      \
 	X(STILL, 15, struct pl_still_msg, 0)                                                            \
 	X(ALL_TOLD, 14, struct pl_all_told_msg, 0)                                                      \
 	X(RECALL_LEASES, 8, struct pl_recall_msg, 0)                                                    \
@@ -271,6 +291,7 @@ struct pl_user_msg {
 	X(ENTRY, 68, struct pl_entry_msg, 0)                                                            \
 	X(EVENT, 69, struct pl_event_msg, 0)                                                            \
 	X(STATUS, 70, struct pl_status_msg, 0)                                                          \
+	X(DONE, 71, struct pl_done_msg, 0)                                                              \
 	X(SOURCE, 90, struct pl_source_msg, 0)                                                          \
 	X(USER, 91, struct pl_user_msg, 0)
 
@@ -304,6 +325,8 @@ union pl_message {
 	struct pl_status_msg status;
 	struct pl_source_msg source;
 	struct pl_user_msg user;
+	struct pl_truncate_msg truncate;
+	struct pl_done_msg done;
 };
 
 #endif

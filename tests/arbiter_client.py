@@ -27,6 +27,7 @@ START = 0x10000000  # an address of the holder's: only he knows what is there
 HEAD = struct.Struct('=IHHQ')
 HELLO, LEASE, HANDLE, UNLEASE, RELEASED, COVER = range(1, 7)
 ALL_TOLD, STILL = 14, 15
+TRUNCATE_FILE, DONE = 13, 71
 WELCOME, REPLY, NOTICE = range(65, 68)
 BODY = {
     HELLO: struct.Struct('=II32sQ'),
@@ -38,6 +39,8 @@ BODY = {
     ALL_TOLD: struct.Struct('='),
     STILL: struct.Struct('=Q'),
     WELCOME: struct.Struct('=IIQQQQQ'),
+    TRUNCATE_FILE: struct.Struct('=QqqIi'),
+    DONE: struct.Struct('=QiI'),
     REPLY: struct.Struct('=iIQ216s'),
     NOTICE: struct.Struct('=QQQQQIIIii12s'),
 }
@@ -58,7 +61,7 @@ BODY.update({
 })
 WRITE, PINNED = 1, 2
 KEEP, RECALL, REFUSE, FOLLOW = range(4)
-FAIL, SCRATCH, COPY = range(3)
+FAIL, SCRATCH, COPY, KILL = range(4)
 TRUNCATE, PUNCH = range(2)
 NO_OPERATION = 12
 ONE, GRACE, FORCE, NO_WAIT = 1, 2, 4, 8
@@ -238,6 +241,14 @@ class Client:
         assert len(status) == 1
         return (Status(text(status[0][0]), *status[0][1:]), [text(values[0]) for kind, values in got if kind == SOURCE],
                 [User(*values) for kind, values in got if kind == USER])
+    def truncate_later(self, fd, number=1, size=0, offset=0, mode=0):
+        return self.ask(TRUNCATE_FILE, number, offset, size, mode, os.getpid(), fds=[fd])
+
+    def done(self):
+        """(number, err) of the next DONE; there is nothing before it."""
+        kind, _, values = self.receive()
+        assert kind == DONE, kind
+        return values[:2]
 
     def until_gone(self):
         """What comes until the arbiter ends it: it has to."""

@@ -265,6 +265,32 @@ def status():
         said, sources, users = client.status()
         same((said.boot, said.leases, said.ceiling_ms), (client.welcome.boot, 1, 100000))
         same(([line.split(':')[0] for line in sources], [(user.uid, user.leases) for user in users]), (['files'], [(0, 1)]))
+def deferred():
+    with leased() as (client, path, _):
+        with shown(path, os.O_RDWR) as fd:
+            same(client.truncate_later(fd, 8).err, 0)
+            same(client.truncate_later(fd, 9, ac.PAGE).err, 0)
+        notice = client.notice()
+        same((notice.source, notice.pid, path.stat().st_size), ('later', os.getpid(), ac.SIZE))
+        client.released(notice, whole=1)
+        same([client.done(), client.done()], [(8, 0), (9, 0)])
+        same(path.stat().st_size, ac.PAGE)
+
+
+def not_deferred():
+    """The descriptor is to show the right; and one user keeps so many and no more waiting."""
+    with leased() as (client, path, _):
+        with shown(path, os.O_RDONLY) as fd:
+            same(client.truncate_later(fd).err, -errno.EACCES)
+        with os.fdopen(os.memfd_create('x'), 'wb') as memory:
+            same(client.truncate_later(memory.fileno()).err, -errno.EOPNOTSUPP)
+        with shown(path, os.O_RDWR) as fd:
+            for wrong in ({'size': -1}, {'mode': 1}, {'mode': 3}, {'mode': 3, 'size': 1, 'offset': -1}, {'mode': 1 << 31, 'size': 1}):
+                same(client.truncate_later(fd, **wrong).err, -errno.EINVAL)
+            same({client.truncate_later(fd, n).err for n in range(64)}, {0})
+            same(client.truncate_later(fd, 64).err, -errno.EDQUOT)
+        client.released(client.notice(), whole=1)
+        same([client.done() for _ in range(64)], [(n, 0) for n in range(64)])
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -343,7 +369,7 @@ def wrong_numbers():
             for lease in ({'size': 0}, {'size': -ac.PAGE}, {'size': 100}, {'start': ac.START + 1},
                           {'start': top - 2 * ac.PAGE, 'size': ac.PAGE}, {'offset': top - ac.PAGE}, {'offset': 1},
                           {'offset': (1 << 63) - ac.PAGE}, {'flags': 4}, {'flags': 1 << 31}, {'policy': 4},
-                          {'policy': 1 << 31}, {'then': 3}, {'policy': ac.REFUSE},
+                          {'policy': 1 << 31}, {'then': 4}, {'policy': ac.REFUSE},
                           {'policy': ac.REFUSE, 'refuse': 1 << 31}, {'number': top - 1}):
                 try:
                     refuses(client, fd, errno.EINVAL, **lease)
@@ -405,6 +431,8 @@ TESTS = [
     ('RECALL_LEASES has an EVENT for each', recall_leases),
     ('WATCH has EVENTs from then on', watch),
     ('ASK_STATUS has STATUS, SOURCEs and USERs', status),
+    ('TRUNCATE is done when no lease is under it, in order', deferred),
+    ('TRUNCATE that is not taken', not_deferred),
     ('a descriptor without the right shows nothing', wrong_rights),
     ('who can only read refuses nothing, and has a short grace', reader),
     ('what is no regular file is no lease', wrong_files),

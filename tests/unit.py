@@ -126,8 +126,8 @@ def whole_tests():
     needs_root()
     environment = dict(os.environ, PINLEASED=AS_UNIT, AS_UNIT=SERVICE, AS_UNIT_PROGRAM=PINLEASED, AS_UNIT_STRICT='1')
     tree.run([TEST_ARBITER], env=environment, timeout=100)
-    tree.run([str(pathlib.Path(TEST_ARBITER).with_name('test_restart'))], env=environment, timeout=100)
-    tree.run([str(pathlib.Path(TEST_ARBITER).with_name('test_kill'))], env=environment, timeout=100)
+    for name in ('test_restart', 'test_kill', 'test_later'):
+        tree.run([str(pathlib.Path(TEST_ARBITER).with_name(name))], env=environment, timeout=100)
     for name in ('test_files', 'test_traps_file'):  # every way there is to change a file
         tree.run([str(tree.ROOT / 'tests/with-arbiter'), AS_UNIT, str(pathlib.Path(TEST_ARBITER).with_name(name))],
                  env=environment, timeout=100)

@@ -472,6 +472,7 @@ enum pinl_event_type {
 	PINL_EV_LEAK,	    /* the device or context was closed with this lease on it */
 	PINL_EV_DROPPED,    /* bytes = events lost because nobody read them: the oldest; pinl_query() has
 			       the leases that wait for an answer (PINL_NOTICED) */
+	PINL_EV_DEFERRED_DONE, /* the deferred change change_id was made, or err says why not */
 };
 
 struct pinl_event {
@@ -537,6 +538,24 @@ int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len
 int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice);
 int pinl_ftruncate(struct pinl_ctx *ctx, int fd, off_t size);
 int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len);
+
+/*
+ * pinl_ftruncate_later, pinl_fallocate_later - the same, and the caller doesn't wait: the change is made
+ * as soon as no lease of anybody's is under it any more, quiesced or forced, and then an event
+ * PINL_EV_DEFERRED_DONE with *id in change_id says so, or that it could not be made: -EBUSY refused by a
+ * lease, another errno of the system call, -ENOTCONN pinleased has gone and may have made it or not.
+ *
+ * Changes of one file are made in the order of the calls. What has become of the file meanwhile doesn't
+ * matter: the size or the range is applied as given then. fd can be closed at once. Where pinleased
+ * holds changes of the file it makes them, also if this process ends; else a thread of this process
+ * does, one after the other, and pinl_close() waits for them.
+ *
+ * mode is one that takes pages away: with FALLOC_FL_PUNCH_HOLE, ZERO_RANGE, COLLAPSE_RANGE or
+ * INSERT_RANGE. Errors: -EBADF, -EINVAL not a regular file open for writing, a mode or range that can't
+ * be; -EAGAIN, -EDQUOT too many are under way; -ENOMEM, -EMFILE no thread could be made.
+ */
+int pinl_ftruncate_later(struct pinl_ctx *ctx, int fd, off_t size, uint64_t *id);
+int pinl_fallocate_later(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len, uint64_t *id);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -369,5 +369,7 @@ void pinl_close(struct pinl_ctx *ctx)
 		pinl_device_close(ctx->devices);
 	list_remove(ctx);
 	pl_orphan_summary(ctx);
+	if (ctx->later)
+		ctx->later_free(ctx->later);
 	ctx_free(ctx);
 }

@@ -216,6 +216,7 @@ struct pl_inside {
 };
 
 struct pl_events;
+struct pl_later;
 
 struct pinl_ctx {
 	pthread_mutex_t lock;
@@ -248,6 +249,8 @@ struct pinl_ctx {
 	struct pl_swap *swap;
 	struct pl_bounce *bounce; /* made for the first staged lease */
 	struct pl_events *events;
+	struct pl_later *later; /* made for the first deferred change; source/later.c */
+	void (*later_free)(struct pl_later *later);
 	struct pinl_counters counters;
 	char (*summary)[256];
 	int n_summary;

@@ -53,9 +53,19 @@ void pl_text_add(struct pl_text *t, const char *fmt, ...)
 
 static const char *event_name(enum pinl_event_type type)
 {
-	static const char *const n[] = {"notice",     "quiesced", "forced",   "released",
-					"answered",   "refused",  "followed", "orphan",
-					"orphan end", "degraded", "leak",     "dropped"};
+	static const char *const n[] = {"notice",
+					"quiesced",
+					"forced",
+					"released",
+					"answered",
+					"refused",
+					"followed",
+					"orphan",
+					"orphan end",
+					"degraded",
+					"leak",
+					"dropped",
+					"deferred change done"};
 	return NAME(n, type);
 }
 

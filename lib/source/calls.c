@@ -21,6 +21,7 @@
 #include "os/compat.h"
 #include "os/vma.h"
 #include "source/files_op.h"
+#include "source/later.h"
 
 #define PAGE	    4096ul
 #define ROUND_UP(x) (((x) + PAGE - 1) & ~(PAGE - 1))
@@ -409,6 +410,40 @@ static int allocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t 
 	on_file(&a, st.st_dev, st.st_ino, op.start, op.end);
 	err = begin(ctx, &a, &slot);
 	return err ? err : finish(ctx, &a, slot, fallocate(fd, mode, offset, len) ? -errno : 0);
+}
+
+/* ------------------------------------------------------------------ those that nobody waits for -- */
+
+void pl_later_plan(int fd, const struct stat *st, struct pl_later_job *j)
+{
+	struct pl_file_op op = {.op = j->op}; /* of no byte: it leaves every page where it is */
+
+	j->start = j->mode ? 0 : ROUND_UP((uint64_t)j->len);
+	j->end = j->mode ? 0 : UINT64_MAX;
+	if (!j->mode || !fallocate_op(fd, j->mode, j->offset, j->len, st, &op))
+		return;
+	j->op = op.op;
+	j->also = op.also;
+	j->start = op.start;
+	j->end = op.end;
+}
+
+int pl_later_make(struct pinl_ctx *ctx, const struct pl_later_job *j, int (*make)(void *arg), void *arg,
+		  bool *done)
+{
+	struct asking a;
+	int err;
+
+	prepare(&a, j->op);
+	a.change.also = j->also;
+	on_file(&a, j->dev, j->ino, j->start, j->end);
+	err = ask(ctx, &a);
+	*done = !err;
+	if (err)
+		return err;
+	err = make(arg);
+	pinl_change_done(ctx, a.change.id);
+	return err;
 }
 
 /* ---------------------------------------------------------------------------------- the calls -- */

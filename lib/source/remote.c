@@ -261,6 +261,63 @@ static int remote_pinned(void *src, const struct pinl_memory *mem, const struct 
 	return r ? ask(s, &a) : 0;
 }
 
+/* ---------------------------------------------------------------------------- deferred changes -- */
+
+static struct pl_remote_later *free_later(struct pl_remote *s, const struct pl_later_job *j)
+{
+	struct pl_remote_later *l = s->laters;
+
+	pthread_mutex_lock(&s->lock);
+	while (l < s->laters + PL_REMOTE_LATER && l->state != LATER_FREE)
+		l++;
+	l = l < s->laters + PL_REMOTE_LATER ? l : NULL;
+	if (l)
+		*l = (struct pl_remote_later){LATER_ASKED, *j, 0};
+	pthread_mutex_unlock(&s->lock);
+	return l;
+}
+
+/* A connection that breaks meanwhile has it said as an event: then the call has worked. */
+static int take_back(struct pl_remote *s, struct pl_remote_later *l, int err)
+{
+	pthread_mutex_lock(&s->lock);
+	if (l->state == LATER_ASKED)
+		l->state = LATER_FREE;
+	else
+		err = 0;
+	pthread_mutex_unlock(&s->lock);
+	return err;
+}
+
+int pl_remote_later(void *src, int fd, const struct pl_later_job *j)
+{
+	struct pl_remote *s = src;
+	struct pl_remote_ask a = {.reply = true};
+	struct pl_remote_later *l;
+	bool connected;
+	int err;
+
+	pthread_mutex_lock(&s->lock);
+	connected = s->connected;
+	pthread_mutex_unlock(&s->lock);
+	if (!connected)
+		return -ENOTCONN;
+	l = free_later(s, j);
+	if (!l)
+		return pinl_set_error(-EAGAIN,
+				      "%d deferred changes are under way; wait until some are done",
+				      PL_REMOTE_LATER);
+	a.m.head.type = PL_TRUNCATE;
+	a.m.truncate.number = j->id;
+	a.m.truncate.offset = j->offset;
+	a.m.truncate.len = j->len;
+	a.m.truncate.mode = j->mode;
+	a.m.truncate.thread = j->tid;
+	with_file(&a, fd, O_WRONLY | O_CLOEXEC);
+	err = ask(s, &a);
+	return err ? take_back(s, l, err) : 0;
+}
+
 /* ------------------------------------------------------------------------------ opening, closing -- */
 
 static void remote_free(struct pl_remote *s)

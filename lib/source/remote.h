@@ -24,6 +24,7 @@
 
 #include "core/order.h"
 #include "proto/messages.h"
+#include "source/later.h"
 
 #define PL_REMOTE_POOL	     512
 #define PL_REMOTE_RESTART_MS 2000 /* an arbiter that is being restarted is waited for */
@@ -74,6 +75,15 @@ struct pl_remote_fs {
 
 #define PL_REMOTE_FS 16
 
+/* A change that pinleased is to make. The number is taken while it isn't free. */
+struct pl_remote_later {
+	enum { LATER_FREE, LATER_ASKED, LATER_DONE } state;
+	struct pl_later_job job;
+	int err;
+};
+
+#define PL_REMOTE_LATER 64
+
 struct pl_remote {
 	struct pinl_ctx *ctx;
 	pthread_t link, reporter;
@@ -87,6 +97,7 @@ struct pl_remote {
 	struct pl_remote_ask *asks, **asks_tail;
 	struct pl_remote_notice *free, *reports, **reports_tail, *answers, **answers_tail;
 	struct pl_remote_fs fs[PL_REMOTE_FS];
+	struct pl_remote_later laters[PL_REMOTE_LATER];
 	unsigned next_fs;
 	uint64_t
 		untold; /* leases from this number on may be older than the connection; the last: none */

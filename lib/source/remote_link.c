@@ -115,6 +115,15 @@ static void finish(struct pl_remote *s, struct pl_remote_ask *a, int err)
 	pthread_cond_broadcast(&s->done);
 }
 
+/* lock held; the reporter says it. */
+static void end_later(struct pl_remote_later *l, int err)
+{
+	if (l->state != LATER_ASKED)
+		return;
+	l->state = LATER_DONE;
+	l->err = err;
+}
+
 /* lock held; every lease is to be told anew. */
 static void forget_connection(struct pl_remote *s)
 {
@@ -126,6 +135,8 @@ static void forget_connection(struct pl_remote *s)
 	}
 	s->untold = 0;
 	memset(s->fs, 0, sizeof s->fs);
+	for (struct pl_remote_later *l = s->laters; l < s->laters + PL_REMOTE_LATER; l++)
+		end_later(l, -ENOTCONN);
 	s->connected = false;
 	s->lost_ns = pl_clock_ns();
 	s->lost = true;
@@ -407,6 +418,16 @@ static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
 	pthread_mutex_unlock(&s->lock);
 }
 
+static void on_done(struct pl_remote *s, const struct pl_done_msg *m)
+{
+	pthread_mutex_lock(&s->lock);
+	for (struct pl_remote_later *l = s->laters; l < s->laters + PL_REMOTE_LATER; l++)
+		if (l->job.id == m->number)
+			end_later(l, m->err);
+	pthread_cond_signal(&s->work);
+	pthread_mutex_unlock(&s->lock);
+}
+
 /* False: the connection is over. */
 static bool receive_all(struct pl_remote *s)
 {
@@ -424,6 +445,8 @@ static bool receive_all(struct pl_remote *s)
 			on_reply(s, &m.reply);
 		else if (m.head.type == PL_NOTICE)
 			on_notice(s, &m.notice);
+		else if (m.head.type == PL_DONE)
+			on_done(s, &m.done);
 		else
 			return false;
 	}

@@ -125,11 +125,25 @@ static void say_lost(struct pl_remote *s)
 	pl_event_push(s->ctx, &ev);
 }
 
+/* lock held. One that is over. */
+static bool next_later(struct pl_remote *s, struct pl_remote_later *out)
+{
+	for (struct pl_remote_later *l = s->laters; l < s->laters + PL_REMOTE_LATER; l++) {
+		if (l->state != LATER_DONE)
+			continue;
+		*out = *l;
+		l->state = LATER_FREE;
+		return true;
+	}
+	return false;
+}
+
 void *pl_remote_reporter(void *src)
 {
 	struct pl_remote *s = src;
 	struct pl_remote_notice *n;
-	bool lost;
+	struct pl_remote_later over;
+	bool lost, later;
 
 	prctl(PR_SET_NAME, "pinl-remote");
 	pthread_mutex_lock(&s->lock);
@@ -139,13 +153,16 @@ void *pl_remote_reporter(void *src)
 		n = s->reports;
 		if (n && !(s->reports = n->next))
 			s->reports_tail = &s->reports;
-		if (!n && !lost) {
+		later = next_later(s, &over);
+		if (!n && !lost && !later) {
 			pthread_cond_wait(&s->work, &s->lock);
 			continue;
 		}
 		pthread_mutex_unlock(&s->lock);
 		if (lost)
 			say_lost(s);
+		if (later)
+			pl_later_done(s->ctx, &over.job, over.err);
 		if (n)
 			tell_core(n);
 		pthread_mutex_lock(&s->lock);
