@@ -30,8 +30,15 @@ struct limits {
 	uint64_t leases, bytes; /* of one user */
 	unsigned connections;	/* of one user */
 	unsigned ceiling_ms;
-	bool closed;   /* after a crash who waits, and whoever comes, waits for the restart */
-	bool may_kill; /* holders whose policy asks for it */
+	bool closed;	  /* after a crash who waits, and whoever comes, waits for the restart */
+	unsigned hold_ms; /* of a minute, that one user's leases hold changes; 0: three ceilings */
+	unsigned notices; /* a minute, of one user's leases */
+	bool may_kill;	  /* holders whose policy asks for it */
+};
+
+/* share.c: what runs out of it in a minute is its size */
+struct bucket {
+	uint64_t level, at_ns;
 };
 
 /* What one user has here; as long as he has a connection or a lease. Main loop and reaper: lock. */
@@ -41,6 +48,10 @@ struct user {
 	unsigned refs;
 	uint64_t leases, bytes;
 	unsigned connections, laters;
+	struct bucket work;	     /* lock: of the worker's time */
+	struct bucket hold, notices; /* this and the next two: ctx->lock */
+	uint64_t held_until_ns, complained_ns;
+	atomic_bool complain;
 };
 
 /* One of a holder's rings. `lock` keeps the main loop, the worker and the reaper apart. */
@@ -109,7 +120,7 @@ struct holder {
 	atomic_bool left;  /* its connection is over, and it lives: what it has is its own affair */
 	bool full;	   /* the socket takes no more, until it says so */
 	unsigned unforced; /* leases that can't be forced from outside */
-	struct killing *killing;  /* since its first lease with KILL */
+	struct killing *_Atomic killing; /* since its first lease with KILL */
 	uint64_t end_by, look_ns; /* reaper: how long its pins are waited for, when it looks again */
 	struct pinl_device *device;
 	struct pl_index leases;
@@ -226,6 +237,16 @@ int status_begin(struct holder *h, const struct pl_ask_status_msg *m);
 /* holder.c, for those that answer */
 int holder_send(struct holder *h, const union pl_message *m);
 int holder_reply(struct holder *h, const struct pl_head *to, int err, uint64_t value);
+
+/* share.c; the first three: ctx->lock held */
+uint64_t share_grace(struct pinl_lease *l, uint64_t now);
+void share_held(struct pinl_lease *l, uint64_t since_ns);
+void share_noticed(struct user *u);
+int share_may_lease(struct server *s, struct user *u);
+int share_descriptor(struct server *s, struct user *u, int fd); /* one more; -EDQUOT */
+void share_complain(struct server *s);				/* main loop */
+uint64_t share_work(struct holder *h, uint64_t deadline_ns);
+void share_worked(struct holder *h, uint64_t since_ns);
 
 /* later.c: main loop */
 int laters_new(struct server *s);

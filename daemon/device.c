@@ -49,14 +49,15 @@ static int force(struct held_lease *hl, struct ring *ring, uint64_t deadline)
 /* Of who is to be killed otherwise, what couldn't be stopped is left to drain. */
 static int holder_stop(void *dev, struct pinl_mapping *m)
 {
-	uint64_t deadline =
-		pl_clock_ns() + ((struct holder *)dev)->server->ctx->opts.drain_ms * 1000000ull;
+	uint64_t now = pl_clock_ns(),
+		 deadline = now + ((struct holder *)dev)->server->ctx->opts.drain_ms * 1000000ull;
 	struct held_lease *hl = m->priv;
 	struct ring *ring = hl->ring;
 
 	if (m->holder_done || hl->holder->left)
 		return 0;
-	hl->stopped = ring ? force(hl, ring, deadline) : no_way();
+	hl->stopped = ring ? force(hl, ring, share_work(hl->holder, deadline)) : no_way();
+	share_worked(hl->holder, now);
 	return hl->then == PINL_THEN_KILL ? 0 : hl->stopped;
 }
 
@@ -64,6 +65,7 @@ static int holder_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 {
 	struct held_lease *hl = m->priv;
 	struct ring *ring = hl->ring;
+	uint64_t now = pl_clock_ns();
 	int err = hl->stopped;
 
 	if (m->holder_done || hl->holder->left)
@@ -72,8 +74,10 @@ static int holder_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 		err = no_way();
 	if (!err) {
 		pthread_mutex_lock(&ring->lock);
-		err = pl_outside_drained(ring->outside, &hl->buf, PL_OUTSIDE_STEP, deadline_ns);
+		err = pl_outside_drained(ring->outside, &hl->buf, PL_OUTSIDE_STEP,
+					 share_work(hl->holder, deadline_ns));
 		pthread_mutex_unlock(&ring->lock);
+		share_worked(hl->holder, now);
 	}
 	return err && hl->then == PINL_THEN_KILL ? kill_holder(hl, m) : err;
 }

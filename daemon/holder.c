@@ -195,6 +195,11 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd, bool ad
 	hl->of.dev = st.st_dev;
 	hl->of.ino = st.st_ino;
 	hl->of.offset = m->file_offset;
+	err = adopted ? 0 : share_descriptor(h->server, h->user, f.fd);
+	if (err) {
+		close(f.fd);
+		return err;
+	}
 	err = pl_foreign_lease(h->device, &f, &hl->lease);
 	if (!err && !adopted)
 		keep(h, hl, m, f.policy.grace_ms);
@@ -244,6 +249,8 @@ int holder_make_lease(struct holder *h, const struct pl_lease_msg *m, int fd, bo
 	struct held_lease *hl;
 	int err = check_numbers(m);
 
+	if (!err)
+		err = share_may_lease(s, h->user);
 	if (!err)
 		err = user_charge(s, h->user, m->end - m->start);
 	if (err)
@@ -567,6 +574,13 @@ struct holder *holder_new(struct server *s, int sock)
 		return NULL;
 	}
 	h->sock = sock;
+	if (share_descriptor(s, h->user, sock)) {
+		pinl_device_close(h->device);
+		holder_free(h);
+		say_no(sock);
+		close(sock);
+		return NULL;
+	}
 	LIST_INSERT_HEAD(&s->holders, h, link);
 	return h;
 }

@@ -197,6 +197,11 @@ int kill_holder(struct held_lease *hl, struct pinl_mapping *m)
 	struct ring *ring = hl->ring;
 	int err;
 
+	if (!k)
+		return pinl_set_error(-EOPNOTSUPP,
+				      "process %d has not come back since pinleased was started "
+				      "anew: it isn't killed",
+				      hl->holder->pid);
 	pthread_mutex_lock(&k->lock);
 	if (ring)
 		pthread_mutex_lock(&ring->lock);

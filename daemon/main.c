@@ -28,6 +28,8 @@ enum {
 	CONNECTIONS = 'n',
 	CRASH = 'k',
 	MAY_KILL = 'K',
+	HOLD = 'm',
+	NOTICES = 'r'
 };
 
 static const struct argp_option option_table[] = {
@@ -41,6 +43,9 @@ static const struct argp_option option_table[] = {
 	 0},
 	{"may-kill", MAY_KILL, "ANSWER", 0,
 	 "Kill holders that can't be forced, where their own policy says so [yes]", 0},
+	{"max-hold", HOLD, "MS", 0,
+	 "Time of each minute that one user's leases hold changes up [three ceilings]", 0},
+	{"max-notices", NOTICES, "N", 0, "Recalls a minute of one user's leases [60000]", 0},
 	{"max-connections", CONNECTIONS, "N", 0, "Connections of one user [1024]", 0},
 	{0},
 };
@@ -79,6 +84,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		if (strcmp(arg, "open") && strcmp(arg, "closed"))
 			argp_error(state, "\"%s\" is neither closed nor open", arg);
 		o->limits.closed = !strcmp(arg, "closed");
+		return 0;
+	case HOLD:
+		o->limits.hold_ms = number(arg, state);
+		return 0;
+	case NOTICES:
+		o->limits.notices = number(arg, state);
 		return 0;
 	case MAY_KILL:
 		if (strcmp(arg, "yes") && strcmp(arg, "no"))
@@ -170,6 +181,7 @@ int main(int argc, char **argv)
 			   .connections = 1024,
 			   .ceiling_ms = 10000,
 			   .closed = true,
+			   .notices = 60000,
 			   .may_kill = true},
 	};
 	struct server *s;

@@ -54,6 +54,8 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell w
 	struct held_lease *hl = l->cookie;
 	struct notice *n = notice_for(hl->holder, hl);
 
+	if (what == PL_TELL_RECALL)
+		share_noticed(hl->holder->user);
 	pl_range_widen(&n->va, &r->va);
 	if ((enum pl_notice_what)what < n->what)
 		n->what = (enum pl_notice_what)what;
@@ -69,7 +71,8 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell w
 	pl_wake(hl->holder->server->wake);
 }
 
-const struct pl_foreign_ops holder_foreign_ops = {.tell = tell};
+const struct pl_foreign_ops holder_foreign_ops = {
+	.tell = tell, .grace = share_grace, .held = share_held};
 
 static void describe_notice(const struct notice *n, union pl_message *m)
 {

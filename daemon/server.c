@@ -78,6 +78,7 @@ static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *a
 
 	eventfd_read(fd, &n);
 	laters_look(s);
+	share_complain(s);
 	for (h = LIST_FIRST(&s->holders); h; h = next) {
 		next = LIST_NEXT(h, link);
 		if (holder_send_notices(h))
@@ -168,7 +169,9 @@ static int open_core(struct server *s)
 	if (!err && kept.table)
 		err = pinl_source_add(s->ctx, &pl_files_ops, &kept);
 	store_groups_taken(&s->store);
-	if (!err && !pl_source_priv(s->ctx, &pl_files_ops)) {
+	if (!err && pl_source_priv(s->ctx, &pl_files_ops)) {
+		pl_files_be_fair(pl_source_priv(s->ctx, &pl_files_ops));
+	} else if (!err) {
 		pinl_sources(s->ctx, sources, sizeof sources);
 		fprintf(stderr, "pinleased: no change of a file can be held here: %s", sources);
 	}

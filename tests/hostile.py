@@ -11,8 +11,10 @@ import pathlib
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
+import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -222,6 +224,14 @@ def answers_before_they_are_asked():
 
 # ---------------------------------------------------------------------------------------------- masses
 
+def nobody(arbiter):
+    """Another user's connection."""
+    os.seteuid(NOBODY)
+    try:
+        return arbiter.client()
+    finally:
+        os.seteuid(0)
+
 def thousands_of_connections():
     """One user's, of whom the limit lets in some; another's go on, and it is his again when they are gone."""
     with besides('--max-connections', '100') as (arbiter, good):
@@ -259,6 +269,61 @@ def no_descriptors_left():
         arbiter.wait_for_figures(figures)
 
 
+def shares_of_descriptors():
+    """One user leases file after file: when few descriptors are left he gets no more, and another does."""
+    few = (200, 200)
+    with besides('--ceiling', '100000', before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, few)) as (arbiter, good):
+        with nobody(arbiter) as client:
+            error = 0
+            for n in range(1, 201):
+                with open(arbiter.file(f'file-{n}'), 'rb') as file:
+                    error = client.lease(file.fileno(), n, start=n * ac.START).err
+                if error:
+                    break
+            same(error, -errno.EDQUOT)
+            for _ in range(5):
+                with arbiter.client() as other, open(arbiter.file(), 'rb') as file:
+                    same(other.lease(file.fileno()).err, 0)
+            good.is_served()
+
+
+BLOCKED = '''
+import errno, os, sys, threading
+threading.stack_size(65536)
+path, n = sys.argv[1], int(sys.argv[2])
+os.setuid(int(sys.argv[3]))
+left, lock, refused = [n], threading.Lock(), threading.Event()
+def one():
+    try:
+        os.truncate(path, 0)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            refused.set()
+for _ in range(n):
+    threading.Thread(target=one, daemon=True).start()
+refused.wait()
+print('refused', flush=True)
+sys.stdin.read()
+os._exit(0)
+'''
+
+
+def all_places_for_changes():
+    """Who keeps a thousand actors waiting on his own file is refused more; others' changes are held still."""
+    with besides() as (arbiter, good), nobody(arbiter) as client:
+        path = arbiter.file('crowd')
+        os.chmod(path, 0o666)
+        with open(path, 'rb') as file:
+            same(client.lease(file.fileno(), grace_ms=600000).err, 0)
+            same(client.handle().err, 0)
+        with subprocess.Popen([sys.executable, '-c', BLOCKED, str(path), '1100', str(NOBODY)], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True) as crowd:
+            same(crowd.stdout.readline(), 'refused\n')
+            good.is_served()
+            client.close()  # lets all go
+            crowd.communicate()
+
+
 def many_leave_at_once():
     """Whether they are about to end is asked of all of them at once: a dead holder's actor waits for none of that."""
     with besides() as (arbiter, good), ac.Actor() as actor:
@@ -284,6 +349,52 @@ def many_leave_at_once():
         same(actor.join(), 0)
         os.close(ours)
         os.close(theirs)
+
+
+def recalled(client, actor, path):
+    """The time that a lease of a minute's grace is given."""
+    with open(path, 'r+b') as file:
+        os.truncate(path, ac.SIZE)
+        same(client.lease(file.fileno(), grace_ms=60000).err, 0)
+        same(client.handle().err, 0)
+    before = time.monotonic_ns()
+    actor.order('truncate', path)
+    notice = client.notice()
+    return notice, notice.deadline_ns - before
+
+
+def answered(client, actor, notice):
+    client.released(notice, whole=1)
+    same(actor.join(), 0)
+    client.unlease()
+
+
+def holds_others_up():
+    """Who has used up his time of a minute has the least grace there is; others have theirs."""
+    ms = 1000000
+    with besides('--ceiling', '100000', '--max-hold', '1000') as (arbiter, _), nobody(arbiter) as client, ac.Actor() as actor:
+        path = arbiter.file('held')
+        notice, grace = recalled(client, actor, path)
+        same(grace < 1100 * ms, True)
+        while time.monotonic_ns() < notice.deadline_ns + 50 * ms:
+            time.sleep(0.01)
+        answered(client, actor, client.notice())  # told again, as nothing has come of the force
+        notice, grace = recalled(client, actor, path)
+        same(grace < 200 * ms, True)
+        answered(client, actor, notice)
+        with arbiter.client() as other:
+            notice, grace = recalled(other, actor, path)
+            same(grace > 500 * ms, True)
+            answered(other, actor, notice)
+
+
+def makes_leases_to_be_recalled():
+    with besides('--ceiling', '100000', '--max-notices', '20') as (arbiter, _), nobody(arbiter) as client, ac.Actor() as actor:
+        path = arbiter.file('again')
+        for _ in range(20):
+            answered(client, actor, recalled(client, actor, path)[0])
+        with open(path, 'r+b') as file:
+            same(client.lease(file.fileno()).err, -errno.EDQUOT)
 
 
 def size_of(change):
@@ -415,11 +526,15 @@ TESTS = [
     ('answers before they are asked for', answers_before_they_are_asked),
     (f'{MANY} connections of one user', thousands_of_connections),
     ('no descriptors left', no_descriptors_left),
+    ('leases file after file', shares_of_descriptors),
+    ('keeps a thousand changes waiting', all_places_for_changes),
     ('300 leave at once and live', many_leave_at_once),
     ('never reads that it refused, 10000 times', refuses_and_never_reads),
     ('never reads what it lost, 10000 times', keeps_and_never_reads),
     ('never reads replies', never_reads_replies),
     ('floods', floods),
+    ('holds others up for too long', holds_others_up),
+    ('makes leases for them to be recalled', makes_leases_to_be_recalled),
     ('half-closed', half_closed),
     ('half-closed, with a lease', half_closed_with_a_lease),
     ('stopped', stopped),

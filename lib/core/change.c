@@ -222,6 +222,7 @@ static void cut_foreign(struct pinl_ctx *ctx, struct pinl_change *ch)
 			continue;
 		pl_recall_make(l, ch, &va, PL_NO_EFFECT, &r);
 		pl_lost_add(l, &r);
+		pl_recall_over(l);
 	}
 }
 

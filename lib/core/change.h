@@ -7,7 +7,8 @@
 
 struct pl_verdict pl_recall_ask(const struct pinl_lease *lease, const struct pinl_change *change,
 				enum pl_effect *effect);
-void pl_recall_make(const struct pinl_lease *lease, const struct pinl_change *change,
+void pl_recall_over(struct pinl_lease *lease);
+void pl_recall_make(struct pinl_lease *lease, const struct pinl_change *change,
 		    const struct pl_range *va, enum pl_effect effect, struct pl_recall *recall);
 void pl_recall_tell(struct pinl_lease *lease, const struct pl_recall *recall, enum pl_tell what);
 void pl_recall_rearm(struct pinl_lease *lease, uint64_t deadline_ns); /* in state NOTICED */

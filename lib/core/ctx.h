@@ -93,6 +93,7 @@ struct pl_recall {
 	enum pinl_outcome outcome;
 	struct pl_range gone;			  /* these addresses are no longer mapped by it */
 	uint64_t deadline_ns, change_id, last_id; /* of the first change, of the last */
+	uint64_t since_ns;			  /* changes wait for it */
 	uint64_t ceiling_ns;			  /* of the first: no answer moves the deadline beyond */
 	pid_t actor_pid, actor_tid;
 	const char *source;

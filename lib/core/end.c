@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "core/ctx.h"
+#include "core/change.h"
 
 static void unpublish_locked(struct pinl_lease *l)
 {
@@ -35,6 +35,7 @@ void pl_lease_withdraw(struct pinl_lease *l)
 	pthread_mutex_lock(&ctx->lock);
 	if (l->state == PINL_NOTICED)
 		pl_lease_input(l, PL_IN_UNMAP);
+	pl_recall_over(l);
 	unpublish_locked(l);
 	pl_lost_put(ctx, &l->lost);
 	pl_settle(ctx, &answered);

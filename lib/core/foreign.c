@@ -62,7 +62,7 @@ int pl_foreign_lease(struct pinl_device *dev, const struct pl_foreign *f, struct
 /* Not beyond the first actor's ceiling, however many answers come. ctx->lock held. */
 static void rearm(struct pinl_lease *l)
 {
-	uint64_t until = pl_clock_ns() + l->policy.grace_ms * 1000000ull;
+	uint64_t now = pl_clock_ns(), until = now + l->dev->foreign->grace(l, now);
 
 	if (until > l->recall.ceiling_ns)
 		until = l->recall.ceiling_ns;

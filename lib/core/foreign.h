@@ -18,6 +18,11 @@ struct pl_foreign_ops {
 	/* Of each change; recall->change_id is what the answer names. ctx->lock held: note it, wake
 	 * somebody, nothing else. */
 	void (*tell)(struct pinl_lease *lease, const struct pl_recall *recall, enum pl_tell what);
+
+	/* How long a notice of now waits for its answer; and since when changes waited that wait for
+	 * this lease no more. The same holds. */
+	uint64_t (*grace)(struct pinl_lease *lease, uint64_t now_ns);
+	void (*held)(struct pinl_lease *lease, uint64_t since_ns);
 };
 
 struct pl_foreign {

@@ -38,11 +38,24 @@ bool pl_recall_pending(const struct pinl_lease *l)
 	return l->jobs || l->queued || l->busy || l->state == PINL_NOTICED || l->state == PINL_FORCING;
 }
 
-void pl_recall_make(const struct pinl_lease *l, const struct pinl_change *ch, const struct pl_range *va,
+static uint64_t grace_of(struct pinl_lease *l, uint64_t now)
+{
+	return l->dev->foreign ? l->dev->foreign->grace(l, now) : l->policy.grace_ms * 1000000ull;
+}
+
+/* Nobody waits for it any more, or for what it was recalled for till now. */
+void pl_recall_over(struct pinl_lease *l)
+{
+	if (l->dev->foreign && l->recall.since_ns)
+		l->dev->foreign->held(l, l->recall.since_ns);
+	l->recall.since_ns = 0;
+}
+
+void pl_recall_make(struct pinl_lease *l, const struct pinl_change *ch, const struct pl_range *va,
 		    enum pl_effect effect, struct pl_recall *r)
 {
-	uint64_t deadline = pl_is_order(ch) ? pl_order_deadline(ch)
-					    : pl_clock_ns() + l->policy.grace_ms * 1000000ull;
+	uint64_t now = pl_clock_ns();
+	uint64_t deadline = pl_is_order(ch) ? pl_order_deadline(ch) : now + grace_of(l, now);
 
 	*r = (struct pl_recall){
 		.va = *va,
@@ -52,6 +65,7 @@ void pl_recall_make(const struct pinl_lease *l, const struct pinl_change *ch, co
 		.late = !(ch->can & PINL_CAN_BEFORE),
 		.held = ch->can & PINL_CAN_HOLD,
 		.deadline_ns = deadline < ch->ceiling_ns ? deadline : ch->ceiling_ns,
+		.since_ns = now,
 		.change_id = ch->id,
 		.last_id = ch->id,
 		.ceiling_ns = ch->ceiling_ns,
@@ -69,6 +83,8 @@ static void merge_recall(struct pl_recall *r, const struct pl_recall *more)
 {
 	pl_range_widen(&r->va, &more->va);
 	r->late |= more->late;
+	if (!r->since_ns)
+		r->since_ns = more->since_ns;
 	r->held &= more->held;
 	pl_range_widen(&r->gone, &more->gone);
 	if (more->effect == PL_GONE)

@@ -94,6 +94,7 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 {
 	struct pinl_ctx *ctx = l->ctx;
 
+	pl_recall_over(l);
 	if (l->dev->foreign && !r->quiesced && taken->err) {
 		stuck(l, r, taken);
 		return;

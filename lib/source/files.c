@@ -180,6 +180,11 @@ static void files_unwatch(void *src, const struct pinl_memory *mem)
 	free(gone);
 }
 
+void pl_files_be_fair(void *src)
+{
+	((struct pl_files *)src)->fair = true;
+}
+
 int pl_files_watch_fs(void *src, const char *path)
 {
 	struct pl_files *s = src;

@@ -19,6 +19,7 @@
 
 #include <pinlease/source.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/fanotify.h>
 #include <sys/syscall.h>
@@ -56,6 +57,7 @@ struct pl_held {
 	int fd;			  /* gate */
 	int err;		  /* the answer; lock */
 	pid_t tid;
+	uid_t uid;  /* gate */
 	bool known; /* call is what it does */
 	struct pl_syscall call;
 	int64_t new_size;
@@ -127,6 +129,7 @@ struct pl_files {
 	/* The gate's own. */
 	bool paused; /* until go_on */
 	int group_a, group_b;
+	atomic_bool fair; /* set once: see crowds_out() */
 	struct pl_held *free, *allowed;
 	unsigned n_free, n_held, poll_ms;
 	uint64_t order;

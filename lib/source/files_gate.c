@@ -161,15 +161,40 @@ static void confirm(struct pl_files *s, pid_t tid)
 
 /* ---------------------------------------------------------------------------------------- events -- */
 
-static void hold(struct pl_files *s, const struct fanotify_event_metadata *m,
+/*
+ * Among users who don't trust each other: whose tasks have half of the places may not have the last
+ * quarter, too. Then his change fails, instead of others' waiting in the kernel's queue.
+ */
+static bool crowds_out(const struct pl_files *s, uid_t uid)
+{
+	unsigned his = 0;
+
+	if (!s->fair || s->n_free >= s->n_held / 4)
+		return false;
+	for (unsigned i = 0; i < s->n_held; i++)
+		his += s->held[i].state != PL_HELD_FREE && s->held[i].uid == uid;
+	return his >= s->n_held / 2;
+}
+
+/* False: not held, as he has too many. */
+static bool hold(struct pl_files *s, const struct fanotify_event_metadata *m,
 		 const struct pl_files_seen *seen)
 {
 	struct pl_held *h = s->free;
+	uid_t uid = -1;
+	pid_t pid = m->pid > 0 ? pl_files_process_of(m->pid, &uid) : 0;
+
+	if (crowds_out(s, uid))
+		return false;
 
 	s->free = h->next;
 	s->n_free--;
-	*h = (struct pl_held){
-		.src = s, .order = ++s->order, .fd = m->fd, .tid = m->pid, .known = seen->known};
+	*h = (struct pl_held){.src = s,
+			      .order = ++s->order,
+			      .fd = m->fd,
+			      .tid = m->pid,
+			      .uid = uid,
+			      .known = seen->known};
 	h->new_size = seen->op.new_size;
 	if (seen->known)
 		h->call = seen->call;
@@ -183,39 +208,43 @@ static void hold(struct pl_files *s, const struct fanotify_event_metadata *m,
 		.file_ino = seen->st.st_ino,
 		.file_start = seen->op.start,
 		.file_end = seen->op.end,
-		.actor_pid = m->pid > 0 ? pl_files_process_of(m->pid) : 0,
+		.actor_pid = pid,
 		.actor_tid = m->pid > 0 ? m->pid : 0,
 		.source = "files",
 	};
 	atomic_signal_fence(memory_order_release); /* what is kept is whole when it says so */
 	h->state = PL_HELD_ASKED;
 	pl_files_report(s, h);
+	return true;
 }
 
-/* True: the core will answer. False: nothing in it for anybody, let it go on. */
-static bool ask_core(struct pl_files *s, const struct fanotify_event_metadata *m)
+/* 1: the core will answer. Else the answer: 0, nothing in it for anybody, let it go on; -errno. */
+static int ask_core(struct pl_files *s, const struct fanotify_event_metadata *m)
 {
 	struct pl_files_seen seen;
 
 	if (m->pid > 0 && pinl_tid_exempt(s->ctx, m->pid))
-		return false;
+		return 0;
 	if (!pl_files_look(m, &seen))
-		return false;
-	hold(s, m, &seen);
-	return true;
+		return 0;
+	return hold(s, m, &seen) ? 1 : -EBUSY;
 }
 
 void pl_files_event(struct pl_files *s, const struct fanotify_event_metadata *m)
 {
+	int answer = 0;
+
 	if (m->fd < 0)
 		return; /* overflow: can't be, the queue is unlimited */
 	if (s->kept.resumed)
 		pl_files_forget_stale(s, m->fd);
 	if (s->allowed && m->pid > 0)
 		confirm(s, m->pid);
-	if (m->vers == FANOTIFY_METADATA_VERSION && ask_core(s, m))
+	if (m->vers == FANOTIFY_METADATA_VERSION)
+		answer = ask_core(s, m);
+	if (answer > 0)
 		return;
-	pl_files_respond(s, m->fd, 0);
+	pl_files_respond(s, m->fd, answer);
 	raw_close(m->fd);
 }
 

@@ -109,11 +109,13 @@ static void read_proc(pid_t tid, const char *name, char *buf, size_t len)
 	buf[n > 0 ? n : 0] = 0;
 }
 
-pid_t pl_files_process_of(pid_t tid)
+pid_t pl_files_process_of(pid_t tid, uid_t *uid)
 {
 	char buf[512], *at;
 
 	read_proc(tid, "status", buf, sizeof buf);
+	at = strstr(buf, "\nUid:");
+	*uid = at ? (uid_t)strtoul(at + 5, NULL, 10) : (uid_t)-1;
 	at = strstr(buf, "\nTgid:");
 	return at ? atoi(at + 6) : 0;
 }

@@ -23,6 +23,6 @@ bool pl_files_look(const struct fanotify_event_metadata *m, struct pl_files_seen
 int pl_files_blocked_call(pid_t tid, struct pl_syscall *sc);
 
 /* The process of a thread; 0: not known. */
-pid_t pl_files_process_of(pid_t tid);
+pid_t pl_files_process_of(pid_t tid, uid_t *uid); /* its real user; -1: not known */
 
 #endif
