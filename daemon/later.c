@@ -134,9 +134,9 @@ static bool tell(struct later *l)
 		return true;
 	if (l->holder->full)
 		return false;
-	pl_message_init(&m, PL_DONE);
-	m.done.number = l->number;
-	m.done.err = l->err;
+	pl_message_init(&m, PL_CHANGED);
+	m.changed.number = l->number;
+	m.changed.err = l->err;
 	return holder_send(l->holder, &m) != -EAGAIN;
 }
 

@@ -143,11 +143,12 @@ struct pl_ask_status_msg {
 
 /*
  * Change the file that the descriptor shows, open for writing, as soon as no lease is under the change.
- * REPLY: whether that will be done; DONE follows when it is. mode 0: to the size len, else fallocate's.
+ * REPLY: whether that will be done; CHANGED follows when it is. mode 0: to the size len, else
+ * fallocate's.
  */
 struct pl_truncate_msg {
 	struct pl_head head;
-	uint64_t number; /* DONE has the same */
+	uint64_t number; /* CHANGED has the same */
 	int64_t offset, len;
 	uint32_t mode;
 	int32_t thread; /* who asks */
@@ -263,7 +264,7 @@ struct pl_user_msg {
 	uint64_t leases, bytes;
 };
 
-struct pl_done_msg {
+struct pl_changed_msg {
 	struct pl_head head;
 	uint64_t number; /* TRUNCATE's */
 	int32_t err;	 /* 0 or -errno */
@@ -291,7 +292,7 @@ struct pl_done_msg {
 	X(ENTRY, 68, struct pl_entry_msg, 0)                                                            \
 	X(EVENT, 69, struct pl_event_msg, 0)                                                            \
 	X(STATUS, 70, struct pl_status_msg, 0)                                                          \
-	X(DONE, 71, struct pl_done_msg, 0)                                                              \
+	X(CHANGED, 71, struct pl_changed_msg, 0)                                                        \
 	X(SOURCE, 90, struct pl_source_msg, 0)                                                          \
 	X(USER, 91, struct pl_user_msg, 0)
 
@@ -326,7 +327,7 @@ union pl_message {
 	struct pl_source_msg source;
 	struct pl_user_msg user;
 	struct pl_truncate_msg truncate;
-	struct pl_done_msg done;
+	struct pl_changed_msg changed;
 };
 
 #endif

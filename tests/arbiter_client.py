@@ -27,7 +27,7 @@ START = 0x10000000  # an address of the holder's: only he knows what is there
 HEAD = struct.Struct('=IHHQ')
 HELLO, LEASE, HANDLE, UNLEASE, RELEASED, COVER = range(1, 7)
 ALL_TOLD, STILL = 14, 15
-TRUNCATE_FILE, DONE = 13, 71
+TRUNCATE_FILE, CHANGED = 13, 71
 WELCOME, REPLY, NOTICE = range(65, 68)
 BODY = {
     HELLO: struct.Struct('=II32sQ'),
@@ -40,7 +40,7 @@ BODY = {
     STILL: struct.Struct('=Q'),
     WELCOME: struct.Struct('=IIQQQQQ'),
     TRUNCATE_FILE: struct.Struct('=QqqIi'),
-    DONE: struct.Struct('=QiI'),
+    CHANGED: struct.Struct('=QiI'),
     REPLY: struct.Struct('=iIQ216s'),
     NOTICE: struct.Struct('=QQQQQIIIii12s'),
 }
@@ -244,10 +244,10 @@ class Client:
     def truncate_later(self, fd, number=1, size=0, offset=0, mode=0):
         return self.ask(TRUNCATE_FILE, number, offset, size, mode, os.getpid(), fds=[fd])
 
-    def done(self):
-        """(number, err) of the next DONE; there is nothing before it."""
+    def changed(self):
+        """(number, err) of the next CHANGED; there is nothing before it."""
         kind, _, values = self.receive()
-        assert kind == DONE, kind
+        assert kind == CHANGED, kind
         return values[:2]
 
     def until_gone(self):

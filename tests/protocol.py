@@ -273,7 +273,7 @@ def deferred():
         notice = client.notice()
         same((notice.source, notice.pid, path.stat().st_size), ('later', os.getpid(), ac.SIZE))
         client.released(notice, whole=1)
-        same([client.done(), client.done()], [(8, 0), (9, 0)])
+        same([client.changed(), client.changed()], [(8, 0), (9, 0)])
         same(path.stat().st_size, ac.PAGE)
 
 
@@ -290,7 +290,7 @@ def not_deferred():
             same({client.truncate_later(fd, n).err for n in range(64)}, {0})
             same(client.truncate_later(fd, 64).err, -errno.EDQUOT)
         client.released(client.notice(), whole=1)
-        same([client.done() for _ in range(64)], [(n, 0) for n in range(64)])
+        same([client.changed() for _ in range(64)], [(n, 0) for n in range(64)])
 
 
 # ---------------------------------------------------------------------------------------------- errors

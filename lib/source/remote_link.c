@@ -418,7 +418,7 @@ static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
 	pthread_mutex_unlock(&s->lock);
 }
 
-static void on_done(struct pl_remote *s, const struct pl_done_msg *m)
+static void on_changed(struct pl_remote *s, const struct pl_changed_msg *m)
 {
 	pthread_mutex_lock(&s->lock);
 	for (struct pl_remote_later *l = s->laters; l < s->laters + PL_REMOTE_LATER; l++)
@@ -445,8 +445,8 @@ static bool receive_all(struct pl_remote *s)
 			on_reply(s, &m.reply);
 		else if (m.head.type == PL_NOTICE)
 			on_notice(s, &m.notice);
-		else if (m.head.type == PL_DONE)
-			on_done(s, &m.done);
+		else if (m.head.type == PL_CHANGED)
+			on_changed(s, &m.changed);
 		else
 			return false;
 	}
