@@ -47,7 +47,7 @@ struct user {
 	uid_t uid;
 	unsigned refs;
 	uint64_t leases, bytes;
-	unsigned connections, laters;
+	unsigned connections, laters, changes;
 	struct bucket work;	     /* lock: of the worker's time */
 	struct bucket hold, notices; /* this and the next two: ctx->lock */
 	uint64_t held_until_ns, complained_ns;
@@ -131,7 +131,8 @@ struct holder {
 	struct held_lease *making;	/* for the backend's map */
 	struct notices notices, unused; /* ctx->lock */
 	struct notice *pool;
-	struct holder *reap_next; /* lock */
+	LIST_HEAD(, change) changes; /* change.c: main loop */
+	struct holder *reap_next;    /* lock */
 };
 
 struct server {
@@ -151,6 +152,11 @@ struct server {
 	uint64_t events_lost; /* by watchers */
 	unsigned n_watchers;
 	struct laters *laters;
+	LIST_HEAD(, change)
+	alone; /* changes whose connection is over, or who are not heard of any more */
+	pthread_t main;
+	pthread_mutex_t answers; /* the next one; nothing is called under it */
+	struct change *answered;
 	int spare; /* let go to turn somebody away where there is no other descriptor; -1 */
 
 	pthread_mutex_t lock; /* the users, the reaper's list, and up to `ended` */
@@ -204,6 +210,8 @@ int file_path_only(int fd); /* a descriptor; the caller's */
 /* user.c: any thread */
 struct user *user_get(struct server *s, uid_t uid); /* NULL: no memory, or too many connections */
 void user_put(struct server *s, struct user *u, bool connection);
+int user_change(struct server *s, struct user *u); /* one more of his under way; -EDQUOT */
+void user_changed(struct server *s, struct user *u);
 int user_charge(struct server *s, struct user *u, uint64_t bytes);
 void user_discharge(struct server *s, struct user *u, uint64_t bytes);
 
@@ -255,6 +263,17 @@ void laters_look(struct server *s);
 void laters_forget(struct server *s, const struct holder *h); /* it is told no more */
 int later_take(struct holder *h, const struct pl_truncate_msg *m, int fd);
 void later_begin(struct server *s); /* the one taken last */
+/* change.c: main loop */
+int change_begin(struct holder *h, const struct pl_change_msg *m, int fd);
+void change_done(struct holder *h, const struct pl_done_msg *m);
+void changes_answer(struct server *s); /* those that the core has answered */
+void changes_leave(struct holder *h);  /* its connection is over */
+void changes_free(struct server *s);   /* the core is closed */
+bool change_under_way(struct server *s, const struct pl_lease_msg *m, const struct stat *st);
+
+/* holder.c, for list.c and change.c */
+int holder_send(struct holder *h, const union pl_message *m);
+int holder_reply_to(struct holder *h, uint64_t serial, int err, uint64_t value);
 
 /* ring.c: main loop, or reaper */
 int ring_get(struct holder *h, int fd, struct ring **out);

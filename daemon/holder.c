@@ -51,12 +51,12 @@ static void copy_text(char *to, const char *from, size_t len)
 }
 
 /* A holder that doesn't read loses his replies, not ours to keep: he is let go. */
-static int reply(struct holder *h, const struct pl_head *to, int err, uint64_t value)
+int holder_reply_to(struct holder *h, uint64_t serial, int err, uint64_t value)
 {
 	union pl_message m;
 
 	pl_message_init(&m, PL_REPLY);
-	m.head.serial = to->serial;
+	m.head.serial = serial;
 	m.reply.err = err;
 	m.reply.value = value;
 	if (err)
@@ -66,7 +66,7 @@ static int reply(struct holder *h, const struct pl_head *to, int err, uint64_t v
 
 int holder_reply(struct holder *h, const struct pl_head *to, int err, uint64_t value)
 {
-	return reply(h, to, err, value);
+	return holder_reply_to(h, to->serial, err, value);
 }
 
 /* ---------------------------------------------------------------------------------------- leases -- */
@@ -78,6 +78,8 @@ static uint64_t coverage(struct server *s, const struct pinl_memory *mem)
 
 	for (int op = 0; files && op < PINL_OP_NR; op++)
 		all |= (uint64_t)pl_files_ops.coverage(files, mem, op) << (4 * op);
+	if (mem->kind == PINL_MEM_SHMEM || mem->kind == PINL_MEM_HUGETLB)
+		all |= PL_SUPERVISED;
 	return all;
 }
 
@@ -101,7 +103,7 @@ static int on_cover(struct holder *h, const struct pl_cover_msg *m, int fd)
 		all = coverage(h->server, &mem);
 		close(mem.fd);
 	}
-	return reply(h, &m->head, err, all);
+	return holder_reply(h, &m->head, err, all);
 }
 
 static void describe(struct holder *h, const struct pl_lease_msg *m, struct pl_foreign *f)
@@ -187,6 +189,8 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd, bool ad
 		err = kill_prepare(h);
 	if (err)
 		return err;
+	if (change_under_way(h->server, m, &st))
+		return pinl_set_error(-EBUSY, "a change of these bytes is under way; try again");
 	f.file = &st;
 	f.kind = file_kind(f.fs_magic, m->shared);
 	f.fd = file_path_only(fd);
@@ -317,7 +321,7 @@ static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 	}
 	if (!err && !known)
 		watch_leased(hl);
-	return reply(h, &m->head, err, err ? 0 : coverage(h->server, &hl->lease->mem));
+	return holder_reply(h, &m->head, err, err ? 0 : coverage(h->server, &hl->lease->mem));
 }
 
 static int on_still(struct holder *h, const struct pl_still_msg *m)
@@ -325,7 +329,7 @@ static int on_still(struct holder *h, const struct pl_still_msg *m)
 	struct held_lease *hl = holder_find(h, m->lease);
 
 	if (!hl)
-		return reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
+		return holder_reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
 	hl->told = true;
 	return 0;
 }
@@ -363,9 +367,9 @@ static int on_handle(struct holder *h, const struct pl_handle_msg *m)
 	int err;
 
 	if (!hl)
-		return reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
+		return holder_reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
 	if (m->kind > PL_HANDLE_URING)
-		return reply(h, &m->head, pinl_set_error(-EINVAL, "no such kind of handle"), 0);
+		return holder_reply(h, &m->head, pinl_set_error(-EINVAL, "no such kind of handle"), 0);
 	if (hl->stored && !hl->made)
 		hl->stored->handle = *m;
 	err = holder_take_handle(hl, m);
@@ -373,11 +377,12 @@ static int on_handle(struct holder *h, const struct pl_handle_msg *m)
 		fprintf(stderr, "pinleased: lease %lu of %s (%d) can't be forced from outside: %s\n",
 			hl->number, h->name, h->pid, pinl_error());
 	if (pl_foreign_lost(hl->lease)) /* before the device had it: it may have got what came after */
-		return reply(h, &m->head,
-			     pinl_set_error(-EBUSY, "the memory was taken back while it was being "
-						    "leased; try again"),
-			     0);
-	return reply(h, &m->head, 0, 0);
+		return holder_reply(h, &m->head,
+				    pinl_set_error(-EBUSY,
+						   "the memory was taken back while it was being "
+						   "leased; try again"),
+				    0);
+	return holder_reply(h, &m->head, 0, 0);
 }
 
 static int on_released(struct holder *h, const struct pl_released_msg *m)
@@ -400,7 +405,7 @@ static int on_released(struct holder *h, const struct pl_released_msg *m)
 
 static int on_truncate(struct holder *h, const struct pl_truncate_msg *m, int fd)
 {
-	int err = later_take(h, m, fd), gone = reply(h, &m->head, err, 0);
+	int err = later_take(h, m, fd), gone = holder_reply(h, &m->head, err, 0);
 
 	if (!err)
 		later_begin(h->server);
@@ -417,12 +422,13 @@ static int on_hello(struct holder *h, const struct pl_hello *m)
 	int err;
 
 	if (m->version != PL_PROTO_VERSION) {
-		reply(h, &m->head,
-		      pinl_set_error(-EPROTONOSUPPORT,
+		holder_reply(h, &m->head,
+			     pinl_set_error(
+				     -EPROTONOSUPPORT,
 				     "pinleased speaks version %d of the protocol, not %u; install the "
 				     "same release of both",
 				     PL_PROTO_VERSION, m->version),
-		      0);
+			     0);
 		return -EPROTONOSUPPORT;
 	}
 	if (m->resume && (old = resume_session(h, m->resume)))
@@ -475,6 +481,11 @@ static int dispatch(struct holder *h, const union pl_message *m, int fd)
 		return watch_begin(h, &m->watch);
 	case PL_ASK_STATUS:
 		return status_begin(h, &m->ask_status);
+	case PL_CHANGE:
+		return change_begin(h, &m->change, fd);
+	case PL_DONE:
+		change_done(h, &m->done);
+		return 0;
 	default:
 		return -EPROTO;
 	}
@@ -494,6 +505,7 @@ int holder_receive(struct holder *h)
 		err = dispatch(h, &m, fd);
 	if (fd >= 0)
 		close(fd);
+	changes_answer(h->server); /* when the file is not open here any more */
 	return err;
 }
 
@@ -639,6 +651,7 @@ void holder_gone(struct holder *h)
 	watch_gone(h);
 	list_free(h->listing);
 	h->listing = NULL;
+	changes_leave(h);
 	sd_event_source_disable_unref(h->io);
 	close(h->sock);
 	h->sock = -1;

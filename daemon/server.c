@@ -79,6 +79,7 @@ static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *a
 	eventfd_read(fd, &n);
 	laters_look(s);
 	share_complain(s);
+	changes_answer(s);
 	for (h = LIST_FIRST(&s->holders); h; h = next) {
 		next = LIST_NEXT(h, link);
 		if (holder_send_notices(h))
@@ -200,6 +201,8 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 	s->limits = *limits;
 	s->since_ns = pl_clock_ns();
 	s->spare = open_spare();
+	s->main = pthread_self();
+	pthread_mutex_init(&s->answers, NULL);
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -255,6 +258,7 @@ void server_free(struct server *s)
 	laters_free(s);
 	pinl_close(s->ctx);
 	recall_go_on(s);
+	changes_free(s);
 	close(s->wake);
 	if (s->spare >= 0)
 		close(s->spare);

@@ -38,6 +38,34 @@ void user_put(struct server *s, struct user *u, bool connection)
 	pthread_mutex_unlock(&s->lock);
 }
 
+/* Each may close a range to new leases, of which the core knows 2048 for all users. */
+#define CHANGES 512
+
+int user_change(struct server *s, struct user *u)
+{
+	int err = 0;
+
+	pthread_mutex_lock(&s->lock);
+	if (u->changes == CHANGES) {
+		err = pinl_set_error(-EDQUOT,
+				     "user %u has %d changes under way here and may have no more",
+				     u->uid, CHANGES);
+	} else {
+		u->changes++;
+		u->refs++;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return err;
+}
+
+void user_changed(struct server *s, struct user *u)
+{
+	pthread_mutex_lock(&s->lock);
+	u->changes--;
+	pthread_mutex_unlock(&s->lock);
+	user_put(s, u, false);
+}
+
 int user_charge(struct server *s, struct user *u, uint64_t bytes)
 {
 	int err = 0;

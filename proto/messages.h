@@ -33,13 +33,15 @@ struct pl_hello {
 	uint64_t resume;  /* the session of the connection before, if there was one; else 0 */
 };
 
-enum pl_role { PL_ROLE_HOLDER, PL_ROLE_COMMAND };
+enum pl_role { PL_ROLE_HOLDER, PL_ROLE_COMMAND, PL_ROLE_SUPERVISOR };
 
 /*
  * Lease bytes of a file; the descriptor that goes along shows which, and that the holder may: open for
  * writing if the device writes, for reading else. REPLY's value has the coverage, 4 bits of PINL_CAN_*
- * for each operation, TRUNCATE in the lowest.
+ * for each operation, TRUNCATE in the lowest, and perhaps PL_SUPERVISED.
  */
+#define PL_SUPERVISED (1ull << 63) /* what a supervisor tells of by CHANGE is held and refused, too */
+
 struct pl_lease_msg {
 	struct pl_head head;
 	uint64_t lease; /* the holder's number for it, unique on this connection */
@@ -152,6 +154,26 @@ struct pl_truncate_msg {
 	int64_t offset, len;
 	uint32_t mode;
 	int32_t thread; /* who asks */
+};
+
+/*
+ * A supervisor has stopped a call that may take pages from the file; the descriptor that goes along is
+ * open for writing, and so shows that the actor may. REPLY: -EBUSY: refuse it; 0: let it go on, and,
+ * where the value is 1, say DONE when it has happened. It comes when nobody has to be waited for any
+ * more.
+ */
+struct pl_change_msg {
+	struct pl_head head; /* serial: what DONE names */
+	uint32_t op;	     /* enum pinl_op: TRUNCATE to INSERT, or REMOVE */
+	int32_t pid, tid;    /* the actor; 0: not known */
+	uint32_t pad;
+	uint64_t start, end; /* bytes as the call has them; TRUNCATE: the new size, and 0 */
+};
+
+/* The change has happened, or never will. Before the REPLY: then none comes. No REPLY. */
+struct pl_done_msg {
+	struct pl_head head;
+	uint64_t change; /* the CHANGE's serial */
 };
 
 /* ---------------------------------------------------------------------------------- from the arbiter --
@@ -280,12 +302,14 @@ struct pl_changed_msg {
 	X(RELEASED, 5, struct pl_released_msg, 0)                                                       \
 	X(COVER, 6, struct pl_cover_msg, 1)                                                             \
 	X(LIST, 7, struct pl_list_msg, 0)                                                               \
-	X(TRUNCATE, 13, struct pl_truncate_msg, 1)                                                      \
-	X(STILL, 15, struct pl_still_msg, 0)                                                            \
-	X(ALL_TOLD, 14, struct pl_all_told_msg, 0)                                                      \
 	X(RECALL_LEASES, 8, struct pl_recall_msg, 0)                                                    \
 	X(WATCH, 9, struct pl_watch_msg, 0)                                                             \
 	X(ASK_STATUS, 10, struct pl_ask_status_msg, 0)                                                  \
+	X(CHANGE, 11, struct pl_change_msg, 1)                                                          \
+	X(DONE, 12, struct pl_done_msg, 0)                                                              \
+	X(TRUNCATE, 13, struct pl_truncate_msg, 1)                                                      \
+	X(ALL_TOLD, 14, struct pl_all_told_msg, 0)                                                      \
+	X(STILL, 15, struct pl_still_msg, 0)                                                            \
 	X(WELCOME, 65, struct pl_welcome, 0)                                                            \
 	X(REPLY, 66, struct pl_reply, 0)                                                                \
 	X(NOTICE, 67, struct pl_notice_msg, 0)                                                          \
@@ -316,6 +340,8 @@ union pl_message {
 	struct pl_reply reply;
 	struct pl_notice_msg notice;
 	struct pl_list_msg list;
+	struct pl_change_msg change;
+	struct pl_done_msg done;
 	struct pl_all_told_msg all_told;
 	struct pl_still_msg still;
 	struct pl_entry_msg entry;

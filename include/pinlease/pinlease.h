@@ -396,6 +396,7 @@ struct pinl_lease_info {
 	struct pinl_device *device;
 	char device_kind[16]; /* "uring", "soft" */
 	void *cookie;
+	uint8_t supervised[16]; /* as coverage, for changes by processes under `pinlease run` */
 };
 
 int pinl_lease_info(struct pinl_lease *lease, struct pinl_lease_info *info);

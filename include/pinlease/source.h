@@ -94,6 +94,10 @@ struct pinl_source_ops {
 
 	/* True if the kernel has something for the source that it hasn't begun to take. Any thread. */
 	int (*pending)(void *src);
+
+	/* As coverage, for changes by processes that are supervised (pinlease run); those that are not
+	 * get what coverage says. NULL: no difference. */
+	unsigned (*supervised)(void *src, const struct pinl_memory *mem, enum pinl_op op);
 };
 
 /* Before the first lease. -ENOSPC: too many; else what open says. */

@@ -141,8 +141,9 @@ struct pinl_lease {
 	const void *caller;
 	void *_Atomic cookie; /* read and set without a lock */
 	uint8_t coverage[PINL_OP_NR];
-	unsigned watched;      /* bit per source */
-	struct timespec ctime; /* of the file when it was pinned */
+	uint8_t supervised[PINL_OP_NR]; /* beyond that, for changes by processes under `pinlease run` */
+	unsigned watched;		/* bit per source */
+	struct timespec ctime;		/* of the file when it was pinned */
 
 	enum pinl_state state;
 	enum pinl_outcome outcome;

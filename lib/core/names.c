@@ -150,6 +150,17 @@ static void describe_policy(const struct pinl_lease *l, struct pl_text *t)
 			pl_text_add(t, "%s%s", n++ ? "," : " ", pinl_op_name(op));
 }
 
+static void describe_supervised(const struct pinl_lease *l, struct pl_text *t)
+{
+	int n = 0;
+
+	for (int op = 0; op < PINL_OP_NR; op++)
+		if ((l->supervised[op] & PINL_CAN_HOLD) && !(l->coverage[op] & PINL_CAN_HOLD))
+			pl_text_add(t, "%s %s",
+				    n++ ? "," : "; held where made by a process under pinlease run:",
+				    pinl_op_name(op));
+}
+
 static void describe_ops(const struct pinl_lease *l, struct pl_text *t, const char *label, unsigned can,
 			 unsigned cannot)
 {
@@ -193,5 +204,6 @@ int pl_describe(const struct pinl_lease *l, char *buf, size_t len)
 	describe_ops(l, &t, "; held, but seen after they took effect:", PINL_CAN_HOLD, PINL_CAN_BEFORE);
 	describe_ops(l, &t, "; told only, not held:", PINL_CAN_TELL, PINL_CAN_HOLD);
 	describe_ops(l, &t, "; not seen:", 0, PINL_CAN_TELL);
+	describe_supervised(l, &t);
 	return t.used;
 }

@@ -65,6 +65,8 @@ void pl_lease_snapshot(const struct pinl_lease *l, struct pinl_lease_info *i)
 	};
 	i->orphan_bytes = l->orphan_bytes;
 	memcpy(i->coverage, l->coverage, sizeof l->coverage);
+	for (int op = 0; op < PINL_OP_NR; op++)
+		i->supervised[op] = l->coverage[op] | l->supervised[op];
 	strncpy(i->device_kind, l->dev->given->name, sizeof i->device_kind - 1);
 }
 

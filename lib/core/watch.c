@@ -3,10 +3,12 @@
  * What a new lease stands on: the sources that watch its memory, what they can do together, and whether
  * that is enough for its policy (R4). Runs in the thread that maps, while the lease is visible and busy;
  * no lock. Invariant: a source watches only if it adds something to those before it, so a change is not
- * reported twice, and `coverage` is what the watching sources really can.
+ * reported twice, and `coverage` is what the watching sources really can. What they can for the changes
+ * of some processes only counts for no policy.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -27,12 +29,27 @@ static bool source_adds(struct pl_source *s, const struct pinl_lease *l, uint8_t
 	return adds;
 }
 
+/* The same for changes by supervised processes. */
+static bool source_supervises(struct pl_source *s, const struct pinl_lease *l, uint8_t can[PINL_OP_NR])
+{
+	bool adds = false;
+
+	for (int op = 0; op < PINL_OP_NR; op++) {
+		can[op] =
+			s->ops->size > offsetof(struct pinl_source_ops, supervised) && s->ops->supervised
+				? s->ops->supervised(s->priv, &l->mem, op)
+				: 0;
+		adds |= (can[op] & ~l->coverage[op]) != 0;
+	}
+	return adds;
+}
+
 /* With the lock, because the lease is visible. */
-static void add_coverage(struct pinl_lease *l, const uint8_t can[PINL_OP_NR])
+static void add_coverage(struct pinl_lease *l, uint8_t to[PINL_OP_NR], const uint8_t can[PINL_OP_NR])
 {
 	pthread_mutex_lock(&l->ctx->lock);
 	for (int op = 0; op < PINL_OP_NR; op++)
-		l->coverage[op] |= can[op];
+		to[op] |= can[op];
 	pthread_mutex_unlock(&l->ctx->lock);
 }
 
@@ -48,21 +65,23 @@ int pl_lease_watch(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
 	bool must = !(l->flags & PINL_COOPERATIVE) && l->policy.kind != PINL_KEEP;
-	uint8_t can[PINL_OP_NR];
+	uint8_t can[PINL_OP_NR], supervised[PINL_OP_NR];
 
 	for (int i = 0; i < ctx->n_sources; i++) {
 		struct pl_source *s = &ctx->sources[i];
+		bool adds = source_adds(s, l, can);
 		int err;
 
-		if (!source_adds(s, l, can))
+		if (!source_supervises(s, l, supervised) && !adds)
 			continue;
 		err = s->ops->watch(s->priv, &l->mem);
-		if (err && must)
+		if (err && must && (adds || err == -EBUSY))
 			return err;
 		if (err)
 			continue;
 		l->watched |= 1u << i;
-		add_coverage(l, can);
+		add_coverage(l, l->coverage, can);
+		add_coverage(l, l->supervised, supervised);
 	}
 	return 0;
 }
@@ -153,6 +172,6 @@ int pl_lease_seal(struct pinl_lease *l)
 		pl_aside_close(l->ctx->aside, fd);
 	if (err)
 		return pinl_set_error(err, "can't seal the memfd: %s", strerror(-err));
-	add_coverage(l, refused);
+	add_coverage(l, l->coverage, refused);
 	return 0;
 }

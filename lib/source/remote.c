@@ -22,6 +22,7 @@
 #include "source/sources.h"
 
 #define PATIENCE_MS 5000
+#define CHANGE_MS   300 /* a supervisor has given up by then to see a change happen */
 #define OPS_HELD    (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
 
 void pl_remote_wake(struct pl_remote *s)
@@ -131,15 +132,13 @@ static uint64_t learn(struct pl_remote *s, const struct pinl_memory *mem)
 	return a.value;
 }
 
-static unsigned remote_coverage(void *src, const struct pinl_memory *mem, enum pinl_op op)
+/* What the arbiter says of such memory; 0 if there is none. */
+static uint64_t what_it_can(struct pl_remote *s, const struct pinl_memory *mem)
 {
-	struct pl_remote *s = src;
 	const struct pl_remote_fs *fs;
 	bool connected, known;
 	uint64_t all = 0;
 
-	if (!(OPS_HELD & PINL_OPBIT(op)) || !has_business(mem))
-		return 0;
 	pthread_mutex_lock(&s->lock);
 	connected = await_connection(s);
 	fs = fs_known(s, mem);
@@ -150,7 +149,23 @@ static unsigned remote_coverage(void *src, const struct pinl_memory *mem, enum p
 		return 0;
 	if (!known)
 		all = learn(s, mem);
-	return all >> (4 * op) & 0xf;
+	return all;
+}
+
+static unsigned remote_coverage(void *src, const struct pinl_memory *mem, enum pinl_op op)
+{
+	if (!(OPS_HELD & PINL_OPBIT(op)) || !has_business(mem))
+		return 0;
+	return what_it_can(src, mem) >> (4 * op) & 0xf;
+}
+
+static unsigned remote_supervised(void *src, const struct pinl_memory *mem, enum pinl_op op)
+{
+	if (!(OPS_HELD & PINL_OPBIT(op)) || !has_business(mem))
+		return 0;
+	return what_it_can(src, mem) & PL_SUPERVISED
+		       ? PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE
+		       : 0;
 }
 
 /* -------------------------------------------------------------------------------------- watching -- */
@@ -189,11 +204,30 @@ static int how_to_show(const struct pinl_lease *l)
 	return keeps && !(l->m.flags & PINL_WRITE) ? O_RDONLY : O_RDWR;
 }
 
+/* A change that was let go happens soon; nobody should have to try again for that. */
+static int tell_lease(struct pl_remote *s, const struct pl_remote_lease *r,
+		      const struct pinl_memory *mem)
+{
+	uint64_t until = pl_clock_ns() + CHANGE_MS * 1000000ull;
+	struct timespec pause = {0, 1000000};
+	struct pl_remote_ask a;
+	int err;
+
+	for (;;) {
+		a = (struct pl_remote_ask){.m.lease = r->msg};
+		a.m.head.type = PL_LEASE;
+		with_file(&a, mem->fd, r->how);
+		err = ask(s, &a);
+		if (err != -EBUSY || pl_clock_ns() > until)
+			return err;
+		nanosleep(&pause, NULL);
+	}
+}
+
 static int remote_watch(void *src, const struct pinl_memory *mem)
 {
 	struct pinl_lease *l = pl_lease_of_memory(mem);
 	struct pl_remote *s = src;
-	struct pl_remote_ask a = {0};
 	struct pl_remote_lease *r;
 	int err;
 
@@ -207,13 +241,10 @@ static int remote_watch(void *src, const struct pinl_memory *mem)
 	r->node.end = l->id + 1;
 	describe(l, &r->msg);
 	r->how = how_to_show(l) | O_CLOEXEC;
-	a.m.lease = r->msg;
-	a.m.head.type = PL_LEASE;
-	with_file(&a, mem->fd, how_to_show(l) | O_CLOEXEC);
 	pthread_mutex_lock(&s->lock);
 	pl_index_insert(&s->leases, &r->node);
 	pthread_mutex_unlock(&s->lock);
-	err = ask(s, &a);
+	err = tell_lease(s, r, mem);
 	if (err)
 		remove_lease(s, r);
 	return err;
@@ -444,4 +475,5 @@ const struct pinl_source_ops pl_remote_ops = {
 	.watch = remote_watch,
 	.unwatch = remote_unwatch,
 	.pinned = remote_pinned,
+	.supervised = remote_supervised,
 };
