@@ -29,18 +29,51 @@ static int receive(int sock, union pl_message *m, int patience_ms)
 	return err;
 }
 
-static int hello(int sock)
+static int say_hello(int sock, enum pl_role role)
 {
 	union pl_message m;
-	int err;
 
 	pl_message_init(&m, PL_HELLO);
 	m.hello.version = PL_PROTO_VERSION;
-	m.hello.role = PL_ROLE_COMMAND;
+	m.hello.role = role;
 	strcpy(m.hello.name, "pinlease");
-	err = pl_message_send(sock, &m, -1);
+	return pl_message_send(sock, &m, -1);
+}
+
+const char *arbiter_path(void)
+{
+	const char *given = getenv(PL_PROTO_ENV);
+
+	return given && *given ? given : PL_PROTO_PATH;
+}
+
+int arbiter_connect(enum pl_role role, int flags)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+	const char *path = arbiter_path();
+	int sock, err = 0;
+
+	if (strlen(path) >= sizeof addr.sun_path)
+		return -ENAMETOOLONG;
+	strcpy(addr.sun_path, path);
+	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | flags, 0);
+	if (sock < 0)
+		return -errno;
+	if (connect(sock, (void *)&addr, sizeof addr))
+		err = -errno;
 	if (!err)
-		err = receive(sock, &m, ARBITER_PATIENCE_MS);
+		err = say_hello(sock, role);
+	if (!err)
+		return sock;
+	close(sock);
+	return err;
+}
+
+static int welcome(int sock)
+{
+	union pl_message m;
+	int err = receive(sock, &m, ARBITER_PATIENCE_MS);
+
 	if (!err && m.head.type != PL_WELCOME)
 		err = m.head.type == PL_REPLY && m.reply.err ? m.reply.err : -EPROTO;
 	return err;
@@ -69,22 +102,11 @@ static int say(struct arbiter *a, int err)
 
 int arbiter_open(struct arbiter *a)
 {
-	const char *given = getenv(PL_PROTO_ENV);
-	struct sockaddr_un addr = {.sun_family = AF_UNIX};
-	int err = 0;
+	int err;
 
-	a->path = given && *given ? given : PL_PROTO_PATH;
-	a->sock = -1;
-	if (strlen(a->path) >= sizeof addr.sun_path)
-		return say(a, -ENAMETOOLONG);
-	strcpy(addr.sun_path, a->path);
-	a->sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (a->sock < 0)
-		return say(a, -errno);
-	if (connect(a->sock, (void *)&addr, sizeof addr))
-		err = -errno;
-	if (!err)
-		err = hello(a->sock);
+	a->path = arbiter_path();
+	a->sock = arbiter_connect(PL_ROLE_COMMAND, 0);
+	err = a->sock < 0 ? a->sock : welcome(a->sock);
 	if (err)
 		arbiter_close(a);
 	return say(a, err);

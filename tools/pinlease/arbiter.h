@@ -41,4 +41,9 @@ struct argp_state;
 int32_t arbiter_pid(const char *arg, struct argp_state *state);
 void arbiter_file(const char *path, uint64_t *dev, uint64_t *ino, struct argp_state *state);
 
+const char *arbiter_path(void);
+
+/* A connection to it that has said HELLO and has not waited for the answer; -errno. */
+int arbiter_connect(enum pl_role role, int flags);
+
 #endif

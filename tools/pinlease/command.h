@@ -10,6 +10,7 @@ int cmd_demo(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_ps(int argc, char **argv);
 int cmd_recall(int argc, char **argv);
+int cmd_run(int argc, char **argv);
 int cmd_sources(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_top(int argc, char **argv);

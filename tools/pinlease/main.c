@@ -15,6 +15,7 @@ static const struct {
 	{"doctor", cmd_doctor, "try what this machine can promise, and say why not more"},
 	{"ps", cmd_ps, "show whose memory of files is leased to which device"},
 	{"recall", cmd_recall, "have leases released, by their holders or by force"},
+	{"run", cmd_run, "start a command whose changes of files in memory wait for leases"},
 	{"sources", cmd_sources, "show which changes of memory and files are seen here"},
 	{"status", cmd_status, "show what pinleased does, and its limits"},
 	{"top", cmd_top, "watch who has how much leased, and what is being recalled"},
