@@ -26,6 +26,7 @@ START = 0x10000000  # an address of the holder's: only he knows what is there
 
 HEAD = struct.Struct('=IHHQ')
 HELLO, LEASE, HANDLE, UNLEASE, RELEASED, COVER = range(1, 7)
+CHANGE, DONE = 11, 12
 ALL_TOLD, STILL = 14, 15
 TRUNCATE_FILE, CHANGED = 13, 71
 WELCOME, REPLY, NOTICE = range(65, 68)
@@ -36,6 +37,8 @@ BODY = {
     UNLEASE: struct.Struct('=Q'),
     RELEASED: struct.Struct('=QQQQII'),
     COVER: struct.Struct('='),
+    CHANGE: struct.Struct('=IiiIQQ'),
+    DONE: struct.Struct('=Q'),
     ALL_TOLD: struct.Struct('='),
     STILL: struct.Struct('=Q'),
     WELCOME: struct.Struct('=IIQQQQQ'),
@@ -62,11 +65,13 @@ BODY.update({
 WRITE, PINNED = 1, 2
 KEEP, RECALL, REFUSE, FOLLOW = range(4)
 FAIL, SCRATCH, COPY, KILL = range(4)
-TRUNCATE, PUNCH = range(2)
+TRUNCATE, PUNCH, ZERO, COLLAPSE, INSERT = range(5)
 NO_OPERATION = 12
 ONE, GRACE, FORCE, NO_WAIT = 1, 2, 4, 8
 E_NOTICE, E_QUIESCED, E_FORCED, E_RELEASED, E_ANSWERED, E_REFUSED = range(6)
 E_ORPHAN, E_DROPPED, E_LEASED, E_ENDED, E_RECALLED = 7, 11, 32, 33, 34
+REMOVE = 10
+SUPERVISED = 1 << 63
 FORCED, RECALLED, LOST, REFUSED = range(4)
 TOLD, BEFORE, HELD, REFUSABLE = 1, 2, 4, 8
 QUIESCED = 1
@@ -249,6 +254,19 @@ class Client:
         kind, _, values = self.receive()
         assert kind == CHANGED, kind
         return values[:2]
+    def change(self, fd, operation=TRUNCATE, start=0, end=0, actor=0):
+        """As a supervisor: its serial. What comes of it is for answer()."""
+        self.serial += 1
+        self.send(message(CHANGE, operation, actor, actor, 0, start, end, serial=self.serial), [fd])
+        return self.serial
+
+    def answer(self, serial):
+        kind, got, values = self.receive()
+        assert (kind, got) == (REPLY, serial), (kind, got, serial)
+        return Reply(values[0], values[2], text(values[3]))
+
+    def done(self, serial):
+        self.send(message(DONE, serial))
 
     def until_gone(self):
         """What comes until the arbiter ends it: it has to."""
