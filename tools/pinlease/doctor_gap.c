@@ -11,13 +11,13 @@
 #include <string.h>
 
 static const char close_mapping[] =
-	"pinl_munmap, pinl_mremap and pinl_madvise, which are exact; for plain system calls a seccomp "
-	"listener (pinlease run, with the daemon), which this version doesn't have";
+	"pinl_munmap, pinl_mremap and pinl_madvise, which are exact; plain system calls could be "
+	"held by seccomp, which pinlease run doesn't do for these";
 static const char close_file[] =
 	"pinl_ftruncate and pinl_fallocate by those who change the file; PINL_SEAL for truncate and "
 	"punch "
-	"of a memfd; for plain system calls a BPF gate, which refuses, or a seccomp listener (pinlease "
-	"run, with the daemon), which holds: this version has neither";
+	"of a memfd; for plain system calls on files in memory pinlease run with pinleased, which holds "
+	"those of the processes that it starts; a BPF gate, which refuses, isn't in this version";
 static const char close_files_source[] =
 	"what the reason says, as far as the file system gives fanotify events before changes (tmpfs, "
 	"memfd and hugetlbfs have given none so far); without it pinl_ftruncate and pinl_fallocate";

@@ -66,8 +66,9 @@ struct run_part {
  * can't be seen, and then *why says why. */
 int run_look(const struct seccomp_notif *n, struct run_part parts[RUN_PARTS], const char **why);
 
-pid_t run_process_of(pid_t tid);			     /* 0: not known */
-int run_read(pid_t tid, uint64_t at, void *buf, size_t len); /* of its memory: bytes, or -errno */
+int run_proc(pid_t tid, const char *name, char *buf, size_t len); /* the start of /proc/TID/NAME */
+pid_t run_process_of(pid_t tid);				  /* 0: not known */
+int run_read(pid_t tid, uint64_t at, void *buf, size_t len);	  /* of its memory: bytes, or -errno */
 
 /* The file, open for writing; -errno: the actor can't, or it is none in memory. -EXFULL: it could not
  * be seen; *why. */

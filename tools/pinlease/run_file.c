@@ -53,8 +53,7 @@ int run_read(pid_t tid, uint64_t at, void *buf, size_t len)
 	return (int)n;
 }
 
-/* The start of /proc/TID/NAME. */
-static int read_proc(pid_t tid, const char *name, char *buf, size_t len)
+int run_proc(pid_t tid, const char *name, char *buf, size_t len)
 {
 	char path[48];
 	ssize_t n;
@@ -63,17 +62,19 @@ static int read_proc(pid_t tid, const char *name, char *buf, size_t len)
 	snprintf(path, sizeof path, "/proc/%d/%s", tid, name);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	n = fd < 0 ? -1 : read(fd, buf, len - 1);
+	if (n < 0)
+		n = -errno;
 	if (fd >= 0)
 		close(fd);
 	buf[n > 0 ? n : 0] = 0;
-	return n > 0 ? 0 : -ESRCH;
+	return n < 0 ? (int)n : 0;
 }
 
 pid_t run_process_of(pid_t tid)
 {
 	char buf[512], *at;
 
-	if (read_proc(tid, "status", buf, sizeof buf))
+	if (run_proc(tid, "status", buf, sizeof buf))
 		return 0;
 	at = strstr(buf, "\nTgid:");
 	return at ? atoi(at + 6) : 0;
@@ -150,7 +151,7 @@ static int ids_of(pid_t tid, struct ids *ids)
 {
 	char buf[16384], *at, *end;
 
-	if (read_proc(tid, "status", buf, sizeof buf))
+	if (run_proc(tid, "status", buf, sizeof buf))
 		return -ESRCH;
 	at = strstr(buf, "\nUid:");
 	if (!at || sscanf(at, "\nUid: %*u %*u %*u %u", &ids->uid) != 1)

@@ -24,7 +24,6 @@
 
 #include "arbiter.h"
 #include "common.h"
-#include "os/task.h"
 #include "run.h"
 
 #define ASKED_AT_ONCE 256
@@ -49,9 +48,8 @@ struct stopped {
 	bool granted[RUN_PARTS], refused;
 	uint64_t serial; /* of the first part; the others' follow */
 	uint64_t since_ns;
-	struct pl_syscall call; /* as /proc shows it */
-	bool known;
-	int look; /* O_PATH; to see the size change */
+	char call[256]; /* as /proc shows it; "": it doesn't */
+	int look;	/* O_PATH; to see the size change */
 	bool size_seen;
 };
 
@@ -234,7 +232,7 @@ static void send_queued(struct run_hold *h)
  * so this is asked twice at least. One that runs all the time is believed after a while. */
 static bool has_happened(struct stopped *s, uint64_t now)
 {
-	struct pl_syscall sc;
+	char call[sizeof s->call];
 	struct stat st;
 	int err;
 
@@ -243,13 +241,11 @@ static bool has_happened(struct stopped *s, uint64_t now)
 			return true;
 		s->size_seen = true;
 	}
-	err = pl_task_syscall(0, s->tid, &sc);
-	if (err == -ESRCH)
+	err = run_proc(s->tid, "syscall", call, sizeof call);
+	if (err == -ESRCH || err == -ENOENT)
 		return true;
-	if (s->known && !err)
-		return memcmp(&sc, &s->call, sizeof sc) != 0;
-	if (s->known && err == -ENODATA)
-		return true;
+	if (!err && *s->call && strncmp(call, "running", 7))
+		return strcmp(call, s->call);
 	return now - s->since_ns > GIVE_UP_NS;
 }
 
@@ -273,7 +269,7 @@ static void go(struct run_hold *h, struct stopped *s)
 	for (int i = 0; i < s->n; i++)
 		closed |= s->granted[i];
 	if (closed) /* it sleeps in the call now, so it can be seen there */
-		s->known = !pl_task_syscall(0, s->tid, &s->call);
+		run_proc(s->tid, "syscall", s->call, sizeof s->call);
 	if (answer(h, s->id, 0) || !closed) {
 		finish(h, s);
 		return;
