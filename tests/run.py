@@ -4,6 +4,7 @@
 import contextlib
 import errno
 import json
+import mmap
 import os
 import pathlib
 import signal
@@ -66,7 +67,10 @@ ORDERS = {
     'remove': remove,
     'space': space,
     'int80_ftruncate': lambda path, size: on(path, lambda fd: int80(93, fd, size)),
+    'self': lambda path, size: on(path, lambda fd: call(76, text(f'/proc/self/fd/{fd}'), size)),
+    'dev': lambda path, size: on(path, lambda fd: call(76, text(f'/dev/fd/{fd}'), size)),
     'cd': lambda path: os.chdir(path) or 0,
+    'chroot': lambda path: os.chroot(path) or 0,
     'ring': lambda: call(425, 0, 0),
     'pid': os.getpid,
 }
@@ -179,6 +183,8 @@ CUTS = {  # order, what the notice says: operation and pages
     'punch': (['fallocate', 3, 2 * ac.PAGE, 3 * ac.PAGE], ac.PUNCH, 2, 5),
     'MADV_REMOVE': (['remove', 3 * ac.PAGE, ac.PAGE], ac.REMOVE, 3, 4),
     'FS_IOC_UNRESVSP': (['space', 0x4030582b, ac.PAGE, ac.PAGE], ac.PUNCH, 1, 2),
+    'truncate of /proc/self/fd': (['self', 3 * ac.PAGE], ac.TRUNCATE, 3, ac.PAGES),
+    'truncate of /dev/fd': (['dev', 3 * ac.PAGE], ac.TRUNCATE, 3, ac.PAGES),
     'ftruncate of 32 bits': (['int80_ftruncate', ac.PAGE], ac.TRUNCATE, 1, ac.PAGES),
 }
 
@@ -253,9 +259,14 @@ def names():
         os.truncate(nameless, ac.SIZE)
         link = pathlib.Path(f'{path}.link')
         link.symlink_to(path)
+        rooted = pathlib.Path(f'{path}.rooted')
+        rooted.symlink_to(f'/{path.name}')
         same(actor.do('cd', '/dev/shm'), 0)
         try:
-            for number, name in enumerate((path.name, link, link.name, f'/proc/{os.getpid()}/fd/{nameless}'), 1):
+            for number, name in enumerate((path.name, link, link.name, f'/proc/{os.getpid()}/fd/{nameless}', f'/{path.name}',
+                                           f'/{rooted.name}'), 1):
+                if number == 5:
+                    same(actor.do('chroot', '/dev/shm'), 0)
                 lease_when_free(client, nameless if '/fd/' in str(name) else fd, number)
                 same(client.handle(number).err, 0)
                 order = actor.order('truncate', name, 0)
@@ -266,6 +277,7 @@ def names():
                 os.truncate(fd, ac.SIZE)
         finally:
             link.unlink()
+            rooted.unlink()
             os.close(nameless)
 
 
@@ -351,7 +363,7 @@ def status():
 
 def signals():
     """What is sent to pinlease run is sent to the command."""
-    script = 'trap "echo usr1" USR1; trap "echo term; exit 3" TERM; echo ready; while :; do read line; done'
+    script = 'trap "echo usr1" USR1; trap "echo term; exit 3" TERM; echo ready; while read line; do :; done; exit 9'
     with subprocess.Popen([PINLEASE, 'run', 'bash', '-c', script], env=environment('/nonexistent'), stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         same(process.stdout.readline(), 'ready\n')
@@ -364,11 +376,12 @@ def signals():
 
 def outlived():
     """Who outlives the command keeps nobody waiting for it, and is supervised."""
-    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, memory() as (path, fd):
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, memory() as (path, fd), contextlib.ExitStack() as left:
         same(client.lease(fd).err, 0)
         same(client.handle().err, 0)
         go = arbiter.directory / 'go'
         os.mkfifo(go)
+        left.callback(lambda: os.close(os.open(go, os.O_RDWR | os.O_NONBLOCK)))  # whoever reads it still
         result = run('sh', '-c', f'(read line <{go}; : > {path}) >/dev/null 2>&1 & exit 5', arbiter=arbiter)
         same((result.returncode, result.stderr), (5, ''))
         go.write_text('go\n', encoding='ascii')
@@ -475,6 +488,37 @@ def withdrawn():
             client.released(notice, whole=1)
             lease_when_free(client, fd, 2)
             same(client.handle(2).err, 0)
+            if not gone:  # no REPLY
+                same(supervisor.cover(fd).err, 0)
+
+
+def huge():
+    """Pages are huge ones: a part of one stays."""
+    if free_huge_pages() < 2:
+        raise tree.Skip('two free huge pages (vm.nr_hugepages)')
+    size = 2 << 20
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, Supervised(arbiter) as actor:
+        fd = os.memfd_create('huge', os.MFD_HUGETLB)
+        try:
+            os.truncate(fd, 2 * size)
+            with mmap.mmap(fd, 2 * size) as data:
+                data[0] = data[size] = 1
+                same(client.lease(fd, size=2 * size).err, 0)
+                same(client.handle().err, 0)
+                path = f'/proc/{os.getpid()}/fd/{fd}'
+                same(actor.do('fallocate', path, 3, size, size // 2), 0)
+                order = actor.order('fallocate', path, 3, size, size)
+                notice = client.notice()
+                same((notice.op, notice.start, notice.end), (ac.PUNCH, ac.START + size, ac.START + 2 * size))
+                client.released(notice, whole=1)
+                same(actor.join(order), 0)
+        finally:
+            os.close(fd)
+
+
+def free_huge_pages():
+    lines = pathlib.Path('/proc/meminfo').read_text(encoding='ascii').splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith('HugePages_Free'))
 
 
 def wrong_messages():
@@ -522,6 +566,7 @@ TESTS = [(f'{name} is held', held(name)) for name in CUTS] + [
     ('a change that is withdrawn', withdrawn),
     ('changes that make no sense', wrong_messages),
     ('a user\'s changes are limited', limit),
+    ('huge pages', huge),
 ]
 
 if __name__ == '__main__':
