@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""usage: run.py PINLEASED PINLEASE - pinlease run: changes of files in memory wait for leases, and nothing else does."""
+"""usage: supervise.py PINLEASED PINLEASE - pinlease run: changes of files in memory wait for leases, and nothing else does."""
 import contextlib
 import errno
 import json
