@@ -21,6 +21,7 @@
 #define TAG   0x70696e6c00000007ull
 
 #define PATIENCE 20000 /* ms: for what is to succeed, however slow the machine */
+#define DRAIN	 2000  /* ms: at half time what is in flight is cancelled */
 
 enum {
 	FLIGHT = 1,    /* one request waits in flight for a byte from a pipe */

@@ -28,14 +28,14 @@ static void force(struct holder *h, unsigned flags)
 {
 	assert_ok(pl_outside_check(h->o, &h->buf, in_ms(PATIENCE)));
 	assert_ok(pl_outside_scratch(h->o, &h->buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h->o, &h->buf, flags, in_ms(PATIENCE)));
+	assert_ok(pl_outside_drained(h->o, &h->buf, flags, in_ms(DRAIN)));
 	assert_int_equal(vmpin(h->pid), h->size / PAGE);
 	rig_truncate(h);
 	rig_wake(h);
 	assert_old_pages_untouched(h);
 	assert_int_equal(h->ctl->bad, 0);
 	assert_ok(pl_outside_empty(h->o, &h->buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h->o, &h->buf, flags, in_ms(PATIENCE)));
+	assert_ok(pl_outside_drained(h->o, &h->buf, flags, in_ms(DRAIN)));
 	assert_int_equal(vmpin(h->pid), 0);
 }
 
@@ -127,7 +127,7 @@ static void without_a_step_a_stopped_holder_is_not_drained(void **state)
 	assert_int_equal(vmpin(h.pid), 2 * PAGES);
 	rig_truncate(&h);
 	rig_wake(&h);
-	assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(PATIENCE)));
+	assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(DRAIN)));
 	assert_old_pages_untouched(&h);
 	assert_int_equal(vmpin(h.pid), PAGES);
 	rig_stop(&h);
@@ -142,7 +142,7 @@ static void a_stepped_holder_is_still_stopped(void **state)
 	rig_suspend(&h);
 	loops = h.ctl->loops;
 	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(PATIENCE)));
+	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(DRAIN)));
 	pause_ms(20);
 	assert_int_equal(state_of(h.pid), 'T');
 	assert_int_equal(h.ctl->loops, loops);
@@ -161,7 +161,7 @@ static void no_signal_is_lost_or_added(void **state)
 	rig_suspend(&h);
 	kill(h.pid, SIGUSR1);
 	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(PATIENCE)));
+	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(DRAIN)));
 	rig_wake(&h);
 	assert_int_equal(h.ctl->signals, 1);
 	rig_stop(&h);
@@ -176,7 +176,7 @@ static void one_step_is_survived(void **state)
 	rig_suspend(&h);
 	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
 	assert_int_equal(write(h.ctl->quiet[1], "data", 4), 4);
-	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(PATIENCE)));
+	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(DRAIN)));
 	rig_truncate(&h);
 	rig_wake(&h);
 	assert_old_pages_untouched(&h);
@@ -190,7 +190,7 @@ static void an_empty_slot_fails_requests(void **state)
 	rig_open(&h);
 	rig_suspend(&h);
 	assert_ok(pl_outside_empty(h.o, &h.buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(PATIENCE)));
+	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(DRAIN)));
 	assert_int_equal(vmpin(h.pid), 0);
 	rig_truncate(&h);
 	rig_wake(&h);
@@ -206,7 +206,7 @@ static void huge_pages_are_verified_too(void **state)
 
 	rig_open(&h);
 	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(PATIENCE)));
+	assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(DRAIN)));
 	assert_int_equal(vmpin(h.pid), h.size / PAGE);
 	rig_stop(&h);
 }
@@ -245,7 +245,7 @@ static void forced_at(const char *what, uintptr_t start, uintptr_t end)
 	if (start < 0x20000000)
 		munmap(h.at, h.size); /* here; the holder has it */
 	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(PATIENCE)));
+	assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(DRAIN)));
 	assert_int_equal(vmpin(h.pid), h.size / PAGE);
 	rig_stop(&h);
 }

@@ -31,12 +31,12 @@ static void kind(const char *name, unsigned setup, int what, const char *why)
 	if (!why) {
 		assert_null(pl_outside_why(h.o));
 		assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
-		assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(PATIENCE)));
+		assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(DRAIN)));
 		assert_int_equal(vmpin(h.pid), PAGES);
 	} else {
 		assert_non_null(strstr(pl_outside_why(h.o), why));
 		assert_int_equal(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)), -EOPNOTSUPP);
-		assert_int_equal(pl_outside_drained(h.o, &h.buf, 0, in_ms(PATIENCE)), -EOPNOTSUPP);
+		assert_int_equal(pl_outside_drained(h.o, &h.buf, 0, in_ms(DRAIN)), -EOPNOTSUPP);
 		assert_ok(pl_outside_kill(h.o, &h.buf, 1, in_ms(PATIENCE)));
 	}
 	rig_stop(&h);

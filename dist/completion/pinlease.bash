@@ -7,6 +7,7 @@ _pinlease_options() {
 	doctor) echo --dir= --json --markdown --without ;;
 	ps) echo --bytes --file= --json --pid= --sort= ;;
 	recall) echo --bytes --file= --force --grace= --lease= --no-wait --pid= --range= --wait ;;
+	run) echo --no-io-uring ;;
 	status) echo --bytes --json ;;
 	top) echo --by= --bytes --delay= --once ;;
 	trace) echo --bytes --file= --json --pid= ;;
@@ -44,7 +45,11 @@ _pinlease() {
 		last=""
 	fi
 	if [[ ${#words[@]} -lt 2 ]]; then
-		mapfile -t COMPREPLY < <(compgen -W "demo doctor ps recall sources status top trace --help --usage --version" -- "$word")
+		mapfile -t COMPREPLY < <(compgen -W "demo doctor ps recall run sources status top trace --help --usage --version" -- "$word")
+		return
+	fi
+	if [[ ${words[1]} == run && $word != -* ]]; then
+		mapfile -t COMPREPLY < <(compgen -c -- "$word")
 		return
 	fi
 	case $last in

@@ -378,10 +378,15 @@ static bool fill_change(struct pl_remote *s, struct pl_remote_notice *n, const s
 	return true;
 }
 
-/* lock held */
-static void take_va(struct pl_remote *s, uint64_t lease)
+/* Nothing of what is there may be copied, and there is no time to wait for. lock held */
+static void end_at_once(struct pl_remote *s, struct pl_remote_notice *n, const struct pl_notice_msg *m)
 {
-	atomic_store(&pl_remote_find(s, lease)->lease->va_lost, true);
+	struct pinl_lease *l = pl_remote_find(s, m->lease)->lease;
+
+	atomic_store(&l->va_lost, true);
+	fill_order(s, n, l, m);
+	n->order.deadline_ns = 0;
+	n->order.change.source = n->source;
 }
 
 static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
@@ -403,10 +408,8 @@ static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
 	n->connection = s->connection;
 	n->next = NULL;
 	lives = fill_change(s, n, m);
-	if (lives && m->what == PL_NOTICE_FORCED) { /* nothing of what is there may be copied */
-		take_va(s, m->lease);
-		lives = false;
-	}
+	if (lives && m->what == PL_NOTICE_FORCED)
+		end_at_once(s, n, m);
 	if (lives) {
 		*s->reports_tail = n;
 		s->reports_tail = &n->next;
