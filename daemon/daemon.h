@@ -185,11 +185,15 @@ int holder_receive(struct holder *h);		       /* 0; -errno: it is to go */
 /* holder.c, for resume.c: main loop */
 struct holder *holder_alloc(struct server *s, uid_t uid, pid_t pid, int pidfd); /* takes pidfd */
 void holder_free(struct holder *h);
-int holder_make_lease(struct holder *h, const struct pl_lease_msg *m, int fd, bool adopted);
-int holder_take_handle(struct held_lease *hl, const struct pl_handle_msg *m);
-void holder_end_lease(struct held_lease *hl);
 bool holder_watch_exit(struct holder *h);
-struct held_lease *holder_find(struct holder *h, uint64_t number);
+
+/* lease.c: main loop, but for lease_forget: reaper, too */
+int lease_message(struct holder *h, const union pl_message *m, int fd); /* as holder_receive() */
+int lease_make(struct holder *h, const struct pl_lease_msg *m, int fd, bool adopted);
+int lease_take_handle(struct held_lease *hl, const struct pl_handle_msg *m);
+void lease_end(struct held_lease *hl);
+void lease_forget(struct holder *h, struct held_lease *hl); /* the core has ended it */
+struct held_lease *lease_find(struct holder *h, uint64_t number);
 
 /* resume.c: main loop */
 void resume_all(struct server *s);
@@ -244,6 +248,7 @@ int status_begin(struct holder *h, const struct pl_ask_status_msg *m);
 
 /* holder.c, for those that answer */
 int holder_send(struct holder *h, const union pl_message *m);
+void holder_copy_text(char *to, const char *from, size_t len); /* for logs and terminals */
 int holder_reply(struct holder *h, const struct pl_head *to, int err, uint64_t value);
 
 /* share.c; the first three: ctx->lock held */

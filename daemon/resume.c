@@ -83,7 +83,7 @@ void resume_told(struct holder *h)
 
 		next = pl_index_next(n, 0, UINTPTR_MAX);
 		if (!hl->told)
-			holder_end_lease(hl);
+			lease_end(hl);
 	}
 	h->returning = false;
 }
@@ -171,14 +171,14 @@ static int adopt_lease(struct holder *h, int maps, struct stored_lease *l)
 
 	if (fd < 0)
 		return -ENOENT;
-	err = holder_make_lease(h, &l->msg, fd, true);
+	err = lease_make(h, &l->msg, fd, true);
 	close(fd);
 	if (err)
 		return err;
-	hl = holder_find(h, l->msg.lease);
+	hl = lease_find(h, l->msg.lease);
 	hl->stored = l;
 	if (l->handle.head.type)
-		holder_take_handle(hl, &l->handle);
+		lease_take_handle(hl, &l->handle);
 	if (l->state == STORED_TAKEN)
 		take_again(h->server, hl);
 	return 0;

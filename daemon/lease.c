@@ -1,0 +1,377 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What holders say of their leases. Invariant: a held_lease lives from LEASE to UNLEASE or the holder's
+ * end, and the core knows its lease all that time. file.c has what the descriptor shows, notice.c what
+ * the holder is told.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+#include "daemon.h"
+#include "os/clock.h"
+#include "source/sources.h"
+
+#define READER_MS 1000 /* the longest grace of who can only read the file */
+
+struct held_lease *lease_find(struct holder *h, uint64_t number)
+{
+	return (struct held_lease *)pl_index_first(&h->leases, number, number + 1);
+}
+
+static uint64_t coverage(struct server *s, const struct pinl_memory *mem)
+{
+	void *files = pl_source_priv(s->ctx, &pl_files_ops);
+	uint64_t all = 0;
+
+	for (int op = 0; files && op < PINL_OP_NR; op++)
+		all |= (uint64_t)pl_files_ops.coverage(files, mem, op) << (4 * op);
+	if (mem->kind == PINL_MEM_SHMEM || mem->kind == PINL_MEM_HUGETLB)
+		all |= PL_SUPERVISED;
+	return all;
+}
+
+static int on_cover(struct holder *h, const struct pl_cover_msg *m, int fd)
+{
+	struct pinl_memory mem = {0};
+	struct stat st;
+	uint64_t all = 0;
+	bool reader;
+	int err;
+
+	err = file_look(fd, false, &st, &mem.fs_magic, &reader);
+	if (!err) {
+		mem.fd = file_path_only(fd);
+		mem.dev = st.st_dev;
+		mem.ino = st.st_ino;
+		mem.kind = file_kind(mem.fs_magic, true);
+		err = mem.fd < 0 ? mem.fd : 0;
+	}
+	if (!err) {
+		all = coverage(h->server, &mem);
+		close(mem.fd);
+	}
+	return holder_reply(h, &m->head, err, all);
+}
+
+static void describe(struct holder *h, const struct pl_lease_msg *m, struct pl_foreign *f)
+{
+	*f = (struct pl_foreign){
+		.offset = m->file_offset,
+		.start = m->start,
+		.end = m->end,
+		.shared = m->shared,
+		.flags = m->flags,
+		.policy = {.size = sizeof f->policy,
+			   .kind = m->policy,
+			   .then = m->then,
+			   .grace_ms = m->grace_ms,
+			   .refuse = m->refuse},
+		.owner = h->pid,
+		.owner_thread = m->thread,
+		.since_ns = m->since_ns,
+		.cookie = h->making,
+		.resumed = h->returning,
+	};
+	if (m->grace_ms < UINT32_MAX - m->agent_ms)
+		f->policy.grace_ms += m->agent_ms;
+}
+
+/* R12: who may not change a file may not keep its owner from it, nor wait long. */
+static int bound_reader(struct pinl_policy *p)
+{
+	if (p->kind == PINL_REFUSE)
+		return pinl_set_error(-EACCES, "REFUSE needs the right to write to the file: show a "
+					       "descriptor that is open for writing");
+	if (p->grace_ms > READER_MS)
+		p->grace_ms = READER_MS;
+	return 0;
+}
+
+/* Before anybody is told that it is leased. */
+static void keep(struct holder *h, struct held_lease *hl, const struct pl_lease_msg *m,
+		 unsigned grace_ms)
+{
+	struct pl_lease_msg msg = *m;
+	struct stored_holder sh = {.session = h->session, .pid = h->pid, .uid = h->user->uid};
+
+	if (!h->stored) {
+		sh.started = process_started(h->pid);
+		memcpy(sh.name, h->name, sizeof sh.name);
+		h->stored = store_holder(&h->server->store, &sh);
+	}
+	msg.grace_ms = grace_ms;
+	msg.agent_ms = 0;
+	hl->stored =
+		store_lease(&h->server->store, h->stored, &msg, hl->lease->mem.dev, hl->lease->mem.ino);
+}
+
+/* What is adopted has been proved before; the descriptor only says which file it is. */
+static int look(const struct pl_lease_msg *m, int fd, bool adopted, struct stat *st,
+		struct pl_foreign *f)
+{
+	struct statfs fs;
+	bool reader;
+	int err;
+
+	if (adopted) {
+		if (fstat(fd, st) || fstatfs(fd, &fs))
+			return -errno;
+		f->fs_magic = fs.f_type;
+		return 0;
+	}
+	err = file_look(fd, (m->flags & PINL_WRITE) && m->shared, st, &f->fs_magic, &reader);
+	return !err && reader ? bound_reader(&f->policy) : err;
+}
+
+static int lease(struct holder *h, const struct pl_lease_msg *m, int fd, bool adopted)
+{
+	struct held_lease *hl = h->making;
+	struct pl_foreign f;
+	struct stat st;
+	int err;
+
+	describe(h, m, &f);
+	err = look(m, fd, adopted, &st, &f);
+	if (!err && !adopted && f.policy.kind == PINL_RECALL && f.policy.then == PINL_THEN_KILL)
+		err = kill_prepare(h);
+	if (err)
+		return err;
+	if (change_under_way(h->server, m, &st))
+		return pinl_set_error(-EBUSY, "a change of these bytes is under way; try again");
+	f.file = &st;
+	f.kind = file_kind(f.fs_magic, m->shared);
+	f.fd = file_path_only(fd);
+	if (f.fd < 0)
+		return f.fd;
+	hl->of.dev = st.st_dev;
+	hl->of.ino = st.st_ino;
+	hl->of.offset = m->file_offset;
+	err = adopted ? 0 : share_descriptor(h->server, h->user, f.fd);
+	if (err) {
+		close(f.fd);
+		return err;
+	}
+	err = pl_foreign_lease(h->device, &f, &hl->lease);
+	if (!err && !adopted)
+		keep(h, hl, m, f.policy.grace_ms);
+	return err;
+}
+
+static struct held_lease *lease_alloc(void)
+{
+	struct held_lease *hl = calloc(1, sizeof *hl + sizeof *hl->own);
+
+	if (hl)
+		hl->own = (struct notice *)(hl + 1);
+	return hl;
+}
+
+/* The lease is the core's no more, so nothing is told of it from here on. */
+void lease_forget(struct holder *h, struct held_lease *hl)
+{
+	notices_drop(h, hl);
+	store_drop_lease(&h->server->store, hl->stored);
+	pl_index_remove(&h->leases, &hl->node);
+	user_discharge(h->server, h->user, hl->bytes);
+	if (hl->ring)
+		ring_put(h, hl->ring);
+	watch_ended(hl, h->server);
+}
+
+/* What the core doesn't look at, as no mapping of its own process can be like that. */
+static int check_numbers(const struct pl_lease_msg *m)
+{
+	if (m->flags & ~(PINL_WRITE | PINL_PIN))
+		return pinl_set_error(-EINVAL, "unknown flags %#x", m->flags);
+	if (m->start >= m->end)
+		return pinl_set_error(-EINVAL, "an empty range");
+	if (m->lease == UINT64_MAX) /* nothing is after it, so it would never be found */
+		return pinl_set_error(-EINVAL, "%lu is no number for a lease", m->lease);
+	if (m->file_offset % 4096)
+		return pinl_set_error(-EINVAL, "file offset %#lx is not page aligned", m->file_offset);
+	if (m->file_offset > INT64_MAX || m->end - m->start > INT64_MAX - m->file_offset)
+		return pinl_set_error(-EINVAL, "the range reaches beyond the largest file");
+	return 0;
+}
+
+int lease_make(struct holder *h, const struct pl_lease_msg *m, int fd, bool adopted)
+{
+	struct server *s = h->server;
+	struct held_lease *hl;
+	int err = check_numbers(m);
+
+	if (!err)
+		err = share_may_lease(s, h->user);
+	if (!err)
+		err = user_charge(s, h->user, m->end - m->start);
+	if (err)
+		return err;
+	hl = lease_alloc();
+	if (!hl) {
+		user_discharge(s, h->user, m->end - m->start);
+		return pinl_set_error(-ENOMEM, "pinleased is out of memory");
+	}
+	hl->holder = h;
+	hl->number = m->lease;
+	hl->then = m->policy == PINL_RECALL ? m->then : PINL_THEN_FAIL;
+	hl->grace_ms = m->grace_ms;
+	hl->agent_ms = m->agent_ms;
+	holder_copy_text(hl->device, m->device, sizeof hl->device);
+	hl->bytes = m->end - m->start;
+	hl->node.start = m->lease;
+	hl->node.end = m->lease + 1;
+	hl->of.pid = h->pid;
+	hl->of.uid = h->user->uid;
+	memcpy(hl->of.name, h->name, sizeof hl->of.name);
+	h->making = hl;
+	pl_index_insert(&h->leases, &hl->node);
+	err = lease(h, m, fd, adopted);
+	h->making = NULL;
+	if (err) /* something may have been told of it already */
+		lease_forget(h, hl);
+	return err;
+}
+
+/* Told again after a connection broke. */
+static bool is_same(const struct held_lease *hl, const struct pl_lease_msg *m, int fd)
+{
+	struct stat st;
+
+	return !fstat(fd, &st) && hl->lease->mem.dev == st.st_dev && hl->lease->mem.ino == st.st_ino &&
+	       hl->lease->m.start == m->start && hl->lease->m.end == m->end &&
+	       hl->lease->mem.offset == m->file_offset;
+}
+
+void lease_end(struct held_lease *hl)
+{
+	pinl_unmap_range(hl->lease);
+	lease_forget(hl->holder, hl);
+}
+
+static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
+{
+	struct held_lease *hl = lease_find(h, m->lease);
+	bool known;
+	int err;
+
+	if (hl && !is_same(hl, m, fd)) {
+		lease_end(hl);
+		hl = NULL;
+	}
+	known = hl;
+	err = hl ? 0 : lease_make(h, m, fd, false);
+	if (!err) {
+		hl = lease_find(h, m->lease);
+		hl->told = true;
+		if (hl->then == PINL_THEN_KILL) /* it was adopted, and is there still */
+			kill_prepare(h);
+	}
+	if (!err && !known)
+		watch_leased(hl);
+	return holder_reply(h, &m->head, err, err ? 0 : coverage(h->server, &hl->lease->mem));
+}
+
+static int on_still(struct holder *h, const struct pl_still_msg *m)
+{
+	struct held_lease *hl = lease_find(h, m->lease);
+
+	if (!hl)
+		return holder_reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
+	hl->told = true;
+	return 0;
+}
+
+static int on_unlease(struct holder *h, const struct pl_unlease_msg *m)
+{
+	struct held_lease *hl = lease_find(h, m->lease);
+
+	if (hl)
+		lease_end(hl);
+	return 0;
+}
+
+/* What is said again is the same, or wrong: a force may be at it. */
+int lease_take_handle(struct held_lease *hl, const struct pl_handle_msg *m)
+{
+	struct ring *ring = NULL;
+	int err = 0;
+
+	if (hl->made)
+		return 0;
+	if (m->kind == PL_HANDLE_URING)
+		err = ring_get(hl->holder, m->fd, &ring);
+	hl->buf = (struct pl_outside_buf){
+		.slot = m->slot, .start = hl->lease->m.start, .end = hl->lease->m.end, .tag = m->tag};
+	if (ring)
+		atomic_store(&hl->ring, ring);
+	hl->made = true;
+	return err;
+}
+
+static int on_handle(struct holder *h, const struct pl_handle_msg *m)
+{
+	struct held_lease *hl = lease_find(h, m->lease);
+	int err;
+
+	if (!hl)
+		return holder_reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
+	if (m->kind > PL_HANDLE_URING)
+		return holder_reply(h, &m->head, pinl_set_error(-EINVAL, "no such kind of handle"), 0);
+	if (hl->stored && !hl->made)
+		hl->stored->handle = *m;
+	err = lease_take_handle(hl, m);
+	if (err && !h->unforced++) /* once, as it is the holder who says how often */
+		fprintf(stderr, "pinleased: lease %lu of %s (%d) can't be forced from outside: %s\n",
+			hl->number, h->name, h->pid, pinl_error());
+	if (pl_foreign_lost(hl->lease)) /* before the device had it: it may have got what came after */
+		return holder_reply(h, &m->head,
+				    pinl_set_error(-EBUSY,
+						   "the memory was taken back while it was being "
+						   "leased; try again"),
+				    0);
+	return holder_reply(h, &m->head, 0, 0);
+}
+
+static int on_released(struct holder *h, const struct pl_released_msg *m)
+{
+	struct held_lease *hl = lease_find(h, m->lease);
+	struct pl_range va = {m->start, m->end};
+
+	if (!hl)
+		return 0;
+	if (m->outcome > PINL_OUT_COPY)
+		return -EPROTO;
+	if (va.start > va.end || (va.start | va.end) % 4096)
+		return -EPROTO;
+	if ((va.start || va.end) && !m->whole &&
+	    (va.start == va.end || va.start < hl->lease->m.start || va.end > hl->lease->m.end))
+		return -EPROTO;
+	pl_foreign_answer(hl->lease, m->seq, &va, m->whole, m->outcome);
+	return 0;
+}
+
+/* -EPROTO: it is none of these. */
+int lease_message(struct holder *h, const union pl_message *m, int fd)
+{
+	switch (m->head.type) {
+	case PL_COVER:
+		return on_cover(h, &m->cover, fd);
+	case PL_LEASE:
+		return on_lease(h, &m->lease, fd);
+	case PL_STILL:
+		return on_still(h, &m->still);
+	case PL_HANDLE:
+		return on_handle(h, &m->handle);
+	case PL_UNLEASE:
+		return on_unlease(h, &m->unlease);
+	case PL_RELEASED:
+		return on_released(h, &m->released);
+	default:
+		return -EPROTO;
+	}
+}
