@@ -85,7 +85,8 @@ struct held_lease {
 		char name[32];
 		uint64_t dev, ino, offset;
 	} of;
-	struct held_lease *ended_next;
+	struct held_lease *ended_next, *end_next;
+	bool ending;	    /* it is in no index any more */
 	struct notice *own; /* where what finds no room is merged; ctx->lock */
 };
 
@@ -119,6 +120,8 @@ struct holder {
 	bool returning;	   /* its leases may be older than the changes under way, until ALL_TOLD */
 	atomic_bool left;  /* its connection is over, and it lives: what it has is its own affair */
 	bool full;	   /* the socket takes no more, until it says so */
+	unsigned endings;  /* leases that the reaper ends; it stays till then */
+	bool leaves;	   /* and leaves then */
 	unsigned unforced; /* leases that can't be forced from outside */
 	struct killing *_Atomic killing; /* since its first lease with KILL */
 	uint64_t end_by, look_ns; /* reaper: how long its pins are waited for, when it looks again */
@@ -141,6 +144,7 @@ struct server {
 	struct limits limits;
 	uint64_t boot;
 	struct store store;
+	struct holder *husk;
 	int given;			      /* the service manager\'s socket; -1: none */
 	int wake;			      /* eventfd: notices have come */
 	LIST_HEAD(, holder) holders, leaving; /* leaving: no connection, may be about to end */
@@ -150,7 +154,7 @@ struct server {
 	sd_event_source *events; /* the core's; NULL: nobody has ever watched */
 	struct held_lease *ending;
 	uint64_t events_lost; /* by watchers */
-	unsigned n_watchers;
+	unsigned n_watchers, n_endings;
 	struct laters *laters;
 	LIST_HEAD(, change)
 	alone; /* changes whose connection is over, or who are not heard of any more */
@@ -162,6 +166,7 @@ struct server {
 	pthread_mutex_t lock; /* the users, the reaper's list, and up to `ended` */
 	struct target *done;  /* recalls that are over and not told yet */
 	bool watched;
+	struct held_lease *endings, *unmapped;
 	struct held_lease *ended; /* their events may be there still */
 	pthread_cond_t work;
 	LIST_HEAD(, user) users;
@@ -195,10 +200,17 @@ void lease_end(struct held_lease *hl);
 void lease_forget(struct holder *h, struct held_lease *hl); /* the core has ended it */
 struct held_lease *lease_find(struct holder *h, uint64_t number);
 
+/* ending.c */
+void lease_end_later(struct held_lease *hl); /* main loop; it is in no index any more */
+void endings_do(struct server *s);	     /* reaper */
+void endings_finish(struct server *s);	     /* main loop */
+void endings_await(struct server *s);	     /* main loop, at the end */
+
 /* resume.c: main loop */
 void resume_all(struct server *s);
 struct holder *resume_session(struct holder *h, uint64_t session); /* NULL: there is none */
 void resume_told(struct holder *h);
+void resume_bury(struct server *s); /* what is left of a connection that is another holder's now */
 
 /* notice.c: main loop, or reaper */
 extern const struct pl_foreign_ops holder_foreign_ops; /* of the core's: ctx->lock held */

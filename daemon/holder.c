@@ -69,7 +69,7 @@ static int on_truncate(struct holder *h, const struct pl_truncate_msg *m, int fd
 
 /* ------------------------------------------------------------------------------------- receiving -- */
 
-/* h may be gone afterwards, its socket another holder's: who takes up where he left. */
+/* Afterwards its socket may be another holder's: the one who takes up where he left. */
 static int on_hello(struct holder *h, const struct pl_hello *m)
 {
 	struct holder *old = NULL;
@@ -246,9 +246,12 @@ void holder_leave(struct holder *h)
 	struct pollfd p = {.fd = h->pidfd, .events = POLLIN};
 	struct server *s = h->server;
 
+	h->exit = sd_event_source_disable_unref(h->exit);
+	h->patience = sd_event_source_disable_unref(h->patience);
+	h->leaves = h->endings;
+	if (h->leaves)
+		return;
 	h->left = h->leases.root && h->pidfd >= 0 && !poll(&p, 1, 0);
-	sd_event_source_disable_unref(h->exit);
-	sd_event_source_disable_unref(h->patience);
 	recall_pass(h);
 	LIST_REMOVE(h, link);
 	pthread_mutex_lock(&s->lock);

@@ -176,7 +176,8 @@ void lease_forget(struct holder *h, struct held_lease *hl)
 {
 	notices_drop(h, hl);
 	store_drop_lease(&h->server->store, hl->stored);
-	pl_index_remove(&h->leases, &hl->node);
+	if (!hl->ending)
+		pl_index_remove(&h->leases, &hl->node);
 	user_discharge(h->server, h->user, hl->bytes);
 	if (hl->ring)
 		ring_put(h, hl->ring);
@@ -249,6 +250,12 @@ static bool is_same(const struct held_lease *hl, const struct pl_lease_msg *m, i
 
 void lease_end(struct held_lease *hl)
 {
+	if (pl_foreign_busy(hl->lease)) {
+		pl_index_remove(&hl->holder->leases, &hl->node);
+		hl->ending = true;
+		lease_end_later(hl);
+		return;
+	}
 	pinl_unmap_range(hl->lease);
 	lease_forget(hl->holder, hl);
 }

@@ -45,6 +45,13 @@ static void end_old(struct server *s, const struct holder *h, uint64_t session)
 		holder_gone(old);
 }
 
+void resume_bury(struct server *s)
+{
+	if (s->husk)
+		holder_free(s->husk);
+	s->husk = NULL;
+}
+
 struct holder *resume_session(struct holder *h, uint64_t session)
 {
 	struct server *s = h->server;
@@ -61,7 +68,7 @@ struct holder *resume_session(struct holder *h, uint64_t session)
 	old->sock = h->sock;
 	old->io = h->io;
 	sd_event_source_set_userdata(old->io, old);
-	old->full = false;
+	old->full = old->leaves = false;
 	for (struct pl_node *n = pl_index_first(&old->leases, 0, UINTPTR_MAX); n;
 	     n = pl_index_next(n, 0, UINTPTR_MAX))
 		((struct held_lease *)n)->told = false;
@@ -69,7 +76,8 @@ struct holder *resume_session(struct holder *h, uint64_t session)
 	LIST_INSERT_HEAD(&s->holders, old, link);
 	LIST_REMOVE(h, link);
 	pinl_device_close(h->device);
-	holder_free(h);
+	resume_bury(s);
+	s->husk = h;	  /* its callers have it still */
 	pl_wake(s->wake); /* what it couldn't be told, after the WELCOME */
 	return old;
 }

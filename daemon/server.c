@@ -80,6 +80,8 @@ static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *a
 	laters_look(s);
 	share_complain(s);
 	changes_answer(s);
+	endings_finish(s);
+	resume_bury(s);
 	for (h = LIST_FIRST(&s->holders); h; h = next) {
 		next = LIST_NEXT(h, link);
 		if (holder_send_notices(h))
@@ -132,11 +134,12 @@ static void *reap(void *arg)
 
 	pthread_mutex_lock(&s->lock);
 	while (!s->stop || s->reap || s->unfinished) {
+		endings_do(s);
 		end_unfinished(s);
 		h = s->reap;
 		if (!h && s->unfinished && !s->stop)
 			sleep_a_little(s);
-		else if (!h && !s->stop)
+		else if (!h && !s->stop && !s->endings)
 			pthread_cond_wait(&s->work, &s->lock);
 		if (!h)
 			continue;
@@ -246,6 +249,8 @@ void server_free(struct server *s)
 {
 	while (!LIST_EMPTY(&s->holders))
 		holder_gone(LIST_FIRST(&s->holders));
+	endings_await(s);
+	resume_bury(s);
 	while (!LIST_EMPTY(&s->leaving))
 		holder_leave(LIST_FIRST(&s->leaving));
 	pthread_mutex_lock(&s->lock);

@@ -106,6 +106,16 @@ int pl_foreign_answer(struct pinl_lease *l, uint64_t seq, const struct pl_range 
 	return err;
 }
 
+bool pl_foreign_busy(struct pinl_lease *l)
+{
+	bool busy;
+
+	pthread_mutex_lock(&l->ctx->lock);
+	busy = l->busy || l->queued || l->state == PINL_FORCING;
+	pthread_mutex_unlock(&l->ctx->lock);
+	return busy;
+}
+
 bool pl_foreign_released(struct pinl_lease *l)
 {
 	bool released;

@@ -48,6 +48,9 @@ void pl_device_foreign(struct pinl_device *device, const struct pl_foreign_ops *
 int pl_foreign_lease(struct pinl_device *device, const struct pl_foreign *foreign,
 		     struct pinl_lease **lease);
 
+/* A force is at it, or about to be: its end would take as long. */
+bool pl_foreign_busy(struct pinl_lease *lease);
+
 /* All of it has been taken. */
 bool pl_foreign_released(struct pinl_lease *lease);
 
