@@ -8,6 +8,7 @@ import collections
 import contextlib
 import os
 import pathlib
+import select
 import signal
 import socket
 import struct
@@ -267,6 +268,12 @@ class Client:
 
     def done(self, serial):
         self.send(message(DONE, serial))
+
+    def until_hung_up(self):
+        """Without reading what has come."""
+        poll = select.poll()
+        poll.register(self.sock, 0)
+        poll.poll()
 
     def until_gone(self):
         """What comes until the arbiter ends it: it has to."""
