@@ -118,7 +118,7 @@ void arbiter_stop(struct arbiter *a)
 
 /* --------------------------------------------------------------------------------- the holder -- */
 
-static long pinned_kb(pid_t pid)
+long process_pinned_kb(pid_t pid)
 {
 	char path[64], line[256];
 	long kb = -1;
@@ -136,7 +136,7 @@ static long pinned_kb(pid_t pid)
 
 long holder_pinned_kb(const struct holder *h)
 {
-	return pinned_kb(h->pid) - h->s->pinned_before;
+	return process_pinned_kb(h->pid) - h->s->pinned_before;
 }
 
 static void count(const struct pinl_event *ev, void *arg)
@@ -204,7 +204,7 @@ hold(const struct arbiter *a, const struct lending *what, struct shared *s)
 	pinl_sources(ctx, sources, sizeof sources);
 	s->connected = strstr(sources, "arbiter: running") != NULL;
 	dev = open_device(ctx, what, s);
-	s->pinned_before = pinned_kb(getpid());
+	s->pinned_before = process_pinned_kb(getpid());
 	l = lease(dev, a, what, s);
 	s->leased = 1;
 	while (!s->end) {

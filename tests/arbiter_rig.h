@@ -72,6 +72,7 @@ void holder_assert_leased(const struct holder *h);
 void holder_stop(const struct holder *h); /* SIGSTOP */
 void holder_wait(const struct holder *h, enum pinl_event_type type, int count);
 void holder_end(struct holder *h);
+long process_pinned_kb(pid_t pid);	       /* -1: there is none */
 long holder_pinned_kb(const struct holder *h); /* by the lease */
 
 /* A process that truncates the file to nothing; -1: still at it. */

@@ -114,22 +114,6 @@ static void renew(struct pinl_device *dev, int fd, char *va, struct pinl_lease *
 	}
 }
 
-static long pinned_pages(pid_t pid)
-{
-	char path[64], line[256];
-	long kb = -1;
-	FILE *f;
-
-	snprintf(path, sizeof path, "/proc/%d/status", pid);
-	f = fopen(path, "re");
-	while (f && fgets(line, sizeof line, f))
-		if (sscanf(line, "VmPin: %ld", &kb) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kb < 0 ? -1 : kb / 4;
-}
-
 static void __attribute__((noreturn)) hold(const char *file, int n, struct told *t)
 {
 	struct pinl_opts opts = {
@@ -152,7 +136,7 @@ static void __attribute__((noreturn)) hold(const char *file, int n, struct told 
 		    ? io_uring_queue_init(8, &ring, 0) || pinl_device_open(ctx, "uring", &arg, &dev)
 		    : pinl_device_open(ctx, "soft", NULL, &dev))
 		give_up(t, -errno);
-	while (pinned_pages(getpid()) > 0) /* a closed ring lets go a little later */
+	while (process_pinned_kb(getpid()) > 0) /* a closed ring lets go a little later */
 		usleep(1000);
 	t->ready = true;
 	while (!t->end) {
@@ -258,7 +242,7 @@ static void change_collect(struct change *c, int timeout_ms)
 	assert_int_equal(err, 0);
 	cuts++;
 	if (p->stopped && p->epoch == c->epoch && p->told->ready) {
-		long pinned = pinned_pages(p->pid);
+		long pinned = process_pinned_kb(p->pid) / 4;
 
 		if (pinned > c->pages)
 			fail_msg("a file was cut to %d pages, and %ld are pinned", c->pages, pinned);

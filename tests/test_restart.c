@@ -22,16 +22,29 @@ static void start(void)
 	arbiter_start(&a, patient);
 }
 
+static void killed_in_a_recall(struct holder *h, struct actor *t)
+{
+	struct lending what = lending_recall(PINL_THEN_FAIL, 60000);
+
+	start();
+	holder_lease(h, &a, &what);
+	actor_start(t, &a);
+	holder_wait(h, PINL_EV_NOTICE, 1);
+	arbiter_kill(&a);
+}
+
 /* Until the kernel has stopped it for fanotify: whoever is there to answer. */
 static void wait_until_held(const struct actor *t)
 {
 	char path[32], wchan[64] = "";
+	ssize_t n;
 	int fd;
 
 	snprintf(path, sizeof path, "/proc/%d/wchan", t->pid);
 	while (!strstr(wchan, "fanotify")) {
 		fd = open(path, O_RDONLY | O_CLOEXEC);
-		wchan[read(fd, wchan, sizeof wchan - 1)] = 0;
+		n = read(fd, wchan, sizeof wchan - 1);
+		wchan[n > 0 ? n : 0] = 0;
 		close(fd);
 		usleep(1000);
 	}
@@ -39,15 +52,10 @@ static void wait_until_held(const struct actor *t)
 
 static void who_waits_goes_on_waiting(void **state)
 {
-	struct lending what = lending_recall(PINL_THEN_FAIL, 60000);
 	struct holder h;
 	struct actor t;
 
-	start();
-	holder_lease(&h, &a, &what);
-	actor_start(&t, &a);
-	holder_wait(&h, PINL_EV_NOTICE, 1);
-	arbiter_kill(&a);
+	killed_in_a_recall(&h, &t);
 	holder_wait(&h, PINL_EV_DEGRADED, 1);
 	wait_until_held(&t);
 	arbiter_restart(&a, patient);
@@ -114,15 +122,10 @@ static void a_stopped_holder_is_not_forgotten(void **state)
 /* Of a holder that ends meanwhile nothing is left; its file can be changed. */
 static void a_holder_that_ends_meanwhile_holds_nobody(void **state)
 {
-	struct lending what = lending_recall(PINL_THEN_FAIL, 60000);
 	struct holder h;
 	struct actor t;
 
-	start();
-	holder_lease(&h, &a, &what);
-	actor_start(&t, &a);
-	holder_wait(&h, PINL_EV_NOTICE, 1);
-	arbiter_kill(&a);
+	killed_in_a_recall(&h, &t);
 	kill(h.pid, SIGKILL);
 	holder_end(&h);
 	wait_until_held(&t);
@@ -138,11 +141,7 @@ static void an_actor_that_is_killed_meanwhile_changes_nothing(void **state)
 	struct holder h, more;
 	struct actor t;
 
-	start();
-	holder_lease(&h, &a, &what);
-	actor_start(&t, &a);
-	holder_wait(&h, PINL_EV_NOTICE, 1);
-	arbiter_kill(&a);
+	killed_in_a_recall(&h, &t);
 	kill(t.pid, SIGKILL);
 	assert_int_equal(waitpid(t.pid, NULL, 0), t.pid);
 	close(t.fd);

@@ -311,6 +311,8 @@ struct pinl_addr {
  *              another device leases the same addresses; KILL without pinleased, or where it may not
  * -EBUSY       another userfaultfd owns the mapping, or a change of the range is under way
  * -ENOSPC      the device's table is full
+ * -EDQUOT      pinleased has enough leases of this user
+ * -ENOTCONN, -ETIMEDOUT  pinleased went away, or doesn't answer, in the middle of it: try again
  * -EBADF, -ENODEV  the ring is closed, the device is dead
  * -EMFILE, -ENFILE  no descriptors left
  * -EIO         what is mapped there can't be found out
