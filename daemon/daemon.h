@@ -50,7 +50,7 @@ struct user {
 	unsigned connections, laters, changes;
 	struct bucket work;	     /* lock: of the worker's time */
 	struct bucket hold, notices; /* this and the next two: ctx->lock */
-	uint64_t held_until_ns, complained_ns;
+	uint64_t held_until_ns, complained_ns, gone_ns;
 	atomic_bool complain;
 };
 
@@ -117,6 +117,7 @@ struct holder {
 	uint64_t session;
 	struct stored_holder *stored; /* from its first lease on */
 	bool welcome;		      /* HELLO has come */
+	bool tells_again;	      /* STILL wasn't enough: one more ALL_TOLD comes */
 	bool returning;	   /* its leases may be older than the changes under way, until ALL_TOLD */
 	atomic_bool left;  /* its connection is over, and it lives: what it has is its own affair */
 	bool full;	   /* the socket takes no more, until it says so */
@@ -225,7 +226,9 @@ int file_path_only(int fd); /* a descriptor; the caller's */
 
 /* user.c: any thread */
 struct user *user_get(struct server *s, uid_t uid); /* NULL: no memory, or too many connections */
+void user_keep(struct server *s, struct user *u);   /* till user_put(..., false) */
 void user_put(struct server *s, struct user *u, bool connection);
+void users_free(struct server *s);		   /* at the end */
 int user_change(struct server *s, struct user *u); /* one more of his under way; -EDQUOT */
 void user_changed(struct server *s, struct user *u);
 int user_charge(struct server *s, struct user *u, uint64_t bytes);

@@ -141,7 +141,7 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd, bool ad
 		err = kill_prepare(h);
 	if (err)
 		return err;
-	if (change_under_way(h->server, m, &st))
+	if (!h->returning && change_under_way(h->server, m, &st))
 		return pinl_set_error(-EBUSY, "a change of these bytes is under way; try again");
 	f.file = &st;
 	f.kind = file_kind(f.fs_magic, m->shared);
@@ -287,9 +287,13 @@ static int on_still(struct holder *h, const struct pl_still_msg *m)
 {
 	struct held_lease *hl = lease_find(h, m->lease);
 
-	if (!hl)
+	if (!hl) {
+		h->tells_again = true;
 		return holder_reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
+	}
 	hl->told = true;
+	if (hl->then == PINL_THEN_KILL) /* it was adopted, and is there still */
+		kill_prepare(h);
 	return 0;
 }
 
@@ -320,6 +324,16 @@ int lease_take_handle(struct held_lease *hl, const struct pl_handle_msg *m)
 	return err;
 }
 
+/* It is there when it is whole. */
+static void keep_handle(struct stored_lease *l, const struct pl_handle_msg *m)
+{
+	struct pl_handle_msg part = *m;
+
+	part.head.type = 0;
+	l->handle = part;
+	__atomic_store_n(&l->handle.head.type, m->head.type, __ATOMIC_RELEASE);
+}
+
 static int on_handle(struct holder *h, const struct pl_handle_msg *m)
 {
 	struct held_lease *hl = lease_find(h, m->lease);
@@ -330,7 +344,7 @@ static int on_handle(struct holder *h, const struct pl_handle_msg *m)
 	if (m->kind > PL_HANDLE_URING)
 		return holder_reply(h, &m->head, pinl_set_error(-EINVAL, "no such kind of handle"), 0);
 	if (hl->stored && !hl->made)
-		hl->stored->handle = *m;
+		keep_handle(hl->stored, m);
 	err = lease_take_handle(hl, m);
 	if (err && !h->unforced++) /* once, as it is the holder who says how often */
 		fprintf(stderr, "pinleased: lease %lu of %s (%d) can't be forced from outside: %s\n",

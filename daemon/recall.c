@@ -31,7 +31,7 @@ struct request {
 	LIST_ENTRY(request) link;
 	struct server *server;
 	struct holder *asker; /* NULL: gone; then nothing more is begun */
-	struct user *user;    /* the asker's, while he is there */
+	struct user *user;    /* the asker's, also when he has gone */
 	struct pl_recall_msg m;
 	uint64_t newest;   /* leases up to this are meant */
 	struct holder *at; /* the first that isn't done with; NULL: all are */
@@ -255,6 +255,7 @@ static void end(struct request *r)
 		r->asker->request = NULL;
 	LIST_REMOVE(r, link);
 	drop_ready(r);
+	user_put(r->server, r->user, false);
 	free(r);
 }
 
@@ -304,6 +305,7 @@ int recall_begin(struct holder *h, const struct pl_recall_msg *m)
 	r->server = h->server;
 	r->asker = h;
 	r->user = h->user;
+	user_keep(h->server, r->user);
 	r->m = *m;
 	r->newest = pinl_newest(h->server->ctx);
 	r->at = LIST_FIRST(&h->server->holders);
@@ -365,7 +367,6 @@ void recall_gone(struct holder *h)
 		return;
 	h->request = NULL;
 	r->asker = NULL;
-	r->user = NULL;
 	drop_ready(r);
 	go_on(r);
 }

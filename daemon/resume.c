@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,9 +55,12 @@ void resume_bury(struct server *s)
 
 struct holder *resume_session(struct holder *h, uint64_t session)
 {
+	struct pollfd p = {.fd = h->sock, .events = POLLRDHUP};
 	struct server *s = h->server;
 	struct holder *old;
 
+	if (poll(&p, 1, 0)) /* who has said it has given up since: it will come again */
+		return NULL;
 	end_old(s, h, session);
 	old = find_session(s, h, session);
 	if (!old)
@@ -86,6 +90,10 @@ void resume_told(struct holder *h)
 {
 	struct pl_node *n = pl_index_first(&h->leases, 0, UINTPTR_MAX), *next;
 
+	if (h->tells_again) {
+		h->tells_again = false;
+		return;
+	}
 	for (; n; n = next) {
 		struct held_lease *hl = (struct held_lease *)n;
 
@@ -123,6 +131,8 @@ static struct holder *adopt_holder(struct server *s, struct stored_holder *sh)
 	return h;
 }
 
+#define LOOKS 16 /* at mappings: all leased files stand still meanwhile */
+
 /* The file by the holder's mapping; a part of the range may be something else by now. -1: nowhere. */
 static int find_file(const struct holder *h, int maps, const struct stored_lease *l)
 {
@@ -130,9 +140,10 @@ static int find_file(const struct holder *h, int maps, const struct stored_lease
 	struct stat st;
 	char path[96];
 
-	for (uint64_t at = l->msg.start; at < l->msg.end; at = q.vma_end) {
+	for (uint64_t at = l->msg.start, looks = 0; at < l->msg.end && looks < LOOKS; at = q.vma_end) {
 		int fd;
 
+		looks++;
 		q = (struct pl_procmap_query){.size = sizeof q,
 					      .query_addr = at,
 					      .query_flags = PL_PROCMAP_COVERING_OR_NEXT_VMA};

@@ -268,5 +268,6 @@ void server_free(struct server *s)
 	if (s->spare >= 0)
 		close(s->spare);
 	store_close(&s->store);
+	users_free(s);
 	free(s);
 }

@@ -112,7 +112,7 @@ int share_descriptor(struct server *s, struct user *u, int fd)
 	pthread_mutex_lock(&s->lock);
 	his = u->leases + 2 * u->connections + u->laters;
 	LIST_FOREACH(it, &s->users, link)
-	users++;
+	users += it->refs > 0;
 	pthread_mutex_unlock(&s->lock);
 	if (his <= r.rlim_cur / users)
 		return 0;

@@ -283,8 +283,8 @@ struct stored_holder *store_holder(struct store *st, const struct stored_holder 
 	if (slot < 0)
 		return NULL;
 	h = &i->holders[slot];
-	*h = *what;
-	h->session = 0;
+	*h = (struct stored_holder){.started = what->started, .pid = what->pid, .uid = what->uid};
+	memcpy(h->name, what->name, sizeof h->name);
 	__atomic_store_n(&h->session, what->session, __ATOMIC_RELEASE);
 	return h;
 }

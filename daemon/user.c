@@ -4,12 +4,48 @@
 #include <stdlib.h>
 
 #include "daemon.h"
+#include "os/clock.h"
+
+#define MEMORY_NS 60000000000ull /* as long as the slowest of his buckets */
+
+/* Who has gone takes nothing with him for a minute: else he would be back with all that he has used up.
+ */
+static void forget_idle(struct server *s, uint64_t now)
+{
+	struct user *u, *next;
+
+	for (u = LIST_FIRST(&s->users); u; u = next) {
+		next = LIST_NEXT(u, link);
+		if (u->refs || now - u->gone_ns < MEMORY_NS)
+			continue;
+		LIST_REMOVE(u, link);
+		free(u);
+	}
+}
+
+void users_free(struct server *s)
+{
+	struct user *u;
+
+	while ((u = LIST_FIRST(&s->users))) {
+		LIST_REMOVE(u, link);
+		free(u);
+	}
+}
+
+void user_keep(struct server *s, struct user *u)
+{
+	pthread_mutex_lock(&s->lock);
+	u->refs++;
+	pthread_mutex_unlock(&s->lock);
+}
 
 struct user *user_get(struct server *s, uid_t uid)
 {
 	struct user *u;
 
 	pthread_mutex_lock(&s->lock);
+	forget_idle(s, pl_clock_ns());
 	LIST_FOREACH(u, &s->users, link)
 	if (u->uid == uid)
 		break;
@@ -31,10 +67,8 @@ void user_put(struct server *s, struct user *u, bool connection)
 {
 	pthread_mutex_lock(&s->lock);
 	u->connections -= connection;
-	if (--u->refs == 0) {
-		LIST_REMOVE(u, link);
-		free(u);
-	}
+	if (--u->refs == 0)
+		u->gone_ns = pl_clock_ns();
 	pthread_mutex_unlock(&s->lock);
 }
 

@@ -22,7 +22,8 @@
 #include "source/sources.h"
 
 #define PATIENCE_MS 5000
-#define CHANGE_MS   300 /* a supervisor has given up by then to see a change happen */
+#define SILENT_MS   30000 /* an arbiter that gave no answer is asked no more */
+#define CHANGE_MS   300	  /* a supervisor has given up by then to see a change happen */
 #define OPS_HELD    (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
 
 void pl_remote_wake(struct pl_remote *s)
@@ -88,7 +89,8 @@ static int ask(struct pl_remote *s, struct pl_remote_ask *a)
 	do {
 		await_connection(s);
 		ask_once(s, a);
-	} while (a->reply && a->err == -ENOTCONN && await_connection(s));
+	} while (a->reply && a->m.head.type != PL_TRUNCATE && a->err == -ENOTCONN &&
+		 await_connection(s));
 	pthread_mutex_unlock(&s->lock);
 	return a->err ? pinl_set_error(a->err, "%s", a->text) : 0;
 }
@@ -119,17 +121,19 @@ static struct pl_remote_fs *fs_known(struct pl_remote *s, const struct pinl_memo
 static uint64_t learn(struct pl_remote *s, const struct pinl_memory *mem)
 {
 	struct pl_remote_ask a = {0};
+	int err;
 
 	a.m.head.type = PL_COVER;
 	with_file(&a, mem->fd, O_RDONLY | O_CLOEXEC);
-	if (ask(s, &a))
-		return 0;
+	err = ask(s, &a);
 	pthread_mutex_lock(&s->lock);
-	if (s->connected && !fs_known(s, mem))
+	if (err == -ETIMEDOUT) /* not once for each question */
+		s->silent_until_ns = pl_clock_ns() + SILENT_MS * 1000000ull;
+	if (!err && s->connected && !fs_known(s, mem))
 		s->fs[s->next_fs++ % PL_REMOTE_FS] =
 			(struct pl_remote_fs){mem->dev, mem->fs_magic, true, a.value};
 	pthread_mutex_unlock(&s->lock);
-	return a.value;
+	return err ? 0 : a.value;
 }
 
 /* What the arbiter says of such memory; 0 if there is none. */
@@ -140,7 +144,7 @@ static uint64_t what_it_can(struct pl_remote *s, const struct pinl_memory *mem)
 	uint64_t all = 0;
 
 	pthread_mutex_lock(&s->lock);
-	connected = await_connection(s);
+	connected = await_connection(s) && pl_clock_ns() > s->silent_until_ns;
 	fs = fs_known(s, mem);
 	known = fs;
 	all = fs ? fs->coverage : 0;
@@ -224,6 +228,13 @@ static int tell_lease(struct pl_remote *s, const struct pl_remote_lease *r,
 	}
 }
 
+static void tell_end(struct pl_remote *s, const struct pl_remote_lease *r)
+{
+	struct pl_remote_ask a = {.m.unlease = {.head.type = PL_UNLEASE, .lease = r->msg.lease}};
+
+	ask(s, &a);
+}
+
 static int remote_watch(void *src, const struct pinl_memory *mem)
 {
 	struct pinl_lease *l = pl_lease_of_memory(mem);
@@ -245,6 +256,8 @@ static int remote_watch(void *src, const struct pinl_memory *mem)
 	pl_index_insert(&s->leases, &r->node);
 	pthread_mutex_unlock(&s->lock);
 	err = tell_lease(s, r, mem);
+	if (err == -ETIMEDOUT) /* it may come to it yet */
+		tell_end(s, r);
 	if (err)
 		remove_lease(s, r);
 	return err;
@@ -257,7 +270,6 @@ struct pl_remote_lease *pl_remote_find(const struct pl_remote *s, uint64_t id)
 
 static void remote_unwatch(void *src, const struct pinl_memory *mem)
 {
-	struct pl_remote_ask a = {0};
 	struct pl_remote *s = src;
 	struct pl_remote_lease *r;
 
@@ -266,9 +278,7 @@ static void remote_unwatch(void *src, const struct pinl_memory *mem)
 	pthread_mutex_unlock(&s->lock);
 	if (!r)
 		return;
-	a.m.head.type = PL_UNLEASE;
-	a.m.unlease.lease = r->msg.lease;
-	ask(s, &a);
+	tell_end(s, r);
 	remove_lease(s, r);
 }
 

@@ -101,6 +101,7 @@ struct pl_remote {
 	unsigned next_fs;
 	uint64_t
 		untold; /* leases from this number on may be older than the connection; the last: none */
+	uint64_t silent_until_ns;
 	uint64_t lost_ns;     /* when the connection broke; 0: never */
 	bool connected, lost; /* lost: to be said by the reporter */
 	bool started, stop;

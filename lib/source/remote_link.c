@@ -466,9 +466,11 @@ static int start(struct pl_remote *s)
 
 	if (err)
 		return err;
-	do
-		err = make_connection(s);
-	while ((err == -ECONNRESET || err == -EPIPE) && pl_clock_ns() < until);
+	while ((err = make_connection(s)) == -ECONNRESET || err == -EPIPE) {
+		if (pl_clock_ns() > until)
+			break;
+		poll(NULL, 0, RETRY_MS);
+	}
 	return err;
 }
 

@@ -269,6 +269,8 @@ _Noreturn void run_supervise(int control, const char *const *argv, bool no_io_ur
 	close(pair[0]);
 	if (listener >= 0)
 		s.hold = run_hold_new(listener);
+	if (listener >= 0 && !s.hold) /* out of memory: stopped calls fail, nobody waits for ever */
+		close(listener);
 	while (s.hold || !s.ended)
 		turn(&s);
 	_exit(0);
