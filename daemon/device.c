@@ -77,9 +77,11 @@ static int holder_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 		err = pl_outside_drained(ring->outside, &hl->buf, PL_OUTSIDE_STEP,
 					 share_work(hl->holder, deadline_ns));
 		pthread_mutex_unlock(&ring->lock);
-		share_worked(hl->holder, now);
 	}
-	return err && hl->then == PINL_THEN_KILL ? kill_holder(hl, m) : err;
+	if (err && hl->then == PINL_THEN_KILL)
+		err = kill_holder(hl, m);
+	share_worked(hl->holder, now);
+	return err;
 }
 
 const struct pinl_device_ops holder_device_ops = {

@@ -168,7 +168,7 @@ static int kill_it(struct held_lease *hl, struct pl_outside *o, const struct pl_
 {
 	struct holder *h = hl->holder;
 	struct killing *k = h->killing;
-	uint64_t deadline = pl_clock_ns() + (k->killed ? LOOK_NS : KILL_NS);
+	uint64_t deadline = share_work(h, pl_clock_ns() + (k->killed ? LOOK_NS : KILL_NS));
 	char why[256];
 	int err;
 

@@ -107,7 +107,7 @@ static int prove(struct pl_outside *o, uint64_t deadline_ns)
 	err = take(o);
 	if (err)
 		return err;
-	err = pl_outside_run(&o->aside, probe_child, &o->ring, deadline_ns);
+	err = pl_outside_run(&o->aside, o->ring, probe_child, &o->ring, deadline_ns);
 	if (err == -ETIMEDOUT)
 		return lock_taken(o);
 	o->why = why_not(err);
@@ -272,7 +272,7 @@ static int change(struct pl_outside *o, struct pl_outside_buf *b, bool scratch, 
 	pl_outside_note(o, b, deadline_ns);
 	if (had.end == had.start) /* somebody has emptied it; what is in flight will show */
 		return 0;
-	err = pl_outside_run(&o->aside, scratch ? scratch_child : empty_child, &c, deadline_ns);
+	err = pl_outside_run(&o->aside, c.ring, scratch ? scratch_child : empty_child, &c, deadline_ns);
 	if (!err && !scratch)
 		o->sum -= pl_look_slot_sum(o->ino, b);
 	if (err == -ETIMEDOUT) /* it may happen yet */
@@ -365,7 +365,7 @@ static void take_all(struct pl_outside *o, const struct pl_outside_buf *bufs, in
 	for (int i = 0; i < n; i++) {
 		struct change c = {o->ring, bufs[i]};
 
-		pl_outside_run(&o->aside, empty_child, &c, deadline_ns);
+		pl_outside_run(&o->aside, c.ring, empty_child, &c, deadline_ns);
 	}
 	pl_outside_cancel(o, 100000000, deadline_ns);
 }

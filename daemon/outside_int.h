@@ -18,10 +18,11 @@ struct pl_aside {
 };
 
 /*
- * fn(arg) in a child: what it returns, 0 or -errno. -ETIMEDOUT: it hadn't ended, and has been sent
- * SIGKILL. fn must not use anything that another thread might have locked: system calls only.
+ * fn(arg) in a child that has no descriptor but `fd` (-1: none): what it returns, 0 or -errno.
+ * -ETIMEDOUT: it hadn't ended, and has been sent SIGKILL. fn must not use anything that another thread
+ * might have locked: system calls only.
  */
-int pl_outside_run(struct pl_aside *a, int (*fn)(const void *arg), const void *arg,
+int pl_outside_run(struct pl_aside *a, int fd, int (*fn)(const void *arg), const void *arg,
 		   uint64_t deadline_ns);
 void pl_aside_end(struct pl_aside *a);
 

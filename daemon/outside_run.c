@@ -78,7 +78,19 @@ static pid_t copy_process(int *pidfd)
 	return syscall(SYS_clone, CLONE_FILES | CLONE_PIDFD, NULL, pidfd, NULL, NULL);
 }
 
-int pl_outside_run(struct pl_aside *a, int (*fn)(const void *arg), const void *arg, uint64_t deadline_ns)
+/*
+ * Nothing but what it works on: one that is stuck outlives us, and whatever else it had would stay open
+ * for all, sockets most of all.
+ */
+static void keep_only(int fd)
+{
+	syscall(SYS_close_range, fd + 1, ~0u, CLOSE_RANGE_UNSHARE);
+	if (fd > 0)
+		syscall(SYS_close_range, 0, fd - 1, 0);
+}
+
+int pl_outside_run(struct pl_aside *a, int fd, int (*fn)(const void *arg), const void *arg,
+		   uint64_t deadline_ns)
 {
 	sigset_t all, old;
 	siginfo_t si;
@@ -90,8 +102,10 @@ int pl_outside_run(struct pl_aside *a, int (*fn)(const void *arg), const void *a
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	pid = copy_process(&pidfd);
-	if (!pid)
+	if (!pid) {
+		keep_only(fd);
 		syscall(SYS_exit_group, -fn(arg));
+	}
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (pid < 0)
 		return -errno;

@@ -204,6 +204,8 @@ hold(const struct arbiter *a, const struct lending *what, struct shared *s)
 	pinl_sources(ctx, sources, sizeof sources);
 	s->connected = strstr(sources, "arbiter: running") != NULL;
 	dev = open_device(ctx, what, s);
+	for (int i = 0; i < 5000 && process_pinned_kb(getpid()); i++) /* tried for, and let go late */
+		usleep(1000);
 	s->pinned_before = process_pinned_kb(getpid());
 	l = lease(dev, a, what, s);
 	s->leased = 1;
