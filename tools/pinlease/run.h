@@ -89,6 +89,7 @@ struct run_hold;
 struct run_hold *run_hold_new(int listener);
 void run_hold_free(struct run_hold *h);
 int run_hold_listener(const struct run_hold *h);
+bool run_hold_has_room(const struct run_hold *h);	      /* for more stopped calls */
 int run_hold_socket(const struct run_hold *h, bool *writing); /* -1: none now */
 int run_hold_timeout(const struct run_hold *h);		      /* ms; -1: nothing to wait for */
 void run_hold_calls(struct run_hold *h);		      /* the listener can be read */

@@ -26,12 +26,13 @@
 #include "common.h"
 #include "run.h"
 
-#define ASKED_AT_ONCE 256
-#define RETRY_NS      1000000000ull /* to reach pinleased again */
-#define GIVE_UP_NS    250000000ull  /* to see that a call has happened */
-#define CHECK_MS      100	    /* is who waits still there? */
-#define MAX_POLL_MS   32
-#define SLACK_MS      5000 /* beyond what pinleased may take */
+#define ASKED_AT_ONCE  256
+#define QUEUED_AT_ONCE 128	     /* with their files open; the others wait in the kernel */
+#define RETRY_NS       1000000000ull /* to reach pinleased again */
+#define GIVE_UP_NS     250000000ull  /* to see that a call has happened */
+#define CHECK_MS       100	     /* is who waits still there? */
+#define MAX_POLL_MS    32
+#define SLACK_MS       5000 /* beyond what pinleased may take */
 
 #define NOTIF_SET_FLAGS SECCOMP_IOW(4, __u64)
 #define SYNC_WAKE_UP	1ul
@@ -58,7 +59,7 @@ TAILQ_HEAD(list, stopped);
 struct run_hold {
 	int listener, sock;
 	struct list queued, asked, going;
-	unsigned n_asked, poll_ms;
+	unsigned n_asked, n_queued, poll_ms;
 	uint64_t serial, tried_ns, limit_ns;
 	struct seccomp_notif *notif;
 	size_t notif_size;
@@ -116,6 +117,7 @@ static void drop(struct run_hold *h, struct stopped *s)
 
 	TAILQ_REMOVE(lists[s->state], s, link);
 	h->n_asked -= s->state == ASKED;
+	h->n_queued -= s->state == QUEUED;
 	close_parts(s);
 	if (s->look >= 0)
 		close(s->look);
@@ -218,6 +220,7 @@ static void send_queued(struct run_hold *h)
 		if (!send_parts(h, s))
 			return;
 		TAILQ_REMOVE(&h->queued, s, link);
+		h->n_queued--;
 		s->state = ASKED;
 		s->since_ns = tool_now();
 		TAILQ_INSERT_TAIL(&h->asked, s, link);
@@ -357,6 +360,7 @@ static void begin(struct run_hold *h, const struct seccomp_notif *n)
 	s->serial = h->serial;
 	h->serial += s->n;
 	TAILQ_INSERT_TAIL(&h->queued, s, link);
+	h->n_queued++;
 }
 
 static void on_call(struct run_hold *h, const struct seccomp_notif *n)
@@ -424,6 +428,11 @@ int run_hold_timeout(const struct run_hold *h)
 int run_hold_listener(const struct run_hold *h)
 {
 	return h->listener;
+}
+
+bool run_hold_has_room(const struct run_hold *h)
+{
+	return h->n_queued < QUEUED_AT_ONCE;
 }
 
 int run_hold_socket(const struct run_hold *h, bool *writing)

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -192,6 +193,17 @@ static bool on_listener(struct supervisor *s, int revents)
 	return s->hold;
 }
 
+/* Our own only: the command has been started. */
+static void raise_descriptors(void)
+{
+	struct rlimit r;
+
+	if (getrlimit(RLIMIT_NOFILE, &r))
+		return;
+	r.rlim_cur = r.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &r);
+}
+
 static void turn(struct supervisor *s)
 {
 	struct pollfd fds[4] = {{.fd = s->children, .events = POLLIN},
@@ -203,6 +215,7 @@ static void turn(struct supervisor *s)
 	if (s->hold) {
 		run_hold_tick(s->hold);
 		fds[2].fd = run_hold_listener(s->hold);
+		fds[2].events = run_hold_has_room(s->hold) ? POLLIN : 0;
 		fds[3].fd = run_hold_socket(s->hold, &writing);
 		fds[3].events |= writing ? POLLOUT : 0;
 	}
@@ -264,6 +277,7 @@ _Noreturn void run_supervise(int control, const char *const *argv, bool no_io_ur
 	close(pair[1]);
 	s.children = children_fd();
 	close_others(&s, &pair[0]);
+	raise_descriptors();
 	tell(&s, RUN_STARTED, s.command);
 	listener = take_over(pair[0]);
 	close(pair[0]);
