@@ -7,7 +7,7 @@ help:
 	@echo 'make check    install what is missing, build, run every test; the last line is the sum'
 	@echo 'make stress   churn against lookups, transfers and recalls, also under sanitizers; SEED=N OPS=N'
 	@echo 'make chaos    kill pinleased, holders and actors at any moment and look what is left of the promises; SEED=N TIME=SECONDS [60]'
-	@echo 'make bench    build, measure what leases cost; four minutes, QUICK=1 under one (bench/README.md)'
+	@echo 'make bench    build, measure what leases cost; six minutes, QUICK=1 under 90 s (bench/README.md)'
 	@echo 'make model    install spin, check the protocol of recalls in all its states, then that broken rules are found'
 	@echo 'make fuzz     install clang, feed the decoder of the arbiter'"'"'s messages any bytes; TIME=SECONDS [60]'
 	@echo 'make build    only build, in build/'
@@ -34,7 +34,7 @@ stress:
 bench:
 	@scripts/deps build
 	@$(MAKE) --no-print-directory build/build.ninja
-	ninja -C build bench/pinlease-bench
+	ninja -C build bench/pinlease-bench daemon/pinleased
 	@scale=full; [ -z "$(QUICK)" ] || scale=quick; bench/run.py build/bench/pinlease-bench --scale $$scale
 
 model:

@@ -151,5 +151,10 @@ void group_map(const struct bench *b);
 void group_calls(const struct bench *b);
 void group_touch(const struct bench *b);
 void group_files(const struct bench *b);
+void group_arbiter_hold(const struct bench *b);
+void group_arbiter_files(const struct bench *b);
+void group_arbiter_force(const struct bench *b);
+void group_arbiter_fair(const struct bench *b);
+void group_arbiter_many(const struct bench *b);
 
 #endif

@@ -2,9 +2,9 @@
 /*
  * I9: what another process pays for reading, writing and truncating a file that nobody leases, while
  * pinlease watches its file system and another file there is leased; and what it pays on the leased
- * file, beside the leased range.
+ * file, beside the leased range. The same while pinleased runs, and the leases are there.
  */
-#include "bench.h"
+#include "arbiter.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,6 +59,50 @@ static void measure_on(struct scene *s, struct rig *r)
 	measure(s, THE_LEASED, "leased");
 	rig_end(r, lease);
 	munmap(at, LEASED);
+}
+
+static void measure_beside(struct scene *s)
+{
+	struct pinl_policy policy = policy_of(PINL_RECALL, PINL_THEN_FAIL);
+	struct pinl_lease *lease;
+	struct arbiter a;
+	struct rig r;
+	char *at = must_map(mmap(NULL, LEASED, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd[THE_LEASED], 0),
+			    "mmap");
+
+	arbiter_start(s->b, &a, "10000");
+	measure(s, UNLEASED, "running");
+	arbiter_rig(s->b, &r, false);
+	if (lease_on(r.soft, at, LEASED, PINL_WRITE, &policy, &lease))
+		fail("lease: %s", pinl_error());
+	measure(s, UNLEASED, "unleased");
+	measure(s, THE_LEASED, "leased");
+	rig_end(&r, lease);
+	rig_close(&r);
+	arbiter_stop(&a);
+	munmap(at, LEASED);
+}
+
+void group_arbiter_files(const struct bench *b)
+{
+	struct scene s = {.b = b, .actor = actor_new(b)};
+	const char *why = arbiter_missing(b);
+
+	if (why)
+		left_out(b, "pinleased: files of other programs", why);
+	for (int i = 0; !why && i < 2; i++)
+		s.fd[i] = must(file_new(b, s.path[i], FILE_SIZE), b->dir);
+	for (int i = 0; !why && i < 2; i++) {
+		if (i == b->backwards)
+			measure(&s, UNLEASED, "plain");
+		else
+			measure_beside(&s);
+	}
+	for (int i = 0; !why && i < 2; i++) {
+		close(s.fd[i]);
+		unlink(s.path[i]);
+	}
+	actor_end(s.actor);
 }
 
 void group_files(const struct bench *b)

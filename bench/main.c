@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* pinlease-bench GROUP [options]: one round of one group of measurements. bench/run.py calls it. */
-#include "bench.h"
+#include "arbiter.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -20,6 +20,11 @@ static const struct {
 	{"calls", group_calls},
 	{"touch", group_touch},
 	{"files", group_files},
+	{"arbiter-hold", group_arbiter_hold},
+	{"arbiter-files", group_arbiter_files},
+	{"arbiter-force", group_arbiter_force},
+	{"arbiter-fair", group_arbiter_fair},
+	{"arbiter-many", group_arbiter_many},
 };
 
 static const struct {
@@ -108,6 +113,7 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
 		if (!strcmp(groups[i].name, b.group)) {
 			pin_to(b.actor_cpu);
+			setenv("PINLEASE_SOCKET", NOBODY, 1);
 			groups[i].run(&b);
 			return 0;
 		}

@@ -59,3 +59,15 @@ def load(path):
     for row in data['left_out']:
         results.left_out[row['group'], row['left_out']] = row['why']
     return results
+
+
+def merged(reference, found, groups):
+    """The reference with these groups (a prefix of their names) from a later run."""
+    for rows in (reference.rows, reference.left_out):
+        for key in [k for k in rows if k[0].startswith(groups)]:
+            del rows[key]
+    reference.rows.update(found.rows)
+    reference.left_out.update(found.left_out)
+    later = [run for run in reference.machine.get('later', []) if not run['groups'].startswith(groups)]
+    reference.machine['later'] = later + [{'groups': groups, 'machine': found.machine, 'options': found.options}]
+    return reference

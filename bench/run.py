@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Run the measurements in interleaved rounds, print the tables, write results and plots.
 
-usage: bench/run.py PROGRAM [--scale full|quick|tiny] [--dir DIR] [--out DIR] [--readme]
+usage: bench/run.py PROGRAM [--scale full|quick|tiny] [--only PREFIX] [--dir DIR] [--out DIR] [--readme]
 
 PROGRAM is build/bench/pinlease-bench; `make bench` builds it and calls this. --readme also makes this run
-the reference: it goes to bench/results/reference and into bench/README.md.
+the reference: it goes to bench/results/reference and into bench/README.md; with --only it replaces these
+groups there. pinleased is $PINLEASED, or the one that was built beside PROGRAM.
 """
 import argparse
 import datetime
@@ -28,7 +29,10 @@ import tables
 ROUNDS = {'full': 5, 'quick': 5, 'tiny': 1}
 STEPS = [('reference', 'same'), ('reference', 'across'), ('recall-mem', 'same'), ('recall-mem', 'across'),
          ('recall-file', 'same'), ('recall-file', 'across'), ('map', 'same'), ('calls', 'same'), ('calls', 'across'),
-         ('touch', 'same'), ('files', 'same'), ('files', 'across')]
+         ('touch', 'same'), ('files', 'same'), ('files', 'across'), ('arbiter-hold', 'same'), ('arbiter-hold', 'across'),
+         ('arbiter-files', 'same'), ('arbiter-files', 'across'), ('arbiter-force', 'same'), ('arbiter-fair', 'same'),
+         ('arbiter-many', 'same')]
+MOST_ROUNDS = {'arbiter-many': 3}
 BEGIN, END = '<!-- measured: begin -->\n', '<!-- measured: end -->\n'
 
 
@@ -90,8 +94,9 @@ def one(program, group, place, scale, directory, backwards):
 
 def measure(options):
     found = results.Results(machine(options.dir), {'scale': options.scale, 'rounds': ROUNDS[options.scale]})
-    steps = [s for s in STEPS if s[1] == 'same' or len(os.sched_getaffinity(0)) > 1]
-    if len(steps) < len(STEPS):
+    wanted = [s for s in STEPS if s[0].startswith(options.only)]
+    steps = [s for s in wanted if s[1] == 'same' or len(os.sched_getaffinity(0)) > 1]
+    if len(steps) < len(wanted):
         found.left_out['all', 'columns "other CPU"'] = 'there is only one CPU'
     rounds = ROUNDS[options.scale]
     progress = Progress(rounds * len(steps))
@@ -99,6 +104,8 @@ def measure(options):
         for turn in range(rounds):
             for step in steps:
                 progress.step(f'{turn + 1} of {rounds}', ' '.join(step), step == steps[0])
+                if turn >= MOST_ROUNDS.get(step[0], rounds):
+                    continue
                 for row in one(options.program, *step, options.scale, directory, turn % 2):
                     found.add(row)
     progress.end()
@@ -110,11 +117,15 @@ def left_out_lines(found):
     return [f'{what}: {why}' for (_, what), why in found.left_out.items()]
 
 
-def describe(found):
-    m, o = found.machine, found.options
+def describe_run(m, o):
     return (f"Linux {m['kernel']} {m['machine']}, {m['cpus']} x {m['cpu']}{' (virtual)' if m['virtual'] else ''}, {m['memory']}, "
             f"{m['file system']}, {'root' if m['root'] else 'not root'}, nice {m['nice']}; tree {m['tree']}, {m['date']}; {o['rounds']} rounds, scale "
             f"{o['scale']}; load average {m['load before']:.1f} before, {m['load after']:.1f} after")
+
+
+def describe(found):
+    later = [f"; {run['groups']}: {describe_run(run['machine'], run['options'])}" for run in found.machine.get('later', [])]
+    return describe_run(found.machine, found.options) + ''.join(later)
 
 
 def measured_part(found):
@@ -145,6 +156,7 @@ def main():
     parser = argparse.ArgumentParser(description='Run the measurements of pinlease.')
     parser.add_argument('program', nargs='?', help='build/bench/pinlease-bench')
     parser.add_argument('--scale', choices=ROUNDS, default='full')
+    parser.add_argument('--only', default='', metavar='PREFIX', help='only the groups whose names begin so')
     parser.add_argument('--dir', default='/var/tmp', help='for files; on ext4, XFS or btrfs if possible')
     parser.add_argument('--out', type=pathlib.Path, default=BENCH / 'results/latest')
     parser.add_argument('--readme', action='store_true', help='make this run the reference')
@@ -152,8 +164,11 @@ def main():
     options = parser.parse_args()
     if not options.program and not options.again:
         parser.error('a program to run, or --again')
+    os.environ.setdefault('PINLEASED', str(pathlib.Path(options.program or '').resolve().parent.parent / 'daemon/pinleased'))
     found = results.load(options.again) if options.again else measure(options)
     out = BENCH / 'results/reference' if options.readme else options.out
+    if options.readme and options.only:
+        found = results.merged(results.load(out / 'results.json'), found, options.only)
     write(found, out)
     if options.readme:
         write_readme(found)

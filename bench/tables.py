@@ -119,10 +119,10 @@ def touches(r):
                  [touch_row(r, what) for what in r.whats('touch')])
 
 
-def file_row(r, place, what):
-    plain = ('files', place, what, 'plain', 'call')
+def file_row(r, place, what, group='files', variants=('watched', 'unleased', 'leased')):
+    plain = (group, place, what, 'plain', 'call')
     return [what + (' 4 KiB' if what != 'truncate' else '') + ('' if place == 'same' else ', other CPU'), us(r.get('p50', *plain)),
-            *(times(r.ratio(('files', place, what, v, 'call'), plain)) for v in ('watched', 'unleased', 'leased'))]
+            *(times(r.ratio((group, place, what, v, 'call'), plain)) for v in variants)]
 
 
 def files(r):
@@ -139,8 +139,77 @@ def reference(r):
                  'said; "across" on two.', ['', 'median'], rows)
 
 
+def arbiter_hold(r):
+    rows = [recall_row(r, 'arbiter-hold', what, variant) for what in r.whats('arbiter-hold')
+            for variant in ('plain', 'floor', 'one process', 'pinleased')]
+    return Table('pinleased: from hold to release', 'ftruncate of a leased file on disk by another process, 64 KiB pinned by a ring, '
+                 'answered at once by the holder\'s callback; microseconds. One process: held by the holder\'s own library. '
+                 'Columns as for recall latency.',
+                 ['', 'off p50', 'off p99', 'back p50', 'back p99', '/ floor', 'other CPU', '/ floor'], rows)
+
+
+def arbiter_file_row(r, place, what):
+    row = file_row(r, place, what, 'arbiter-files', ('running', 'unleased', 'leased'))
+    plain, beside = (r.get('p50', 'arbiter-files', place, what, v, 'call') for v in ('plain', 'unleased'))
+    return row[:4] + [us(beside - plain)] + row[4:]
+
+
+def arbiter_files(r):
+    return Table('pinleased: files of other programs', 'A process with a file of its own, medians: without pinleased in microseconds, then '
+                 'ratios: pinleased runs and nothing is leased; another process has leased another file of the file system, also as a '
+                 'difference in microseconds; on the leased file, beside the leased range.',
+                 ['', 'plain', 'running', 'unleased', 'added', 'leased'],
+                 [arbiter_file_row(r, place, what) for place in ('same', 'across') for what in r.whats('arbiter-files', place)])
+
+
+def arbiter_force(r):
+    floor = 'arbiter-hold', 'same', 'ftruncate', 'floor', 'actor'
+    rows = []
+    for what in r.whats('arbiter-force'):
+        for variant in ('FAIL', 'SCRATCH'):
+            key = 'arbiter-force', 'same', what, variant, 'late'
+            rows.append([variant, us(r.get('p50', *key)), us(r.get('p99', *key)), times(r.ratio(key, floor))])
+    return Table('pinleased: force of a stopped holder', 'ftruncate of a file whose holder, a ring, is stopped by SIGSTOP: from the deadline '
+                 'until the actor goes on, microseconds. The floor is that of "from hold to release".',
+                 ['', 'late p50', 'late p99', '/ floor'], rows)
+
+
+def arbiter_fair(r):
+    rows = []
+    for what in r.whats('arbiter-fair'):
+        for variant in ('floor', 'pinleased'):
+            own, longest, all_, floor = (('arbiter-fair', 'same', what, *key) for key in (
+                (variant, 'own'), (variant, 'longest'), (variant, 'all'), ('floor', 'all')))
+            rows.append([variant, us(r.get('p50', *own)), us(r.get('p99', *own)), us(r.get('p50', *longest)), times(r.ratio(longest, own)),
+                         us(r.get('p50', *all_)), us(r.get('p99', *all_)), times(r.ratio(all_, floor, 'p99'))])
+    return Table('pinleased: many held at once', '100 actors held on 100 leased files, answered in order when all are there; microseconds '
+                 'from the answer for one until its actor goes on, and from the first answer. The floor is a fanotify group that '
+                 'reads all events, then allows them in order.',
+                 ['', 'own p50', 'own p99', 'longest', '/ p50', 'all p50', 'all p99', '/ floor'], rows)
+
+
+def arbiter_many(r):
+    rows = []
+    for what in r.whats('arbiter-many'):
+        def key(variant, metric, what=what):
+            return 'arbiter-many', 'same', what, variant, metric
+
+        for metric, words in (('lease', 'lease, us'), ('release', 'release, us'), ('memory', 'memory, KB')):
+            rows.append([f'{what}: {words}', us(r.get('p50', *key('alone', metric))), us(r.get('p50', *key('pinleased', metric))),
+                         times(r.ratio(key('pinleased', metric), key('alone', metric)))])
+        for metric, words in (('restart', 'known again, ms'), ('told', 'and told again, ms')):
+            rows.append([f'{what}: {words}', '', us(r.get('p50', *key('pinleased', metric)) / 1000), ''])
+        rows.append([f'{what}: known again, us each, / lease', '', us(r.get('p50', *key('pinleased', 'restart each'))),
+                     times(r.ratio(key('pinleased', 'restart each'), key('pinleased', 'lease')))])
+    return Table('pinleased: many leases', 'Ten leases of a page on each file, soft device, one holder: time per lease and per release, memory '
+                 'per lease (kilobytes of 1000; alone: of the library for itself, a tenth of the files; pinleased: of pinleased), and '
+                 'from kill -9 of pinleased until the next one knows all of them, and until the holder has told it so.',
+                 ['', 'alone', 'pinleased', 'ratio'], rows)
+
+
 def all_tables(r):
-    return [t for t in (reference(r), recalls(r), maps(r), calls(r), touches(r), files(r)) if not t.empty]
+    return [t for t in (reference(r), recalls(r), maps(r), calls(r), touches(r), files(r), arbiter_hold(r), arbiter_files(r),
+                        arbiter_force(r), arbiter_fair(r), arbiter_many(r)) if not t.empty]
 
 
 def as_text(table):
