@@ -23,6 +23,17 @@
 #define MAX_FORCES 64
 #define GRACE_MS   60000
 
+static const struct variant {
+	const char *name;
+	enum pinl_then then;
+	bool large; /* the holder has a soft device, too, whose own ring has 16384 slots */
+} variants[] = {
+	{"FAIL", PINL_THEN_FAIL, false},
+	{"SCRATCH", PINL_THEN_SCRATCH, false},
+	{"FAIL, large tables", PINL_THEN_FAIL, true},
+};
+#define N_VARIANTS (int)(sizeof variants / sizeof *variants)
+
 struct scene {
 	const struct bench *b;
 	struct actor *actor;
@@ -31,15 +42,17 @@ struct scene {
 	int fd[MAX_FORCES];
 };
 
-static void __attribute__((noreturn)) hold(struct scene *s, enum pinl_then then, int ready)
+static void __attribute__((noreturn)) hold(struct scene *s, const struct variant *v, int ready)
 {
-	struct pinl_policy policy = policy_of(PINL_RECALL, then);
+	struct pinl_policy policy = policy_of(PINL_RECALL, v->then);
 	struct pinl_lease *lease;
 	struct rig r;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	policy.grace_ms = GRACE_MS;
 	arbiter_rig(s->b, &r, false);
+	if (!v->large)
+		pinl_device_close(r.soft);
 	for (int i = 0; i < s->n; i++) {
 		char *at = must_map(
 			mmap(NULL, LEASED, PROT_READ | PROT_WRITE, MAP_PRIVATE, s->fd[i], PAGE), "mmap");
@@ -54,7 +67,7 @@ static void __attribute__((noreturn)) hold(struct scene *s, enum pinl_then then,
 		pause();
 }
 
-static pid_t stopped_holder(struct scene *s, enum pinl_then then)
+static pid_t stopped_holder(struct scene *s, const struct variant *v)
 {
 	int ready[2], status;
 	pid_t pid;
@@ -65,7 +78,7 @@ static pid_t stopped_holder(struct scene *s, enum pinl_then then)
 	pid = must(fork(), "fork");
 	if (!pid) {
 		close(ready[0]);
-		hold(s, then, ready[1]);
+		hold(s, v, ready[1]);
 	}
 	close(ready[1]);
 	if (read(ready[0], &c, 1) != 1)
@@ -89,7 +102,7 @@ static uint64_t after_deadline(struct scene *s, int i)
 	return took - CEILING_NS;
 }
 
-static void measure(struct scene *s, const char *name, enum pinl_then then)
+static void measure(struct scene *s, const struct variant *v)
 {
 	struct samples ns = {0};
 	struct arbiter a;
@@ -98,10 +111,10 @@ static void measure(struct scene *s, const char *name, enum pinl_then then)
 	for (int i = 0; i < s->n; i++)
 		file_fill(s->fd[i], PAGE + LEASED);
 	arbiter_start(s->b, &a, CEILING);
-	pid = stopped_holder(s, then);
+	pid = stopped_holder(s, v);
 	for (int i = 0; i < s->n; i++)
 		sample(&ns, after_deadline(s, i));
-	result(s->b, "force", name, "late", &ns, 1);
+	result(s->b, "force", v->name, "late", &ns, 1);
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
 	arbiter_stop(&a);
@@ -120,12 +133,8 @@ void group_arbiter_force(const struct bench *b)
 	}
 	for (int i = 0; i < s.n; i++)
 		s.fd[i] = must(file_new(b, s.path[i], PAGE + LEASED), b->dir);
-	for (int i = 0; i < 2; i++) {
-		if (i == b->backwards)
-			measure(&s, "FAIL", PINL_THEN_FAIL);
-		else
-			measure(&s, "SCRATCH", PINL_THEN_SCRATCH);
-	}
+	for (int i = 0; i < N_VARIANTS; i++)
+		measure(&s, &variants[b->backwards ? N_VARIANTS - 1 - i : i]);
 	for (int i = 0; i < s.n; i++) {
 		close(s.fd[i]);
 		unlink(s.path[i]);

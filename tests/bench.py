@@ -4,6 +4,7 @@
 
 usage: bench.py PINLEASE-BENCH
 """
+import os
 import pathlib
 import subprocess
 import sys
@@ -63,6 +64,31 @@ def ratios():
         raise tree.Failure(f"median {found.get('p50', *lease)}, ratio {found.ratio(lease, plain)}")
 
 
+def some_groups_again():
+    """A later run of some groups replaces these, and both runs are described."""
+    first, later = (results.Results({'kernel': kernel}, {}) for kernel in ('old', 'new'))
+    for found, groups in ((first, ('files', 'arbiter-hold', 'arbiter-gone')), (later, ('arbiter-hold',))):
+        for group in groups:
+            found.add({'group': group, 'place': 'same', 'what': 'w', 'variant': 'v', 'metric': 'm', 'n': 1, 'p50': 1,
+                       'p99': 9 if found is later else 3})
+    both = results.merged(results.merged(first, later, 'arbiter'), later, 'arbiter')
+    if {key[0]: rounds['p99'] for key, rounds in both.rows.items()} != {'files': [3], 'arbiter-hold': [9]}:
+        raise tree.Failure(both.rows)
+    if [run['machine']['kernel'] for run in both.machine['later']] != ['new']:
+        raise tree.Failure(both.machine)
+
+
+def without_pinleased():
+    """What can't be measured is named, with the reason."""
+    with tempfile.TemporaryDirectory() as out, tempfile.TemporaryDirectory(dir='/var/tmp') as work:
+        result = subprocess.run([sys.executable, tree.ROOT / 'bench/run.py', PROGRAM, '--scale', 'tiny', '--only', 'arbiter', '--out', out,
+                                 '--dir', work], env=dict(os.environ, PINLEASED='/nonexistent'), capture_output=True, encoding='utf-8',
+                                timeout=100, check=False)
+    for words in ('hold and release', 'files of other programs', 'force of a stopped holder', 'many held at once', 'many leases'):
+        if f'left out: pinleased: {words}: no pinleased' not in result.stdout:
+            raise tree.Failure(f'status {result.returncode}, "{words}" not in\n{result.stdout}{result.stderr}')
+
+
 def readme():
     text = (tree.ROOT / 'bench/README.md').read_text(encoding='utf-8')
     found = results.load(REFERENCE / 'results.json')
@@ -78,5 +104,7 @@ if __name__ == '__main__':
     sys.exit(tree.tap([
         ('a tiny run measures every group and leaves nothing behind', tiny_run),
         ('ratios are taken within rounds', ratios),
+        ('some groups measured again replace those of the reference', some_groups_again),
+        ('without pinleased its groups are left out, and said so', without_pinleased),
         ("bench/README.md and its plots show the reference run's numbers", readme),
     ]))
