@@ -146,7 +146,7 @@ struct server {
 	uint64_t boot;
 	struct store store;
 	struct holder *husk;
-	int given;			      /* the service manager\'s socket; -1: none */
+	int given;			      /* the service manager's socket; -1: none */
 	int wake;			      /* eventfd: notices have come */
 	LIST_HEAD(, holder) holders, leaving; /* leaving: no connection, may be about to end */
 	uint64_t since_ns;
@@ -261,10 +261,11 @@ void watch_stop(struct server *s);
 /* status.c: main loop */
 int status_begin(struct holder *h, const struct pl_ask_status_msg *m);
 
-/* holder.c, for those that answer */
+/* holder.c, for those that answer: main loop */
 int holder_send(struct holder *h, const union pl_message *m);
 void holder_copy_text(char *to, const char *from, size_t len); /* for logs and terminals */
 int holder_reply(struct holder *h, const struct pl_head *to, int err, uint64_t value);
+int holder_reply_to(struct holder *h, uint64_t serial, int err, uint64_t value);
 
 /* share.c; the first three: ctx->lock held */
 uint64_t share_grace(struct pinl_lease *l, uint64_t now);
@@ -283,6 +284,7 @@ void laters_look(struct server *s);
 void laters_forget(struct server *s, const struct holder *h); /* it is told no more */
 int later_take(struct holder *h, const struct pl_truncate_msg *m, int fd);
 void later_begin(struct server *s); /* the one taken last */
+
 /* change.c: main loop */
 int change_begin(struct holder *h, const struct pl_change_msg *m, int fd);
 void change_done(struct holder *h, const struct pl_done_msg *m);
@@ -290,10 +292,6 @@ void changes_answer(struct server *s); /* those that the core has answered */
 void changes_leave(struct holder *h);  /* its connection is over */
 void changes_free(struct server *s);   /* the core is closed */
 bool change_under_way(struct server *s, const struct pl_lease_msg *m, const struct stat *st);
-
-/* holder.c, for list.c and change.c */
-int holder_send(struct holder *h, const union pl_message *m);
-int holder_reply_to(struct holder *h, uint64_t serial, int err, uint64_t value);
 
 /* ring.c: main loop, or reaper */
 int ring_get(struct holder *h, int fd, struct ring **out);

@@ -60,6 +60,14 @@ static uint64_t number(const char *arg, struct argp_state *state)
 	return n;
 }
 
+/* Is it the first of two answers? */
+static bool either(const char *arg, const char *yes, const char *no, struct argp_state *state)
+{
+	if (strcmp(arg, yes) && strcmp(arg, no))
+		argp_error(state, "\"%s\" is neither %s nor %s", arg, yes, no);
+	return !strcmp(arg, yes);
+}
+
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
 	struct options *o = state->input;
@@ -81,9 +89,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		o->limits.connections = number(arg, state);
 		return 0;
 	case CRASH:
-		if (strcmp(arg, "open") && strcmp(arg, "closed"))
-			argp_error(state, "\"%s\" is neither closed nor open", arg);
-		o->limits.closed = !strcmp(arg, "closed");
+		o->limits.closed = either(arg, "closed", "open", state);
 		return 0;
 	case HOLD:
 		o->limits.hold_ms = number(arg, state);
@@ -92,9 +98,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		o->limits.notices = number(arg, state);
 		return 0;
 	case MAY_KILL:
-		if (strcmp(arg, "yes") && strcmp(arg, "no"))
-			argp_error(state, "\"%s\" is neither yes nor no", arg);
-		o->limits.may_kill = !strcmp(arg, "yes");
+		o->limits.may_kill = either(arg, "yes", "no", state);
 		return 0;
 	case ARGP_KEY_ARG:
 		argp_usage(state);

@@ -107,7 +107,7 @@ static int prove(struct pl_outside *o, uint64_t deadline_ns)
 	err = take(o);
 	if (err)
 		return err;
-	err = pl_outside_run(&o->aside, o->ring, probe_child, &o->ring, deadline_ns);
+	err = pl_outside_run(&o->child, o->ring, probe_child, &o->ring, deadline_ns);
 	if (err == -ETIMEDOUT)
 		return lock_taken(o);
 	o->why = why_not(err);
@@ -121,7 +121,7 @@ int pl_outside_open(int pidfd, pid_t pid, int remote_fd, uint64_t deadline_ns, s
 
 	if (!o)
 		return pinl_set_error(-ENOMEM, "out of memory for a handle to a ring");
-	*o = (struct pl_outside){.ring = -1, .pid = pid, .remote_fd = remote_fd, .aside = {-1, 0}};
+	*o = (struct pl_outside){.ring = -1, .pid = pid, .remote_fd = remote_fd, .child = {-1, 0}};
 	o->pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 0);
 	err = o->pidfd < 0 ? pinl_set_error(-errno, "can't duplicate a pidfd: %s", pl_errname(errno))
 			   : prove(o, deadline_ns);
@@ -135,7 +135,7 @@ int pl_outside_open(int pidfd, pid_t pid, int remote_fd, uint64_t deadline_ns, s
 
 void pl_outside_close(struct pl_outside *o)
 {
-	pl_aside_end(&o->aside);
+	pl_outside_child_end(&o->child);
 	if (o->ring >= 0)
 		close(o->ring);
 	if (o->pidfd >= 0)
@@ -149,7 +149,7 @@ int pl_outside_open_process(int pidfd, pid_t pid, struct pl_outside **out)
 
 	if (!o)
 		return pinl_set_error(-ENOMEM, "out of memory for a handle to a process");
-	*o = (struct pl_outside){.ring = -1, .pid = pid, .remote_fd = -1, .aside = {-1, 0}};
+	*o = (struct pl_outside){.ring = -1, .pid = pid, .remote_fd = -1, .child = {-1, 0}};
 	o->pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 0);
 	if (o->pidfd < 0) {
 		free(o);
@@ -272,7 +272,7 @@ static int change(struct pl_outside *o, struct pl_outside_buf *b, bool scratch, 
 	pl_outside_note(o, b, deadline_ns);
 	if (had.end == had.start) /* somebody has emptied it; what is in flight will show */
 		return 0;
-	err = pl_outside_run(&o->aside, c.ring, scratch ? scratch_child : empty_child, &c, deadline_ns);
+	err = pl_outside_run(&o->child, c.ring, scratch ? scratch_child : empty_child, &c, deadline_ns);
 	if (!err && !scratch)
 		o->sum -= pl_look_slot_sum(o->ino, b);
 	if (err == -ETIMEDOUT) /* it may happen yet */
@@ -365,7 +365,7 @@ static void take_all(struct pl_outside *o, const struct pl_outside_buf *bufs, in
 	for (int i = 0; i < n; i++) {
 		struct change c = {o->ring, bufs[i]};
 
-		pl_outside_run(&o->aside, c.ring, empty_child, &c, deadline_ns);
+		pl_outside_run(&o->child, c.ring, empty_child, &c, deadline_ns);
 	}
 	pl_outside_cancel(o, 100000000, deadline_ns);
 }

@@ -108,7 +108,7 @@ void pl_outside_cancel(struct pl_outside *o, uint64_t timeout_ns, uint64_t deadl
 {
 	struct cancel c = {o->ring, timeout_ns};
 
-	pl_outside_run(&o->aside, c.ring, cancel_child, &c, deadline_ns);
+	pl_outside_run(&o->child, c.ring, cancel_child, &c, deadline_ns);
 }
 
 static int unconfirmed(struct pl_outside *o, unsigned flags)

@@ -12,7 +12,7 @@
 
 /* Shares our descriptors, not our memory. At most one is left behind; while it lives, no other is made.
  */
-struct pl_aside {
+struct pl_outside_child {
 	int stuck; /* its pidfd, or -1 */
 	pid_t pid;
 };
@@ -22,9 +22,9 @@ struct pl_aside {
  * -ETIMEDOUT: it hadn't ended, and has been sent SIGKILL. fn must not use anything that another thread
  * might have locked: system calls only.
  */
-int pl_outside_run(struct pl_aside *a, int fd, int (*fn)(const void *arg), const void *arg,
+int pl_outside_run(struct pl_outside_child *a, int fd, int (*fn)(const void *arg), const void *arg,
 		   uint64_t deadline_ns);
-void pl_aside_end(struct pl_aside *a);
+void pl_outside_child_end(struct pl_outside_child *a);
 
 /* In such a child: memory at the buffer's addresses, whatever was there, and it into the slot. Doesn't
  * return unless it fails. */
@@ -62,7 +62,7 @@ struct pl_outside {
 	pid_t pid;
 	uint64_t ino; /* of the ring */
 	const char *why;
-	struct pl_aside aside;
+	struct pl_outside_child child;
 
 	/* The ledger: pins beyond those of the tables, before the first of the slots that were
 	 * changed and not yet verified. While that number is back and no table changed, none of the old

@@ -340,7 +340,7 @@ int pl_outside_heirs(const struct pl_outside *o, struct pl_outside_heir *heirs, 
 		bool fd;
 
 		if (pid <= 0 || pid == getpid() || pid == o->pid ||
-		    (o->aside.stuck >= 0 && pid == o->aside.pid))
+		    (o->child.stuck >= 0 && pid == o->child.pid))
 			continue;
 		fd = has_fd(o, pid);
 		if (!fd && !has_map(o, pid))

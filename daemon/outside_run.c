@@ -26,6 +26,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "os/aside.h"
 #include "os/clock.h"
 #include "outside_int.h"
 
@@ -55,7 +56,7 @@ static bool ended(int pidfd, uint64_t deadline_ns)
 }
 
 /* False while one is left that hasn't ended. */
-static bool reap(struct pl_aside *a)
+static bool reap(struct pl_outside_child *a)
 {
 	siginfo_t si;
 
@@ -78,18 +79,7 @@ static pid_t copy_process(int *pidfd)
 	return syscall(SYS_clone, CLONE_FILES | CLONE_PIDFD, NULL, pidfd, NULL, NULL);
 }
 
-/*
- * Nothing but what it works on: one that is stuck outlives us, and whatever else it had would stay open
- * for all, sockets most of all.
- */
-static void keep_only(int fd)
-{
-	syscall(SYS_close_range, fd + 1, ~0u, CLOSE_RANGE_UNSHARE);
-	if (fd > 0)
-		syscall(SYS_close_range, 0, fd - 1, 0);
-}
-
-int pl_outside_run(struct pl_aside *a, int fd, int (*fn)(const void *arg), const void *arg,
+int pl_outside_run(struct pl_outside_child *a, int fd, int (*fn)(const void *arg), const void *arg,
 		   uint64_t deadline_ns)
 {
 	sigset_t all, old;
@@ -103,7 +93,8 @@ int pl_outside_run(struct pl_aside *a, int fd, int (*fn)(const void *arg), const
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	pid = copy_process(&pidfd);
 	if (!pid) {
-		keep_only(fd);
+		/* One that is stuck outlives us, and whatever else it had would stay open for all. */
+		pl_own_table(fd, fd);
 		syscall(SYS_exit_group, -fn(arg));
 	}
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -111,7 +102,7 @@ int pl_outside_run(struct pl_aside *a, int fd, int (*fn)(const void *arg), const
 		return -errno;
 	if (!ended(pidfd, deadline_ns)) {
 		syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
-		*a = (struct pl_aside){pidfd, pid};
+		*a = (struct pl_outside_child){pidfd, pid};
 		return -ETIMEDOUT;
 	}
 	while (waitid(P_PIDFD, pidfd, &si, WEXITED | __WALL) && errno == EINTR)
@@ -121,7 +112,7 @@ int pl_outside_run(struct pl_aside *a, int fd, int (*fn)(const void *arg), const
 }
 
 /* One that is stuck still becomes a zombie; there is nothing to wait with. */
-void pl_aside_end(struct pl_aside *a)
+void pl_outside_child_end(struct pl_outside_child *a)
 {
 	if (!reap(a))
 		close(a->stuck);

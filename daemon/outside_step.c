@@ -127,6 +127,6 @@ void pl_outside_step(struct pl_outside *o)
 	struct step *s = calloc(1, sizeof *s);
 
 	if (s && list_threads(o->pid, s))
-		pl_outside_run(&o->aside, -1, step_child, s, pl_clock_ns() + 1000 * STEP_NS);
+		pl_outside_run(&o->child, -1, step_child, s, pl_clock_ns() + 1000 * STEP_NS);
 	free(s);
 }

@@ -16,7 +16,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "core/order.h"
 #include "daemon.h"
+#include "os/clock.h"
 #include "os/compat.h"
 #include "os/wake.h"
 #include "source/sources.h"
@@ -24,12 +26,18 @@
 /* ------------------------------------------------------------------------------ another connection --
  */
 
+/* What h takes up is its own process's and user's. */
+static bool is_session(const struct holder *old, const struct holder *h, uint64_t session)
+{
+	return old->session == session && old->pid == h->pid && old->user == h->user;
+}
+
 static struct holder *find_session(struct server *s, const struct holder *h, uint64_t session)
 {
 	struct holder *old;
 
 	LIST_FOREACH(old, &s->leaving, link)
-	if (old->session == session && old->pid == h->pid && old->user == h->user)
+	if (is_session(old, h, session))
 		return old;
 	return NULL;
 }
@@ -40,7 +48,7 @@ static void end_old(struct server *s, const struct holder *h, uint64_t session)
 	struct holder *old;
 
 	LIST_FOREACH(old, &s->holders, link)
-	if (old != h && old->session == session && old->pid == h->pid && old->user == h->user)
+	if (old != h && is_session(old, h, session))
 		break;
 	if (old)
 		holder_gone(old);
@@ -167,20 +175,14 @@ static void nobody(struct pinl_change *change, int err)
 /* An earlier force may be over or not, and what it was for may be gone: it is done once more. */
 static void take_again(struct server *s, const struct held_lease *hl)
 {
-	const struct pinl_memory *mem = &hl->lease->mem;
-	struct pinl_change ch = {.op = PINL_OP_TRUNCATE,
-				 .can = PINL_CAN_TELL | PINL_CAN_BEFORE,
-				 .on_file = 1,
-				 .file_dev = mem->dev,
-				 .file_ino = mem->ino,
-				 .file_start = mem->offset,
-				 .file_end = mem->offset + (mem->end - mem->start),
-				 .newer_than = hl->lease->id - 1,
-				 .source = "restart",
-				 .answer = nobody};
+	const struct pinl_lease *l = hl->lease;
+	struct pl_order order;
 
-	pinl_change_submit(s->ctx, &ch);
-	pinl_change_done(s->ctx, ch.id);
+	pl_order_init(&order, l, 0, UINT64_MAX, false);
+	order.deadline_ns = pl_clock_ns() + l->policy.grace_ms * 1000000ull;
+	order.change.source = "restart";
+	order.change.answer = nobody;
+	pinl_change_submit(s->ctx, &order.change);
 }
 
 static int adopt_lease(struct holder *h, int maps, struct stored_lease *l)

@@ -73,7 +73,7 @@ static void ask_once(struct pl_remote *s, struct pl_remote_ask *a)
 	uint64_t until = pl_clock_ns() + PATIENCE_MS * 1000000ull;
 
 	a->next = NULL;
-	a->sent = a->done = false;
+	a->done = false;
 	*s->asks_tail = a;
 	s->asks_tail = &a->next;
 	pl_remote_wake(s);

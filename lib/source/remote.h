@@ -60,7 +60,7 @@ struct pl_remote_ask {
 	char path[64]; /* a descriptor goes along: the file here, opened with `flags` */
 	int flags;
 	bool reply; /* is waited for */
-	bool sent, done;
+	bool done;
 	int err;
 	uint64_t value;
 	char text[216];
