@@ -53,8 +53,8 @@ static void order(struct arbiter *a, char what)
 /* No user's share is what is measured. */
 void arbiter_start(const struct bench *b, struct arbiter *a, const char *ceiling_ms)
 {
-	const char *argv[] = {getenv("PINLEASED"), "--ceiling",	 ceiling_ms,   "--max-notices",
-			      "1000000000",	   "--max-hold", "3600000000", "--max-leases",
+	const char *argv[] = {getenv("PINLEASED"), "--ceiling",	 ceiling_ms, "--max-notices",
+			      "1000000000",	   "--max-hold", "86400000", "--max-leases",
 			      "1000000",	   NULL};
 	char path[160];
 	int ends[2];

@@ -60,9 +60,34 @@ static int by_size(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-static double quantile(const struct samples *s, unsigned percent)
+static double quantile(const struct samples *s, unsigned permille)
 {
-	return s->ns[(uint64_t)(s->n - 1) * percent / 100];
+	return s->ns[(uint64_t)(s->n - 1) * permille / 1000];
+}
+
+static void print_row(const struct bench *b, const char *what, const char *variant, const char *metric,
+		      unsigned n, double p50, double p99)
+{
+	printf("{\"group\":\"%s\",\"place\":\"%s\",\"what\":\"%s\",\"variant\":\"%s\",\"metric\":\"%s\","
+	       "\"n\":%u,\"p50\":%.1f,\"p99\":%.1f}\n",
+	       b->group, b->place, what, variant, metric, n, p50, p99);
+	fflush(stdout);
+}
+
+void value(const struct bench *b, const char *what, const char *variant, const char *metric, double v)
+{
+	print_row(b, what, variant, metric, 1, v, v);
+}
+
+static void sort(struct samples *s)
+{
+	qsort(s->ns, s->n, sizeof *s->ns, by_size);
+}
+
+double worst_of_1000(struct samples *s)
+{
+	sort(s);
+	return quantile(s, 999);
 }
 
 void result(const struct bench *b, const char *what, const char *variant, const char *metric,
@@ -70,12 +95,8 @@ void result(const struct bench *b, const char *what, const char *variant, const 
 {
 	if (!s->n)
 		fail("%s, %s: no samples", what, variant);
-	qsort(s->ns, s->n, sizeof *s->ns, by_size);
-	printf("{\"group\":\"%s\",\"place\":\"%s\",\"what\":\"%s\",\"variant\":\"%s\",\"metric\":\"%s\","
-	       "\"n\":%u,\"p50\":%.1f,\"p99\":%.1f}\n",
-	       b->group, b->place, what, variant, metric, s->n, quantile(s, 50) / per,
-	       quantile(s, 99) / per);
-	fflush(stdout);
+	sort(s);
+	print_row(b, what, variant, metric, s->n, quantile(s, 500) / per, quantile(s, 990) / per);
 	s->n = 0;
 }
 

@@ -27,9 +27,10 @@ struct bench {
 	const char *dir;   /* a directory on ext4, XFS or btrfs, if possible */
 	const char *place; /* "same" or "across" */
 	int actor_cpu, lib_cpu;
-	unsigned n, few; /* samples: where cheap, where not */
-	size_t max_size; /* largest lease */
-	bool backwards;	 /* variants in reverse order, every other round */
+	unsigned n, few;  /* samples: where cheap, where not */
+	size_t max_size;  /* largest lease */
+	unsigned regions; /* most of them in a cache */
+	bool backwards;	  /* variants in reverse order, every other round */
 };
 
 /* -------------------------------------------------------------------------------- results -- */
@@ -52,6 +53,12 @@ void sample(struct samples *s, uint64_t ns);
 /* Print median and 99th percentile, each divided by `per`, and empty s. */
 void result(const struct bench *b, const char *what, const char *variant, const char *metric,
 	    struct samples *s, double per);
+
+/* The same for what is one number: its median and 99th percentile are that. */
+void value(const struct bench *b, const char *what, const char *variant, const char *metric, double v);
+
+/* The 99.9th percentile. */
+double worst_of_1000(struct samples *s);
 
 void left_out(const struct bench *b, const char *what, const char *why);
 

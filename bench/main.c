@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* pinlease-bench GROUP [options]: one round of one group of measurements. bench/run.py calls it. */
 #include "arbiter.h"
+#include "cache.h"
+#include "device.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -20,21 +22,27 @@ static const struct {
 	{"calls", group_calls},
 	{"touch", group_touch},
 	{"files", group_files},
+	{"cache-hit", group_cache_hit},
 	{"arbiter-hold", group_arbiter_hold},
 	{"arbiter-files", group_arbiter_files},
 	{"arbiter-force", group_arbiter_force},
 	{"arbiter-fair", group_arbiter_fair},
 	{"arbiter-many", group_arbiter_many},
+	{"device-ring", group_device_ring},
+	{"device-verbs", group_device_verbs},
+	{"device-vfio", group_device_vfio},
+	{"device-iommufd", group_device_iommufd},
 };
 
 static const struct {
 	const char *name;
 	unsigned n, few;
 	size_t max_size;
+	unsigned regions;
 } scales[] = {
-	{"full", 1000, 200, 1024 * MIB},
-	{"quick", 120, 30, 16 * MIB},
-	{"tiny", 4, 2, 64 * KIB},
+	{"full", 1000, 200, 1024 * MIB, 1000000},
+	{"quick", 120, 30, 16 * MIB, 100000},
+	{"tiny", 4, 2, 64 * KIB, 1000},
 };
 
 static void __attribute__((noreturn)) usage(void)
@@ -73,6 +81,7 @@ static void choose_scale(struct bench *b, const char *name)
 			b->n = scales[i].n;
 			b->few = scales[i].few;
 			b->max_size = scales[i].max_size;
+			b->regions = scales[i].regions;
 		}
 	if (!b->n)
 		usage();

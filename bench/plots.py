@@ -128,8 +128,37 @@ def maps(r):
     return document(860, 450, 'Leases on a ring', parts)
 
 
+def cache_points(r, what, variant, metric):
+    """(registrations, ns) of all sizes measured"""
+    found = {int(key[2].split()[-1]): r.get('p50', *key) for key in r.rows
+             if key[:2] == ('cache-hit', 'same') and key[2].startswith(what) and key[3:] == (variant, metric)}
+    return sorted(found.items())
+
+
+CACHE_CURVES = (('1 thread, random of', 'hit', 'hit, any of N', 0), ('1 thread, same of', 'hit', 'hit, the same', 1), ('insert', 'insert', 'insert', 2))
+
+
+def cache(r):
+    curves = {(what, variant): cache_points(r, what, variant, metric) for what, metric, _, _ in CACHE_CURVES for variant in ('pinlease', 'UCX')}
+    values = [ns for points in curves.values() for _, ns in points]
+    sizes = [n for points in curves.values() for n, _ in points]
+    x, y = Log(min(sizes), max(max(sizes), 10 * min(sizes)), 70, 620), Log(min(values), max(values), 400, 90)
+    parts = [text(20, 28, 'A registration cache of N registrations: one get and put', 'title'), text(26, 72, 'dashed: UCX', 'soft')]
+    for decade in y.decades():
+        parts += [line(70, y(decade), 620, y(decade), 'grid'), text(64, y(decade) + 4, unit(decade), 'soft end')]
+    parts += [text(x(decade), 420, f'{decade:.0f}', 'soft mid') for decade in x.decades()]
+    for what, _, words, i in CACHE_CURVES:
+        parts += [line(26 + 150 * i, 48, 50 + 150 * i, 48, f'curve k{i}'), text(58 + 150 * i, 52, words)]
+        for variant in ('pinlease', 'UCX'):
+            points = [(x(n), y(ns)) for n, ns in curves[what, variant]]
+            parts.append(curve(points, f'k{i} {"" if variant == "pinlease" else "plain"}'))
+    return document(660, 440, 'Registration cache', parts)
+
+
 def draw(r, directory):
     if any(k[0].startswith('recall') for k in r.rows):
         (directory / 'recall.svg').write_text(recall(r), encoding='utf-8')
     if r.whats('map'):
         (directory / 'map.svg').write_text(maps(r), encoding='utf-8')
+    if r.whats('cache-hit'):
+        (directory / 'cache.svg').write_text(cache(r), encoding='utf-8')

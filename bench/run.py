@@ -29,9 +29,9 @@ import tables
 ROUNDS = {'full': 5, 'quick': 5, 'tiny': 1}
 STEPS = [('reference', 'same'), ('reference', 'across'), ('recall-mem', 'same'), ('recall-mem', 'across'),
          ('recall-file', 'same'), ('recall-file', 'across'), ('map', 'same'), ('calls', 'same'), ('calls', 'across'),
-         ('touch', 'same'), ('files', 'same'), ('files', 'across'), ('arbiter-hold', 'same'), ('arbiter-hold', 'across'),
+         ('cache-hit', 'same'), ('cache-hit', 'across'), ('touch', 'same'), ('files', 'same'), ('files', 'across'), ('arbiter-hold', 'same'), ('arbiter-hold', 'across'),
          ('arbiter-files', 'same'), ('arbiter-files', 'across'), ('arbiter-force', 'same'), ('arbiter-fair', 'same'),
-         ('arbiter-many', 'same')]
+         ('arbiter-many', 'same'), ('device-ring', 'same'), ('device-verbs', 'same'), ('device-vfio', 'same'), ('device-iommufd', 'same')]
 MOST_ROUNDS = {'arbiter-many': 3}
 BEGIN, END = '<!-- measured: begin -->\n', '<!-- measured: end -->\n'
 
@@ -132,7 +132,8 @@ def measured_part(found):
     """What README.md has between its marks."""
     parts = [describe(found) + '.', *(['Left out: ' + '; '.join(left_out_lines(found)) + '.'] if found.left_out else []),
              '![Recall latency by policy](results/reference/recall.svg)',
-             '![Leases on a ring by size](results/reference/map.svg)', *map(tables.as_markdown, tables.all_tables(found))]
+             '![Leases on a ring by size](results/reference/map.svg)',
+             '![The cache by the number of registrations](results/reference/cache.svg)', *map(tables.as_markdown, tables.all_tables(found))]
     return '\n\n'.join(parts) + '\n'
 
 

@@ -100,6 +100,43 @@ def calls(r):
                  [*call_rows(r, 'same'), *call_rows(r, 'across')])
 
 
+CACHE = 'cache-hit'
+CACHE_BASES = {'call': 'munmap', 'touch': None}  # without any cache; None: the same
+CACHE_METRICS = (('hit', 'ns'), ('average', 'ns'), ('p99.9', 'ns'), ('insert', 'ns'), ('call', 'us'), ('touch', 'ns'), ('bytes', 'bytes'))
+CACHE_WORDS = {'average': ', average', 'p99.9': ', 99.9 %', 'touch': ': first touch of a page', 'bytes': ', bytes'}
+
+
+def cache_row(r, place, what, metric, unit):
+    mine, ucx = ((CACHE, place, what, variant, metric) for variant in ('pinlease', 'UCX'))
+    base = (CACHE, place, what, 'plain', metric)
+    if base not in r.rows:
+        base = (CACHE, place, CACHE_BASES.get(metric), 'plain', metric)
+
+    def number(key):
+        return '' if r.get('p50', *key) is None else us(r.get('p50', *key)) if unit == 'us' else f"{r.get('p50', *key):.1f}"
+
+    return [what + CACHE_WORDS.get(metric, '') + ('' if place == 'same' else ', two CPUs'), number(mine), number(ucx), times(r.ratio(mine, ucx)),
+            times(r.ratio(mine, base)) if metric in CACHE_BASES else '']
+
+
+def cache_shown(place, what, metric):
+    """The sizes in between are in the plot, and what one thread does is the same in both places."""
+    if what.split()[-1] in ('10', '100', '10000'):
+        return False
+    return place == 'same' or what.startswith('2') or metric not in ('hit', 'insert')
+
+
+def cache(r):
+    rows = [cache_row(r, place, what, metric, unit) for metric, unit in CACHE_METRICS
+            for place in ('same', 'across') for what in r.whats(CACHE, place)
+            if (CACHE, place, what, 'pinlease', metric) in r.rows and cache_shown(place, what, metric)]
+    return Table('The registration cache', 'Get and put by a device that does nothing, nanoseconds: of one address, or of any of N, by one or two '
+                 'threads; while nothing else happens, or another thread maps, looks up and unmaps; the first of each page ("insert"). munmap of a page, '
+                 'microseconds, with so many others cached, and its ratio to the same without a cache. First touches of pages beside a '
+                 'cached one, and what a registration takes. UCX is Debian 12\'s 1.13.1, with its hooks and locks as they are by default.',
+                 ['', 'pinlease', 'UCX', '/ UCX', '/ plain'], rows)
+
+
 def touch_row(r, what):
     def key(variant, metric):
         return 'touch', 'same', what, variant, metric
@@ -208,9 +245,48 @@ def arbiter_many(r):
                  ['', 'alone', 'pinleased', 'ratio'], rows)
 
 
+DEVICES = ('device-ring', 'device-verbs', 'device-vfio', 'device-iommufd')
+
+
+def device_revoke_row(r, group, what, variant):
+    def key(metric, v=variant):
+        return group, 'same', what, v, metric
+
+    landed, watched = (sum(r.rows[key(m)]['p50']) for m in ('landed', 'watched'))
+    return [f'{what}: {variant}', us(r.get('p50', *key('off'))), us(r.get('p99', *key('off'))), us(r.get('p50', *key('back'))),
+            us(r.get('p99', *key('back'))), *(times(r.ratio(key('back'), key('back', v))) if variant == 'load' else '' for v in ('idle', 'plain')),
+            f'{landed / 1024:.0f}', f'{watched / 1024:.0f}']
+
+
+def device_revokes(r):
+    rows = [device_revoke_row(r, group, what, variant) for group in DEVICES for what in r.whats(group)
+            for variant in ('plain', 'idle', 'load') if (group, 'same', what, variant, 'landed') in r.rows]
+    return Table('Devices: taken back', 'ftruncate of a leased memfd by the holder (pinl_ftruncate; RECALL, FAIL), microseconds: device off the '
+                 'pages, and back, as for recall latency; idle, and while the device writes to the lease. After the call the pages, pinned '
+                 'by a witness, are poisoned: KiB that landed in them from then on, of those watched. Plain: without the library, in the '
+                 'same load. Leases: soft, uring, vfio, iommufd 64 KiB, verbs 1 MiB.',
+                 ['', 'off p50', 'off p99', 'back p50', 'back p99', '/ idle', '/ plain', 'landed', 'watched'], rows)
+
+
+def device_map_row(r, group, what):
+    row = [what]
+    for metric in ('map', 'unmap'):
+        mine, base = ((group, 'same', what, v, metric) for v in ('pinlease', 'plain'))
+        row += [us(r.get('p50', *base)), us(r.get('p50', *mine)), times(r.ratio(mine, base))]
+    return row
+
+
+def device_maps(r):
+    rows = [device_map_row(r, group, what) for group in DEVICES for what in r.whats(group)
+            if (group, 'same', what, 'plain', 'map') in r.rows]
+    return Table('Devices: making a lease', 'The bare registration and its end (ibv_reg_mr and ibv_dereg_mr, VFIO_IOMMU_MAP_DMA and '
+                 'UNMAP_DMA, IOMMU_IOAS_MAP and UNMAP), and as pinl_map_range and pinl_unmap_range, in turn. Medians in microseconds.',
+                 ['', 'plain map', 'lease', 'ratio', 'plain unmap', 'unmap', 'ratio'], rows)
+
+
 def all_tables(r):
-    return [t for t in (reference(r), recalls(r), maps(r), calls(r), touches(r), files(r), arbiter_hold(r), arbiter_files(r),
-                        arbiter_force(r), arbiter_fair(r), arbiter_many(r)) if not t.empty]
+    return [t for t in (reference(r), recalls(r), maps(r), calls(r), cache(r), touches(r), files(r), arbiter_hold(r), arbiter_files(r),
+                        arbiter_force(r), arbiter_fair(r), arbiter_many(r), device_revokes(r), device_maps(r)) if not t.empty]
 
 
 def as_text(table):

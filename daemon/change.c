@@ -36,8 +36,7 @@ struct change {
 	sd_event_source *forget;
 };
 
-/* ------------------------------------------------------------------------------- what it takes away --
- */
+/* ------------------------------------------------------------------------ what it takes away -- */
 
 static const int modes[PINL_OP_NR] = {
 	[PINL_OP_PUNCH] = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,

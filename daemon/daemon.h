@@ -48,17 +48,21 @@ struct user {
 	unsigned refs;
 	uint64_t leases, bytes;
 	unsigned connections, laters, changes;
-	struct bucket work;	     /* lock: of the worker's time */
+	unsigned adopted;   /* of the connections: none yet, but whose process may make one to go on */
+	struct bucket work; /* lock: of the worker's time */
 	struct bucket hold, notices; /* this and the next two: ctx->lock */
 	uint64_t held_until_ns, complained_ns, gone_ns;
+	uint64_t stuck_ns; /* main loop: when the log last had it */
 	atomic_bool complain;
 };
 
-/* One of a holder's rings. `lock` keeps the main loop, the worker and the reaper apart. */
+/* One of a holder's rings, or the address space of its devices. `lock` keeps the main loop, the worker
+ * and the reaper apart. */
 struct ring {
 	struct ring *next;
 	pthread_mutex_t lock;
 	int fd; /* in the holder's table */
+	enum pl_outside_kind kind;
 	struct pl_outside *outside;
 	unsigned refs; /* leases; main loop, then reaper */
 };
@@ -74,16 +78,18 @@ struct held_lease {
 	struct ring *_Atomic
 		ring; /* buf is set before; by which it can be taken from outside; NULL: by none */
 	struct pl_outside_buf buf;
-	int stopped; /* device.c: what has come of stopping it */
-	bool made;   /* the device has it */
-	bool told;   /* on this connection */
+	int stopped;  /* device.c: what has come of stopping it */
+	bool drains;  /* device.c: since then; lease busy, as the next */
+	bool drained; /* it was waited for to the end */
+	bool made;    /* the device has it */
+	bool told;    /* on this connection */
 	struct stored_lease *stored;
 	uint32_t grace_ms, agent_ms; /* as the holder has said */
 	struct {		     /* for those who watch, when holder and lease are gone */
 		pid_t pid;
 		uid_t uid;
 		char name[32];
-		uint64_t dev, ino, offset;
+		uint64_t dev, ino, offset, start;
 	} of;
 	struct held_lease *ended_next, *end_next;
 	bool ending;	    /* it is in no index any more */
@@ -96,7 +102,7 @@ struct notice {
 	struct held_lease *hl; /* NULL: free */
 	enum pl_notice_what what;
 	const char *source;
-	uint64_t seq, deadline_ns;
+	uint64_t seq, deadline_ns, since_ns, gone_ns, force_ns;
 	struct pl_range va;
 	enum pinl_op op;
 	unsigned also;
@@ -118,22 +124,31 @@ struct holder {
 	struct stored_holder *stored; /* from its first lease on */
 	bool welcome;		      /* HELLO has come */
 	bool tells_again;	      /* STILL wasn't enough: one more ALL_TOLD comes */
-	bool returning;	   /* its leases may be older than the changes under way, until ALL_TOLD */
-	atomic_bool left;  /* its connection is over, and it lives: what it has is its own affair */
-	bool full;	   /* the socket takes no more, until it says so */
-	unsigned endings;  /* leases that the reaper ends; it stays till then */
-	bool leaves;	   /* and leaves then */
-	unsigned unforced; /* leases that can't be forced from outside */
+	bool returning;	    /* its leases may be older than the changes under way, until ALL_TOLD */
+	atomic_bool left;   /* its connection is over, and it lives: what it has is its own affair */
+	unsigned absent_ms; /* absent.c: until it is looked at again */
+	bool full;	    /* the socket takes no more, until it says so */
+	unsigned endings;   /* leases that the reaper ends; it stays till then */
+	bool leaves;	    /* and leaves then */
+	unsigned unforced;  /* leases that can't be forced from outside */
 	struct killing *_Atomic killing; /* since its first lease with KILL */
 	uint64_t end_by, look_ns; /* reaper: how long its pins are waited for, when it looks again */
 	struct pinl_device *device;
 	struct pl_index leases;
 	struct ring *rings;
-	struct listing *listing;	/* being sent to it; NULL: none */
-	struct request *request;	/* a recall it has asked for; NULL: none */
-	struct watcher *watcher;	/* NULL: it doesn't watch */
-	struct held_lease *making;	/* for the backend's map */
-	struct notices notices, unused; /* ctx->lock */
+	struct listing *listing;   /* being sent to it; NULL: none */
+	struct request *request;   /* a recall it has asked for; NULL: none */
+	struct watcher *watcher;   /* NULL: it doesn't watch */
+	struct held_lease *making; /* for the backend's map */
+	struct door *door;	   /* door.c; NULL: no connection */
+	TAILQ_ENTRY(holder) at_link;
+	struct pl_head shown;		/* at the door: of the message */
+	bool at_door;			/* not read from */
+	bool vetted;			/* its first message may come in */
+	bool adopted;			/* it is in user->adopted */
+	struct notices notices, unused; /* ctx->lock; so the next two: */
+	const struct held_lease *cut;	/* a change of it was let go; to be said */
+	uint64_t cut_said_ns;
 	struct notice *pool;
 	LIST_HEAD(, change) changes; /* change.c: main loop */
 	struct holder *reap_next;    /* lock */
@@ -155,8 +170,11 @@ struct server {
 	sd_event_source *events; /* the core's; NULL: nobody has ever watched */
 	struct held_lease *ending;
 	uint64_t events_lost; /* by watchers */
+	uint64_t outside;     /* leases forced from there, ever; ctx->lock */
+	atomic_bool cut;      /* a holder has one to be said */
 	unsigned n_watchers, n_endings;
 	struct laters *laters;
+	struct doors *doors;
 	LIST_HEAD(, change)
 	alone; /* changes whose connection is over, or who are not heard of any more */
 	pthread_t main;
@@ -181,25 +199,45 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 int server_listen(struct server *s, int sock); /* takes it */
 void server_free(struct server *s);
 
+/* listen.c: a socket; -errno with a sentence */
+int listen_socket(const char *path);
+int listen_given(int sock);
+
 /* holder.c: main loop, but for what it says */
 struct holder *holder_new(struct server *s, int sock); /* takes it; NULL: refused, and said so */
+void holder_refuse(int sock);			       /* says that there are too many */
 void holder_gone(struct holder *h);		       /* its connection is over */
 void holder_leave(struct holder *h);		       /* and waited for no more */
 void holder_end(struct holder *h);		       /* reaper */
 int holder_receive(struct holder *h);		       /* 0; -errno: it is to go */
 
 /* holder.c, for resume.c: main loop */
-struct holder *holder_alloc(struct server *s, uid_t uid, pid_t pid, int pidfd); /* takes pidfd */
+struct holder *holder_alloc(struct server *s, uid_t uid, bool besides, pid_t pid,
+			    int pidfd); /* takes pidfd */
 void holder_free(struct holder *h);
 bool holder_watch_exit(struct holder *h);
 
+/* door.c: main loop */
+int doors_new(struct server *s);
+void doors_free(struct server *s);
+int door_come(struct holder *h, uid_t uid);   /* 0; -errno: not now */
+void door_leave(struct holder *h);	      /* takes its socket */
+void door_refuse(struct server *s, int sock); /* takes it; of one who is not let in */
+int door_pass(struct holder *h);	      /* 0: receive; -EAGAIN: not yet; -errno: it is to go */
+
+/* door_take.c: main loop. A ring or address space of the holder's: a descriptor, or -errno */
+int door_take(struct holder *h, enum pl_outside_kind kind, int fd, uint64_t deadline_ns);
+
 /* lease.c: main loop, but for lease_forget: reaper, too */
 int lease_message(struct holder *h, const union pl_message *m, int fd); /* as holder_receive() */
-int lease_make(struct holder *h, const struct pl_lease_msg *m, int fd, bool adopted);
+int lease_adopt(struct holder *h, struct stored_lease *l, int fd);	/* fd: as in struct pl_foreign */
 int lease_take_handle(struct held_lease *hl, const struct pl_handle_msg *m);
 void lease_end(struct held_lease *hl);
 void lease_forget(struct holder *h, struct held_lease *hl); /* the core has ended it */
 struct held_lease *lease_find(struct holder *h, uint64_t number);
+
+/* absent.c: main loop; until it comes back (h->patience) */
+void absent_watch(struct holder *h);
 
 /* ending.c */
 void lease_end_later(struct held_lease *hl); /* main loop; it is in no index any more */
@@ -218,6 +256,7 @@ extern const struct pl_foreign_ops holder_foreign_ops; /* of the core's: ctx->lo
 int notices_init(struct holder *h);
 int holder_send_notices(struct holder *h); /* 0; -errno: it is to go */
 void notices_drop(struct holder *h, const struct held_lease *hl);
+void notices_complain(struct server *s); /* main loop: of changes that were let go */
 
 /* file.c: any thread */
 enum pinl_memory_kind file_kind(long magic, bool shared);
@@ -225,9 +264,14 @@ int file_look(int fd, bool write, struct stat *st, long *magic, bool *reader);
 int file_path_only(int fd); /* a descriptor; the caller's */
 
 /* user.c: any thread */
-struct user *user_get(struct server *s, uid_t uid); /* NULL: no memory, or too many connections */
-void user_keep(struct server *s, struct user *u);   /* till user_put(..., false) */
+struct user *user_get(struct server *s, uid_t uid,
+		      bool besides); /* NULL: no memory, or too many connections; not if `besides` */
+bool user_may_come(struct server *s, const struct user *u, uint32_t role); /* in a place for commands */
+bool user_is_locked_out(struct server *s,
+			uid_t uid);		  /* root, or our own user, of his commands' places */
+void user_keep(struct server *s, struct user *u); /* till user_put(..., false) */
 void user_put(struct server *s, struct user *u, bool connection);
+void user_adopted(struct holder *h, bool is);
 void users_free(struct server *s);		   /* at the end */
 int user_change(struct server *s, struct user *u); /* one more of his under way; -EDQUOT */
 void user_changed(struct server *s, struct user *u);
@@ -274,7 +318,10 @@ void share_noticed(struct user *u);
 int share_may_lease(struct server *s, struct user *u);
 int share_descriptor(struct server *s, struct user *u, int fd); /* one more; -EDQUOT */
 void share_complain(struct server *s);				/* main loop */
+unsigned share_hold_ms(const struct server *s);
+void share_used(struct server *s, const struct user *u, uint64_t *hold_ns, uint64_t *notices);
 uint64_t share_work(struct holder *h, uint64_t deadline_ns);
+uint64_t share_patience(struct holder *h, uint64_t ns); /* the same, and not a moment beyond his share */
 void share_worked(struct holder *h, uint64_t since_ns);
 
 /* later.c: main loop */
@@ -294,7 +341,7 @@ void changes_free(struct server *s);   /* the core is closed */
 bool change_under_way(struct server *s, const struct pl_lease_msg *m, const struct stat *st);
 
 /* ring.c: main loop, or reaper */
-int ring_get(struct holder *h, int fd, struct ring **out);
+int ring_get(struct holder *h, enum pl_outside_kind kind, int fd, struct ring **out);
 void ring_put(struct holder *h, struct ring *ring);
 
 /* kill.c: R10 */
@@ -306,5 +353,6 @@ void kill_free(struct killing *k);
 
 /* device.c */
 extern const struct pinl_device_ops holder_device_ops; /* arg: the holder */
+int holder_drained(struct pinl_lease *l, uint64_t deadline_ns);
 
 #endif

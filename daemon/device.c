@@ -10,6 +10,8 @@
 #include "daemon.h"
 #include "os/clock.h"
 
+#define LEAST_NS 20000000u /* to drain, after the stopping of many others has used up the time */
+
 static int holder_open(const void *arg, struct pinl_device_info *info, void **dev)
 {
 	info->device_class = PINL_DEV_REVOCABLE; /* by the holder's word, else from outside */
@@ -54,6 +56,7 @@ static int holder_stop(void *dev, struct pinl_mapping *m)
 	struct held_lease *hl = m->priv;
 	struct ring *ring = hl->ring;
 
+	hl->drains = hl->drained = false;
 	if (m->holder_done || hl->holder->left)
 		return 0;
 	hl->stopped = ring ? force(hl, ring, share_work(hl->holder, deadline)) : no_way();
@@ -61,6 +64,31 @@ static int holder_stop(void *dev, struct pinl_mapping *m)
 	return hl->then == PINL_THEN_KILL ? 0 : hl->stopped;
 }
 
+/* The ring's lock is held for long only by who looks at the pins of the dead. */
+int holder_drained(struct pinl_lease *l, uint64_t deadline_ns)
+{
+	struct held_lease *hl = l->dm.priv;
+	struct ring *ring = hl->ring;
+	uint64_t now = pl_clock_ns();
+	int err;
+
+	if (hl->holder->left || hl->stopped || !ring)
+		return 0;
+	if (pthread_mutex_trylock(&ring->lock))
+		return now < deadline_ns ? -EAGAIN : 0;
+	if (!hl->drains) {
+		deadline_ns = deadline_ns > now + LEAST_NS ? deadline_ns : now + LEAST_NS;
+		pl_outside_drain_begin(&hl->buf, share_work(hl->holder, deadline_ns));
+	}
+	hl->drains = true;
+	err = pl_outside_drain_look(ring->outside, &hl->buf, PL_OUTSIDE_STEP);
+	pthread_mutex_unlock(&ring->lock);
+	hl->drained = err != -EAGAIN;
+	share_worked(hl->holder, now);
+	return err;
+}
+
+/* Where it was waited for it is looked at once more, for the sentence. */
 static int holder_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 {
 	struct held_lease *hl = m->priv;
@@ -75,7 +103,7 @@ static int holder_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 	if (!err) {
 		pthread_mutex_lock(&ring->lock);
 		err = pl_outside_drained(ring->outside, &hl->buf, PL_OUTSIDE_STEP,
-					 share_work(hl->holder, deadline_ns));
+					 hl->drained ? now : share_work(hl->holder, deadline_ns));
 		pthread_mutex_unlock(&ring->lock);
 	}
 	if (err && hl->then == PINL_THEN_KILL)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Ending a lease that a force is at takes as long as the force: the reaper waits for that, not the main
- *loop. Until it comes back the lease is in no index any more, so its number is free, but its holder
- *stays.
+ * loop. Until it comes back the lease is in no index any more, so its number is free, but its holder
+ * stays.
  *
  *	main loop: lease_end_later() -> reaper: endings_do() -> main loop: endings_finish()
  */

@@ -18,6 +18,9 @@
 
 #define ENDING_MS 1000
 
+static const char too_many[] =
+	"pinleased serves no more connections of this user; close some, or have its limits raised";
+
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
 #endif
@@ -69,23 +72,32 @@ static int on_truncate(struct holder *h, const struct pl_truncate_msg *m, int fd
 
 /* ------------------------------------------------------------------------------------- receiving -- */
 
+/* 0, or the error that it is told. */
+static int admit(struct holder *h, const struct pl_hello *m)
+{
+	int err = 0;
+
+	if (m->version != PL_PROTO_VERSION)
+		err = pinl_set_error(-EPROTONOSUPPORT,
+				     "pinleased speaks version %d of the protocol, not %u; install the "
+				     "same release of both",
+				     PL_PROTO_VERSION, m->version);
+	else if (!user_may_come(h->server, h->user, m->role))
+		err = pinl_set_error(-EDQUOT, "%s", too_many);
+	if (err)
+		holder_reply(h, &m->head, err, 0);
+	return err;
+}
+
 /* Afterwards its socket may be another holder's: the one who takes up where he left. */
 static int on_hello(struct holder *h, const struct pl_hello *m)
 {
 	struct holder *old = NULL;
 	union pl_message w;
-	int err;
+	int err = admit(h, m);
 
-	if (m->version != PL_PROTO_VERSION) {
-		holder_reply(h, &m->head,
-			     pinl_set_error(
-				     -EPROTONOSUPPORT,
-				     "pinleased speaks version %d of the protocol, not %u; install the "
-				     "same release of both",
-				     PL_PROTO_VERSION, m->version),
-			     0);
-		return -EPROTONOSUPPORT;
-	}
+	if (err)
+		return err;
 	if (m->resume && (old = resume_session(h, m->resume)))
 		h = old;
 	h->welcome = true;
@@ -141,6 +153,9 @@ int holder_receive(struct holder *h)
 	const char *why;
 	int fd, err;
 
+	err = door_pass(h);
+	if (err)
+		return err == -EAGAIN ? 0 : err;
 	err = pl_message_receive(h->sock, &m, &fd, &why);
 	if (err == -EAGAIN)
 		return 0;
@@ -167,22 +182,22 @@ static int identify(int sock, struct ucred *cred, int *pidfd)
 }
 
 /* The only message that is no answer. */
-static void say_no(int sock)
+void holder_refuse(int sock)
 {
 	union pl_message m;
 
 	pl_message_init(&m, PL_REPLY);
 	m.reply.err = -EDQUOT;
-	strcpy(m.reply.text,
-	       "pinleased serves no more connections of this user; close some, or have its "
-	       "limits raised");
+	strcpy(m.reply.text, too_many);
 	pl_message_send(sock, &m, -1);
 }
 
 void holder_free(struct holder *h)
 {
-	if (h->user)
+	if (h->user) {
+		user_adopted(h, false);
 		user_put(h->server, h->user, true);
+	}
 	if (h->pidfd >= 0)
 		close(h->pidfd);
 	kill_free(h->killing);
@@ -192,7 +207,7 @@ void holder_free(struct holder *h)
 }
 
 /* Without a connection. */
-struct holder *holder_alloc(struct server *s, uid_t uid, pid_t pid, int pidfd)
+struct holder *holder_alloc(struct server *s, uid_t uid, bool besides, pid_t pid, int pidfd)
 {
 	struct holder *h = calloc(1, sizeof *h);
 
@@ -207,7 +222,7 @@ struct holder *holder_alloc(struct server *s, uid_t uid, pid_t pid, int pidfd)
 	while (!h->session)
 		if (getrandom(&h->session, sizeof h->session, 0) < 0)
 			h->session = pl_clock_ns();
-	if (notices_init(h) || !(h->user = user_get(s, uid)) ||
+	if (notices_init(h) || !(h->user = user_get(s, uid, besides)) ||
 	    pinl_device_open_ops(s->ctx, &holder_device_ops, h, &h->device)) {
 		holder_free(h);
 		return NULL;
@@ -216,24 +231,41 @@ struct holder *holder_alloc(struct server *s, uid_t uid, pid_t pid, int pidfd)
 	return h;
 }
 
+/* For commands of who runs this: the oldest of those who have said nothing yet has to go. */
+static bool make_room(struct server *s, uid_t uid)
+{
+	struct holder *h, *oldest = NULL;
+
+	LIST_FOREACH(h, &s->holders, link)
+	if (!h->welcome && h->user->uid == uid)
+		oldest = h;
+	if (oldest)
+		holder_gone(oldest);
+	return oldest;
+}
+
 struct holder *holder_new(struct server *s, int sock)
 {
 	struct ucred cred;
-	struct holder *h;
+	struct holder *h = NULL;
 	int pidfd = -1;
 
-	h = identify(sock, &cred, &pidfd) ? NULL : holder_alloc(s, cred.uid, cred.pid, pidfd);
+	if (!identify(sock, &cred, &pidfd)) {
+		bool besides = user_is_locked_out(s, cred.uid) && make_room(s, cred.uid);
+
+		h = holder_alloc(s, cred.uid, besides, cred.pid, pidfd);
+	}
 	if (!h) {
-		say_no(sock);
-		close(sock);
+		holder_refuse(sock);
+		door_refuse(s, sock);
 		return NULL;
 	}
 	h->sock = sock;
-	if (share_descriptor(s, h->user, sock)) {
+	if (share_descriptor(s, h->user, sock) || door_come(h, cred.uid)) {
 		pinl_device_close(h->device);
 		holder_free(h);
-		say_no(sock);
-		close(sock);
+		holder_refuse(sock);
+		door_refuse(s, sock);
 		return NULL;
 	}
 	LIST_INSERT_HEAD(&s->holders, h, link);
@@ -298,9 +330,8 @@ void holder_gone(struct holder *h)
 	list_free(h->listing);
 	h->listing = NULL;
 	changes_leave(h);
-	sd_event_source_disable_unref(h->io);
-	close(h->sock);
-	h->sock = -1;
+	h->io = sd_event_source_disable_unref(h->io);
+	door_leave(h);
 	h->full = true;
 	laters_forget(s, h);
 	LIST_REMOVE(h, link);

@@ -18,6 +18,7 @@
 
 #include "daemon.h"
 #include "os/clock.h"
+#include "os/text.h"
 
 #define KILL_NS	 3000000000ull /* unprivileged, the machine's count of pins comes a second late */
 #define LOOK_NS	 150000000ull
@@ -46,18 +47,35 @@ static int may_kill(const struct holder *h)
 			      h->pid, strerror(errno));
 }
 
-static int open_program(const struct holder *h)
+/* In a child. */
+static int open_maps(void *arg)
 {
-	struct pollfd p = {.fd = h->pidfd, .events = POLLIN};
 	char path[32];
 	int fd;
 
-	snprintf(path, sizeof path, "/proc/%d/maps", h->pid);
+	snprintf(path, sizeof path, "/proc/%d/maps", *(pid_t *)arg);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+static int open_program(const struct holder *h)
+{
+	struct pollfd p = {.fd = h->pidfd, .events = POLLIN};
+	pid_t pid = h->pid;
+	int fd = pl_outside_ask(pid, open_maps, &pid, sizeof pid);
+
+	if (fd >= 0)
+		fd = pl_outside_taken(fd);
 	if (fd >= 0 && !poll(&p, 1, 0)) /* else the number may be another's */
 		return fd;
 	if (fd >= 0)
 		close(fd);
+	if (fd == -ETIMEDOUT)
+		return pinl_set_error(-EOPNOTSUPP,
+				      "process %d, which pinleased would have to kill, can't be looked "
+				      "at now: it, or another of its user's, executes a program and "
+				      "waits for a file system's server; try again, or use FAIL",
+				      h->pid);
 	return pinl_set_error(-EOPNOTSUPP,
 			      "pinleased can't look at process %d, which it would have to kill; it "
 			      "needs CAP_SYS_PTRACE",
@@ -105,28 +123,49 @@ static bool has_ended(const struct holder *h)
 	return poll(&p, 1, 0) > 0;
 }
 
-static bool same_program(const struct killing *k)
+/* In a child, as its mappings may be locked. */
+static int has_mappings(const void *arg)
 {
 	char c;
 
-	return pread(k->program, &c, 1, 0) == 1;
+	return pread(*(const int *)arg, &c, 1, 0) == 1 ? 0 : -ENODATA;
+}
+
+static bool same_program(const struct killing *k)
+{
+	return !pl_outside_try(k->process, k->program, has_mappings, &k->program,
+			       pl_clock_ns() + LOOK_NS);
+}
+
+struct users {
+	pid_t pid;
+	uid_t real, saved;
+};
+
+/* In a child. */
+static int users_of(void *arg)
+{
+	struct users *u = arg;
+	char path[32], line[256];
+	struct pl_text f;
+	int found = 0;
+
+	snprintf(path, sizeof path, "/proc/%d/status", u->pid);
+	if (pl_text_open(&f, path))
+		return -ESRCH;
+	while (!found && !pl_text_line(&f, line, sizeof line))
+		found = sscanf(line, "Uid: %u %*u %u", &u->real, &u->saved) == 2;
+	pl_text_close(&f);
+	return found;
 }
 
 /* As kill(2) would let him: a program with another's rights may have been executed since. */
 static bool is_users(const struct holder *h)
 {
-	unsigned real = 0, effective = 0, saved = 0;
-	char path[32], line[256];
-	bool found = false;
-	FILE *f;
+	struct users u = {.pid = h->pid};
 
-	snprintf(path, sizeof path, "/proc/%d/status", h->pid);
-	f = fopen(path, "re");
-	while (f && !found && fgets(line, sizeof line, f))
-		found = sscanf(line, "Uid: %u %u %u", &real, &effective, &saved) == 3;
-	if (f)
-		fclose(f);
-	return found && (!h->user->uid || real == h->user->uid || saved == h->user->uid);
+	return pl_outside_ask(h->pid, users_of, &u, sizeof u) == 1 &&
+	       (!h->user->uid || u.real == h->user->uid || u.saved == h->user->uid);
 }
 
 /* Of the lease, as far as the proof goes. */

@@ -3,12 +3,11 @@
  * Deferred changes (TRUNCATE): asked of the core like any other, with nobody waiting, and made here when
  * no lease is under them.
  *
- *	main loop: TRUNCATE -> laters -> core -> answered() -> ready -> doer: the call -> over -> main
- *loop
+ *	main loop: TRUNCATE -> laters -> core -> answered() -> ready -> doer: the call -> over
  *
  * Those of one file are asked one after the other, so their order is that of the messages. Who has asked
  * may go: what was taken is done. Only files whose changes are held here are taken, that is of file
- *systems of this machine, so a call by the doer ends.
+ * systems of this machine, so a call by the doer ends.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -52,8 +51,7 @@ struct laters {
 	pthread_t doer;
 };
 
-/* ----------------------------------------------------------------------------------------- the doer --
- */
+/* ---------------------------------------------------------------------------------- the doer -- */
 
 static int call(const struct later *l)
 {
@@ -104,8 +102,7 @@ static void answered(struct pinl_change *ch, int err)
 	pthread_mutex_unlock(&t->lock);
 }
 
-/* ------------------------------------------------------------------------------------- the main loop --
- */
+/* ----------------------------------------------------------------------------- the main loop -- */
 
 static bool same_file(const struct later *a, const struct later *b)
 {
@@ -341,8 +338,7 @@ void later_begin(struct server *s)
 		ask_if_first(s->laters, l);
 }
 
-/* ------------------------------------------------------------------------------------ start and end --
- */
+/* ----------------------------------------------------------------------------- start and end -- */
 
 int laters_new(struct server *s)
 {

@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/statfs.h>
 #include <unistd.h>
 
 #include "daemon.h"
@@ -100,35 +99,51 @@ static void keep(struct holder *h, struct held_lease *hl, const struct pl_lease_
 	struct stored_holder sh = {.session = h->session, .pid = h->pid, .uid = h->user->uid};
 
 	if (!h->stored) {
-		sh.started = process_started(h->pid);
+		struct process_seen p = process_look(h->pid);
+
+		sh.started = p.started;
+		sh.stack = p.stack;
 		memcpy(sh.name, h->name, sizeof sh.name);
 		h->stored = store_holder(&h->server->store, &sh);
 	}
 	msg.grace_ms = grace_ms;
 	msg.agent_ms = 0;
-	hl->stored =
-		store_lease(&h->server->store, h->stored, &msg, hl->lease->mem.dev, hl->lease->mem.ino);
+	hl->stored = store_lease(&h->server->store, h->stored, &msg, &hl->lease->mem);
 }
 
-/* What is adopted has been proved before; the descriptor only says which file it is. */
-static int look(const struct pl_lease_msg *m, int fd, bool adopted, struct stat *st,
-		struct pl_foreign *f)
+/* What is adopted has been proved before. */
+static int look(const struct pl_lease_msg *m, int fd, const struct stored_lease *adopted,
+		struct stat *st, struct pl_foreign *f)
 {
-	struct statfs fs;
 	bool reader;
 	int err;
 
 	if (adopted) {
-		if (fstat(fd, st) || fstatfs(fd, &fs))
-			return -errno;
-		f->fs_magic = fs.f_type;
+		st->st_dev = adopted->dev;
+		st->st_ino = adopted->ino;
+		f->fs_magic = adopted->fs_magic;
+		f->fd = fd;
 		return 0;
 	}
 	err = file_look(fd, (m->flags & PINL_WRITE) && m->shared, st, &f->fs_magic, &reader);
 	return !err && reader ? bound_reader(&f->policy) : err;
 }
 
-static int lease(struct holder *h, const struct pl_lease_msg *m, int fd, bool adopted)
+/* The descriptor that the lease keeps. */
+static int own_descriptor(struct holder *h, int fd)
+{
+	int own = file_path_only(fd), err;
+
+	if (own < 0)
+		return own;
+	err = share_descriptor(h->server, h->user, own);
+	if (err)
+		close(own);
+	return err ? err : own;
+}
+
+static int lease(struct holder *h, const struct pl_lease_msg *m, int fd,
+		 const struct stored_lease *adopted)
 {
 	struct held_lease *hl = h->making;
 	struct pl_foreign f;
@@ -139,23 +154,17 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd, bool ad
 	err = look(m, fd, adopted, &st, &f);
 	if (!err && !adopted && f.policy.kind == PINL_RECALL && f.policy.then == PINL_THEN_KILL)
 		err = kill_prepare(h);
-	if (err)
+	if (!err && !h->returning && change_under_way(h->server, m, &st))
+		err = pinl_set_error(-EBUSY, "a change of these bytes is under way; try again");
+	if (!err && !adopted)
+		err = f.fd = own_descriptor(h, fd);
+	if (err < 0)
 		return err;
-	if (!h->returning && change_under_way(h->server, m, &st))
-		return pinl_set_error(-EBUSY, "a change of these bytes is under way; try again");
 	f.file = &st;
 	f.kind = file_kind(f.fs_magic, m->shared);
-	f.fd = file_path_only(fd);
-	if (f.fd < 0)
-		return f.fd;
 	hl->of.dev = st.st_dev;
 	hl->of.ino = st.st_ino;
 	hl->of.offset = m->file_offset;
-	err = adopted ? 0 : share_descriptor(h->server, h->user, f.fd);
-	if (err) {
-		close(f.fd);
-		return err;
-	}
 	err = pl_foreign_lease(h->device, &f, &hl->lease);
 	if (!err && !adopted)
 		keep(h, hl, m, f.policy.grace_ms);
@@ -200,22 +209,25 @@ static int check_numbers(const struct pl_lease_msg *m)
 	return 0;
 }
 
-int lease_make(struct holder *h, const struct pl_lease_msg *m, int fd, bool adopted)
+static int make(struct holder *h, const struct pl_lease_msg *m, int fd,
+		const struct stored_lease *adopted)
 {
 	struct server *s = h->server;
-	struct held_lease *hl;
+	struct held_lease *hl = NULL;
 	int err = check_numbers(m);
 
-	if (!err)
+	if (!err && !adopted)
 		err = share_may_lease(s, h->user);
 	if (!err)
 		err = user_charge(s, h->user, m->end - m->start);
-	if (err)
-		return err;
-	hl = lease_alloc();
-	if (!hl) {
+	if (!err && !(hl = lease_alloc())) {
 		user_discharge(s, h->user, m->end - m->start);
-		return pinl_set_error(-ENOMEM, "pinleased is out of memory");
+		err = pinl_set_error(-ENOMEM, "pinleased is out of memory");
+	}
+	if (err) {
+		if (adopted && fd >= 0)
+			close(fd);
+		return err;
 	}
 	hl->holder = h;
 	hl->number = m->lease;
@@ -224,6 +236,7 @@ int lease_make(struct holder *h, const struct pl_lease_msg *m, int fd, bool adop
 	hl->agent_ms = m->agent_ms;
 	holder_copy_text(hl->device, m->device, sizeof hl->device);
 	hl->bytes = m->end - m->start;
+	hl->of.start = m->start;
 	hl->node.start = m->lease;
 	hl->node.end = m->lease + 1;
 	hl->of.pid = h->pid;
@@ -235,6 +248,15 @@ int lease_make(struct holder *h, const struct pl_lease_msg *m, int fd, bool adop
 	h->making = NULL;
 	if (err) /* something may have been told of it already */
 		lease_forget(h, hl);
+	return err;
+}
+
+int lease_adopt(struct holder *h, struct stored_lease *l, int fd)
+{
+	int err = make(h, &l->msg, fd, l);
+
+	if (!err)
+		lease_find(h, l->msg.lease)->stored = l;
 	return err;
 }
 
@@ -271,7 +293,7 @@ static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 		hl = NULL;
 	}
 	known = hl;
-	err = hl ? 0 : lease_make(h, m, fd, false);
+	err = hl ? 0 : make(h, m, fd, NULL);
 	if (!err) {
 		hl = lease_find(h, m->lease);
 		hl->told = true;
@@ -287,6 +309,8 @@ static int on_still(struct holder *h, const struct pl_still_msg *m)
 {
 	struct held_lease *hl = lease_find(h, m->lease);
 
+	if (!hl && h->tells_again) /* he knows */
+		return 0;
 	if (!hl) {
 		h->tells_again = true;
 		return holder_reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
@@ -301,6 +325,10 @@ static int on_unlease(struct holder *h, const struct pl_unlease_msg *m)
 {
 	struct held_lease *hl = lease_find(h, m->lease);
 
+	if (m->outcome > PINL_OUT_COPY)
+		return -EPROTO;
+	if (hl && m->outcome > PINL_OUT_QUIESCED) /* by force, and the notice's answer isn't there yet */
+		pl_foreign_answer(hl->lease, 0, NULL, true, m->outcome);
 	if (hl)
 		lease_end(hl);
 	return 0;
@@ -309,15 +337,26 @@ static int on_unlease(struct holder *h, const struct pl_unlease_msg *m)
 /* What is said again is the same, or wrong: a force may be at it. */
 int lease_take_handle(struct held_lease *hl, const struct pl_handle_msg *m)
 {
+	static const enum pl_outside_kind kinds[] = {[PL_HANDLE_URING] = PL_OUTSIDE_RING,
+						     [PL_HANDLE_VFIO] = PL_OUTSIDE_VFIO,
+						     [PL_HANDLE_IOMMUFD] = PL_OUTSIDE_IOMMUFD,
+						     [PL_HANDLE_VERBS] = PL_OUTSIDE_VERBS};
 	struct ring *ring = NULL;
 	int err = 0;
 
 	if (hl->made)
 		return 0;
-	if (m->kind == PL_HANDLE_URING)
-		err = ring_get(hl->holder, m->fd, &ring);
-	hl->buf = (struct pl_outside_buf){
-		.slot = m->slot, .start = hl->lease->m.start, .end = hl->lease->m.end, .tag = m->tag};
+	hl->buf = (struct pl_outside_buf){.slot = m->slot,
+					  .twin = m->twin,
+					  .start = hl->lease->m.start,
+					  .end = hl->lease->m.end,
+					  .tag = m->tag};
+	if (m->kind == PL_HANDLE_VERBS && hl->then != PINL_THEN_COPY)
+		hl->buf.tag &= ~(uint64_t)PINL_HANDLE_REKEYS; /* only a copy gives it other keys */
+	if (m->kind != PL_HANDLE_NONE)
+		err = pl_outside_numbers(kinds[m->kind], &hl->buf);
+	if (m->kind != PL_HANDLE_NONE && !err)
+		err = ring_get(hl->holder, kinds[m->kind], m->fd, &ring);
 	if (ring)
 		atomic_store(&hl->ring, ring);
 	hl->made = true;
@@ -341,11 +380,19 @@ static int on_handle(struct holder *h, const struct pl_handle_msg *m)
 
 	if (!hl)
 		return holder_reply(h, &m->head, pinl_set_error(-ENOENT, "no such lease"), 0);
-	if (m->kind > PL_HANDLE_URING)
+	if (m->kind > PL_HANDLE_VERBS)
 		return holder_reply(h, &m->head, pinl_set_error(-EINVAL, "no such kind of handle"), 0);
+	if (h->stored && m->kind == PL_HANDLE_URING && !h->stored->accounted)
+		h->stored->accounted = pl_outside_pins_of(h->pid) > 0;
 	if (hl->stored && !hl->made)
 		keep_handle(hl->stored, m);
 	err = lease_take_handle(hl, m);
+	if (!err && m->kind == PL_HANDLE_NONE && hl->lease->policy.kind == PINL_RECALL)
+		err = pinl_set_error(
+			-EOPNOTSUPP,
+			"its device \"%s\" can be reached by its own process only; a change "
+			"waits for that, and not longer than twice the ceiling",
+			hl->device);
 	if (err && !h->unforced++) /* once, as it is the holder who says how often */
 		fprintf(stderr, "pinleased: lease %lu of %s (%d) can't be forced from outside: %s\n",
 			hl->number, h->name, h->pid, pinl_error());
@@ -372,7 +419,10 @@ static int on_released(struct holder *h, const struct pl_released_msg *m)
 	if ((va.start || va.end) && !m->whole &&
 	    (va.start == va.end || va.start < hl->lease->m.start || va.end > hl->lease->m.end))
 		return -EPROTO;
-	pl_foreign_answer(hl->lease, m->seq, &va, m->whole, m->outcome);
+	if (m->seq)
+		pl_foreign_answer(hl->lease, m->seq, &va, m->whole, m->outcome);
+	else
+		pl_foreign_taken(hl->lease, &va, m->whole, m->outcome);
 	return 0;
 }
 

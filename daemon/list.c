@@ -33,15 +33,27 @@ static void path_of(const struct held_lease *hl, char *path, size_t len)
 		snprintf(path, len, "...%s", full + n - len + 4);
 }
 
-static uint64_t deadline(const struct held_lease *hl)
+/* The state, and what goes with it: from one moment. */
+static void describe_recall(const struct held_lease *hl, struct pl_entry_msg *e)
 {
 	struct pinl_lease *l = hl->lease;
-	uint64_t ns;
+	const struct pl_recall *r = &l->recall;
 
 	pthread_mutex_lock(&l->ctx->lock);
-	ns = l->state == PINL_NOTICED ? l->recall.deadline_ns : 0;
+	e->state = l->state;
+	e->op = PINL_OP_NR;
+	e->deadline_ns = l->state == PINL_NOTICED ? r->deadline_ns : 0;
+	if (l->state == PINL_NOTICED || l->state == PINL_FORCING) {
+		e->recall_start = r->va.start;
+		e->recall_end = r->va.end;
+		e->actor_pid = r->actor_pid;
+		e->actor_tid = r->actor_tid;
+		e->op = r->op;
+		e->also = r->also;
+		e->held = r->held;
+		strncpy(e->source, r->source ? r->source : "", sizeof e->source - 1);
+	}
 	pthread_mutex_unlock(&l->ctx->lock);
-	return ns;
 }
 
 void list_entry(const struct held_lease *hl, union pl_message *m)
@@ -67,12 +79,12 @@ void list_entry(const struct held_lease *hl, union pl_message *m)
 	e->then = i.policy.then;
 	e->grace_ms = i.policy.grace_ms;
 	e->refuse = i.policy.refuse;
-	e->state = i.state;
 	e->forced = hl->ring && !pl_outside_why(hl->ring->outside);
 	memcpy(e->device, hl->device, sizeof e->device);
 	memcpy(e->program, hl->holder->name, sizeof e->program);
 	path_of(hl, e->path, sizeof e->path);
-	e->deadline_ns = deadline(hl);
+	e->orphaned = i.orphan_bytes;
+	describe_recall(hl, e);
 }
 
 int list_add(struct listing *list, const union pl_message *m)

@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* pinleased: options, sockets (systemd's or its own), signals, readiness, watchdog. */
 #include <argp.h>
+#include <ctype.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
@@ -19,6 +18,8 @@ struct options {
 	const char *socket;
 	struct limits limits;
 };
+
+enum { DAY_MS = 24 * 60 * 60 * 1000 };
 
 enum {
 	SOCKET = 's',
@@ -50,21 +51,49 @@ static const struct argp_option option_table[] = {
 	{0},
 };
 
-static uint64_t number(const char *arg, struct argp_state *state)
-{
-	char *end;
-	unsigned long long n = strtoull(arg, &end, 0);
+/* Seen by the C library, which is where it is printed. */
+__attribute__((visibility("default"))) const char *argp_program_version = "pinleased " PINLEASE_VERSION;
 
-	if (!*arg || *end || !n)
-		argp_error(state, "\"%s\" is not a number above 0", arg);
-	return n;
+static const char *name_of(int key)
+{
+	const struct argp_option *o = option_table;
+
+	while (o->name && o->key != key)
+		o++;
+	return o->name;
+}
+
+/* Of K or KiB and the greater ones: which power of two; 0: it is none. */
+static int unit(const char *text)
+{
+	static const char units[] = "KMGTPE";
+	const char *at = *text ? strchr(units, *text) : NULL;
+
+	return at && (!text[1] || !strcmp(text + 1, "iB")) ? 10 * (int)(at - units + 1) : 0;
+}
+
+/* strtoull() takes signs and blanks, too, and 0 before a number for octal. */
+static uint64_t number(int key, const char *arg, uint64_t max, struct argp_state *state)
+{
+	bool hex = arg[0] == '0' && (arg[1] | 32) == 'x' && isxdigit((unsigned char)arg[2]);
+	unsigned long long n;
+	char *end;
+	int shift;
+
+	errno = 0;
+	n = strtoull(arg, &end, hex ? 16 : 10);
+	shift = key == BYTES ? unit(end) : 0;
+	if (!isdigit((unsigned char)*arg) || (*end && !shift) || errno || !n || n > max >> shift)
+		argp_error(state, "--%s: \"%s\" is not a number from 1 to %" PRIu64 "%s", name_of(key),
+			   arg, max, key == BYTES ? ", nor one with a unit, as 64G or 1TiB" : "");
+	return n << shift;
 }
 
 /* Is it the first of two answers? */
-static bool either(const char *arg, const char *yes, const char *no, struct argp_state *state)
+static bool either(int key, const char *arg, const char *yes, const char *no, struct argp_state *state)
 {
 	if (strcmp(arg, yes) && strcmp(arg, no))
-		argp_error(state, "\"%s\" is neither %s nor %s", arg, yes, no);
+		argp_error(state, "--%s: \"%s\" is neither %s nor %s", name_of(key), arg, yes, no);
 	return !strcmp(arg, yes);
 }
 
@@ -77,31 +106,31 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		o->socket = arg;
 		return 0;
 	case CEILING:
-		o->limits.ceiling_ms = number(arg, state);
+		o->limits.ceiling_ms = (unsigned)number(key, arg, DAY_MS, state);
 		return 0;
 	case LEASES:
-		o->limits.leases = number(arg, state);
+		o->limits.leases = number(key, arg, UINT64_MAX, state);
 		return 0;
 	case BYTES:
-		o->limits.bytes = number(arg, state);
+		o->limits.bytes = number(key, arg, UINT64_MAX, state);
 		return 0;
 	case CONNECTIONS:
-		o->limits.connections = number(arg, state);
+		o->limits.connections = (unsigned)number(key, arg, UINT32_MAX, state);
 		return 0;
 	case CRASH:
-		o->limits.closed = either(arg, "closed", "open", state);
+		o->limits.closed = either(key, arg, "closed", "open", state);
 		return 0;
 	case HOLD:
-		o->limits.hold_ms = number(arg, state);
+		o->limits.hold_ms = (unsigned)number(key, arg, DAY_MS, state);
 		return 0;
 	case NOTICES:
-		o->limits.notices = number(arg, state);
+		o->limits.notices = (unsigned)number(key, arg, UINT32_MAX, state);
 		return 0;
 	case MAY_KILL:
-		o->limits.may_kill = either(arg, "yes", "no", state);
+		o->limits.may_kill = either(key, arg, "yes", "no", state);
 		return 0;
 	case ARGP_KEY_ARG:
-		argp_usage(state);
+		argp_error(state, "unexpected \"%s\"", arg);
 		return 0;
 	default:
 		return ARGP_ERR_UNKNOWN;
@@ -115,35 +144,11 @@ static const struct argp argp = {
 	       "until the lease is recalled.",
 };
 
-/* A socket of an earlier run is in the way; one that somebody listens on is not ours to take. */
-static int make_socket(const char *path)
-{
-	struct sockaddr_un addr = {.sun_family = AF_UNIX};
-	int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-	if (sock < 0)
-		return -errno;
-	if (strlen(path) >= sizeof addr.sun_path)
-		return -ENAMETOOLONG;
-	strcpy(addr.sun_path, path);
-	if (!connect(sock, (void *)&addr, sizeof addr))
-		return -EADDRINUSE;
-	unlink(path);
-	if (bind(sock, (void *)&addr, sizeof addr) || chmod(path, 0666) || listen(sock, 128))
-		return -errno;
-	return sock;
-}
-
 static int listen_on(struct server *s, const struct options *o)
 {
-	int sock;
+	int sock = s->given >= 0 ? listen_given(s->given) : listen_socket(o->socket);
 
-	if (s->given >= 0)
-		return server_listen(s, s->given);
-	sock = make_socket(o->socket);
-	if (sock < 0)
-		return pinl_set_error(sock, "can't listen on %s: %s", o->socket, strerror(-sock));
-	return server_listen(s, sock);
+	return sock < 0 ? sock : server_listen(s, sock);
 }
 
 /* A lease is one, a connection two. */
@@ -203,7 +208,7 @@ int main(int argc, char **argv)
 		return fail(err, "can't start");
 	err = listen_on(s, &o);
 	if (err < 0)
-		return fail(err, "can't listen");
+		return fail(err, "can't start");
 	sd_notify(0, "READY=1");
 	err = sd_event_loop(event);
 	sd_notify(0, "STOPPING=1");

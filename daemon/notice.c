@@ -4,13 +4,16 @@
  * there are records, and then one a lease, in which its changes are merged. Under ctx->lock.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "daemon.h"
+#include "os/clock.h"
 #include "os/wake.h"
 
-#define NOTICES 128 /* of one holder's, each for itself; beyond that, one for each lease */
+#define NOTICES	 128 /* of one holder's, each for itself; beyond that, one for each lease */
+#define AGAIN_NS 60000000000ull
 
 _Static_assert((int)PL_TELL_FORCED == PL_NOTICE_FORCED && (int)PL_TELL_RECALL == PL_NOTICE_RECALL &&
 		       (int)PL_TELL_LOST == PL_NOTICE_LOST && (int)PL_TELL_REFUSED == PL_NOTICE_REFUSED,
@@ -48,14 +51,25 @@ static struct notice *notice_for(struct holder *h, struct held_lease *hl)
 	return n;
 }
 
-/* ctx->lock held, by the core. */
-static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell what)
+/* For the log, too. */
+static void gone(struct held_lease *hl, struct notice *n)
 {
+	n->gone_ns = pl_clock_ns();
+	hl->holder->cut = hl;
+	atomic_store(&hl->holder->server->cut, true);
+}
+
+/* ctx->lock held, by the core. */
+static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell how)
+{
+	enum pl_tell what = how == PL_TELL_GONE ? PL_TELL_LOST : how;
 	struct held_lease *hl = l->cookie;
 	struct notice *n = notice_for(hl->holder, hl);
 
 	if (what == PL_TELL_RECALL)
 		share_noticed(hl->holder->user);
+	if (what == PL_TELL_FORCED)
+		hl->holder->server->outside++;
 	pl_range_widen(&n->va, &r->va);
 	if ((enum pl_notice_what)what < n->what)
 		n->what = (enum pl_notice_what)what;
@@ -63,7 +77,11 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell w
 	if (n->what == (enum pl_notice_what)what) { /* else an answer to this one would end no recall */
 		n->seq = r->last_id;
 		n->deadline_ns = r->deadline_ns;
+		n->force_ns = r->force_ns;
+		n->since_ns = r->since_ns;
 	}
+	if (how == PL_TELL_GONE)
+		gone(hl, n);
 	n->op = r->op;
 	n->also = r->also;
 	n->actor_pid = r->actor_pid;
@@ -72,7 +90,7 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell w
 }
 
 const struct pl_foreign_ops holder_foreign_ops = {
-	.tell = tell, .grace = share_grace, .held = share_held};
+	.tell = tell, .grace = share_grace, .held = share_held, .drained = holder_drained};
 
 static void describe_notice(const struct notice *n, union pl_message *m)
 {
@@ -88,6 +106,9 @@ static void describe_notice(const struct notice *n, union pl_message *m)
 	m->notice.actor_pid = n->actor_pid;
 	m->notice.actor_tid = n->actor_tid;
 	strncpy(m->notice.source, n->source, 11);
+	m->notice.since_ns = n->since_ns;
+	m->notice.gone_ns = n->gone_ns;
+	m->notice.force_ns = n->force_ns;
 }
 
 /* ctx->lock held */
@@ -125,5 +146,49 @@ void notices_drop(struct holder *h, const struct held_lease *hl)
 	TAILQ_FOREACH_SAFE(n, &h->notices, link, next)
 	if (n->hl == hl)
 		notice_free(h, n);
+	if (h->cut == hl)
+		h->cut = NULL;
 	pthread_mutex_unlock(&h->server->ctx->lock);
+}
+
+/* The number of one that it is time to say it of. */
+static bool take_cut(struct holder *h, uint64_t *number)
+{
+	uint64_t now = pl_clock_ns();
+	bool some;
+
+	pthread_mutex_lock(&h->server->ctx->lock);
+	some = h->cut && (!h->cut_said_ns || now - h->cut_said_ns > AGAIN_NS);
+	if (some) {
+		*number = h->cut->number;
+		h->cut_said_ns = now;
+	}
+	h->cut = NULL;
+	pthread_mutex_unlock(&h->server->ctx->lock);
+	return some;
+}
+
+static void complain(struct holder *h)
+{
+	uint64_t number;
+
+	if (take_cut(h, &number))
+		fprintf(stderr,
+			"pinleased: a change was let go although lease %lu of %s (%d) is on the file: "
+			"the holder doesn't answer, and its device can't be taken off from outside; it "
+			"may have pages that the file has let go\n",
+			number, h->name, h->pid);
+}
+
+/* A stopped one may have been adopted, and have no connection. */
+void notices_complain(struct server *s)
+{
+	struct holder *h;
+
+	if (!atomic_exchange(&s->cut, false))
+		return;
+	LIST_FOREACH(h, &s->holders, link)
+	complain(h);
+	LIST_FOREACH(h, &s->leaving, link)
+	complain(h);
 }

@@ -11,7 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/kcmp.h>
+#include <limits.h>
 #include <liburing.h>
 #include <pinlease/device.h>
 #include <signal.h>
@@ -27,9 +27,9 @@
 #include "outside_int.h"
 
 #define MAX_NAMED 8
+#define NOT_YET	  INT_MIN
 
-/* ---------------------------------------------------------------------------------------------- open --
- */
+/* -------------------------------------------------------------------------------------- open -- */
 
 static const char *why_not(int err)
 {
@@ -69,24 +69,31 @@ static pid_t pid_of(int pidfd)
 	return pid;
 }
 
-static int take(struct pl_outside *o)
+static int explain_take(const struct pl_outside *o, int err)
 {
-	o->ring = syscall(SYS_pidfd_getfd, o->pidfd, o->remote_fd, 0);
-	if (o->ring >= 0 && pl_look_is_ring(o->ring)) {
-		o->ino = pl_look_ino(o->ring);
-		return 0;
-	}
-	if (o->ring >= 0 || errno == EBADF)
+	if (o->kind != PL_OUTSIDE_RING)
+		return pl_space_explain(o, err);
+	if (err == -EBADF)
 		return pinl_set_error(-EBADF, "descriptor %d of process %d is no io_uring", o->remote_fd,
 				      o->pid);
-	if (errno == EPERM)
+	if (err == -EPERM)
 		return pinl_set_error(
 			-EPERM,
 			"can't take a descriptor from process %d; that needs CAP_SYS_PTRACE and "
 			"kernel.yama.ptrace_scope below 3",
 			o->pid);
-	return pinl_set_error(-errno, "can't take descriptor %d from process %d: %s", o->remote_fd,
-			      o->pid, pl_errname(errno));
+	return pinl_set_error(err, "can't take descriptor %d from process %d: %s", o->remote_fd, o->pid,
+			      pl_errname(-err));
+}
+
+static int take(struct pl_outside *o)
+{
+	if (o->kind != PL_OUTSIDE_RING)
+		return pl_space_take(o);
+	o->ring = syscall(SYS_pidfd_getfd, o->pidfd, o->remote_fd, 0);
+	if (o->ring < 0)
+		return explain_take(o, -errno);
+	return pl_look_is_ring(o->ring) ? 0 : explain_take(o, -EBADF);
 }
 
 static int lock_taken(const struct pl_outside *o)
@@ -98,39 +105,77 @@ static int lock_taken(const struct pl_outside *o)
 		o->pid);
 }
 
-static int prove(struct pl_outside *o, uint64_t deadline_ns)
+/* What is in the slot, when the ring's lock is free. */
+static int look(const struct pl_outside *o, struct pl_outside_buf *slot, uint64_t deadline_ns)
 {
+	bool tag;
 	int err;
+
+	while ((err = pl_look_slot(o->ring, slot, &tag)) == -EAGAIN && pl_clock_ns() < deadline_ns)
+		pl_outside_pause(deadline_ns);
+	if (err == -EAGAIN)
+		return lock_taken(o);
+	return err ? pinl_set_error(err, "can't see the buffers of the ring of process %d: %s", o->pid,
+				    pl_errname(-err))
+		   : 0;
+}
+
+/* taken: NOT_YET, or what has come of that. */
+static int prove(struct pl_outside *o, int taken, uint64_t deadline_ns)
+{
+	struct pl_outside_buf slot = {0};
+	int err = 0;
 
 	if (pid_of(o->pidfd) != o->pid || pl_look_ended(o->pidfd))
 		return pinl_set_error(-ESRCH, "process %d has ended, or the pidfd is another's", o->pid);
-	err = take(o);
-	if (err)
+	if (taken < 0)
+		err = taken == NOT_YET ? take(o) : explain_take(o, taken);
+	if (err || o->kind != PL_OUTSIDE_RING)
 		return err;
-	err = pl_outside_run(&o->child, o->ring, probe_child, &o->ring, deadline_ns);
-	if (err == -ETIMEDOUT)
-		return lock_taken(o);
-	o->why = why_not(err);
+	o->ino = pl_look_ino(o->ring);
+	err = look(o, &slot, deadline_ns);
+	if (err || pl_clock_ns() >= deadline_ns)
+		return err;
+	/* One that hasn't ended by then says nothing: the first force will. */
+	o->why = why_not(pl_outside_run(&o->child, o->ring, probe_child, &o->ring, deadline_ns));
 	return 0;
 }
 
-int pl_outside_open(int pidfd, pid_t pid, int remote_fd, uint64_t deadline_ns, struct pl_outside **out)
+int pl_outside_open_space(int pidfd, pid_t pid, int remote_fd, enum pl_outside_kind kind,
+			  uint64_t deadline_ns, struct pl_outside **out)
+{
+	return pl_outside_open_taken(pidfd, pid, remote_fd, kind, NOT_YET, deadline_ns, out);
+}
+
+int pl_outside_open_taken(int pidfd, pid_t pid, int remote_fd, enum pl_outside_kind kind, int taken,
+			  uint64_t deadline_ns, struct pl_outside **out)
 {
 	struct pl_outside *o = calloc(1, sizeof *o);
 	int err;
 
+	if (!o && taken >= 0)
+		close(taken);
 	if (!o)
-		return pinl_set_error(-ENOMEM, "out of memory for a handle to a ring");
-	*o = (struct pl_outside){.ring = -1, .pid = pid, .remote_fd = remote_fd, .child = {-1, 0}};
+		return pinl_set_error(-ENOMEM, "out of memory for a handle to a device");
+	*o = (struct pl_outside){.kind = kind,
+				 .ring = taken < 0 ? -1 : taken,
+				 .pid = pid,
+				 .remote_fd = remote_fd,
+				 .child = {-1, 0}};
 	o->pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 0);
 	err = o->pidfd < 0 ? pinl_set_error(-errno, "can't duplicate a pidfd: %s", pl_errname(errno))
-			   : prove(o, deadline_ns);
+			   : prove(o, taken, deadline_ns);
 	if (err) {
 		pl_outside_close(o);
 		return err;
 	}
 	*out = o;
 	return 0;
+}
+
+int pl_outside_open(int pidfd, pid_t pid, int remote_fd, uint64_t deadline_ns, struct pl_outside **out)
+{
+	return pl_outside_open_space(pidfd, pid, remote_fd, PL_OUTSIDE_RING, deadline_ns, out);
 }
 
 void pl_outside_close(struct pl_outside *o)
@@ -166,27 +211,10 @@ const char *pl_outside_why(const struct pl_outside *o)
 
 bool pl_outside_held(const struct pl_outside *o)
 {
-	return o->ring >= 0 && !syscall(SYS_kcmp, getpid(), o->pid, KCMP_FILE, o->ring, o->remote_fd) &&
-	       !pl_look_ended(o->pidfd);
+	return o->ring >= 0 && pl_look_held(o) && !pl_look_ended(o->pidfd);
 }
 
-/* --------------------------------------------------------------------------------------------- check --
- */
-
-/* What is in the slot, when the ring's lock is free. */
-static int look(const struct pl_outside *o, struct pl_outside_buf *slot, uint64_t deadline_ns)
-{
-	bool tag;
-	int err;
-
-	while ((err = pl_look_slot(o->ring, slot, &tag)) == -EAGAIN && pl_clock_ns() < deadline_ns)
-		pl_outside_pause(deadline_ns);
-	if (err == -EAGAIN)
-		return lock_taken(o);
-	return err ? pinl_set_error(err, "can't see the buffers of the ring of process %d: %s", o->pid,
-				    pl_errname(-err))
-		   : 0;
-}
+/* ------------------------------------------------------------------------------------- check -- */
 
 static int other(const struct pl_outside *o, const struct pl_outside_buf *b)
 {
@@ -207,7 +235,7 @@ int pl_outside_check(const struct pl_outside *o, const struct pl_outside_buf *b,
 		return other(o, b);
 	if (pl_look_vmpin(o->pid, &pins))
 		return pinl_set_error(-ESRCH, "process %d has ended", o->pid);
-	if (pins < (int64_t)((b->end - b->start) / PL_PAGE))
+	if (pins < (int64_t)((b->end - b->start) / PL_PAGE) && !(b->tag && pl_look_unaccounted(o->pid)))
 		return pinl_set_error(
 			-EPERM,
 			"process %d has fewer pages pinned than are in slot %u: the ring is "
@@ -216,8 +244,7 @@ int pl_outside_check(const struct pl_outside *o, const struct pl_outside_buf *b,
 	return 0;
 }
 
-/* --------------------------------------------------------------------------------------------- force --
- */
+/* ------------------------------------------------------------------------------------- force -- */
 
 struct change {
 	int ring;
@@ -286,16 +313,20 @@ static int change(struct pl_outside *o, struct pl_outside_buf *b, bool scratch, 
 
 int pl_outside_scratch(struct pl_outside *o, struct pl_outside_buf *b, uint64_t deadline_ns)
 {
+	if (o->kind != PL_OUTSIDE_RING)
+		return pinl_set_error(-EOPNOTSUPP,
+				      "a device's address space is only emptied from outside");
 	return change(o, b, true, deadline_ns);
 }
 
 int pl_outside_empty(struct pl_outside *o, struct pl_outside_buf *b, uint64_t deadline_ns)
 {
+	if (o->kind != PL_OUTSIDE_RING)
+		return pl_space_empty(o, b, deadline_ns);
 	return change(o, b, false, deadline_ns);
 }
 
-/* ---------------------------------------------------------------------------------------------- kill --
- */
+/* -------------------------------------------------------------------------------------- kill -- */
 
 static int busy(const struct pl_outside *o, int n, const struct pl_outside_heir *heirs)
 {
@@ -349,7 +380,10 @@ static bool gone(struct pl_outside *o, bool heirs, const struct pl_outside_buf *
 		return true;
 	if (heirs && (o->why || o->ring < 0))
 		return false;
-	if (!heirs && o->ring >= 0 && !(tagged && patient)) {
+	/* Others let go of pins, too: those don't count while there is something better to look at. */
+	if (patient && !o->why && o->ring >= 0 && (tagged || pl_look_uses_buffers(o->ring)))
+		return false;
+	if (!heirs && o->ring >= 0) {
 		close(o->ring);
 		o->ring = -1;
 	}
@@ -389,11 +423,24 @@ int64_t pl_outside_all_pins(void)
 	return pl_look_all_pins(&pages) ? -1 : pages;
 }
 
+int64_t pl_outside_pins_of(pid_t pid)
+{
+	int64_t pages;
+
+	return pl_look_vmpin(pid, &pages) ? -1 : pages;
+}
+
 static void note_pins(struct pl_outside *o)
 {
 	if (!o->killed)
 		o->pins = pl_outside_all_pins();
 	o->killed = true;
+}
+
+int pl_outside_try(struct pl_outside *o, int fd, int (*fn)(const void *arg), const void *arg,
+		   uint64_t deadline_ns)
+{
+	return pl_outside_run(&o->child, fd, fn, arg, deadline_ns);
 }
 
 void pl_outside_pins_were(struct pl_outside *o, int64_t pages)
@@ -410,6 +457,8 @@ static int wait_until_gone(struct pl_outside *o, const struct pl_outside_buf *bu
 	struct pl_outside_heir heirs[MAX_NAMED];
 	int count;
 
+	if (o->kind != PL_OUTSIDE_RING)
+		return pl_space_gone(o, bufs, n, deadline_ns);
 	if (o->gone && o->ring < 0)
 		return 0;
 	take_all(o, bufs, n, deadline_ns);

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Force from outside: the arbiter's handle to a holder's io_uring, and what it does with it at the
- * deadline, whether the holder runs, is stopped, loops or is deadlocked.
+ * Force from outside: the arbiter's handle to a holder's io_uring, to the address space of a device
+ * behind an IOMMU, or to an RDMA context, and what it does with it at the deadline, whether the holder
+ * runs, is stopped, loops or is deadlocked.
  *
  *     lease made      open, check                      keep the handle with the lease
- *     deadline        scratch (or empty), drained      0: the old pages are unpinned, let the change go
- * on still pinned    kill, if the policy says so      0: verified gone lease ended     close
+ *     deadline        scratch (or empty), drained      0: the old pages are unpinned, the change goes on
+ *     still pinned    kill, if the policy says so      0: verified gone
+ *     lease ended     close
  *
  * All block at most until their deadline (CLOCK_MONOTONIC, ns), whatever the holder does: what could
  * wait for the ring's lock, or for the holder, is done by a child that is left behind at the deadline.
@@ -24,12 +26,22 @@
 
 struct pl_outside;
 
-/* What of the ring a lease has. */
+enum pl_outside_kind { PL_OUTSIDE_RING, PL_OUTSIDE_VFIO, PL_OUTSIDE_IOMMUFD, PL_OUTSIDE_VERBS };
+
+/* What of the ring, or the address space, a lease has. */
 struct pl_outside_buf {
-	unsigned slot;
+	unsigned slot; /* or the id of the iommufd's address space, the handle of a memory region */
 	uintptr_t start, end;
-	uint64_t tag; /* the buffer was registered with; 0 = none, then VmPin alone is the proof */
+	uint64_t tag; /* the buffer was registered with; 0 = none, then VmPin alone is the proof, and of
+			 a process with CAP_IPC_LOCK there is none. Or its first device address */
+	unsigned
+		twin; /* the id of another address space where it may be, too; 0: none. The region's lkey
+		       */
 	bool pending; /* pl_outside's own: taken from the device, not yet verified */
+	struct pl_outside_drain {
+		uint64_t deadline_ns, cancel_at, step_at;
+		int cancels, steps; /* to be done yet */
+	} drain;		    /* the same */
 };
 
 struct pl_outside_heir {
@@ -48,7 +60,29 @@ struct pl_outside_heir {
 int pl_outside_open(int pidfd, pid_t pid, int remote_fd, uint64_t deadline_ns, struct pl_outside **o);
 void pl_outside_close(struct pl_outside *o);
 
-/* NULL, or why this ring takes no change from another task: then only kill works. */
+/*
+ * The same with a device's address space: remote_fd is a VFIO container, an iommufd, or an RDMA context
+ * with a memory region, which is found out when it is emptied. Scratch: -EOPNOTSUPP. Emptied is
+ * unmapped, verified, and so drained; -EPERM: this kernel doesn't do that for another process. To be
+ * killed needs no proof but that. `check` and `heirs` are of rings only.
+ */
+int pl_outside_open_space(int pidfd, pid_t pid, int remote_fd, enum pl_outside_kind kind,
+			  uint64_t deadline_ns, struct pl_outside **o);
+
+/* The same with a descriptor of it that somebody else has taken and looked at: this one's from now on;
+ * or why he could not, -errno. */
+int pl_outside_open_taken(int pidfd, pid_t pid, int remote_fd, enum pl_outside_kind kind, int taken,
+			  uint64_t deadline_ns, struct pl_outside **o);
+uint64_t pl_outside_device(enum pl_outside_kind kind); /* number of the device file; 0: none */
+bool pl_outside_is_of(enum pl_outside_kind kind, uint64_t device, int fd);
+
+/* Can the buffer's be device addresses? -EINVAL: what is there could not be told, so nothing that is
+ * said of such is believed. Of a ring: always 0. -EOPNOTSUPP: memory regions, and this build has no
+ * verbs. */
+int pl_outside_numbers(enum pl_outside_kind kind, const struct pl_outside_buf *b);
+
+/* NULL, or, if there was time to try, why this ring takes no change from another task: then only kill
+ * works. */
 const char *pl_outside_why(const struct pl_outside *o);
 
 /* Does the holder have this ring still, under the same number? */
@@ -82,6 +116,10 @@ int pl_outside_empty(struct pl_outside *o, struct pl_outside_buf *b, uint64_t de
 int pl_outside_drained(struct pl_outside *o, struct pl_outside_buf *b, unsigned flags,
 		       uint64_t deadline_ns);
 
+/* The same for who waits for several at once: begin, then look while that gives -EAGAIN. */
+void pl_outside_drain_begin(struct pl_outside_buf *b, uint64_t deadline_ns);
+int pl_outside_drain_look(struct pl_outside *o, struct pl_outside_buf *b, unsigned flags);
+
 /* Who else has the ring, the holder and this process left out. The number of them; up to n are filled.
  */
 int pl_outside_heirs(const struct pl_outside *o, struct pl_outside_heir *heirs, int n);
@@ -92,7 +130,17 @@ int pl_outside_open_process(int pidfd, pid_t pid, struct pl_outside **o);
 /* What the machine had pinned before this process was killed by another handle. */
 void pl_outside_pins_were(struct pl_outside *o, int64_t pages);
 
-int64_t pl_outside_all_pins(void); /* pages; -1: not to be known */
+int64_t pl_outside_all_pins(void);     /* pages; -1: not to be known */
+int64_t pl_outside_pins_of(pid_t pid); /* accounted to a process; the same */
+
+/* fn(arg) in a child that has no descriptor but fd: 0 or -errno; -ETIMEDOUT: it was left behind */
+int pl_outside_try(struct pl_outside *o, int fd, int (*fn)(const void *arg), const void *arg,
+		   uint64_t deadline_ns);
+
+/* outside_aside.c: pl_peek_ask(), and pl_peek_take() of what it has left open; any thread */
+int pl_outside_ask(pid_t whose, int (*fn)(void *arg), void *arg, size_t len);
+int pl_outside_taken(int theirs);
+void pl_outside_asked(void); /* this thread asks no more, or anew */
 
 /* As pl_outside_kill() when the process has ended, by itself or not, or has left the ring to others. */
 int pl_outside_gone(struct pl_outside *o, const struct pl_outside_buf *bufs, int n,

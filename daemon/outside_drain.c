@@ -6,10 +6,12 @@
  * holder's has the range (it could be a clone, which shares the pins).
  * - The ledger: VmPin, less what all tables of the holder's rings have, is back at what it was. Old
  * pages that a request still uses are in VmPin and in no table. If other slots have changed meanwhile it
- * says nothing: huge pages are accounted otherwise than they are counted.
+ * says nothing: huge pages are accounted otherwise than they are counted. Nor does it of a process
+ * whose pins may be in no VmPin at all.
  */
 #include <errno.h>
 #include <pinlease/device.h>
+#include <string.h>
 #include <time.h>
 
 #include "backend/uring_table.h"
@@ -18,6 +20,9 @@
 
 #define STEP_EVERY_NS 40000000u
 #define STEPS	      3
+#define CANCELS	      3
+#define CANCEL_NS     2000000u	 /* to wait for it in the kernel */
+#define CHILD_NS      500000000u /* for the call to return, however busy the machine */
 
 void pl_outside_pause(uint64_t deadline_ns)
 {
@@ -27,8 +32,7 @@ void pl_outside_pause(uint64_t deadline_ns)
 	nanosleep(&t, NULL);
 }
 
-/* -------------------------------------------------------------------------------------------- ledger --
- */
+/* ------------------------------------------------------------------------------------ ledger -- */
 
 static int sample(struct pl_outside *o, const struct pl_outside_buf *b, struct pl_tables *t,
 		  int64_t *excess)
@@ -57,7 +61,7 @@ int pl_outside_note(struct pl_outside *o, struct pl_outside_buf *b, uint64_t dea
 	while ((err = sample(o, b, &t, &excess)) == -EAGAIN && pl_clock_ns() < deadline_ns)
 		pl_outside_pause(deadline_ns);
 	if (!o->pending) {
-		o->spoiled = err != 0;
+		o->spoiled = err || excess < 0 || pl_look_unaccounted(o->pid);
 		o->base = excess;
 		o->sum = t.sum;
 	} else if (err || t.sum != o->sum) {
@@ -88,8 +92,7 @@ static bool confirmed(struct pl_outside *o, const struct pl_outside_buf *b)
 	return !o->spoiled && excess <= o->base;
 }
 
-/* --------------------------------------------------------------------------------------------- drain --
- */
+/* ------------------------------------------------------------------------------------- drain -- */
 
 struct cancel {
 	int ring;
@@ -133,39 +136,80 @@ static int unconfirmed(struct pl_outside *o, unsigned flags)
 		-ETIMEDOUT,
 		"process %d (state %c): it isn't verified that the old pages are unpinned%s; "
 		"wait longer or kill it",
-		o->pid, state, o->spoiled ? ", because its other buffers changed meanwhile" : "");
+		o->pid, state,
+		o->spoiled ? ", because its other buffers changed meanwhile, or "
+			     "it has CAP_IPC_LOCK, with which Linux doesn't account for pins"
+			   : "");
+}
+
+/* Where a request wasn't to be cancelled the first time it is tried again. */
+static void cancel(struct pl_outside *o, struct pl_outside_drain *d, uint64_t now)
+{
+	uint64_t left = d->deadline_ns > now ? d->deadline_ns - now : 0;
+
+	pl_outside_cancel(o, CANCEL_NS, now + (left > CHILD_NS ? left : CHILD_NS));
+	d->cancel_at = now + left / 2;
+	if (d->cancels-- == CANCELS) {
+		d->step_at = 0;
+		d->steps = STEPS;
+	}
+}
+
+void pl_outside_drain_begin(struct pl_outside_buf *b, uint64_t deadline_ns)
+{
+	uint64_t now = pl_clock_ns();
+
+	b->drain = (struct pl_outside_drain){.deadline_ns = deadline_ns};
+	if (deadline_ns <= now)
+		return;
+	b->drain.cancel_at = now + (deadline_ns - now) / 2;
+	b->drain.cancels = CANCELS;
+	b->drain.step_at = now;
+	b->drain.steps = 1; /* before cancelling, and STEPS after it */
+}
+
+/* Who looks at many may be late: what ends a request is done in any case. */
+static bool over(const struct pl_outside_drain *d, unsigned flags, uint64_t now)
+{
+	return now >= d->deadline_ns && d->cancels < CANCELS &&
+	       (!d->steps || !(flags & PL_OUTSIDE_STEP));
+}
+
+int pl_outside_drain_look(struct pl_outside *o, struct pl_outside_buf *b, unsigned flags)
+{
+	struct pl_outside_drain *d = &b->drain;
+	uint64_t now;
+
+	if (o->kind != PL_OUTSIDE_RING)
+		return pl_space_look(o, b, d->deadline_ns);
+	if (o->why || o->ring < 0)
+		return pinl_set_error(-EOPNOTSUPP, "%s", o->why ? o->why : "the ring was given up");
+	if (!b->pending)
+		return 0;
+	if (confirmed(o, b)) {
+		o->pending--;
+		b->pending = false;
+		return 0;
+	}
+	now = pl_clock_ns();
+	if (over(d, flags, now))
+		return unconfirmed(o, flags);
+	if (d->cancels && now >= d->cancel_at)
+		cancel(o, d, now);
+	if ((flags & PL_OUTSIDE_STEP) && d->steps && (now >= d->step_at || now >= d->deadline_ns)) {
+		d->steps = pl_outside_step(o) ? 0 : d->steps - 1;
+		d->step_at = pl_clock_ns() + STEP_EVERY_NS;
+	}
+	return -EAGAIN;
 }
 
 int pl_outside_drained(struct pl_outside *o, struct pl_outside_buf *b, unsigned flags,
 		       uint64_t deadline_ns)
 {
-	uint64_t now = pl_clock_ns(), half = now + (deadline_ns > now ? (deadline_ns - now) / 2 : 0);
-	uint64_t step_at = now;
-	bool cancelled = false;
-	int steps = 1; /* before cancelling, and STEPS after it */
+	int err;
 
-	if (o->why || o->ring < 0)
-		return pinl_set_error(-EOPNOTSUPP, "%s", o->why ? o->why : "the ring was given up");
-	if (!b->pending)
-		return 0;
-	while (!confirmed(o, b)) {
-		now = pl_clock_ns();
-		if (now >= deadline_ns)
-			return unconfirmed(o, flags);
-		if (now >= half && !cancelled) {
-			cancelled = true;
-			pl_outside_cancel(o, (deadline_ns - now) / 4, deadline_ns);
-			step_at = 0;
-			steps = STEPS;
-		}
-		if ((flags & PL_OUTSIDE_STEP) && steps && now >= step_at) {
-			steps--;
-			pl_outside_step(o);
-			step_at = pl_clock_ns() + STEP_EVERY_NS;
-		}
+	pl_outside_drain_begin(b, deadline_ns);
+	while ((err = pl_outside_drain_look(o, b, flags)) == -EAGAIN)
 		pl_outside_pause(deadline_ns);
-	}
-	o->pending--;
-	b->pending = false;
-	return 0;
+	return err;
 }

@@ -7,8 +7,7 @@
 
 #define PL_PAGE 4096ul
 
-/* ----------------------------------------------------------------------- a child that may get stuck --
- */
+/* ---------------------------------------------------------------- a child that may get stuck -- */
 
 /* Shares our descriptors, not our memory. At most one is left behind; while it lives, no other is made.
  */
@@ -30,8 +29,7 @@ void pl_outside_child_end(struct pl_outside_child *a);
  * return unless it fails. */
 int pl_scratch_child(int ring, const struct pl_outside_buf *b);
 
-/* ------------------------------------------------------------------------------------------- looking --
- */
+/* ----------------------------------------------------------------------------------- looking -- */
 
 /* All fixed buffers in all rings that a process has, and in ours. */
 struct pl_tables {
@@ -47,17 +45,29 @@ uint64_t pl_look_slot_sum(uint64_t ino, const struct pl_outside_buf *b);
 /* The content of one slot; start == end: empty. And does a completion with the tag stand unread? */
 int pl_look_slot(int ring, struct pl_outside_buf *b, bool *tag_seen);
 
+/* Does a request wait that can have a fixed buffer? True if it isn't to be seen. None says nothing about
+ * those that don't wait for a descriptor to become ready. */
+bool pl_look_uses_buffers(int ring);
+
 int pl_look_vmpin(pid_t pid, int64_t *pages);
+/*
+ * May the process have rings whose pins are not in its VmPin? On Linux 7.2 so it is for rings made with
+ * CAP_IPC_LOCK, on 6.18 it wasn't. Tried out once by who has the capability; who hasn't says yes for
+ * each process that has it.
+ */
+bool pl_look_unaccounted(pid_t pid);
 int pl_look_all_pins(int64_t *pages); /* of the machine; exact if we may write to vm.stat_refresh */
 uint64_t pl_look_ino(int fd);
 bool pl_look_is_ring(int fd);
 bool pl_look_ended(int pidfd);
+bool pl_look_held(const struct pl_outside *o);
 char pl_look_state(pid_t pid, pid_t tid); /* R, S, D, T, t, Z; '?': not there */
 
 /* -------------------------------------------------------------------------------------------------- */
 
 struct pl_outside {
-	int ring; /* -1: given up */
+	enum pl_outside_kind kind;
+	int ring; /* or the address space; -1: given up */
 	int pidfd, remote_fd;
 	pid_t pid;
 	uint64_t ino; /* of the ring */
@@ -76,9 +86,24 @@ struct pl_outside {
 	int64_t pins; /* of the machine, before it was killed */
 };
 
+/* outside_space.c: of address spaces */
+int pl_space_take(struct pl_outside *o);
+int pl_space_explain(const struct pl_outside *o, int err);
+int pl_space_empty(struct pl_outside *o, struct pl_outside_buf *b, uint64_t deadline_ns);
+int pl_space_look(struct pl_outside *o, struct pl_outside_buf *b, uint64_t deadline_ns); /* -EAGAIN */
+int pl_space_gone(struct pl_outside *o, const struct pl_outside_buf *bufs, int n, uint64_t deadline_ns);
+
+/* outside_verbs.c, the first two in a child. 0: the region is gone. -ESTALE: another may be in its
+ * place. */
+bool pl_verbs_is_device(dev_t number);
+int pl_verbs_take(int fd, uint32_t handle, uint32_t lkey, uint64_t tag, size_t len);
+int pl_verbs_explain(const struct pl_outside *o, int err, const struct pl_outside_buf *b);
+int pl_verbs_built(void); /* is there anything of it in this pinleased? */
+
 int pl_outside_note(struct pl_outside *o, struct pl_outside_buf *b, uint64_t deadline_ns);
 void pl_outside_pause(uint64_t deadline_ns);
-void pl_outside_step(struct pl_outside *o); /* the threads of the holder that are stopped */
+/* The threads of the holder that are stopped. -ETIMEDOUT: one didn't come back; not again, then. */
+int pl_outside_step(struct pl_outside *o);
 void pl_outside_cancel(struct pl_outside *o, uint64_t timeout_ns, uint64_t deadline_ns);
 
 #endif

@@ -8,6 +8,7 @@
  * step is eaten, also where it comes late because the instruction was a system call that waits.
  */
 #include <dirent.h>
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +20,8 @@
 #include "outside_int.h"
 
 #define MAX_THREADS 1024
-#define STEP_NS	    2000000u /* for one instruction; a system call may take longer */
+#define STEP_NS	    2000000u   /* for one instruction; a system call may take longer */
+#define STOP_NS	    150000000u /* until who is told to stop has, on however busy a machine */
 
 struct thread {
 	pid_t tid;
@@ -49,9 +51,9 @@ static bool list_threads(pid_t pid, struct step *s)
 }
 
 /* Until all that were seized have stopped, or for a while. */
-static void await_stops(struct step *s)
+static void await_stops(struct step *s, uint64_t ns)
 {
-	uint64_t until = pl_clock_ns() + STEP_NS;
+	uint64_t until = pl_clock_ns() + ns;
 	struct timespec pause = {0, 50000};
 
 	for (;;) {
@@ -100,33 +102,38 @@ static int step_child(const void *arg)
 {
 	struct step *s = (void *)arg; /* our copy */
 	struct thread *t, *end = s->threads + s->n;
+	bool all = true;
 
 	for (t = s->threads; t < end; t++)
 		t->seized = !ptrace(PTRACE_SEIZE, t->tid, 0, 0);
-	await_stops(s);
+	await_stops(s, STOP_NS);
 	for (t = s->threads; t < end; t++)
 		if (t->still)
 			t->still = ptrace(PTRACE_SINGLESTEP, t->tid, 0, 0) != 0;
-	await_stops(s);
+	await_stops(s, STEP_NS);
 	for (t = s->threads; t < end; t++)
 		if (t->seized && !t->still)
 			ptrace(PTRACE_INTERRUPT, t->tid, 0, 0);
-	await_stops(s);
+	await_stops(s, STOP_NS);
 	for (t = s->threads; t < end; t++)
 		if (t->still && t->status >> 16 && trap_waits(t))
 			t->still = ptrace(PTRACE_CONT, t->tid, 0, 0) != 0;
-	await_stops(s);
-	for (t = s->threads; t < end; t++)
+	await_stops(s, STOP_NS);
+	for (t = s->threads; t < end; t++) {
+		all &= t->still || !t->seized;
 		if (t->still)
 			let_go(t);
-	return 0;
+	}
+	return all ? 0 : -ETIMEDOUT;
 }
 
-void pl_outside_step(struct pl_outside *o)
+int pl_outside_step(struct pl_outside *o)
 {
 	struct step *s = calloc(1, sizeof *s);
+	int err = 0;
 
 	if (s && list_threads(o->pid, s))
-		pl_outside_run(&o->child, -1, step_child, s, pl_clock_ns() + 1000 * STEP_NS);
+		err = pl_outside_run(&o->child, -1, step_child, s, pl_clock_ns() + 1000 * STEP_NS);
 	free(s);
+	return err;
 }

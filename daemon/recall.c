@@ -185,13 +185,15 @@ static void describe(const struct request *r, const struct held_lease *hl, struc
 	memcpy(e->path, m.entry.path, sizeof e->path);
 }
 
-static uint64_t deadline(const struct request *r, const struct held_lease *hl)
+static void set_times(const struct request *r, const struct held_lease *hl, struct pl_order *o)
 {
 	uint64_t grace = r->m.flags & PL_RECALL_FORCE	? 0
 			 : r->m.flags & PL_RECALL_GRACE ? r->m.grace_ms
 							: hl->grace_ms;
 
-	return pl_clock_ns() + (grace + hl->agent_ms) * 1000000ull;
+	o->grace_until_ns = pl_clock_ns() + grace * 1000000ull;
+	o->agent_ns = hl->agent_ms * 1000000ull;
+	o->deadline_ns = o->grace_until_ns + o->agent_ns;
 }
 
 /* 0, or -ENOMEM. */
@@ -212,7 +214,8 @@ static int begin(struct request *r, struct held_lease *hl)
 		return 0;
 	}
 	pl_order_init(&t->order, hl->lease, r->m.file_start, end, !(r->m.flags & PL_RECALL_NO_WAIT));
-	t->said.event.deadline_ns = t->order.deadline_ns = deadline(r, hl);
+	set_times(r, hl, &t->order);
+	t->said.event.deadline_ns = t->order.deadline_ns;
 	t->order.change.actor_pid = r->asker->pid;
 	t->order.change.answer = answer;
 	t->order.change.arg = t;

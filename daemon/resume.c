@@ -14,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "core/order.h"
@@ -23,8 +24,7 @@
 #include "os/wake.h"
 #include "source/sources.h"
 
-/* ------------------------------------------------------------------------------ another connection --
- */
+/* ------------------------------------------------------------------------ another connection -- */
 
 /* What h takes up is its own process's and user's. */
 static bool is_session(const struct holder *old, const struct holder *h, uint64_t session)
@@ -73,14 +73,17 @@ struct holder *resume_session(struct holder *h, uint64_t session)
 	old = find_session(s, h, session);
 	if (!old)
 		return NULL;
+	user_adopted(old, false);
 	recall_pass(old); /* they change their places */
 	recall_pass(h);
 	old->exit = sd_event_source_disable_unref(old->exit);
 	old->patience = sd_event_source_disable_unref(old->patience);
 	old->sock = h->sock;
+	old->door = h->door;
+	h->door = NULL;
 	old->io = h->io;
 	sd_event_source_set_userdata(old->io, old);
-	old->full = old->leaves = false;
+	old->full = old->leaves = old->tells_again = false;
 	for (struct pl_node *n = pl_index_first(&old->leases, 0, UINTPTR_MAX); n;
 	     n = pl_index_next(n, 0, UINTPTR_MAX))
 		((struct held_lease *)n)->told = false;
@@ -112,8 +115,7 @@ void resume_told(struct holder *h)
 	h->returning = false;
 }
 
-/* --------------------------------------------------------------------------------- another process --
- */
+/* --------------------------------------------------------------------------- another process -- */
 
 static struct holder *adopt_holder(struct server *s, struct stored_holder *sh)
 {
@@ -122,11 +124,12 @@ static struct holder *adopt_holder(struct server *s, struct stored_holder *sh)
 
 	if (pidfd < 0)
 		return NULL;
-	if (process_started(sh->pid) != sh->started) { /* looked at after the pidfd was made */
+	if (!sh->started ||
+	    process_look(sh->pid).started != sh->started) { /* after the pidfd was made */
 		close(pidfd);
 		return NULL;
 	}
-	h = holder_alloc(s, sh->uid, sh->pid, pidfd);
+	h = holder_alloc(s, sh->uid, false, sh->pid, pidfd);
 	if (!h)
 		return NULL;
 	h->session = sh->session;
@@ -134,38 +137,61 @@ static struct holder *adopt_holder(struct server *s, struct stored_holder *sh)
 	h->stored = sh;
 	h->full = true; /* nobody is there to be told */
 	h->returning = true;
+	user_adopted(h, true);
 	LIST_INSERT_HEAD(&s->leaving, h, link);
 	holder_watch_exit(h);
+	absent_watch(h);
 	return h;
 }
 
 #define LOOKS 16 /* at mappings: all leased files stand still meanwhile */
 
-/* The file by the holder's mapping; a part of the range may be something else by now. -1: nowhere. */
-static int find_file(const struct holder *h, int maps, const struct stored_lease *l)
+struct search {
+	pid_t pid;
+	uint64_t start, end, dev, ino;
+};
+
+/* What else is there by now may be of a server that doesn't answer: it is asked nothing. */
+static bool is_file(int fd, const struct search *q)
 {
-	struct pl_procmap_query q;
-	struct stat st;
+	struct statx st;
+
+	return !statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &st) &&
+	       makedev(st.stx_dev_major, st.stx_dev_minor) == q->dev && st.stx_ino == q->ino;
+}
+
+/* In a child. The file by the holder's mapping; a part of the range may be something else by now. */
+static int search_file(void *arg)
+{
+	const struct search *q = arg;
+	struct pl_procmap_query v;
 	char path[96];
+	int maps, fd;
 
-	for (uint64_t at = l->msg.start, looks = 0; at < l->msg.end && looks < LOOKS; at = q.vma_end) {
-		int fd;
-
+	snprintf(path, sizeof path, "/proc/%d/maps", q->pid);
+	maps = open(path, O_RDONLY | O_CLOEXEC);
+	for (uint64_t at = q->start, looks = 0; at < q->end && looks < LOOKS; at = v.vma_end) {
 		looks++;
-		q = (struct pl_procmap_query){.size = sizeof q,
+		v = (struct pl_procmap_query){.size = sizeof v,
 					      .query_addr = at,
 					      .query_flags = PL_PROCMAP_COVERING_OR_NEXT_VMA};
-		if (ioctl(maps, PL_PROCMAP_QUERY, &q) || q.vma_start >= l->msg.end)
-			return -1;
-		snprintf(path, sizeof path, "/proc/%d/map_files/%llx-%llx", h->pid,
-			 (unsigned long long)q.vma_start, (unsigned long long)q.vma_end);
+		if (ioctl(maps, PL_PROCMAP_QUERY, &v) || v.vma_start >= q->end)
+			return -ENOENT;
+		snprintf(path, sizeof path, "/proc/%d/map_files/%llx-%llx", q->pid,
+			 (unsigned long long)v.vma_start, (unsigned long long)v.vma_end);
 		fd = open(path, O_PATH | O_CLOEXEC);
-		if (fd >= 0 && !fstat(fd, &st) && st.st_dev == l->dev && st.st_ino == l->ino)
+		if (fd >= 0 && is_file(fd, q))
 			return fd;
-		if (fd >= 0)
-			close(fd);
 	}
-	return -1;
+	return -ENOENT;
+}
+
+static int find_file(const struct holder *h, const struct stored_lease *l)
+{
+	struct search q = {h->pid, l->msg.start, l->msg.end, l->dev, l->ino};
+	int fd = pl_outside_ask(h->pid, search_file, &q, sizeof q);
+
+	return fd < 0 ? fd : pl_outside_taken(fd);
 }
 
 static void nobody(struct pinl_change *change, int err)
@@ -185,19 +211,19 @@ static void take_again(struct server *s, const struct held_lease *hl)
 	pinl_change_submit(s->ctx, &order.change);
 }
 
-static int adopt_lease(struct holder *h, int maps, struct stored_lease *l)
+/* Nothing ends before all are there: a file that is known stays so. */
+static int adopt_lease(struct holder *h, struct stored_lease *l)
 {
+	bool known = pl_foreign_known(h->server->ctx, l->dev, l->ino);
+	int fd = known ? -1 : find_file(h, l), err;
 	struct held_lease *hl;
-	int fd = find_file(h, maps, l), err;
 
-	if (fd < 0)
+	if (!known && fd < 0)
 		return -ENOENT;
-	err = lease_make(h, &l->msg, fd, true);
-	close(fd);
+	err = lease_adopt(h, l, fd);
 	if (err)
 		return err;
 	hl = lease_find(h, l->msg.lease);
-	hl->stored = l;
 	if (l->handle.head.type)
 		lease_take_handle(hl, &l->handle);
 	if (l->state == STORED_TAKEN)
@@ -205,39 +231,21 @@ static int adopt_lease(struct holder *h, int maps, struct stored_lease *l)
 	return 0;
 }
 
-static int open_maps(const struct holder *h)
-{
-	char path[32];
-
-	snprintf(path, sizeof path, "/proc/%d/maps", h->pid);
-	return open(path, O_RDONLY | O_CLOEXEC);
-}
-
 static void adopt_leases(struct server *s, struct holder **holders, unsigned *taken, unsigned *lost)
 {
 	struct store_image *i = s->store.image;
-	struct holder *of = NULL;
-	int maps = -1;
 
 	for (uint32_t n = 0; n < i->leases_used; n++) {
 		struct stored_lease *l = &i->leases[n];
 		struct holder *h = l->holder < STORE_HOLDERS ? holders[l->holder] : NULL;
 
-		if (l->state != STORED_FREE && h && h != of) {
-			if (maps >= 0)
-				close(maps);
-			maps = open_maps(h);
-			of = h;
-		}
-		if (l->state == STORED_FREE || !h || adopt_lease(h, maps, l)) {
+		if (l->state == STORED_FREE || !h || adopt_lease(h, l)) {
 			*lost += l->state != STORED_FREE && h;
 			store_drop_lease(&s->store, l);
 		} else {
 			++*taken;
 		}
 	}
-	if (maps >= 0)
-		close(maps);
 }
 
 static unsigned adopt_holders(struct server *s, struct holder **holders)
@@ -256,6 +264,11 @@ static unsigned adopt_holders(struct server *s, struct holder **holders)
 	return n;
 }
 
+static const char *s_of(unsigned n)
+{
+	return n == 1 ? "" : "s";
+}
+
 void resume_all(struct server *s)
 {
 	struct holder **holders = calloc(STORE_HOLDERS, sizeof(*holders));
@@ -272,12 +285,13 @@ void resume_all(struct server *s)
 	for (unsigned i = 0; i < PL_FILES_MAX_HELD; i++)
 		held += s->store.image->files.held[i].state == PL_HELD_ASKED;
 	fprintf(stderr,
-		"pinleased: goes on with %u leases of %u holders, and %u changes that waited for the "
+		"pinleased: goes on with %u lease%s of %u holder%s, and %u change%s that waited for the "
 		"restart\n",
-		taken, n, held);
+		taken, s_of(taken), n, s_of(n), held, s_of(held));
 	if (lost)
 		fprintf(stderr,
-			"pinleased: %u leases are of memory that isn't mapped any more or can't be "
-			"looked at; they are guarded again when their holders tell of them\n",
-			lost);
+			"pinleased: not taken up: %u lease%s of memory that isn't mapped any more or "
+			"can't "
+			"be looked at; guarded again when the holder tells of it\n",
+			lost, s_of(lost));
 }

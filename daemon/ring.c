@@ -1,19 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The rings of a holder that leases are on: one handle each, however many leases. */
+/* The rings of a holder that leases are on, and the address spaces of its devices: one handle each,
+ * however many leases. */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "daemon.h"
 #include "os/clock.h"
 
-#define LOOK_NS 100000000ull
+#define LOOK_NS 20000000ull  /* the main loop waits for it, so it is of the user's share */
+#define TAKE_NS 100000000ull /* the same; where nobody hangs it takes some microseconds */
 
-int ring_get(struct holder *h, int fd, struct ring **out)
+int ring_get(struct holder *h, enum pl_outside_kind kind, int fd, struct ring **out)
 {
+	uint64_t now = pl_clock_ns(), by;
 	struct ring *r;
 	int err;
 
-	for (r = h->rings; r && r->fd != fd; r = r->next)
+	for (r = h->rings; r && (r->fd != fd || r->kind != kind); r = r->next)
 		;
 	if (r && pl_outside_held(r->outside)) {
 		r->refs++;
@@ -23,13 +26,17 @@ int ring_get(struct holder *h, int fd, struct ring **out)
 	r = calloc(1, sizeof *r);
 	if (!r)
 		return pinl_set_error(-ENOMEM, "pinleased is out of memory");
-	err = pl_outside_open(h->pidfd, h->pid, fd, pl_clock_ns() + LOOK_NS, &r->outside);
+	by = share_patience(h, LOOK_NS);
+	err = pl_outside_open_taken(h->pidfd, h->pid, fd, kind,
+				    door_take(h, kind, fd, share_patience(h, TAKE_NS)), by, &r->outside);
+	share_worked(h, now);
 	if (err) {
 		free(r);
 		return err;
 	}
 	pthread_mutex_init(&r->lock, NULL);
 	r->fd = fd;
+	r->kind = kind;
 	r->refs = 1;
 	r->next = h->rings;
 	h->rings = r;

@@ -51,8 +51,10 @@ static void turn_away(struct server *s, int fd)
 	if (s->spare >= 0)
 		close(s->spare);
 	sock = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
-	if (sock >= 0)
-		close(sock);
+	if (sock >= 0) {
+		holder_refuse(sock);
+		door_refuse(s, sock);
+	}
 	s->spare = open_spare();
 }
 
@@ -79,6 +81,7 @@ static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *a
 	eventfd_read(fd, &n);
 	laters_look(s);
 	share_complain(s);
+	notices_complain(s);
 	changes_answer(s);
 	endings_finish(s);
 	resume_bury(s);
@@ -172,9 +175,8 @@ static int open_core(struct server *s)
 
 	if (!err && kept.table)
 		err = pinl_source_add(s->ctx, &pl_files_ops, &kept);
-	store_groups_taken(&s->store);
 	if (!err && pl_source_priv(s->ctx, &pl_files_ops)) {
-		pl_files_be_fair(pl_source_priv(s->ctx, &pl_files_ops));
+		err = pl_files_be_fair(pl_source_priv(s->ctx, &pl_files_ops));
 	} else if (!err) {
 		pinl_sources(s->ctx, sources, sizeof sources);
 		fprintf(stderr, "pinleased: no change of a file can be held here: %s", sources);
@@ -222,11 +224,14 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 	if (err >= 0)
 		err = prepare_timer(event);
 	if (err >= 0)
+		err = doors_new(s);
+	if (err >= 0)
 		err = laters_new(s);
 	if (err >= 0)
 		err = pl_thread_start(&s->reaper, reap, s);
 	if (err < 0) {
 		laters_free(s);
+		doors_free(s);
 		pinl_close(s->ctx);
 		if (s->wake >= 0)
 			close(s->wake);
@@ -240,6 +245,7 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 		resume_all(s);
 	if (s->store.image)
 		pl_files_go_on(pl_source_priv(s->ctx, &pl_files_ops));
+	store_groups_taken(&s->store);
 	*out = s;
 	return 0;
 }
@@ -258,6 +264,7 @@ void server_free(struct server *s)
 	pthread_cond_signal(&s->work);
 	pthread_mutex_unlock(&s->lock);
 	pthread_join(s->reaper, NULL);
+	doors_free(s);
 	watch_stop(s);
 	sd_event_source_disable_unref(s->events);
 	laters_free(s);

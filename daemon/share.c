@@ -31,11 +31,14 @@ static uint64_t left(struct bucket *b, uint64_t room, uint64_t now)
 
 /* ------------------------------------------------------------------------ changes; ctx->lock held -- */
 
+unsigned share_hold_ms(const struct server *s)
+{
+	return s->limits.hold_ms ? s->limits.hold_ms : 3 * s->limits.ceiling_ms;
+}
+
 static uint64_t hold_room(const struct server *s)
 {
-	unsigned ms = s->limits.hold_ms ? s->limits.hold_ms : 3 * s->limits.ceiling_ms;
-
-	return ms * 1000000ull;
+	return share_hold_ms(s) * 1000000ull;
 }
 
 /* Once a minute, by the main loop. */
@@ -72,6 +75,8 @@ void share_held(struct pinl_lease *l, uint64_t since)
 
 	left(&u->hold, hold_room(hl->holder->server), now);
 	since = since > u->held_until_ns ? since : u->held_until_ns;
+	if (since < hl->holder->server->since_ns) /* before that he wasn't asked */
+		since = hl->holder->server->since_ns;
 	u->hold.level += now > since ? now - since : 0;
 	u->held_until_ns = now;
 }
@@ -94,6 +99,20 @@ int share_may_lease(struct server *s, struct user *u)
 			      "leases of user %u are recalled more than %u times a minute; wait a "
 			      "little, or have pinleased's limits raised",
 			      u->uid, s->limits.notices);
+}
+
+/* What he has used up of the two. Asking runs nothing dry. */
+void share_used(struct server *s, const struct user *u, uint64_t *hold_ns, uint64_t *notices)
+{
+	uint64_t now = pl_clock_ns();
+	struct bucket hold, recalls;
+
+	pthread_mutex_lock(&s->ctx->lock);
+	hold = u->hold;
+	recalls = u->notices;
+	pthread_mutex_unlock(&s->ctx->lock);
+	*hold_ns = hold_room(s) - left(&hold, hold_room(s), now);
+	*notices = s->limits.notices - left(&recalls, s->limits.notices, now);
 }
 
 /*
@@ -155,6 +174,17 @@ uint64_t share_work(struct holder *h, uint64_t deadline)
 	pthread_mutex_unlock(&s->lock);
 	room = room > LEAST_WORK_NS ? room : LEAST_WORK_NS;
 	return deadline < now + room ? deadline : now + room;
+}
+
+uint64_t share_patience(struct holder *h, uint64_t ns)
+{
+	struct server *s = h->server;
+	uint64_t now = pl_clock_ns(), room;
+
+	pthread_mutex_lock(&s->lock);
+	room = left(&h->user->work, work_room(s), now);
+	pthread_mutex_unlock(&s->lock);
+	return now + (room < ns ? room : ns);
 }
 
 void share_worked(struct holder *h, uint64_t since)

@@ -5,11 +5,13 @@
 
 #include "daemon.h"
 
-static uint32_t changes_held(struct pinl_ctx *ctx)
+static uint32_t changes_held(const struct server *s, uint64_t *outside)
 {
+	struct pinl_ctx *ctx = s->ctx;
 	uint32_t n = 0;
 
 	pthread_mutex_lock(&ctx->lock);
+	*outside = s->outside;
 	for (const struct pinl_change *ch = ctx->held; ch; ch = ch->next)
 		n++;
 	pthread_mutex_unlock(&ctx->lock);
@@ -29,9 +31,16 @@ static void count(const struct server *s, struct pl_status_msg *m)
 	m->refused = c.refused;
 	m->answered = c.answered;
 	m->unconfirmed = c.drains_unconfirmed;
-	m->held = changes_held(s->ctx);
+	m->held = changes_held(s, &m->outside);
 	m->events_lost = s->events_lost;
 	m->watchers = s->n_watchers;
+}
+
+static uint32_t after_crash(const struct server *s)
+{
+	if (!s->limits.closed)
+		return PL_AFTER_CRASH_OPEN;
+	return s->store.image ? PL_AFTER_CRASH_CLOSED : PL_AFTER_CRASH_LOST;
 }
 
 static void describe(const struct server *s, union pl_message *m)
@@ -47,6 +56,10 @@ static void describe(const struct server *s, union pl_message *m)
 	m->status.max_leases = s->limits.leases;
 	m->status.max_bytes = s->limits.bytes;
 	m->status.max_connections = s->limits.connections;
+	m->status.hold_ms = share_hold_ms(s);
+	m->status.max_notices = s->limits.notices;
+	m->status.may_kill = s->limits.may_kill;
+	m->status.after_crash = after_crash(s);
 	LIST_FOREACH(h, &s->holders, link)
 	{
 		m->status.connections++;
@@ -74,25 +87,32 @@ static int add_sources(struct server *s, struct listing *list)
 	return err;
 }
 
+static void describe_user(struct server *s, struct user *u, union pl_message *m)
+{
+	pl_message_init(m, PL_USER);
+	pthread_mutex_lock(&s->lock);
+	m->user.uid = u->uid;
+	m->user.connections = u->connections;
+	m->user.leases = u->leases;
+	m->user.bytes = u->bytes;
+	pthread_mutex_unlock(&s->lock);
+	share_used(s, u, &m->user.hold_ns, &m->user.notices);
+}
+
+/* Only the main loop adds users, or forgets them. */
 static int add_users(struct server *s, const struct user *asker, struct listing *list)
 {
-	const struct user *u;
 	union pl_message m;
+	struct user *u;
 	int err = 0;
 
-	pthread_mutex_lock(&s->lock);
 	LIST_FOREACH(u, &s->users, link)
 	{
 		if (err || (asker->uid && u != asker))
 			continue;
-		pl_message_init(&m, PL_USER);
-		m.user.uid = u->uid;
-		m.user.connections = u->connections;
-		m.user.leases = u->leases;
-		m.user.bytes = u->bytes;
+		describe_user(s, u, &m);
 		err = list_add(list, &m);
 	}
-	pthread_mutex_unlock(&s->lock);
 	return err;
 }
 

@@ -13,6 +13,8 @@
 #include <unistd.h>
 
 #include "core/ctx.h"
+#include "os/text.h"
+#include "outside.h"
 
 #define LAYOUT	   ((uint64_t)sizeof(struct store_image) << 16 | sizeof(struct stored_lease) << 4 | 1)
 #define BARRIER_US 2000000
@@ -40,6 +42,9 @@ static int sort_given(int kept[NR_KEPT], int *sock)
 		free(given[i]);
 	}
 	free(given);
+	if (sockets > 1)
+		fprintf(stderr, "pinleased: %d sockets were passed, and only the first is listened on\n",
+			sockets);
 	return sockets;
 }
 
@@ -104,6 +109,8 @@ static int make_new(struct store *st, int kept[NR_KEPT])
 {
 	int err = pl_files_make_group(&kept[GROUP_A]);
 
+	if (!err && !pl_files_knows_the_event(kept[GROUP_A]))
+		err = -EOPNOTSUPP;
 	if (!err)
 		err = pl_files_make_group(&kept[GROUP_B]);
 	if (!err)
@@ -150,8 +157,10 @@ static void begin(struct store *st, int kept[NR_KEPT])
 		err = give_away(kept);
 	if (!err)
 		return;
-	fprintf(stderr, "pinleased: nothing can be kept over a crash (%s): who waits would go on then\n",
-		strerror(-err));
+	if (err != -EOPNOTSUPP) /* nobody can be made to wait, which is said elsewhere */
+		fprintf(stderr,
+			"pinleased: nothing can be kept over a crash (%s): who waits would go on then\n",
+			strerror(-err));
 	if (st->image)
 		munmap(st->image, sizeof *st->image);
 	st->image = NULL;
@@ -182,6 +191,10 @@ int store_open(struct store *st, bool closed, int *sock)
 	forget_kept(kept);
 	if (closed && has_store())
 		begin(st, kept);
+	else if (closed)
+		fprintf(stderr, "pinleased: no service manager keeps its descriptors: who waits when it "
+				"is killed goes "
+				"on (as with --after-crash open)\n");
 	if (kept[TABLE] >= 0)
 		close(kept[TABLE]);
 	return sockets;
@@ -204,27 +217,42 @@ void store_close(struct store *st)
 	pthread_mutex_destroy(&st->lock);
 }
 
-uint64_t process_started(pid_t pid)
+/* Of /proc/PID/stat, as proc(5) counts them, from the 4th on; 0: there is none. */
+static uint64_t stat_field(const char *text, int number)
 {
-	char path[32], text[1024], *at;
-	unsigned long long ticks = 0;
-	ssize_t n;
-	int fd;
+	const char *at = strrchr(text, ')'); /* the name may have anything in it */
 
-	snprintf(path, sizeof path, "/proc/%d/stat", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return 0;
-	n = read(fd, text, sizeof text - 1);
-	close(fd);
-	text[n > 0 ? n : 0] = 0;
-	at = strrchr(text, ')'); /* the name may have anything in it */
-	if (!at || sscanf(at,
-			  ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d "
-			  "%*d %llu",
-			  &ticks) != 1)
-		return 0;
-	return ticks;
+	for (int i = 2; at && i < number; i++)
+		at = strchr(at + 1, ' ');
+	return at ? strtoull(at, NULL, 10) : 0;
+}
+
+static int look_at_process(void *arg)
+{
+	struct process_seen *p = arg;
+	char path[32], text[1024];
+	struct pl_text f;
+	int err;
+
+	snprintf(path, sizeof path, "/proc/%d/stat", p->pid);
+	err = pl_text_open(&f, path);
+	if (err)
+		return err;
+	err = pl_text_line(&f, text, sizeof text);
+	pl_text_close(&f);
+	if (err)
+		return err;
+	p->started = stat_field(text, 22);
+	p->stack = stat_field(text, 28);
+	return 0;
+}
+
+struct process_seen process_look(pid_t pid)
+{
+	struct process_seen p = {.pid = pid};
+
+	pl_outside_ask(pid, look_at_process, &p, sizeof p);
+	return p;
 }
 
 /* ---------------------------------------------------------------------------------------- slots -- */
@@ -283,14 +311,14 @@ struct stored_holder *store_holder(struct store *st, const struct stored_holder 
 	if (slot < 0)
 		return NULL;
 	h = &i->holders[slot];
-	*h = (struct stored_holder){.started = what->started, .pid = what->pid, .uid = what->uid};
-	memcpy(h->name, what->name, sizeof h->name);
+	*h = *what;
+	h->session = 0;
 	__atomic_store_n(&h->session, what->session, __ATOMIC_RELEASE);
 	return h;
 }
 
 struct stored_lease *store_lease(struct store *st, const struct stored_holder *of,
-				 const struct pl_lease_msg *msg, uint64_t dev, uint64_t ino)
+				 const struct pl_lease_msg *msg, const struct pinl_memory *mem)
 {
 	struct store_image *i = st->image;
 	int64_t slot = of ? get(st, &st->leases, &i->leases_used, STORE_LEASES) : -1;
@@ -299,7 +327,11 @@ struct stored_lease *store_lease(struct store *st, const struct stored_holder *o
 	if (slot < 0)
 		return NULL;
 	l = &i->leases[slot];
-	*l = (struct stored_lease){.holder = of - i->holders, .dev = dev, .ino = ino, .msg = *msg};
+	*l = (struct stored_lease){.holder = of - i->holders,
+				   .dev = mem->dev,
+				   .ino = mem->ino,
+				   .fs_magic = mem->fs_magic,
+				   .msg = *msg};
 	__atomic_store_n(&l->state, STORED_LIVE, __ATOMIC_RELEASE);
 	return l;
 }

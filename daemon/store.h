@@ -18,8 +18,10 @@
 #define STORE_LEASES  1048576
 
 struct stored_holder {
-	uint64_t session; /* 0: free */
-	uint64_t started; /* of the process, in ticks since boot: its number may be another's by now */
+	uint64_t session;   /* 0: free */
+	uint64_t started;   /* of the process, in ticks since boot: its number may be another's by now */
+	uint64_t stack;	    /* where its stack begins: elsewhere in another program; 0: not known */
+	uint32_t accounted; /* pins of its rings were seen to be accounted to it */
 	int32_t pid;
 	uint32_t uid;
 	char name[32];
@@ -35,6 +37,7 @@ struct stored_lease {
 	uint32_t state;
 	uint32_t holder;
 	uint64_t dev, ino;
+	int64_t fs_magic;
 	struct pl_lease_msg msg;
 	struct pl_handle_msg handle; /* its lease 0: none */
 };
@@ -69,12 +72,18 @@ int store_open(struct store *st, bool closed, int *socket);
 void store_groups_taken(struct store *st); /* the source has them */
 void store_close(struct store *st);
 
-uint64_t process_started(pid_t pid); /* 0: there is none */
+/* 0: there is none, or it couldn't be looked at. */
+struct process_seen {
+	pid_t pid;
+	uint64_t started, stack; /* as in stored_holder */
+};
+
+struct process_seen process_look(pid_t pid);
 
 /* NULL: not kept. Any thread. */
 struct stored_holder *store_holder(struct store *st, const struct stored_holder *what);
 struct stored_lease *store_lease(struct store *st, const struct stored_holder *of,
-				 const struct pl_lease_msg *msg, uint64_t dev, uint64_t ino);
+				 const struct pl_lease_msg *msg, const struct pinl_memory *mem);
 void store_drop_holder(struct store *st, struct stored_holder *h);
 void store_drop_lease(struct store *st, struct stored_lease *l);
 

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What each user may have here, so that none can take everything from the others (I7). */
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "daemon.h"
 #include "os/clock.h"
 
 #define MEMORY_NS 60000000000ull /* as long as the slowest of his buckets */
+#define RESERVED  16		 /* connections of root's and our own user's, for commands */
 
 /* Who has gone takes nothing with him for a minute: else he would be back with all that he has used up.
  */
@@ -40,7 +43,46 @@ void user_keep(struct server *s, struct user *u)
 	pthread_mutex_unlock(&s->lock);
 }
 
-struct user *user_get(struct server *s, uid_t uid)
+static bool is_operator(uid_t uid)
+{
+	return !uid || uid == geteuid();
+}
+
+/* Whoever runs this can always look at it: his own programs don't take his commands' places. */
+static unsigned places(const struct server *s, uid_t uid)
+{
+	unsigned n = s->limits.connections;
+
+	return is_operator(uid) && n <= UINT_MAX - RESERVED ? n + RESERVED : n;
+}
+
+bool user_may_come(struct server *s, const struct user *u, uint32_t role)
+{
+	bool may;
+
+	pthread_mutex_lock(&s->lock);
+	may = role == PL_ROLE_COMMAND || u->connections - u->adopted <= s->limits.connections;
+	pthread_mutex_unlock(&s->lock);
+	return may;
+}
+
+bool user_is_locked_out(struct server *s, uid_t uid)
+{
+	const struct user *u;
+	bool full;
+
+	if (!is_operator(uid))
+		return false;
+	pthread_mutex_lock(&s->lock);
+	LIST_FOREACH(u, &s->users, link)
+	if (u->uid == uid)
+		break;
+	full = u && u->connections - u->adopted >= places(s, uid);
+	pthread_mutex_unlock(&s->lock);
+	return full;
+}
+
+struct user *user_get(struct server *s, uid_t uid, bool besides)
 {
 	struct user *u;
 
@@ -53,7 +95,7 @@ struct user *user_get(struct server *s, uid_t uid)
 		u->uid = uid;
 		LIST_INSERT_HEAD(&s->users, u, link);
 	}
-	if (u && u->connections == s->limits.connections) {
+	if (u && !besides && u->connections - u->adopted >= places(s, uid)) {
 		u = NULL;
 	} else if (u) {
 		u->connections++;
@@ -61,6 +103,15 @@ struct user *user_get(struct server *s, uid_t uid)
 	}
 	pthread_mutex_unlock(&s->lock);
 	return u;
+}
+
+/* Who comes back needs a place beside the one that is kept for him. */
+void user_adopted(struct holder *h, bool is)
+{
+	pthread_mutex_lock(&h->server->lock);
+	h->user->adopted += is - h->adopted;
+	h->adopted = is;
+	pthread_mutex_unlock(&h->server->lock);
 }
 
 void user_put(struct server *s, struct user *u, bool connection)

@@ -109,6 +109,7 @@ static void describe(const struct pinl_event *ev, union pl_message *m)
 	e->actor_pid = ev->actor_pid;
 	e->actor_tid = ev->actor_tid;
 	memcpy(e->source, ev->source, sizeof e->source);
+	e->outside = pl_foreign_outside(ev);
 	if (ev->cookie)
 		whose(ev->cookie, e);
 }
@@ -219,7 +220,8 @@ void watch_ended(struct held_lease *hl, struct server *s)
 		.type = (enum pinl_event_type)PL_EVENT_ENDED,
 		.op = PINL_OP_NR,
 		.cookie = hl,
-		.start = hl->buf.start,
+		.start = hl->of.start,
+		.end = hl->of.start + hl->bytes,
 		.file_dev = hl->of.dev,
 		.file_ino = hl->of.ino,
 		.file_start = hl->of.offset,

@@ -13,10 +13,9 @@ int pinl_open(const struct pinl_opts *opts, struct pinl_ctx **out)
 		unsigned bit;
 		const struct pinl_source_ops *ops;
 	} all[] = {
-		{PINL_SOURCE_UFFD, &pl_uffd_ops},
-		{PINL_SOURCE_ARBITER, &pl_remote_ops},
-		{PINL_SOURCE_FILES, &pl_files_ops},
-		{PINL_SOURCE_NOTIFY, &pl_notify_ops},
+		{PINL_SOURCE_UFFD, &pl_uffd_ops},     {PINL_SOURCE_ARBITER, &pl_remote_ops},
+		{PINL_SOURCE_FILES, &pl_files_ops},   {PINL_SOURCE_NOTIFY, &pl_notify_ops},
+		{PINL_SOURCE_FAULTS, &pl_faults_ops},
 	};
 	PL_CALL(call);
 	struct pinl_ctx *ctx;
@@ -43,7 +42,8 @@ int pinl_open(const struct pinl_opts *opts, struct pinl_ctx **out)
 
 int pinl_device_open(struct pinl_ctx *ctx, const char *kind, const void *arg, struct pinl_device **dev)
 {
-	static const struct pinl_device_ops *const kinds[] = {&pl_soft_ops, &pl_uring_ops};
+	static const struct pinl_device_ops *const kinds[] = {&pl_soft_ops, &pl_uring_ops, &pl_verbs_ops,
+							      &pl_vfio_ops, &pl_iommufd_ops};
 
 	if (!ctx || !kind || !dev)
 		return pinl_set_error(-EINVAL,
@@ -51,7 +51,10 @@ int pinl_device_open(struct pinl_ctx *ctx, const char *kind, const void *arg, st
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
 		if (!strcmp(kind, kinds[i]->name))
 			return pinl_device_open_ops(ctx, kinds[i], arg, dev);
-	return pinl_set_error(-EINVAL, "no device kind \"%s\"; there are \"uring\" and \"soft\"", kind);
+	return pinl_set_error(-EINVAL,
+			      "no device kind \"%s\"; there are \"uring\", \"verbs\", \"vfio\", "
+			      "\"iommufd\" and \"soft\"",
+			      kind);
 }
 
 int pinl_watch_fs(struct pinl_ctx *ctx, const char *path)

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define PL_PROTO_VERSION 1
+#define PL_PROTO_VERSION 2
 #define PL_PROTO_PATH	 "/run/pinlease/pinleased.sock"
 #define PL_PROTO_ENV	 "PINLEASE_SOCKET"
 
@@ -21,8 +21,7 @@ struct pl_head {
 	uint64_t serial; /* of a request: chosen by who sends it; of its REPLY: the same */
 };
 
-/* ------------------------------------------------------------------------------------ from clients --
- */
+/* ------------------------------------------------------------------------------ from clients -- */
 
 /* The first message. Answered by WELCOME, or by REPLY with an error and then the end. */
 struct pl_hello {
@@ -67,17 +66,28 @@ struct pl_handle_msg {
 	uint64_t lease;
 	uint32_t kind; /* enum pl_handle_kind */
 	int32_t fd;    /* in the holder's table */
-	uint32_t slot;
-	uint32_t pad;
-	uint64_t tag; /* that the slot's buffer was registered with; 0: none */
+	uint32_t slot; /* IOMMUFD: the address space. VERBS: the memory region's handle */
+	uint32_t twin; /* IOMMUFD: one that its devices may be attached to meanwhile; 0: none. VERBS:
+			  lkey */
+	uint64_t tag;  /* that the slot's buffer was registered with; 0: none. VFIO, IOMMUFD: the lease's
+			  first device address. VERBS: the same, plus 1: another region may take the
+			  place of this one (COPY) */
 };
 
-enum pl_handle_kind { PL_HANDLE_NONE, PL_HANDLE_URING };
+enum pl_handle_kind {
+	PL_HANDLE_NONE,
+	PL_HANDLE_URING,
+	PL_HANDLE_VFIO,
+	PL_HANDLE_IOMMUFD,
+	PL_HANDLE_VERBS,
+};
 
 /* No REPLY. */
 struct pl_unlease_msg {
 	struct pl_head head;
 	uint64_t lease;
+	uint32_t outcome; /* enum pinl_outcome, if it had been taken back before; else 0 */
+	uint32_t pad;
 };
 
 /* After a WELCOME that says `resumed`, instead of LEASE: there is this lease still. REPLY only if it
@@ -96,10 +106,10 @@ struct pl_all_told_msg {
 struct pl_released_msg {
 	struct pl_head head;
 	uint64_t lease;
-	uint64_t seq; /* the NOTICE's */
+	uint64_t seq; /* the NOTICE's; 0: none, it has been so before */
 	uint64_t start, end;
 	uint32_t whole;
-	uint32_t outcome; /* enum pinl_outcome */
+	uint32_t outcome; /* enum pinl_outcome: QUIESCED by the holder, else forced by its library */
 };
 
 /* All leases that fit; root sees everybody's, others their own. ENTRY for each, then REPLY: how many. */
@@ -176,8 +186,7 @@ struct pl_done_msg {
 	uint64_t change; /* the CHANGE's serial */
 };
 
-/* ---------------------------------------------------------------------------------- from the arbiter --
- */
+/* -------------------------------------------------------------------------- from the arbiter -- */
 
 struct pl_welcome {
 	struct pl_head head;
@@ -215,7 +224,10 @@ struct pl_notice_msg {
 	uint32_t op;	      /* enum pinl_op */
 	uint32_t also;	      /* PINL_OPBIT()s: it may be one of these instead */
 	int32_t actor_pid, actor_tid;
-	char source[12]; /* which of the arbiter's has seen it; ends with 0 */
+	char source[12];   /* which of the arbiter's has seen it; ends with 0 */
+	uint64_t since_ns; /* recall: the actor waits; these three: CLOCK_MONOTONIC */
+	uint64_t gone_ns;  /* the actor has waited for the lease, and was let go then; 0: wasn't */
+	uint64_t force_ns; /* of no operation: when the holder's library forces; else 0 */
 };
 
 struct pl_entry_msg {
@@ -232,6 +244,14 @@ struct pl_entry_msg {
 	char device[16], program[32];
 	char path[152];	      /* of the file, as the arbiter sees it; cut at the front if it is longer */
 	uint64_t deadline_ns; /* noticed: CLOCK_MONOTONIC; else 0 */
+	uint64_t orphaned;    /* bytes of it that the file has let go, and the device may still have */
+	/* Noticed or being taken: for whom, the first of them. Else 0, and PINL_OP_NR. */
+	uint64_t recall_start, recall_end; /* addresses in the holder */
+	int32_t actor_pid, actor_tid;	   /* 0: not known */
+	uint32_t op;			   /* enum pinl_op; PINL_OP_NR: RECALL_LEASES */
+	uint32_t held;			   /* 1: the actor waits; each, if there are several */
+	char source[12];
+	uint32_t also; /* PINL_OPBIT()s: it may be one of these instead */
 };
 
 /* What an EVENT is about: enum pinl_event_type, or one of these. */
@@ -253,7 +273,7 @@ struct pl_event_msg {
 	int32_t pid; /* the holder's; 0: it is about a change, not about one lease */
 	uint32_t uid;
 	int32_t actor_pid, actor_tid;
-	uint32_t outside; /* 1: taken from outside of the holder */
+	uint32_t outside; /* recalled, forced: 1: taken from outside of the holder */
 	char source[12];
 	char device[16], program[32];
 	char path[152];
@@ -271,6 +291,16 @@ struct pl_status_msg {
 	uint64_t leases, bytes, held;		 /* held: changes that wait now */
 	uint64_t notices, quiesced, forced, refused, answered, unconfirmed; /* ever */
 	uint64_t events_lost;						    /* by those who watch */
+	uint64_t outside;	       /* of those forced: from outside of their holders */
+	uint32_t hold_ms, max_notices; /* of a minute, of one user */
+	uint32_t may_kill;	       /* 1: who asks for it */
+	uint32_t after_crash;	       /* enum pl_after_crash */
+};
+
+enum pl_after_crash {
+	PL_AFTER_CRASH_OPEN,   /* who waits goes on */
+	PL_AFTER_CRASH_CLOSED, /* waits for the restart */
+	PL_AFTER_CRASH_LOST,   /* was to wait, but nobody keeps the descriptors: goes on */
 };
 
 /* One line of pinl_sources(). */
@@ -284,6 +314,8 @@ struct pl_user_msg {
 	struct pl_head head;
 	uint32_t uid, connections;
 	uint64_t leases, bytes;
+	uint64_t hold_ns; /* of STATUS's hold_ms, used up now */
+	uint64_t notices; /* of max_notices, used up now */
 };
 
 struct pl_changed_msg {

@@ -64,6 +64,7 @@ static bool strings_end(const union pl_message *m)
 	case PL_ENTRY:
 		return ended(m->entry.device, sizeof m->entry.device) &&
 		       ended(m->entry.program, sizeof m->entry.program) &&
+		       ended(m->entry.source, sizeof m->entry.source) &&
 		       ended(m->entry.path, sizeof m->entry.path);
 	case PL_EVENT:
 		return ended(m->event.source, sizeof m->event.source) &&
@@ -109,10 +110,10 @@ int pl_message_check(const void *buf, size_t len, int n_fds, const char **why)
 	return strings_end(m) ? 0 : -EPROTO;
 }
 
-int pl_message_send(int sock, const union pl_message *m, int fd)
+int pl_packet_send(int sock, const void *what, size_t size, int fd)
 {
 	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
-	struct iovec iov = {(void *)m, m->head.size};
+	struct iovec iov = {(void *)what, size};
 	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 	struct cmsghdr *c;
 	ssize_t n;
@@ -129,9 +130,14 @@ int pl_message_send(int sock, const union pl_message *m, int fd)
 	do
 		n = sendmsg(sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 	while (n < 0 && errno == EINTR);
-	if (n < 0)
-		return errno == ENOBUFS ? -EAGAIN : -errno;
-	return 0;
+	return n < 0 ? -errno : 0;
+}
+
+int pl_message_send(int sock, const union pl_message *m, int fd)
+{
+	int err = pl_packet_send(sock, m, m->head.size, fd);
+
+	return err == -ENOBUFS ? -EAGAIN : err;
 }
 
 /* Takes the descriptors out; all but the first are closed. Returns how many there were. */

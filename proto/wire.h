@@ -19,7 +19,10 @@ const char *pl_message_name(unsigned type); /* "?" */
  */
 int pl_message_check(const void *buf, size_t len, int n_fds, const char **why);
 
-/* One packet; never waits, never signals. fd -1: none goes along. -EAGAIN: no room. */
+/* One packet of anything; never waits, never signals. fd -1: none goes along. */
+int pl_packet_send(int sock, const void *what, size_t size, int fd);
+
+/* The same of a message. -EAGAIN: no room. */
 int pl_message_send(int sock, const union pl_message *m, int fd);
 
 /*

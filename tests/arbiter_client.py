@@ -6,6 +6,8 @@ Nothing here waits for a time: what is waited for comes, or the test's alarm end
 import array
 import collections
 import contextlib
+import ctypes
+import errno
 import os
 import pathlib
 import select
@@ -25,6 +27,7 @@ PAGES = 16
 SIZE = PAGES * PAGE
 START = 0x10000000  # an address of the holder's: only he knows what is there
 
+VERSION = 2
 HEAD = struct.Struct('=IHHQ')
 HELLO, LEASE, HANDLE, UNLEASE, RELEASED, COVER = range(1, 7)
 CHANGE, DONE = 11, 12
@@ -35,7 +38,7 @@ BODY = {
     HELLO: struct.Struct('=II32sQ'),
     LEASE: struct.Struct('=QQQQQIIIIIIIi16s'),
     HANDLE: struct.Struct('=QIiIIQ'),
-    UNLEASE: struct.Struct('=Q'),
+    UNLEASE: struct.Struct('=QII'),
     RELEASED: struct.Struct('=QQQQII'),
     COVER: struct.Struct('='),
     CHANGE: struct.Struct('=IiiIQQ'),
@@ -46,7 +49,7 @@ BODY = {
     TRUNCATE_FILE: struct.Struct('=QqqIi'),
     CHANGED: struct.Struct('=QiI'),
     REPLY: struct.Struct('=iIQ216s'),
-    NOTICE: struct.Struct('=QQQQQIIIii12s'),
+    NOTICE: struct.Struct('=QQQQQIIIii12sQQQ'),
 }
 # What commands ask, and are told.
 LIST, RECALL_LEASES, WATCH, ASK_STATUS = range(7, 11)
@@ -57,11 +60,11 @@ BODY.update({
     RECALL_LEASES: struct.Struct('=QQQQQiIII'),
     WATCH: struct.Struct('=QQiI'),
     ASK_STATUS: struct.Struct('='),
-    ENTRY: struct.Struct('=QQQQQQQQiiIIIIIIII16s32s152sQ'),
+    ENTRY: struct.Struct('=QQQQQQQQiiIIIIIIII16s32s152sQQQQiiII12sI'),
     EVENT: struct.Struct('=IIIiQQQQQQQQQQQQiIiiI12s16s32s152s'),
-    STATUS: struct.Struct('=16siIQQQQIIIIQQQQQQQQQQ'),
+    STATUS: struct.Struct('=16siIQQQQIIIIQQQQQQQQQQQIIII'),
     SOURCE: struct.Struct('=304s'),
-    USER: struct.Struct('=IIQQ'),
+    USER: struct.Struct('=IIQQQQ'),
 })
 WRITE, PINNED = 1, 2
 KEEP, RECALL, REFUSE, FOLLOW = range(4)
@@ -73,6 +76,7 @@ E_NOTICE, E_QUIESCED, E_FORCED, E_RELEASED, E_ANSWERED, E_REFUSED = range(6)
 E_ORPHAN, E_DROPPED, E_LEASED, E_ENDED, E_RECALLED = 7, 11, 32, 33, 34
 REMOVE = 10
 SUPERVISED = 1 << 63
+FAN_CLASS_PRE_CONTENT, FAN_MARK_ADD, FAN_PRE_ACCESS = 8, 1, 0x100000
 FORCED, RECALLED, LOST, REFUSED = range(4)
 TOLD, BEFORE, HELD, REFUSABLE = 1, 2, 4, 8
 QUIESCED = 1
@@ -82,9 +86,10 @@ Reply = collections.namedtuple('Reply', 'err value text')
 Event = collections.namedtuple('Event', 'what op outcome err time_ns deadline_ns waited_ns lease change start end file_dev '
                                'file_ino file_start file_end bytes pid uid actor_pid actor_tid outside source device program path')
 Status = collections.namedtuple('Status', 'version pid ceiling_ms boot since_ns max_leases max_bytes max_connections connections '
-                                'holders watchers leases bytes held notices quiesced forced refused answered unconfirmed events_lost')
-User = collections.namedtuple('User', 'uid connections leases bytes')
-Notice = collections.namedtuple('Notice', 'lease seq start end deadline_ns what op also pid tid source')
+                                'holders watchers leases bytes held notices quiesced forced refused answered unconfirmed events_lost '
+                                 'outside hold_ms max_notices may_kill after_crash')
+User = collections.namedtuple('User', 'uid connections leases bytes hold_ns notices')
+Notice = collections.namedtuple('Notice', 'lease seq start end deadline_ns what op also pid tid source since_ns gone_ns force_ns')
 
 
 class Gone(Exception):
@@ -155,7 +160,7 @@ class Client:
 
     @staticmethod
     def as_notice(values):
-        return Notice(*values[:10], text(values[10]))
+        return Notice(*values[:10], text(values[10]), *values[11:])
 
     def notice(self):
         if self.notices:
@@ -164,8 +169,8 @@ class Client:
         assert kind == NOTICE, kind
         return self.as_notice(values)
 
-    def hello(self, version=1, name=b'python', resume=0):
-        return self.ask(HELLO, version, 0, name, resume)
+    def hello(self, version=VERSION, name=b'python', resume=0, role=0):
+        return self.ask(HELLO, version, role, name, resume)
 
     def cover(self, fd):
         return self.ask(COVER, fds=[fd])
@@ -178,8 +183,8 @@ class Client:
     def handle(self, number=1):
         return self.ask(HANDLE, number, 0, -1, 0, 0, 0)
 
-    def unlease(self, number=1):
-        self.send(message(UNLEASE, number))
+    def unlease(self, number=1, outcome=0):
+        self.send(message(UNLEASE, number, outcome, 0))
 
     def released(self, notice, start=0, end=0, whole=0, outcome=QUIESCED):
         self.send(message(RELEASED, notice.lease, notice.seq, start, end, whole, outcome))
@@ -284,8 +289,23 @@ class Client:
         return got
 
 
+def kernel_holds_changes():
+    """EBADF: it knows the event; EINVAL: it doesn't."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    group = libc.fanotify_init(FAN_CLASS_PRE_CONTENT, os.O_RDONLY)
+    libc.fanotify_mark(group, FAN_MARK_ADD, ctypes.c_uint64(FAN_PRE_ACCESS), -1, None)
+    error = ctypes.get_errno()
+    os.close(group)
+    return error != errno.EINVAL
+
+
+def skip_unless_changes_are_held():
+    if not kernel_holds_changes():
+        raise tree.Skip('holding changes of files needs fanotify FAN_PRE_ACCESS, Linux 6.14')
+
+
 class Actor:
-    """Another process, which changes files: one order a line, one errno back when it is done."""
+    """Another process, whose changes of files are held: one order a line, one errno back when it is done."""
     PROGRAM = '''
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -311,6 +331,7 @@ for line in sys.stdin:
 '''
 
     def __init__(self):
+        skip_unless_changes_are_held()
         # pylint: disable-next=consider-using-with
         self.process = subprocess.Popen([sys.executable, '-c', self.PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True)

@@ -31,11 +31,11 @@ struct arbiter {
 	struct keeper keeper;
 };
 
-/* Skips the test where files can't be held. */
 void arbiter_start(struct arbiter *a, const char *const *options);
 void arbiter_kill(struct arbiter *a); /* kill -9 */
 void arbiter_restart(struct arbiter *a,
 		     const char *const *options); /* after a kill; returns when it is ready */
+void skip_unless_changes_are_held(void);
 off_t arbiter_file_size(const struct arbiter *a);
 void arbiter_stop(struct arbiter *a); /* also removes the directory; it must have ended with 0 */
 
@@ -43,11 +43,16 @@ void arbiter_stop(struct arbiter *a); /* also removes the directory; it must hav
 struct shared {
 	atomic_int leased;	   /* 1, or a negative errno */
 	atomic_int events[16];	   /* how many of each type the holder has seen */
+	atomic_int outcome;	   /* of the last force */
 	atomic_long pinned_before; /* kB, by the ring itself */
 	atomic_int connected;	   /* "remote" is among its sources */
 	atomic_int quiesce, end;   /* the test's orders */
+	atomic_int leave;	   /* 1: close the context, 2: the ring, too; then 0, and live on */
 	atomic_int quiesced;	   /* what pinl_quiesced() gave, + 1 */
 	char error[256];
+	struct pinl_event last[16]; /* of each type; set before it is counted */
+	atomic_int unmap;	    /* the test's order; then 0 */
+	atomic_int cut;		    /* DEGRADED with -EINTR: a change was let go */
 };
 
 struct holder {
@@ -60,7 +65,10 @@ struct lending {
 	unsigned flags;
 	bool uring; /* a ring, pinned, private mapping; else the soft device, shared */
 	unsigned setup;
-	int leases; /* 0: one of the whole file; else so many of a page each */
+	bool flight; /* the ring has a request in flight, which waits for a byte that never comes */
+	int leases;  /* 0: one of the whole file; else so many of a page each */
+	bool pinned; /* the soft device, too: in a private mapping */
+	unsigned drain_ms; /* 0: the default */
 };
 
 struct lending lending_recall(enum pinl_then then, unsigned grace_ms);
@@ -68,10 +76,12 @@ struct lending lending_recall(enum pinl_then then, unsigned grace_ms);
 /* A process that leases the arbiter's file and tells what it sees. */
 void holder_start(struct holder *h, const struct arbiter *a, const struct lending *what);
 void holder_lease(struct holder *h, const struct arbiter *a, const struct lending *what); /* it must */
-void holder_assert_leased(const struct holder *h);
+void holder_assert_leased(
+	const struct holder *h);	  /* or the test is skipped, where no kernel holds changes */
 void holder_stop(const struct holder *h); /* SIGSTOP */
 void holder_wait(const struct holder *h, enum pinl_event_type type, int count);
 void holder_end(struct holder *h);
+bool is_connected(struct pinl_ctx *ctx);       /* pinleased watches its files */
 long process_pinned_kb(pid_t pid);	       /* -1: there is none */
 long holder_pinned_kb(const struct holder *h); /* by the lease */
 
@@ -81,7 +91,10 @@ struct actor {
 	int fd;
 };
 void actor_start(struct actor *t, const struct arbiter *a);
-int actor_join(struct actor *t); /* 0 or -errno */
+void actor_start_to(struct actor *t, const struct arbiter *a, off_t size); /* to that size */
+int actor_join(struct actor *t);					   /* 0 or -errno */
 bool actor_waits(const struct actor *t);
+void wait_until_held(
+	pid_t pid); /* until the kernel has stopped it for fanotify: whoever is there to answer */
 
 #endif

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <pinlease/pinlease.h>
+#include <poll.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -25,6 +26,21 @@ static inline int settled_check(struct pinl_lease *lease)
 	while ((err = pinl_lease_check(lease)) == -EAGAIN)
 		sched_yield();
 	return err;
+}
+
+/* The next event of this type; those before it are passed over. */
+static inline struct pinl_event event_of(struct pinl_ctx *ctx, enum pinl_event_type type)
+{
+	struct pollfd p = {.fd = pinl_fd(ctx), .events = POLLIN};
+	struct pinl_event ev = {.size = sizeof ev};
+
+	for (;;) {
+		while (!pinl_next_event(ctx, &ev))
+			if (ev.type == type)
+				return ev;
+		if (poll(&p, 1, 20000) == 0) /* nothing takes as long */
+			fail_msg("no event of type %d came", type);
+	}
 }
 
 /* Anonymous memory with room to grow in place: in the middle of a gap, which the kernel fills from

@@ -82,6 +82,7 @@ def values():
     same(complete('pinlease ps --sort=b'), {'bytes'})
     same(complete('pinlease top --by f'), {'file'})
     same(complete('pinlease recall --grace '), set())
+    same('lo' in complete('pinlease p2p l'), os.path.exists('/sys/class/net/lo'))
     same(complete('pinlease recall --pid '), set())  # no pinleased
 
 

@@ -2,6 +2,7 @@
 /* The contract of a recall: what happens to device, CPU and old pages when the file is truncated, also
  * when it meets the device at work. */
 #include "contract_rig.h"
+#include "contract_verbs.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -13,10 +14,10 @@ void impossible_policies_are_refused(void **state)
 {
 	struct rig *r = *state;
 
-	if (!(r->f->can & REVOCABLE)) {
+	if (!(r->f->can & REVOCABLE))
 		assert_refused(r, recall_policy(PINL_THEN_FAIL, 0));
+	if (!(r->f->can & SCRATCHES))
 		assert_refused(r, recall_policy(PINL_THEN_SCRATCH, 0));
-	}
 	if (!(r->f->can & COPIES))
 		assert_refused(r, recall_policy(PINL_THEN_COPY, 0));
 	if (!(r->f->can & ONDEMAND))
@@ -118,13 +119,18 @@ void part_copy(void **state)
 	recall_in_part(r, PINL_THEN_COPY);
 }
 
+static long pinned_by_lease(const struct rig *r)
+{
+	return SIZE / 1024 * (r->f->counted ? r->f->counted : 1);
+}
+
 /* What the device had before is let go by the recall, not by the end of the lease. */
 static void recall_unpins(struct rig *r, enum pinl_then then)
 {
 	await_pinned(0);
 	map(r, recall_policy(then, 0));
 	assert_ok(pinl_ftruncate(r->ctx, r->fd, SIZE / 2));
-	await_pinned(SIZE / 1024);
+	await_pinned(pinned_by_lease(r));
 	unmap(r);
 	await_pinned(0);
 }
@@ -137,10 +143,11 @@ void fail_unpins(void **state)
 
 	await_pinned(0);
 	map(r, recall_policy(PINL_THEN_FAIL, 0));
-	await_pinned(SIZE / 1024);
+	await_pinned(pinned_by_lease(r));
 	assert_ok(pinl_ftruncate(r->ctx, r->fd, 0));
 	await_pinned(0);
-	assert_int_equal(pinl_lease_read(r->lease, 0, PAGE, buf), -ENODATA);
+	assert_int_equal(pinl_lease_read(r->lease, 0, PAGE, buf),
+			 r->f->can & READS ? -ENODATA : -EOPNOTSUPP);
 	unmap(r);
 }
 
@@ -210,12 +217,29 @@ static void *fly(void *arg)
 	return NULL;
 }
 
+/* On its way for 100 ms: should the machine be slower than that, the test says less. test_vfio doesn't.
+ */
+static void edu_take_off(struct flight *fl)
+{
+	struct edu_part parts[PAGES];
+	int n = fl->r->edu.n < (int)PAGES ? fl->r->edu.n : (int)PAGES;
+
+	for (int i = 0; i < n; i++)
+		parts[i] = (struct edu_part){fl->r->addrs[i].addr, fl->buf, EDU_CHUNK};
+	edu_load(&fl->r->edu, parts, n);
+	edu_launch(&fl->r->edu, parts, n);
+}
+
 static void take_off(struct flight *fl)
 {
 	struct rig *r = fl->r;
 	struct io_uring_sqe *sqe;
 
 	memset(fl->buf, 'X', SIZE);
+	if (is_edu(r)) {
+		edu_take_off(fl);
+		return;
+	}
 	if (is_uring(r)) {
 		assert_int_equal(pipe2(fl->pipe, O_CLOEXEC), 0);
 		sqe = io_uring_get_sqe(&r->ring);
@@ -225,8 +249,12 @@ static void take_off(struct flight *fl)
 		assert_int_equal(io_uring_submit(&r->ring), 1);
 		return;
 	}
-	assert_ok(pinl_soft_pause(r->dev, 1));
-	assert_int_equal(pthread_create(&fl->thread, NULL, fly, fl), 0);
+	if (is_verbs(r)) {
+		verbs_take_off(r, fl->buf);
+	} else {
+		assert_ok(pinl_soft_pause(r->dev, 1));
+		assert_int_equal(pthread_create(&fl->thread, NULL, fly, fl), 0);
+	}
 	/* The engine moves the first page and stands. */
 	while (*(volatile char *)r->va != 'X')
 		usleep(100);
@@ -237,11 +265,19 @@ static void land(struct flight *fl)
 {
 	struct rig *r = fl->r;
 
+	if (is_edu(r)) {
+		edu_land(&r->edu);
+		return;
+	}
 	if (is_uring(r)) {
 		assert_int_equal(write(fl->pipe[1], fl->buf, SIZE), SIZE);
 		fl->result = reap(r);
 		close(fl->pipe[0]);
 		close(fl->pipe[1]);
+		return;
+	}
+	if (is_verbs(r)) {
+		fl->result = verbs_land(r);
 		return;
 	}
 	assert_ok(pinl_soft_pause(r->dev, 0));
@@ -263,7 +299,7 @@ static void recall_in_flight(struct rig *r, enum pinl_then then)
 	poison_old_pages(r);
 	land(&fl);
 	assert_ok(err);
-	if (took > 2000000000ull)
+	if (took > 10000000000ull) /* ceiling and drain */
 		fail_msg("the change was held %llu ms", (unsigned long long)took / 1000000);
 	assert_old_pages_untouched(r);
 	assert_int_equal(await_event(r, PINL_EV_FORCED).err, 0);
@@ -375,10 +411,14 @@ void load_fail(void **state)
 	assert_int_not_equal(recall_under_load(*state, PINL_THEN_FAIL), 0);
 }
 
-/* The device never meets an error. */
+/* The device never meets an error, or only while its pages are exchanged. */
 void load_scratch(void **state)
 {
-	assert_int_equal(recall_under_load(*state, PINL_THEN_SCRATCH), 0);
+	struct rig *r = *state;
+	int errors = recall_under_load(r, PINL_THEN_SCRATCH);
+
+	assert_true(!errors || !(r->f->can & ATOMIC));
+	assert_coherent(r, 0, PAGES);
 }
 
 void load_copy(void **state)

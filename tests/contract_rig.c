@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The rig of the contract tests; see contract_rig.h. */
 #include "contract_rig.h"
+#include "contract_verbs.h"
+#include "witness.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -28,6 +29,21 @@ void assert_filled(const char *what, const char *buf, char c, size_t len)
 int is_uring(const struct rig *r)
 {
 	return !strcmp(r->f->kind, "uring");
+}
+
+int is_verbs(const struct rig *r)
+{
+	return !strcmp(r->f->kind, "verbs");
+}
+
+int is_edu(const struct rig *r)
+{
+	return !strcmp(r->f->kind, "vfio") || !strcmp(r->f->kind, "iommufd");
+}
+
+enum edu_space space_of(const struct fixture *f)
+{
+	return strcmp(f->kind, "iommufd") ? EDU_TYPE1 : EDU_IOMMUFD;
 }
 
 /* ------------------------------------------------------------------------------------- transfers -- */
@@ -70,14 +86,49 @@ static int uring_page(struct rig *r, const struct pinl_addr *a, void *buf, int w
 	return 0;
 }
 
+/* The device doesn't know what became of a transfer: what it wrote is read again, and what it can't
+ * reach reads as zeroes, which no test has in its memory. */
+static int edu_pages(struct rig *r, const struct pinl_addr *a, unsigned n, char *buf, int write)
+{
+	struct edu_part parts[2 * PAGES];
+	char again[SIZE];
+	char *to = write ? again : buf;
+
+	assert_int_equal(2 * EDU_CHUNK, PAGE);
+	for (unsigned i = 0; i < 2 * n; i++)
+		parts[i] = (struct edu_part){a[i / 2].addr + i % 2 * EDU_CHUNK, buf + i * EDU_CHUNK,
+					     EDU_CHUNK};
+	if (write)
+		edu_write(&r->edu, parts, 2 * n);
+	for (unsigned i = 0; i < 2 * n; i++)
+		parts[i].buf = to + i * EDU_CHUNK;
+	edu_read(&r->edu, parts, 2 * n);
+	if (write)
+		return memcmp(buf, again, n * PAGE) ? -EFAULT : 0;
+	for (unsigned i = 0; i < n * PAGE; i++)
+		if (!buf[i])
+			return -EFAULT;
+	return 0;
+}
+
+static int page(struct rig *r, const struct pinl_addr *a, void *buf, int write)
+{
+	if (is_uring(r))
+		return uring_page(r, a, buf, write);
+	if (is_verbs(r))
+		return verbs_page(r, a, buf, write);
+	return pinl_soft_dma(r->dev, a->addr, buf, PAGE, write);
+}
+
 /* The device moves whole pages [first, first + n), each by its own address; stops at the first error. */
 int dev_io(struct rig *r, unsigned first, unsigned n, char *buf, int write)
 {
 	int err = 0;
 
+	if (is_edu(r))
+		return edu_pages(r, r->addrs + first, n, buf, write);
 	for (unsigned i = 0; i < n && !err; i++, buf += PAGE)
-		err = is_uring(r) ? uring_page(r, &r->addrs[first + i], buf, write)
-				  : pinl_soft_dma(r->dev, r->addrs[first + i].addr, buf, PAGE, write);
+		err = page(r, &r->addrs[first + i], buf, write);
 	return err;
 }
 
@@ -93,33 +144,13 @@ int dev_write(struct rig *r, unsigned first, unsigned n, char c)
 
 void witness_start(struct rig *r)
 {
-	struct iovec iov = {r->va, SIZE};
-
-	assert_int_equal(io_uring_queue_init(4, &r->witness, 0), 0);
-	assert_int_equal(io_uring_register_buffers(&r->witness, &iov, 1), 0);
+	witness_open(&r->witness, r->va, SIZE);
 	r->witnessing = 1;
 }
 
 static void witness_io(struct rig *r, char *buf, int write)
 {
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&r->witness);
-	struct io_uring_cqe *cqe;
-	int fd = memfd_create("witness", MFD_CLOEXEC);
-
-	assert_int_equal(ftruncate(fd, SIZE), 0);
-	if (write) {
-		assert_int_equal(pwrite(fd, buf, SIZE, 0), SIZE);
-		io_uring_prep_read_fixed(sqe, fd, r->va, SIZE, 0, 0);
-	} else {
-		io_uring_prep_write_fixed(sqe, fd, r->va, SIZE, 0, 0);
-	}
-	assert_int_equal(io_uring_submit(&r->witness), 1);
-	assert_int_equal(io_uring_wait_cqe(&r->witness, &cqe), 0);
-	assert_int_equal(cqe->res, SIZE);
-	io_uring_cqe_seen(&r->witness, cqe);
-	if (!write)
-		assert_int_equal(pread(fd, buf, SIZE, 0), SIZE);
-	close(fd);
+	witness_move(&r->witness, r->va, SIZE, buf, write);
 }
 
 /* From here on a write to the old pages is seen. */
@@ -176,19 +207,7 @@ void unmap(struct rig *r)
 
 struct pinl_event await_event(struct rig *r, enum pinl_event_type type)
 {
-	struct pollfd p = {.fd = pinl_fd(r->ctx), .events = POLLIN};
-	struct pinl_event ev;
-
-	for (;;) {
-		ev.size = sizeof ev;
-		if (!pinl_next_event(r->ctx, &ev)) {
-			if (ev.type == type)
-				return ev;
-			continue;
-		}
-		if (poll(&p, 1, LONG) == 0)
-			fail_msg("no event of type %d came", type);
-	}
+	return event_of(r->ctx, type);
 }
 
 /* Why a policy was refused has to be said. */
@@ -199,20 +218,44 @@ void assert_refused(struct rig *r, struct pinl_policy policy)
 	assert_null(r->lease);
 }
 
+/* What the peers of verbs, or the devices behind an iommufd, have pinned themselves. */
+static long others_kb;
+
+long leased_kb(void)
+{
+	return pinned_kb() - others_kb;
+}
+
 void await_pinned(long kb)
 {
-	for (int i = 0; i < LONG / 2 && pinned_kb() != kb; i++)
+	for (int i = 0; i < LONG / 2 && leased_kb() != kb; i++)
 		usleep(2000);
-	assert_int_equal(pinned_kb(), kb);
+	assert_int_equal(leased_kb(), kb);
 }
 
 /* ---------------------------------------------------------------------------------------- set-up -- */
+
+static int open_edu(struct rig *r)
+{
+	int devices[EDU_MAX];
+	union edu_arg arg = edu_arg(&r->edu, r->f->can & ATOMIC, devices);
+
+	return pinl_device_open(r->ctx, r->f->kind, &arg, &r->dev);
+}
 
 void open_device(struct rig *r)
 {
 	struct pinl_soft_arg soft = {sizeof soft, r->f->device_class + 1};
 	struct pinl_uring_arg uring = {.size = sizeof uring, .ring = &r->ring, .slots = 16};
 
+	if (is_edu(r)) {
+		assert_ok(open_edu(r));
+		return;
+	}
+	if (is_verbs(r)) {
+		verbs_open_device(r);
+		return;
+	}
 	if (is_uring(r)) {
 		assert_int_equal(io_uring_queue_init(16, &r->ring, 0), 0);
 		r->bounce = memfd_create("bounce", MFD_CLOEXEC);
@@ -228,6 +271,13 @@ int rig_up(void **state)
 	struct rig *r = calloc(1, sizeof *r);
 
 	r->f = *state;
+	if (is_uring(r)) /* on a busy machine requests take a while to end */
+		opts.drain_ms = 3000;
+	others_kb = is_verbs(r)			    ? 2 * SIZE / 1024
+		    : space_of(r->f) == EDU_IOMMUFD ? EDU_MAX * PAGE / 1024
+						    : 0;
+	if (is_edu(r))
+		edu_open(&r->edu, space_of(r->f));
 	assert_ok(pinl_open(&opts, &r->ctx));
 	open_device(r);
 	r->fd = memfd_create("leased", MFD_CLOEXEC);
@@ -241,11 +291,13 @@ int rig_up(void **state)
 
 void close_device(struct rig *r)
 {
-	if (r->dev && !is_uring(r))
+	if (r->dev && !strcmp(r->f->kind, "soft"))
 		pinl_soft_pause(r->dev, 0);
 	if (r->dev)
 		pinl_device_close(r->dev);
 	r->dev = NULL;
+	if (is_verbs(r))
+		verbs_close_device(r);
 	if (!is_uring(r))
 		return;
 	io_uring_queue_exit(&r->ring);
@@ -259,6 +311,8 @@ int rig_down(void **state)
 	pinl_unmap_range(r->lease);
 	close_device(r);
 	pinl_close(r->ctx);
+	if (is_edu(r))
+		edu_close(&r->edu);
 	if (r->witnessing)
 		io_uring_queue_exit(&r->witness);
 	munmap(r->va, SIZE);

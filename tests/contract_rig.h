@@ -18,6 +18,7 @@
 #include <pinlease/pinlease.h>
 
 #include "check.h"
+#include "edu_rig.h"
 #include "proc.h"
 
 #define LONG  20000 /* ms: nothing takes as long */
@@ -33,13 +34,18 @@
 #define PINS	      0x10u
 #define TRACKS_DIRTY  0x20u
 #define CHECKS_WRITES 0x40u
+#define SCRATCHES     0x80u
+#define PINS_READONLY 0x100u /* on newer kernels */
+#define HALTS	      0x200u /* a transfer can be kept in flight, and its end tells how it went */
+#define ATOMIC	      0x400u /* given other pages, a device that isn't stopped meets no error */
 
 struct fixture {
 	const char *name;
 	const char *kind;
-	int device_class; /* of soft */
+	int device_class; /* of soft; means of verbs */
 	unsigned flags;	  /* PINL_PIN */
 	unsigned can;	  /* REVOCABLE ... */
+	int counted;	  /* so often a pinned page counts; 0: once */
 };
 
 struct rig {
@@ -52,14 +58,20 @@ struct rig {
 	char *va;
 	struct io_uring ring; /* the application's, of a uring fixture */
 	int bounce;
+	void *verbs; /* contract_verbs.c */
 	struct io_uring witness;
 	int witnessing;
+	struct edu edu; /* of a device behind an IOMMU */
 };
 
 uint64_t now_ns(void);
 void assert_filled(const char *what, const char *buf, char c, size_t len);
 int is_uring(const struct rig *r);
+int is_verbs(const struct rig *r);
+int is_edu(const struct rig *r);
+enum edu_space space_of(const struct fixture *f);
 
+long leased_kb(void);
 void await_pinned(long kb);
 
 /* The device moves whole pages [first, first + n), each by its own address; stops at the first error. */

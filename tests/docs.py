@@ -12,7 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import tree
 
 DOCUMENTS = [tree.ROOT / 'README.md', tree.ROOT / 'CONTRIBUTING.md', *sorted((tree.ROOT / 'docs').glob('*.md'))]
-DIRECTORIES = ('bench', 'bridge', 'daemon', 'dist', 'examples', 'include', 'lib', 'man', 'model', 'proto', 'scripts', 'tests', 'tools')
+DIRECTORIES = ('bench', 'bpf', 'bridge', 'daemon', 'dist', 'examples', 'include', 'lib', 'man', 'model', 'proto', 'scripts', 'tests', 'tools', 'vm')
 
 
 def read(path):
@@ -64,13 +64,31 @@ def licences():
 
 def manual_names():
     """Every library function a man page or document names exists."""
-    known = tree.declared_functions()
+    known = tree.declared_functions(tree.HEADERS + tree.BRIDGE_HEADERS)
     bad = []
     for page in [*(tree.ROOT / 'man').glob('*.scd'), *DOCUMENTS]:
         named = set(re.findall(r'\b(pinl_\w+)\*?\*?\(\)', read(page).replace('\\_', '_')))
         bad += [f'{tree.relative(page)}: {name}()' for name in sorted(named - known)]
     if bad:
         raise tree.Failure('no such function:\n' + '\n'.join(bad))
+
+
+def manual_pages():
+    """A page of section 3 has the functions of its NAME in its SYNOPSIS and says what their errors are; functions with a section have a page."""
+    bad, known = [], set()
+    for path in (tree.ROOT / 'man').glob('*.3.scd'):
+        known.update(re.findall(r'pinl_\w+', read(path).split('# NAME\n')[1].split(' - ')[0]))
+    for path in sorted((tree.ROOT / 'man').glob('*.3.scd')):
+        parts = dict(re.findall(r'^# ([A-Z ]+)\n(.*?)(?=^# |\Z)', read(path), re.M | re.S))
+        missing = {'NAME', 'SYNOPSIS', 'DESCRIPTION', 'RETURN VALUE', 'ERRORS', 'SEE ALSO'} - set(parts)
+        bad += [f'{tree.relative(path)}: no {part}' for part in sorted(missing)]
+        names = re.findall(r'pinl_\w+', parts.get('NAME', '').split(' - ')[0])
+        bad += [f'{tree.relative(path)}: {name} is not in its SYNOPSIS' for name in names if f'{name}(' not in parts.get('SYNOPSIS', '')]
+        bad += [f'{tree.relative(path)}: no error in its ERRORS'] * ('*-E' not in parts.get('ERRORS', ''))
+    for path in (tree.ROOT / 'man').glob('*.scd'):
+        bad += [f'{tree.relative(path)}: no page has {name}' for name in re.findall(r'\*(pinl_\w+)\*\(3\)', read(path)) if name not in known]
+    if bad:
+        raise tree.Failure('\n'.join(bad))
 
 
 def test_functions():
@@ -117,6 +135,19 @@ def promises():
         raise tree.Failure(f'docs/promises.md names {count} tests; not there: ' + ', '.join(bad))
 
 
+def protocol_numbers():
+    """The numbers that docs/protocol.md has are the header's."""
+    header = tree.COMMENT.sub('', read(tree.ROOT / 'include/pinlease/pinlease.h'))
+    rows = re.findall(r'^\| `enum (\w+)` \| (.*) \|$', read(tree.ROOT / 'docs/protocol.md'), re.M)
+    bad = []
+    for name, numbers in rows:
+        constants = re.findall(r'\w+', re.search(rf'enum {name} {{(.*?)}}', header, re.S)[1])
+        expected = [f'{number} {constant.split("_")[-1]}' for number, constant in enumerate(constants)]
+        bad += [f'{name}: {", ".join(expected)}'] * (numbers.split(', ') != expected)
+    if bad or len(rows) < 5:
+        raise tree.Failure(f'docs/protocol.md has {len(rows)} tables of numbers; it must have\n' + '\n'.join(bad))
+
+
 if __name__ == '__main__':
     sys.exit(tree.tap([
         ("the README's example is the one that is built", readme_example),
@@ -125,6 +156,8 @@ if __name__ == '__main__':
         ('every source file has its SPDX line', spdx),
         ('the licence texts are there', licences),
         ('functions named in documents exist', manual_names),
+        ('pages of functions are whole', manual_pages),
+        ('numbers in the protocol are the header\'s', protocol_numbers),
         ('tests and functions that the promises name exist', promises),
         ('tests that the threat model names exist', threats),
     ]))

@@ -4,12 +4,20 @@
 
 usage: doctor.py PINLEASE
 """
+import contextlib
 import ctypes
+import errno
+import fcntl
 import functools
+import glob
+import importlib.machinery
+import importlib.util
+import io
 import json
 import os
 import pathlib
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -23,10 +31,14 @@ ABILITIES = {'told', 'before', 'held', 'refused'}
 OUTCOMES = {'same page', 'only in the file', 'lost with success', 'the device gets an error', 'not applicable',
             'the kernel refuses the pin'}
 PR_CAPBSET_DROP = 24
+KEEP = os.environ.get('PINLEASE_TEST_KEEP')  # what it found, for scripts/kernel-support
+# IOMMU groups, in a virtual machine, where nobody else needs them.
+GROUPS = [word for option, group in (('--vfio', os.environ.get('PINLEASE_TEST_VFIO')), ('--iommufd', os.environ.get('PINLEASE_TEST_IOMMUFD')))
+          if group for word in (option, group)]
 
 
 def doctor(*arguments, **options):
-    return subprocess.run([PINLEASE, 'doctor', *arguments], capture_output=True, encoding='utf-8', timeout=200,
+    return subprocess.run([PINLEASE, 'doctor', *arguments], capture_output=True, encoding='utf-8', timeout=600,
                           check=False, **options)
 
 
@@ -39,9 +51,11 @@ def drop_capabilities():
 @functools.cache
 def found(privileged=True):
     """The whole of what it finds, as this user or without any capability."""
-    result = doctor('--json', preexec_fn=None if privileged else drop_capabilities)
+    result = doctor('--json', *GROUPS, preexec_fn=None if privileged else drop_capabilities)
     if result.returncode not in (0, 1) or result.stderr:
         raise tree.Failure(f'status {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr}')
+    if privileged and KEEP:
+        pathlib.Path(KEEP).write_text(result.stdout, encoding='utf-8')
     return json.loads(result.stdout) | {'status': result.returncode}
 
 
@@ -62,7 +76,7 @@ def shape():
         if len(rows) < 10 or not result['sources'] or not result['kernel']:
             raise tree.Failure(f'{len(rows)} leases, sources {result["sources"]}')
         names = {memory['name'] for memory in result['memories']}
-        if not {'anonymous', 'memfd', 'hugetlb', 'device memory', 'secret memory'} <= names:
+        if not {'anonymous', 'memfd', 'hugetlb', "driver's mapping", 'secret memory'} <= names:
             raise tree.Failure(f'only {sorted(names)}')
         for memory in result['memories']:
             if memory['here'] == bool(memory['why']):
@@ -70,6 +84,154 @@ def shape():
             for operation in (memory['without_pinlease'] or {}).values():
                 if operation['outcome'] not in OUTCOMES:
                     raise tree.Failure(str(operation))
+
+
+def ioctl_works(path, request, argument):
+    """None of these ioctls is known to other kernels by another name."""
+    with open(path, 'rb') as file:
+        try:
+            fcntl.ioctl(file, request, bytearray(argument))
+        except OSError as error:
+            if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                raise
+            return False
+    return True
+
+
+def can_procmap_query():
+    at = id(errno)
+    return ioctl_works('/proc/self/maps', 0xc0686611, struct.pack('3Q', 104, 0, at) + bytes(80))
+
+
+def can_pagemap_scan():
+    at = id(errno) & ~4095
+    return ioctl_works('/proc/self/pagemap', 0xc0606610, struct.pack('5Q', 96, 0, at, at + 4096, 0) + bytes(56))
+
+
+def facilities_are_right():
+    """Each is here or says why not, and what it brings is here with it; where that can be seen another way, it is."""
+    for privileged in (True, False):
+        result = found(privileged)
+        for facility in result['facilities']:
+            why = facility['why']
+            if facility['here'] == bool(why) or (why and (why.endswith('.') or not re.search('[:;] ', why) or '\n' in why)):
+                raise tree.Failure(f'no sentence with a cause and a remedy: {facility}')
+        here = {facility['name']: facility['here'] for facility in result['facilities']}
+        running = {line.split(':')[0] for line in result['sources'] if ': running' in line}
+        copies = [policy['accepted'] for memory, lease, device in leases(result) for policy in lease['policies']
+                  if (memory['name'], device['backend'], policy['policy']) == ('anonymous', 'uring', 'COPY')]
+        memory = {m['name']: m['here'] for m in result['memories']}
+        rdma = [device for device in result['devices'] if device['backend'] == 'verbs' and (device['here'] or device['name'] != 'RDMA')]
+        same = [('uffd source', 'uffd' in running, here['userfaultfd WP_ASYNC']),
+                ('files source', 'files' in running, here['fanotify pre-content events'] and here['fanotify FAN_REPORT_TID']),
+                ('fanotify without privilege', not privileged and any(here[name] for name in here if 'fanotify' in name), False),
+                ('COPY on a ring', any(copies), here['io_uring buffer clone'] and here['userfaultfd']),
+                ('PROCMAP_QUERY', can_procmap_query(), here['PROCMAP_QUERY']),
+                ('PAGEMAP_SCAN', can_pagemap_scan(), here['PAGEMAP_SCAN']),
+                ('huge pages', memory['hugetlb'] and not here['huge page pool'], False),
+                ('DAX', any(' DAX ' in name for name in memory), here['DAX file systems']),
+                ('RDMA devices', bool(rdma), here['RDMA']),
+                ('all RDMA devices', len(rdma) // 2 < min(3, len(glob.glob('/sys/class/infiniband/*'))) and here['RDMA'], False),
+                ('IOMMU', bool(glob.glob('/sys/class/iommu/*')), here['IOMMU']),
+                ('IOMMU faults', bool(glob.glob('/sys/class/iommu/dmar*') + glob.glob('/sys/class/iommu/ivhd*')) and 'faults' in running,
+                 here['IOMMU faults']),
+                ('iommufd', os.path.exists('/dev/iommu'), here['iommufd']),
+                ('groups', bool(glob.glob('/dev/vfio/[0-9]*')), here['VFIO groups']),
+                ('DAX devices', bool(glob.glob('/dev/dax*')), here['DAX devices'])]
+        wrong = [what for what, seen, said in same if seen != said]
+        if wrong:
+            raise tree.Failure(f'said otherwise than seen: {wrong}\n{same}\n{result["facilities"]}')
+
+
+def sentence(text):
+    """With a cause, whole and without what a terminal or a table would stumble over."""
+    if not text or text.endswith('.') or '\n' in text or len(text) < 20:
+        raise tree.Failure(f'no sentence: {text!r}')
+
+
+def device_classes():
+    """Each kind of device, and of device memory, has a row: what is there, or why it isn't."""
+    for result in both():
+        backends = {device['backend'] for device in result['devices']}
+        if backends != {'uring', 'soft', 'verbs', 'vfio', 'iommufd'}:
+            raise tree.Failure(f'rows for {sorted(backends)} only')
+        for device in result['devices']:
+            if device['here'] == bool(device['why']):
+                raise tree.Failure(f'here and why: {device}')
+            if device['why']:
+                sentence(device['why'])
+        exports = {export['name']: export for export in result['device_memory']}
+        if set(exports) != {'mapped BAR', 'dma-buf of a BAR', 'DAX device', 'dma-buf of a memfd'}:
+            raise tree.Failure(f'device memory: {sorted(exports)}')
+        facilities = {facility['name']: facility['here'] for facility in result['facilities']}
+        same = [('DAX device', facilities['DAX devices']), ('dma-buf of a memfd', facilities['dma-bufs of memfds']),
+                ('dma-buf of a BAR', facilities['dma-bufs of BARs']), ('mapped BAR', bool(GROUPS))]
+        for name, here in same:
+            if exports[name]['here'] != here or here == bool(exports[name]['why']) or here != (exports[name]['imports'] is not None):
+                raise tree.Failure(f'{name}: {here}, said {exports[name]}')
+            if not here:
+                sentence(exports[name]['why'])
+
+
+# What is known to be given device memory; all others refuse it with a sentence.
+IMPORTS = {('soft', 'REVOCABLE'), ('soft', 'FAULTING'), ('vfio', 'mapped BAR'), ('iommufd', 'dma-buf of a BAR'), ('uring', 'DAX device'),
+           ('verbs', 'DAX device'), ('vfio', 'DAX device'), ('iommufd', 'DAX device')}
+
+
+def device_memory():
+    """Every device that is here was asked for every kind that is here, and was off it when it was taken back."""
+    for result in both():
+        here = {device['name']: device for device in result['devices'] if device['here']}
+        for export in (export for export in result['device_memory'] if export['here']):
+            if [one['device'] for one in export['imports']] != list(here):
+                raise tree.Failure(f"{export['name']}: asked were {[one['device'] for one in export['imports']]}")
+            for one in export['imports']:
+                device = here[one['device']]
+                for policy in one['policies']:
+                    if policy['mismatch'] or policy['accepted'] == bool(policy['why']):
+                        raise tree.Failure(f"{export['name']}, {one['device']}: {policy}")
+                    if policy['why']:
+                        sentence(policy['why'])
+                may = {(device['backend'], device['class']), (device['backend'], export['name'])} & IMPORTS
+                if one['policies'][0]['accepted'] and not may:
+                    raise tree.Failure(f"{export['name']} was given to {one['device']}: {one}")
+        driver = next(memory for memory in result['memories'] if memory['name'] == "driver's mapping")
+        if any(lease['leasable'] or 'exporter' not in lease['why'] for lease in driver['leases'] or [] if lease['policies']):
+            raise tree.Failure(f'{driver}')
+
+
+def texts(thing):
+    if isinstance(thing, str):
+        yield thing
+    for part in (thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list) else []):
+        yield from texts(part)
+
+
+def nothing_is_cut():
+    """The last words of whatever is long stand together somewhere in the sources."""
+    sources = ' '.join(path.read_text(encoding='utf-8') for folder in ('lib', 'tools') for path in (tree.ROOT / folder).rglob('*.c'))
+    joined = re.sub(r'"\s*\n?\s*"', '', sources)
+    for result in both():
+        operations = '|'.join(next(memory['without_pinlease'] for memory in result['memories'] if memory['here']))
+        for text in {re.sub(rf': ({operations})(, ({operations}))*$', '', text) for text in texts(result) if len(text) > 150}:
+            last = re.findall(r'[A-Za-z_]+', text)[-3:]
+            if not re.search(r'\b' + r'\b[^A-Za-z_]+\b'.join(last) + r'\b', joined) and not re.search(r'\(\w+\)$', text):
+                raise tree.Failure(f'cut: {text}')
+
+
+def copy_of_verbs():
+    """Where a pinned lease has no COPY, what would give it one is named."""
+    for result in both():
+        for device in result['devices']:
+            if device['backend'] != 'verbs' or not device['here'] or not device['pinned']:
+                continue
+            if 'PINL_VERBS_READ' not in device['found']:
+                raise tree.Failure(f'{device}')
+            mine = [gap for gap in result['gaps'] if device['name'] in gap['devices'] and 'COPY' in gap['policies'] and
+                    'anonymous' in gap['memories']]
+            told = 'no source here tells' in ' '.join(gap['reason'] for gap in mine)
+            if not told and not any('PINL_VERBS_READ' in f"{gap['reason']} {gap['closed_by']}" for gap in mine):
+                raise tree.Failure(f'{mine}')
 
 
 def tried():
@@ -134,6 +296,8 @@ def expected(policy, lease, device, on_demand):
         return not missing, missing
     if name == 'FOLLOW':
         possible = device['class'] == 'FAULTING' and not device['pinned']
+    elif name in ('SCRATCH', 'COPY') and device['backend'] == 'verbs' and device['pinned']:
+        possible = False
     elif name in ('SCRATCH', 'COPY'):
         possible = revocable and lease['kind'] != 'hugetlb' and not (name == 'COPY' and not device['pinned'])
     else:
@@ -157,8 +321,8 @@ def agreement():
             for policy in lease['policies']:
                 accept, missing = expected(policy, lease, device, on_demand)
                 why = policy['why'] or ''
-                if policy['policy'] == 'COPY' and accept and (no_copy or '6.13' in why):
-                    accept = False
+                if policy['policy'] == 'COPY' and ((accept and no_copy) or '6.13' in why):
+                    accept, missing = False, []
                 named = why.rsplit(': ', 1)[-1].split(', ') if missing else []
                 verdicts += 1
                 if policy['accepted'] != accept or bool(why) == accept or named != missing:
@@ -184,7 +348,7 @@ def gaps_are_explained():
                            for gap in mine):
                     raise tree.Failure(f'{name} of {memory["name"]}, {device["name"]}: no reason for {missing}')
     told = [gap['reason'] for gap in found(False)['gaps']]
-    if not any('CAP_SYS_ADMIN' in reason for reason in told):
+    if not any('CAP_SYS_ADMIN' in reason or 'FAN_PRE_ACCESS' in reason for reason in told):  # what the kernel hasn't got, nobody has
         raise tree.Failure(f'without privilege nothing says so: {told}')
 
 
@@ -221,13 +385,75 @@ def document():
         raise tree.Failure('docs/without-pinlease.md is not what happens here (pinlease doctor --markdown):\n' + '\n'.join(other))
 
 
+def kernel_support():
+    path = str(tree.ROOT / 'scripts/kernel-support')
+    loader = importlib.machinery.SourceFileLoader('kernel_support', path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader('kernel_support', loader))
+    loader.exec_module(module)
+    return module
+
+
+def document_of_kernels():
+    """What is written of several machines is read back as what was found on each; and the document has its three kernels."""
+    support = kernel_support()
+    there = support.parse((tree.ROOT / 'docs/kernel-support.md').read_text(encoding='utf-8'))
+    if not {'6.1', '6.12', '7.2'} <= set(there) or min(map(len, there.values())) < 100:
+        raise tree.Failure(f'kernels in docs/kernel-support.md: {sorted(there)}')
+    machines = {'5.4': found(), '6.30': found(False), '6.4': found()}
+    text = support.document([result | {'kernel': f'{kernel}.7-amd64'} for kernel, result in machines.items()])
+    back = support.parse(text)
+    for kernel, result in machines.items():
+        other = back[kernel] ^ set(support.facts(result))
+        if other:
+            raise tree.Failure(f'of {kernel}, these are not in both: {sorted(other)[:5]}')
+
+
+def kernels_are_compared():
+    """One cell that is otherwise is found, and how to write the document anew is said."""
+    support = kernel_support()
+    machine = found() | {'kernel': '6.30.1', 'mismatches': 0}
+    text = support.document([machine])
+    with tempfile.TemporaryDirectory() as directory:
+        path, support.DOCUMENT = pathlib.Path(directory) / 'found.json', pathlib.Path(directory) / 'document.md'
+        path.write_text(json.dumps(machine), encoding='utf-8')
+        for changed, ok in ((text, True), (text.replace('| KEEP', '| FOLLOW', 1), False),
+                            (text.replace('| PAGEMAP_SCAN |', '| PAGEMAP |'), False), ('', False)):
+            support.DOCUMENT.write_text(changed, encoding='utf-8')
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                support.check(path)
+            if out.getvalue().startswith('ok 1') != ok or ('make kernel-support' in out.getvalue()) != (changed != text):
+                raise tree.Failure(f'changed: {changed != text}\n{out.getvalue()[:2000]}')
+
+
+def groups():
+    """What can't be taken is an error before anything is tried."""
+    there = [int(path.rsplit('/', 1)[1]) for path in glob.glob('/sys/kernel/iommu_groups/*')]
+    bound = {int(path.rsplit('/', 1)[1]) for path in glob.glob('/dev/vfio/[0-9]*')}
+    unbound = [group for group in there if group not in bound]
+    for option in ('--vfio', '--iommufd'):
+        wrong = [('99999', 'there is no IOMMU group 99999')]
+        if unbound and (option == '--vfio' or not os.path.exists('/dev/iommu')):
+            wrong.append((str(unbound[0]), 'vfio' if option == '--vfio' else '/dev/iommu'))
+        for group, because in wrong:
+            result = doctor(option, group)
+            said = result.stderr.strip()
+            if result.returncode != 2 or result.stdout or because not in said or not said.startswith('pinlease doctor: ') or \
+                    '\n' in said or not re.search('[:;,] ', said.split(': ', 1)[1]):
+                raise tree.Failure(f'{option} {group}: {result}')
+
+
 def wrong_command_lines():
     for arguments, because in ((['--nonsense'], 'unrecognized'), (['nonsense'], '"nonsense"'),
                                (['--json', '--without'], 'exclude'), (['--dir'], 'argument'),
                                (['--dir', '/nonexistent/directory'], 'No such file'),
-                               (['--dir', ''], 'No such file'), (['--dir', __file__], 'Not a directory')):
+                               (['--dir', ''], 'No such file'), (['--vfio', 'x'], 'no number'), (['--vfio', '-1'], 'no number'),
+                               (['--vfio', ''], 'no number'), (['--iommufd', '1x'], 'no number'), (['--iommufd'], 'argument'),
+                               (['--vfio', '7', '--iommufd', '7'], 'given twice'), (['--without', '--vfio', '7'], 'leave out --vfio'),
+                               ([word for group in range(9) for word in ('--vfio', str(group))], 'at most'),
+                               (['--dir', '/proc'], 'name a directory that you can write to'), (['--dir', __file__], 'Not a directory')):
         result = doctor(*arguments)
-        if result.returncode != 2 or because not in result.stderr or result.stdout:
+        if result.returncode != 2 or because not in ' '.join(result.stderr.split()) or result.stdout:
             raise tree.Failure(f"doctor {' '.join(arguments)}: {result}")
 
 
@@ -241,12 +467,20 @@ def leaves_nothing():
 if __name__ == '__main__':
     sys.exit(tree.tap([
         ('the JSON has every memory, device and operation', shape),
+        ('facilities are here as they say', facilities_are_right),
+        ('each kind of device and of device memory has a row', device_classes),
+        ('device memory is given as it says', device_memory),
+        ('no sentence is cut', nothing_is_cut),
+        ('COPY on pinned RDMA leases names its flag', copy_of_verbs),
         ('what is promised was tried and seen', tried),
         ('what takes no page loses nothing without pinlease', harmless),
         ('the table predicts what pinl_map_range accepts, and its sentence', agreement),
         ('every gap has a reason', gaps_are_explained),
         ('it fits into 80 columns', fits),
         ('the document has the table of this machine', document),
+        ('the document of kernels is read as it was written', document_of_kernels),
+        ('a machine that differs from the document is found', kernels_are_compared),
         ('a wrong command line is an error', wrong_command_lines),
+        ("a group that can't be taken is an error", groups),
         ('nothing is left behind', leaves_nothing),
     ]))

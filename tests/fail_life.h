@@ -13,8 +13,8 @@
 
 #include "failnth.h"
 
-enum life_memory { ANON, MEMFD, PRIVATE_FILE, SHARED_FILE };
-enum life_change { NO_CHANGE, FTRUNCATE, MUNMAP, RAW_DONTNEED, RAW_FTRUNCATE };
+enum life_memory { ANON, MEMFD, PRIVATE_FILE, SHARED_FILE, EXPORTED }; /* the last: a driver's */
+enum life_change { NO_CHANGE, FTRUNCATE, MUNMAP, RAW_DONTNEED, RAW_FTRUNCATE, REVOKE };
 
 /* In order. A failure comes only while one of those that `fail` names is under way. */
 #define IN_OPEN		0x01u

@@ -42,6 +42,11 @@ bool is_uring(const struct run *r)
 	return !strcmp(r->l->device, "uring");
 }
 
+bool is_verbs(const struct run *r)
+{
+	return !strcmp(r->l->device, "verbs");
+}
+
 bool is_staged(const struct run *r)
 {
 	return r->l->flags & PINL_STAGE;
@@ -69,6 +74,14 @@ static void map_memory(struct run *r)
 						   : MAP_SHARED;
 
 	r->fd = -1;
+	if (r->l->memory == EXPORTED) {
+		must(r, !io_uring_queue_init(SIZE / sizeof(struct io_uring_sqe), &r->other, 0));
+		r->va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, r->other.ring_fd,
+			     IORING_OFF_SQES);
+		must(r, r->va != MAP_FAILED);
+		memset(r->va, 'F', SIZE);
+		return;
+	}
 	if (r->l->memory != ANON) {
 		r->fd = make_file(r);
 		must(r, r->fd >= 0);
@@ -89,6 +102,8 @@ void rig_up(struct run *r)
 	must(r, !ftruncate(r->bounce, SIZE));
 	if (is_uring(r))
 		must(r, !io_uring_queue_init(16, &r->ring, 0));
+	if (is_verbs(r))
+		verbs_up(r);
 	if ((r->l->flags & PINL_PIN) && !is_staged(r)) {
 		iov = (struct iovec){r->va, SIZE};
 		must(r, !io_uring_queue_init(2, &r->witness, 0));
@@ -104,7 +119,11 @@ void rig_down(struct run *r)
 		io_uring_queue_exit(&r->witness);
 	if (is_uring(r))
 		io_uring_queue_exit(&r->ring);
+	if (is_verbs(r))
+		verbs_down(r);
 	close(r->bounce);
+	if (r->l->memory == EXPORTED)
+		io_uring_queue_exit(&r->other);
 	if (r->fd >= 0)
 		close(r->fd);
 	if (!r->unmapped)
@@ -161,6 +180,8 @@ int dev_write_page(struct run *r, int page, char c)
 	int ret;
 
 	memset(buf, c, sizeof buf);
+	if (is_verbs(r))
+		return verbs_write(r, a, buf);
 	if (!is_uring(r))
 		return pinl_soft_dma(r->dev, a->addr, buf, PAGE, 1);
 	must(r, pwrite(r->bounce, buf, PAGE, 0) == PAGE);

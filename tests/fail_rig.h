@@ -8,6 +8,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include <pinlease/exporter.h>
+
 #include "fail_life.h"
 
 #define PAGE  4096ul
@@ -29,12 +31,15 @@ struct run {
 	struct pinl_lease *lease;
 	struct pinl_addr addrs[PAGES];
 	char *va;
+	struct pinl_exporter *exporter; /* of EXPORTED memory, which is other's */
+	struct io_uring other;
 	int fd, bounce;
 	struct io_uring ring, witness; /* the program's, for device "uring"; the witness's */
+	void *verbs;		       /* fail_verbs.c */
 	bool witnessing, unmapped;
 	bool lasting; /* the failure */
 	bool weaker;  /* and it was said */
-	int events[PINL_EV_DROPPED + 1];
+	int events[PINL_EV_KEYS + 1];
 	struct pinl_event taken; /* FORCED or QUIESCED */
 	struct has before;
 	struct { /* the thread that makes the change */
@@ -50,11 +55,19 @@ void wrong(struct run *r, const char *fmt, ...) __attribute__((format(printf, 2,
 void rig_up(struct run *r);
 void rig_down(struct run *r);
 bool is_uring(const struct run *r);
+bool is_verbs(const struct run *r);
 bool is_staged(const struct run *r);
 
 /* The device writes `c` to all it was given. 0 or the first error. */
 int dev_write(struct run *r, char c);
 int dev_write_page(struct run *r, int page, char c);
+
+/* fail_verbs.c: a peer of the same host. Why there is none, NULL: there is one. */
+const char *verbs_missing(void);
+void verbs_up(struct run *r);
+void verbs_down(struct run *r);
+int verbs_open_device(struct run *r);
+int verbs_write(struct run *r, const struct pinl_addr *a, const char *page); /* -EFAULT */
 
 /* Completions nobody waits for. */
 void reap_all(struct run *r);

@@ -13,6 +13,7 @@
 #include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <rdma/rdma_user_ioctl_cmds.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -102,6 +103,7 @@ static const struct failure failures[] = {
 	IOCTL(UFFDIO_UNREGISTER, ENOMEM),
 	IOCTL(UFFDIO_COPY, EAGAIN, ENOMEM),
 	IOCTL(PL_PROCMAP_QUERY, EINTR, ENOTTY),
+	IOCTL(RDMA_VERBS_IOCTL, ENOMEM, EBUSY),
 	CALL(io_uring_setup, ENOMEM, EPERM),
 	REGISTER(IORING_UNREGISTER_BUFFERS, EINTR),
 	REGISTER(IORING_REGISTER_SYNC_CANCEL, EINTR, EINVAL),

@@ -57,8 +57,10 @@ class Tests:
             raise tree.Failure(f'the program said {said!r}')
 
     def examples(self):
+        verbs = [lib for lib in self.tree.pkg_config('--static', '--libs') if lib == '-libverbs']
         for source in sorted((tree.ROOT / 'examples').glob('*.c')):
-            self.tree.compile(self.cc, source, str(self.directory / source.stem), libraries=['-luring'])
+            if verbs or not source.stem.startswith('verbs'):
+                self.tree.compile(self.cc, source, str(self.directory / source.stem), libraries=['-luring', *verbs])
 
     def example_in_cpp(self):
         """What README shows can be pasted into a C++ program, too."""
@@ -83,7 +85,8 @@ void example(io_uring &ring, int fd, char *buf)
 
     def headers(self):
         installed = {p.name: p.read_bytes() for p in self.tree.include.iterdir()}
-        source = {p.name: p.read_bytes() for p in tree.HEADERS}
+        bridges = [p for p in tree.BRIDGE_HEADERS if p.name in installed]  # what they are for may not be here
+        source = {p.name: p.read_bytes() for p in tree.HEADERS + bridges}
         if installed != source:
             raise tree.Failure(f'installed {sorted(installed)}, the tree has {sorted(source)}, or the contents differ')
 
@@ -123,7 +126,7 @@ void example(io_uring &ring, int fd, char *buf)
         if 'SONAME' not in dynamic:
             raise tree.Failure('no SONAME')
         needed = set(re.findall(r'NEEDED.*\[(.*?)\.so', dynamic))
-        if not needed <= {'libc', 'liburing', 'ld-linux-x86-64', 'ld-linux-aarch64'}:
+        if not needed <= {'libc', 'liburing', 'libibverbs', 'ld-linux-x86-64', 'ld-linux-aarch64'}:
             raise tree.Failure(f'the library needs {sorted(needed)}')
 
     def version(self):
@@ -153,7 +156,7 @@ void example(io_uring &ring, int fd, char *buf)
             ('the symbol map names what the headers declare', self.map_is_headers),
             ('the shared library exports the symbol map, nothing else', self.exports),
             ('the static library has no names without prefix', self.static_names),
-            ('the library needs the C library and liburing only', self.libraries),
+            ('the library needs the C library, liburing and libibverbs only', self.libraries),
             ('pkg-config has the version of the project', self.version),
             ('the command starts', self.command),
             ('every man page is installed', self.manuals),

@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "accounted.h"
 #include "check.h"
 #include "os/clock.h"
 
@@ -62,8 +63,7 @@ int64_t vmpin(pid_t pid)
 	return kib / 4;
 }
 
-/* ---------------------------------------------------------------------------------------- the holder --
- */
+/* -------------------------------------------------------------------------------- the holder -- */
 
 static int reg(int ring, unsigned op, const void *arg, unsigned n)
 {
@@ -217,8 +217,7 @@ static void *holder_main(void *arg)
 	return NULL;
 }
 
-/* ----------------------------------------------------------------------------------------------- rig --
- */
+/* --------------------------------------------------------------------------------------- rig -- */
 
 static void witness_open(struct holder *h)
 {
@@ -246,9 +245,12 @@ static void start_process(struct holder *h)
 	pthread_t thread;
 
 	*shared = *h;
+	raise_memlock(); /* also of who puts scratch into a ring */
 	h->pid = fork();
 	if (!h->pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (!(h->what & PRIVILEGED))
+			account_pins();
 		mine = h->ctl;
 		signal(SIGUSR1, count_signal);
 		if (!(h->what & THREAD))
@@ -356,8 +358,7 @@ void assert_old_pages_untouched(struct holder *h)
 	close(out);
 }
 
-/* --------------------------------------------------------------------------------------- each test --
- */
+/* --------------------------------------------------------------------------------- each test -- */
 
 static int fds_before;
 
@@ -370,8 +371,11 @@ int rig_before(void **state)
 /* What a failed test left behind ends here; it isn't to fail the next one. */
 int rig_after(void **state)
 {
-	int fds = count_fds(), child = waitpid(-1, NULL, WNOHANG | __WALL);
+	int fds, child;
 
+	pl_outside_asked();
+	fds = count_fds();
+	child = waitpid(-1, NULL, WNOHANG | __WALL);
 	if (fds != fds_before || child != -1)
 		print_error("descriptors: %d before, %d after; child %d\n", fds_before, fds, child);
 	if (child != -1)

@@ -32,9 +32,10 @@ enum {
 	UNTAGGED = 32,
 	LOCKED = 64, /* hangs in a fault under the ring's lock */
 	RESTRICTED = 128,
-	ENABLE = 256,	 /* a ring that was set up disabled is enabled */
-	THREAD = 512,	 /* all is done by a second thread */
-	HUGE_ANON = 1024 /* the buffer is on huge pages, not on the memfd */
+	ENABLE = 256,	  /* a ring that was set up disabled is enabled */
+	THREAD = 512,	  /* all is done by a second thread */
+	HUGE_ANON = 1024, /* the buffer is on huge pages, not on the memfd */
+	PRIVILEGED = 2048 /* keeps CAP_IPC_LOCK: from some Linux on its pins aren't accounted */
 };
 
 /* Shared with the holder. */

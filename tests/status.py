@@ -2,11 +2,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """usage: status.py PINLEASED PINLEASE - pinleased says what it does, has, may give, and can't do."""
 import contextlib
+import errno
 import json
 import os
 import pathlib
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -16,6 +21,8 @@ import tree
 PINLEASED, PINLEASE = sys.argv[1:3]
 del sys.argv[2]
 NOBODY = 65534
+HOLDER, COMMAND, SUPERVISOR = range(3)
+RESERVED = 16  # pinleased(8)
 
 
 def same(got, expected):
@@ -34,10 +41,26 @@ def leased(*options):
         yield arbiter, holder, path
 
 
-def run(path, *arguments):
-    result = subprocess.run([PINLEASE, 'status', *arguments], env=dict(os.environ, PINLEASE_SOCKET=str(path)),
-                            capture_output=True, text=True, check=False)
+def run(path, *arguments, program=PINLEASE, **more):
+    environment = dict(os.environ, PINLEASE_SOCKET=str(path), LD_LIBRARY_PATH=str(pathlib.Path(program).parent))
+    result = subprocess.run([program, 'status', *arguments], env=environment, capture_output=True, text=True, check=False, **more)
     return result.returncode, result.stdout, result.stderr
+
+
+def published(directory):
+    """Where another user may run it."""
+    shutil.copy(PINLEASE, directory / 'pinlease')
+    (directory / 'pinlease').chmod(0o755)
+    shutil.copy(next((pathlib.Path(PINLEASE).parent.parent.parent / 'lib').glob('libpinlease.so.0.*.0')), directory / 'libpinlease.so.0')
+    return directory / 'pinlease'
+
+
+def as_nobody(arbiter, **more):
+    os.seteuid(NOBODY)
+    try:
+        return arbiter.client(**more)
+    finally:
+        os.seteuid(0)
 
 
 def message():
@@ -50,6 +73,67 @@ def message():
         same([line.split(':')[0] for line in sources], ['files'])
         same([(user.uid, user.leases, user.bytes) for user in users], [(0, 2, 2 * ac.SIZE)])
         same(users[0].connections, 2)
+
+
+def limits():
+    """All that it was started with, and what a user has used up of it."""
+    for given, expected in (((), (3 * 10000, 60000, 1, 2)), (('--ceiling', '7'), (21, 60000, 1, 2)),
+                            (('--max-hold', '1234', '--max-notices', '77', '--may-kill', 'no', '--after-crash', 'open'), (1234, 77, 0, 0))):
+        with ac.Arbiter(PINLEASED, *given) as arbiter, arbiter.client() as client:
+            status = client.status()[0]
+            same((given, status.hold_ms, status.max_notices, status.may_kill, status.after_crash), (given, *expected))
+            got = json.loads(run(arbiter.path, '--json')[1])
+            same([got[key] for key in ('max_hold_ms', 'max_notices', 'may_kill', 'after_crash')], [*expected[:2], expected[2] == 1, 'open'])
+            out = ' '.join(run(arbiter.path)[1].split())
+            for words in (f'hold changes up for {expected[0]} ms of each minute', f'recalled {expected[1]} times a minute',
+                          'may kill yes' if expected[2] else 'may kill no',
+                          'no service manager keeps the descriptors' if expected[3] else 'after crash open: who waits goes on user'):
+                same((words, words in out), (words, True))
+
+
+def kept():
+    """Closed is what it says where a service manager keeps the descriptors, and only there."""
+    ac.skip_unless_changes_are_held()
+    with tempfile.TemporaryDirectory(dir='/var/tmp') as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f'{directory}/manager')
+        environment = dict(os.environ, NOTIFY_SOCKET=f'{directory}/manager', FDSTORE='3')
+        process = subprocess.Popen([PINLEASED, '--socket', f'{directory}/socket'], env=environment)  # pylint: disable=consider-using-with
+        descriptors, said = [], b''
+        try:
+            while b'READY=1' not in said:
+                said, fds, _, _ = socket.recv_fds(manager, 1000, 1)
+                if b'FDSTORE=1' in said:
+                    descriptors += fds
+                else:
+                    list(map(os.close, fds))  # the barrier's
+            with ac.Client(f'{directory}/socket') as client:
+                same((len(descriptors), client.status()[0].after_crash), (3, 1))
+            same(json.loads(run(f'{directory}/socket', '--json')[1])['after_crash'], 'closed')
+            same('closed: who waits, and who comes, waits' in run(f'{directory}/socket')[1], True)
+        finally:
+            process.kill()
+            process.wait()
+            list(map(os.close, descriptors))
+
+
+def used_up():
+    """Held time and recalls, of the user whose leases they were, and not of others."""
+    with leased('--max-hold', '2000', '--max-notices', '10') as (arbiter, holder, path), ac.Actor() as actor, \
+            arbiter.client() as other:
+        same((other.status()[2][0].hold_ns, other.status()[2][0].notices), (0, 0))
+        begun = time.monotonic_ns()
+        actor.order('truncate', path)
+        notices = [holder.notice(), holder.notice()]
+        for _ in range(300):  # what is used up is given back thirty times as slowly
+            other.status()
+        for notice in notices:
+            holder.released(notice, whole=1)
+        same(actor.join(), 0)
+        user = other.status()[2][0]
+        same((user.notices in (1, 2), 0 < user.hold_ns <= time.monotonic_ns() - begun), (True, True))
+        got = json.loads(run(arbiter.path, '--json')[1])['users'][0]
+        same(('hold_ns' in got, 'notices' in got), (True, True))
+        same('of 2000 ms' in run(arbiter.path)[1], True)
 
 
 def counts():
@@ -81,7 +165,7 @@ def own_use():
         with open(end, encoding='utf-8') as file:
             said = json.load(file)
         os.waitpid(pid, 0)
-        same(said, [[NOBODY, 1, 0, 0]])
+        same(said, [[NOBODY, 1, 0, 0, 0, 0]])
 
 
 def one_at_a_time():
@@ -107,12 +191,37 @@ def command():
                   'max_leases': 100000, 'events_lost': 0}
         same({key: got.get(key) for key in wanted}, wanted)
         same([user['uid'] for user in got['users']], [0])
-        same(any('tmpfs' in gap['what'] for gap in got['not_held']), True)
+        held = ac.kernel_holds_changes()
+        same(any(('tmpfs' if held else 'all files') in gap['what'] for gap in got['not_held']), True)
         status, out, err = run(arbiter.path)
         same((status, err, max(map(len, out.splitlines())) <= 80), (0, '', True))
-        for words in ('2 of 1 holder, 128K', 'files: running', 'tmpfs', '10000 ms', '0 root: 2 leases'):
+        for words in ('2 of 1 holder, 128K', f"files: {'running' if held else 'missing'}",
+                      'tmpfs' if held else 'any change of any file', '10000 ms', '0 root: 2 leases'):
             same((words, words in out), (words, True))
+        same('1.0T' in out, True)
         same('131072 bytes' in run(arbiter.path, '--bytes')[1], True)
+
+
+def counted():
+    """One is one."""
+    with leased('--ceiling', '100000', '--max-leases', '3', '--max-connections', '9') as (arbiter, holder, path), ac.Actor() as actor:
+        with open(path, 'r+b') as file:
+            same(holder.lease(file.fileno(), 3, start=ac.START * 3, policy=ac.REFUSE, refuse=1, size=ac.PAGE).err, 0)
+        for number in (1, 2):
+            holder.unlease(number)
+        same(holder.handle(3).err, 0)
+        actor.order('truncate', path)
+        same(actor.join(), errno.EBUSY)
+        out = ' '.join(run(arbiter.path)[1].split())
+        for words in ('1 of 1 holder, 4.0K', '0 recalls: ', '1 change refused', '0 changes or recalls held', '0 events lost', 'user 0 root: 1 lease, '):
+            same((words, words in out), (words, True))
+
+
+def sizes():
+    for given, expected in (('65536', 1 << 16), ('0x10000', 1 << 16), ('64K', 1 << 16), ('3MiB', 3 << 20), ('1G', 1 << 30),
+                            ('2TiB', 2 << 40), ('15E', 15 << 60)):
+        with ac.Arbiter(PINLEASED, '--max-bytes', given) as arbiter, arbiter.client() as client:
+            same((given, client.welcome.max_bytes), (given, expected))
 
 
 def without_privilege():
@@ -132,13 +241,79 @@ def wrong():
         same((status, out, '"x"' in err), (2, '', True))
 
 
+def reserved():
+    """Whoever runs it looks at it, however many programs of his own there are; these don't get his commands' places, nor do other users."""
+    with ac.Arbiter(PINLEASED, '--max-connections', '3') as arbiter, contextlib.ExitStack() as stack:
+        holders = [stack.enter_context(arbiter.client()) for _ in range(3)]
+        for role in (HOLDER, SUPERVISOR):
+            with arbiter.client(hello=False) as client:
+                said = client.hello(role=role)
+                same((said.err, 'no more connections' in said.text, client.until_gone()), (-errno.EDQUOT, True, []))
+        commands = []
+        for _ in range(RESERVED):
+            commands.append(stack.enter_context(arbiter.client(hello=False)))
+            same(type(commands[-1].hello(role=COMMAND)), ac.Welcome)
+            same(commands[-1].status()[2][0].uid, 0)
+        with arbiter.client(hello=False) as client:
+            same([values[0] for _, _, values in client.until_gone()], [-errno.EDQUOT])
+        same((run(arbiter.path)[0], commands[0].status()[0].connections), (2, 3 + RESERVED))
+        commands[1].close()
+        while commands[0].status()[2][0].connections > 2 + RESERVED:
+            pass
+        same(run(arbiter.path)[0], 0)
+        holders[0].close()
+        others = [stack.enter_context(as_nobody(arbiter)) for _ in range(3)]
+        with as_nobody(arbiter, hello=False) as client:
+            same(([values[0] for _, _, values in client.until_gone()], len(others)), ([-errno.EDQUOT], 3))
+
+
+def silent():
+    """Who has connected and says nothing keeps no command out."""
+    with ac.Arbiter(PINLEASED, '--max-connections', '3') as arbiter, contextlib.ExitStack() as stack:
+        figures = arbiter.figures()
+        said = stack.enter_context(arbiter.client())
+        silents = [stack.enter_context(arbiter.client(hello=False)) for _ in range(5 * RESERVED)]
+        same(run(arbiter.path)[0], 0)
+        same(silents[0].until_gone(), [])
+        with arbiter.client(hello=False) as command:
+            same(type(command.hello(role=COMMAND)), ac.Welcome)
+            same(command.status()[0].connections <= 3 + RESERVED, True)
+        same(said.status()[2][0].uid, 0)
+        stack.close()
+        arbiter.wait_for_figures(figures)
+
+
+def refused():
+    """Who is refused is told why, also when that is sent before the command has said anything."""
+    with ac.Arbiter(PINLEASED, '--max-connections', '1') as arbiter, contextlib.ExitStack() as stack:
+        stack.enter_context(as_nobody(arbiter))
+        program = published(arbiter.directory)
+        for _ in range(50):
+            status, out, err = run(arbiter.path, program=program, user=NOBODY, group=NOBODY, extra_groups=[])
+            same((status, out, 'no more connections of this user' in err, len(err.splitlines())), (2, '', True, 1))
+    with ac.Arbiter(PINLEASED) as arbiter, socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(arbiter.directory / 'stream'))
+        other.listen()
+        for path in (arbiter.directory / 'stream', arbiter.path / 'x', '/tmp/' + 200 * 'x'):
+            status, out, err = run(path)
+            same((status, out, 'PINLEASE_SOCKET' in err), (2, '', True))
+
+
 if __name__ == '__main__':
     ac.main([
         ('what it is and has', message),
+        ('its limits', limits),
+        ('what is kept over a crash', kept),
+        ('what is used up of them', used_up),
         ('what it has done', counts),
         ('what others use is root\'s to see', own_use),
         ('one list at a time', one_at_a_time),
         ('the command', command),
+        ('the command counts as people do', counted),
+        ('sizes have units', sizes),
         ('what it cannot do, and why', without_privilege),
         ('what is wrong is said', wrong),
+        ('who runs it is not locked out by his own programs', reserved),
+        ('nor by who says nothing', silent),
+        ('why it is refused is said', refused),
     ])

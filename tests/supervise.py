@@ -362,9 +362,18 @@ def status():
 
 
 def signals():
-    """What is sent to pinlease run is sent to the command."""
-    script = 'trap "echo usr1" USR1; trap "echo term; exit 3" TERM; echo ready; while read line; do :; done; exit 9'
-    with subprocess.Popen([PINLEASE, 'run', 'bash', '-c', script], env=environment('/nonexistent'), stdin=subprocess.PIPE,
+    """What is sent to pinlease run is sent to the command. Not bash: a signal just before its `read` waits for a line."""
+    script = """
+import signal, sys
+taken = {signal.SIGUSR1: 'usr1', signal.SIGTERM: 'term'}
+signal.pthread_sigmask(signal.SIG_BLOCK, taken)
+print('ready', flush=True)
+while (got := signal.sigwait(taken)) != signal.SIGTERM:
+    print(taken[got], flush=True)
+print(taken[got], flush=True)
+sys.exit(3)
+"""
+    with subprocess.Popen([PINLEASE, 'run', '--', sys.executable, '-c', script], env=environment('/nonexistent'),
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         same(process.stdout.readline(), 'ready\n')
         process.send_signal(signal.SIGUSR1)
@@ -459,7 +468,9 @@ def messages():
         supervisor.done(serial)
         same(supervisor.cover(fd).err, 0)  # so it has been heard
         same(client.lease(fd, 2).err, 0)
-        same(supervisor.answer(supervisor.change(fd, start=ac.SIZE))[:2], (0, 0))
+        serial = supervisor.change(fd, start=ac.SIZE)  # by then the file may be longer
+        same(supervisor.answer(serial)[:2], (0, 1))
+        supervisor.done(serial)
         supervisor.done(4711)
         same(supervisor.cover(fd).err, 0)
 

@@ -104,6 +104,31 @@ static void a_stopped_holder_is_forced(void **state)
 	arbiter_stop(&a);
 }
 
+/* Also with requests in flight, which end only when they are cancelled. */
+static void stopped_holders_are_forced_together(void **state)
+{
+	struct lending what = lending_recall(PINL_THEN_FAIL, 50);
+	struct holder h[8];
+	struct actor t;
+
+	what.uring = what.flight = true;
+	arbiter_start(&a, (const char *[]){"--ceiling", "100000", NULL});
+	for (int i = 0; i < 8; i++) {
+		holder_lease(&h[i], &a, &what);
+		holder_stop(&h[i]);
+	}
+	actor_start(&t, &a);
+	assert_int_equal(actor_join(&t), 0);
+	for (int i = 0; i < 8; i++)
+		assert_int_equal(holder_pinned_kb(&h[i]), 0);
+	for (int i = 0; i < 8; i++) {
+		kill(h[i].pid, SIGCONT);
+		holder_wait(&h[i], PINL_EV_RELEASED, 1);
+		holder_end(&h[i]);
+	}
+	arbiter_stop(&a);
+}
+
 /* SCRATCH: the device goes on, in memory of no meaning; nothing is ever copied from there. */
 static void a_stopped_holder_gets_scratch(void **state)
 {
@@ -125,6 +150,25 @@ static void a_stopped_holder_gets_scratch(void **state)
 }
 
 /* A ring that takes orders from its own task only: the change waits for the ceiling and a grace. */
+/* A lower ceiling shortens its grace; from outside its memory could only be taken away. */
+static void a_holder_that_runs_has_its_turn_before_the_ceiling(void **state)
+{
+	struct lending what = lending_recall(PINL_THEN_SCRATCH, 60000);
+	struct holder h;
+	struct actor t;
+
+	what.uring = true;
+	arbiter_start(&a, (const char *[]){"--ceiling", "4000", NULL});
+	holder_lease(&h, &a, &what);
+	actor_start(&t, &a);
+	assert_int_equal(actor_join(&t), 0);
+	holder_wait(&h, PINL_EV_RELEASED, 1);
+	assert_int_equal(h.s->events[PINL_EV_FORCED], 1);
+	assert_int_equal(h.s->outcome, PINL_OUT_SCRATCH);
+	holder_end(&h);
+	arbiter_stop(&a);
+}
+
 static void a_ring_that_cant_be_forced_is_cut(void **state)
 {
 	struct lending what = lending_recall(PINL_THEN_FAIL, 20);
@@ -220,6 +264,8 @@ static void a_user_has_so_many_leases_and_no_more(void **state)
 	arbiter_start(&a, (const char *[]){"--max-leases", "3", NULL});
 	what.leases = 4;
 	holder_start(&h, &a, &what);
+	if (h.s->leased != -EDQUOT)
+		holder_assert_leased(&h);
 	assert_int_equal(h.s->leased, -EDQUOT);
 	assert_non_null(strstr(h.s->error, "3"));
 	holder_end(&h);
@@ -257,7 +303,9 @@ int main(int argc, char **argv)
 		cmocka_unit_test(one_refusal_leaves_the_others_alone),
 		cmocka_unit_test(what_is_kept_is_said_to_be_lost),
 		cmocka_unit_test(a_stopped_holder_is_forced),
+		cmocka_unit_test(stopped_holders_are_forced_together),
 		cmocka_unit_test(a_stopped_holder_gets_scratch),
+		cmocka_unit_test(a_holder_that_runs_has_its_turn_before_the_ceiling),
 		cmocka_unit_test(a_ring_that_cant_be_forced_is_cut),
 		cmocka_unit_test(a_dead_holder_holds_nobody),
 		cmocka_unit_test(an_actor_killed_while_it_waits_changes_nothing),

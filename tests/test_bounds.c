@@ -12,6 +12,7 @@
 #include <pinlease/device.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -72,6 +73,36 @@ static const struct pinl_device_ops hang_ops = {
 	.stop = hang_stop,
 	.drain = hang_drain,
 	.read = hang_read,
+};
+
+/* A device that can be stopped only when its transfers have been waited for, if ever. */
+static struct {
+	int ever, drained;
+} busy;
+
+static int busy_open(const void *arg, struct pinl_device_info *info, void **dev)
+{
+	return hang_open(arg, info, dev);
+}
+
+static int busy_stop(void *dev, struct pinl_mapping *m)
+{
+	return busy.ever && busy.drained ? 0 : -EBUSY;
+}
+
+static int busy_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
+{
+	busy.drained++;
+	return 0;
+}
+
+static const struct pinl_device_ops busy_ops = {
+	.size = sizeof busy_ops,
+	.name = "busy",
+	.open = busy_open,
+	.map = hang_map,
+	.stop = busy_stop,
+	.drain = busy_drain,
 };
 
 static void *read_lease(void *lease)
@@ -142,10 +173,44 @@ static void devices_that_hang_are_waited_for_together(void **state)
 	pinl_close(ctx);
 }
 
+static int force_of_one_that_is_busy(bool ever)
+{
+	struct pinl_opts opts = {.size = sizeof opts, .drain_ms = 200, .summary_fd = -1};
+	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL};
+	void *mem = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct pinl_event ev = {.size = sizeof ev};
+	struct pinl_lease *lease;
+	struct pinl_device *dev;
+	struct pinl_ctx *ctx;
+
+	busy.ever = ever;
+	busy.drained = 0;
+	assert_int_equal(pinl_open(&opts, &ctx), 0);
+	assert_int_equal(pinl_device_open_ops(ctx, &busy_ops, NULL, &dev), 0);
+	assert_int_equal(
+		pinl_map_range(dev, (uintptr_t)mem, (uintptr_t)mem + PAGE, FLAGS, &policy, NULL, &lease),
+		0);
+	assert_int_equal(pinl_munmap(ctx, mem, PAGE), 0);
+	while (!pinl_next_event(ctx, &ev) && ev.type != PINL_EV_FORCED)
+		;
+	assert_int_equal(ev.type, PINL_EV_FORCED);
+	assert_true(busy.drained > 0);
+	pinl_unmap_range(lease);
+	pinl_close(ctx);
+	return ev.err;
+}
+
+static void what_could_not_be_stopped_is_drained(void **state)
+{
+	assert_int_equal(force_of_one_that_is_busy(true), 0);
+	assert_int_equal(force_of_one_that_is_busy(false), -EBUSY);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_hanging_backend_delays_a_change_until_ceiling_and_grace_only),
+		cmocka_unit_test(what_could_not_be_stopped_is_drained),
 		cmocka_unit_test(devices_that_hang_are_waited_for_together),
 	};
 

@@ -22,6 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "accounted.h"
 #include "arbiter_rig.h"
 
 #define HOLDERS	   6
@@ -72,8 +73,11 @@ static void on_event(const struct pinl_event *ev, void *arg)
 {
 	struct told *t = arg;
 
-	if (ev->type == PINL_EV_ORPHAN)
+	if (ev->type == PINL_EV_ORPHAN) {
+		snprintf(t->error, sizeof t->error, "an orphan by op %d, err %d, seen by %s", ev->op,
+			 ev->err, ev->source);
 		atomic_fetch_add(&t->orphans, 1);
+	}
 	if (ev->type == PINL_EV_RELEASED)
 		atomic_fetch_add(&t->released, 1);
 }
@@ -127,9 +131,12 @@ static void __attribute__((noreturn)) hold(const char *file, int n, struct told 
 	int fd;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	account_pins();
 	fd = open(file, O_RDWR | O_CLOEXEC);
 	if (ftruncate(fd, n * PG) || pinl_open(&opts, &ctx))
 		give_up(t, -errno);
+	if (!is_connected(ctx))
+		give_up(t, -ENOTCONN);
 	va = mmap(NULL, n * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
 	arg.ring = &ring;
 	if (n <= FILE_PAGES
@@ -199,7 +206,8 @@ static void check_party(const struct party *p)
 {
 	if (p->told->dead)
 		fail_msg("a holder has given up: %s", p->told->error);
-	assert_int_equal(p->told->orphans, 0);
+	if (p->told->orphans)
+		fail_msg("of file %s, %d leased: %s", p->file, p->told->leased, p->told->error);
 }
 
 /* ---------------------------------------------------------------------------------------- actors -- */
@@ -245,7 +253,8 @@ static void change_collect(struct change *c, int timeout_ms)
 		long pinned = process_pinned_kb(p->pid) / 4;
 
 		if (pinned > c->pages)
-			fail_msg("a file was cut to %d pages, and %ld are pinned", c->pages, pinned);
+			fail_msg("%s was cut by %d to %d pages, and %d has %ld pinned", p->file, c->pid,
+				 c->pages, p->pid, pinned);
 		checks++;
 	}
 	change_over(c);
@@ -260,8 +269,7 @@ static void change_kill(struct change *c)
 	killed_actors++;
 }
 
-/* ---------------------------------------------------------------------------------------- the test --
- */
+/* ---------------------------------------------------------------------------------- the test -- */
 
 static const char *const options[] = {"--ceiling", "60000", NULL};
 
@@ -325,7 +333,7 @@ static void promises_survive_any_death(void **state)
 {
 	const char *seed = getenv("PINLEASE_TEST_SEED"), *seconds = getenv("PINLEASE_TEST_SECONDS");
 	struct party crowd;
-	time_t until = time(NULL) + (seconds ? atoi(seconds) : SECONDS);
+	time_t until;
 
 	if (seed)
 		random_state = strtoull(seed, NULL, 0);
@@ -345,7 +353,8 @@ static void promises_survive_any_death(void **state)
 		snprintf(name, sizeof name, "file%d", i);
 		party_start(&party[i], name, FILE_PAGES);
 	}
-	while (time(NULL) < until)
+	until = time(NULL) + (seconds ? atoi(seconds) : SECONDS);
+	while (time(NULL) < until || !deaths || !revived || !cuts) /* on a slow machine, too */
 		step();
 	settle(&crowd);
 	print_message("# arbiter killed %u times, holders killed %u, stopped or let go %u, %u cuts, %u "

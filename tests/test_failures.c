@@ -22,7 +22,7 @@
 #include <cmocka.h>
 
 #include "check.h"
-#include "fail_life.h"
+#include "fail_rig.h"
 #include "failnth.h"
 
 #define JOBS	   8	 /* lives at a time: most of one is waiting */
@@ -64,6 +64,15 @@ static const struct sweep sweeps[] = {
 	{"staged_copy",
 	 {SHARED_FILE, "uring", PIN | PINL_STAGE, PINL_RECALL, PINL_THEN_COPY, 0, FTRUNCATE, false,
 	  IN_LEASE}},
+	{"exported_fail",
+	 {EXPORTED, "soft", 0, PINL_RECALL, PINL_THEN_FAIL, 0, REVOKE, false, IN_LEASE}},
+	{"exported_scratch",
+	 {EXPORTED, "soft", 0, PINL_RECALL, PINL_THEN_SCRATCH, 0, REVOKE, false, IN_LEASE}},
+	/* Not opening and closing: libibverbs keeps what it can't destroy, which no kernel refuses. */
+	{"verbs_fail",
+	 {MEMFD, "verbs", PIN, PINL_RECALL, PINL_THEN_FAIL, 0, FTRUNCATE, false, IN_LEASE}},
+	{"verbs_copy",
+	 {MEMFD, "verbs", PIN, PINL_RECALL, PINL_THEN_COPY, 0, FTRUNCATE, false, IN_LEASE}},
 	{"raw_madvise_copy",
 	 {ANON, "uring", PIN, PINL_RECALL, PINL_THEN_COPY, 0, RAW_DONTNEED, false,
 	  IN_CHANGE | IN_UNMAP}},
@@ -202,6 +211,10 @@ static void sweep(void **state)
 
 	if (!can_sweep())
 		skip();
+	if (!strcmp(s->life.device, "verbs") && verbs_missing()) {
+		print_message("skip: %s\n", verbs_missing());
+		skip();
+	}
 	start(&first, &s->life, 0, 0, NULL);
 	if (!finish(&first, 0)) {
 		if (!needs_files(&s->life) || !strstr(healthy->wrong, strerror(EOPNOTSUPP)))

@@ -238,7 +238,7 @@ static void it_waits_for_other_processes(void **state)
 	uint64_t id[2];
 
 	holder_start(&h, &a, &what);
-	assert_int_equal(h.s->leased, 1);
+	holder_assert_leased(&h);
 	ctx = ctx_open(); /* after the fork: it has threads */
 	must_begin(pinl_ftruncate_later(ctx, fd, 0, &id[0]));
 	must_begin(pinl_ftruncate_later(ctx, fd, 8 * PG, &id[1]));
@@ -264,7 +264,7 @@ static void it_comes_also_if_who_asked_has_ended(void **state)
 	pid_t pid;
 
 	holder_start(&h, &a, &what);
-	assert_int_equal(h.s->leased, 1);
+	holder_assert_leased(&h);
 	pid = fork();
 	if (!pid)
 		_exit(pinl_ftruncate_later(ctx_open(), fd, 0, &id) != 0);
@@ -289,7 +289,7 @@ static void another_s_refusal_is_told(void **state)
 	uint64_t id;
 
 	holder_start(&h, &a, &what);
-	assert_int_equal(h.s->leased, 1);
+	holder_assert_leased(&h);
 	ctx = ctx_open(); /* after the fork: it has threads */
 	must_begin(pinl_ftruncate_later(ctx, fd, 0, &id));
 	must_end(ctx, id, -EBUSY);
@@ -311,7 +311,7 @@ static void whether_a_dead_arbiter_did_it_isnt_known(void **state)
 	uint64_t id;
 
 	holder_start(&h, &a, &what);
-	assert_int_equal(h.s->leased, 1);
+	holder_assert_leased(&h);
 	ctx = ctx_open(); /* after the fork: it has threads */
 	must_begin(pinl_ftruncate_later(ctx, fd, 0, &id));
 	arbiter_kill(&a);

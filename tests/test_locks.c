@@ -310,11 +310,18 @@ static void missing_wait(struct missing *m)
 	assert_int_equal(msg.event, UFFD_EVENT_PAGEFAULT);
 }
 
+static void missing_give_page(struct missing *m, int i)
+{
+	struct uffdio_zeropage zero = {.range = {(uintptr_t)m->mem + i * PAGE, PAGE}};
+
+	if (ioctl(m->uffd, UFFDIO_ZEROPAGE, &zero))
+		assert_int_equal(errno, EEXIST);
+}
+
 static void missing_give(struct missing *m)
 {
-	struct uffdio_zeropage zero = {.range = {(uintptr_t)m->mem, READERS * PAGE}};
-
-	assert_int_equal(ioctl(m->uffd, UFFDIO_ZEROPAGE, &zero), 0);
+	for (int i = 0; i < READERS; i++)
+		missing_give_page(m, i);
 }
 
 struct access {
@@ -390,9 +397,11 @@ static void *get_counters(void *arg)
 static void *get_event(void *arg)
 {
 	struct answers *a = arg;
+	struct pinl_event *ev = (void *)(a->mem + 2 * PAGE - sizeof(size_t)); /* the same */
 
 	programs = true;
-	assert_ok(pinl_next_event(a->ctx, (struct pinl_event *)(a->mem + PAGE)));
+	ev->size = sizeof *ev;
+	assert_ok(pinl_next_event(a->ctx, ev));
 	return NULL;
 }
 
@@ -401,7 +410,7 @@ static void *get_words(void *arg)
 	struct answers *a = arg;
 
 	programs = true;
-	assert_true(pinl_lease_describe(a->lease, a->mem + 2 * PAGE, PAGE) > 0);
+	assert_true(pinl_lease_describe(a->lease, a->mem + 3 * PAGE, PAGE) > 0);
 	return NULL;
 }
 
@@ -410,7 +419,7 @@ static void *get_dirty(void *arg)
 	struct answers *a = arg;
 
 	programs = true;
-	assert_ok(pinl_device_dirty(a->lease, a->page, a->page + PAGE, (uint8_t *)a->mem + 3 * PAGE));
+	assert_ok(pinl_device_dirty(a->lease, a->page, a->page + PAGE, (uint8_t *)a->mem + 4 * PAGE));
 	return NULL;
 }
 
@@ -420,6 +429,7 @@ static void answers_begin(struct answers *a, struct rig *r, struct missing *bufs
 	struct pinl_policy keep = {.size = sizeof keep, .kind = PINL_KEEP};
 	char *mem = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
+	missing_give_page(bufs, 1);
 	*a = (struct answers){.ctx = r->ctx, .page = (uintptr_t)mem, .mem = bufs->mem};
 	for (int i = 0; i < 2; i++) {
 		assert_ok(pinl_map_range(r->dev, a->page, a->page + PAGE, PINL_WRITE | PINL_PIN, &keep,

@@ -24,8 +24,10 @@ static struct lending lending(enum pinl_policy_kind kind, enum pinl_then then, u
 					   .grace_ms = grace_ms}};
 }
 
+/* Where no change is held, pinleased isn't told of leases. */
 static void holder_of(struct holder *h, const struct lending *what)
 {
+	skip_unless_changes_are_held();
 	arbiter_start(&a, (const char *[]){"--ceiling", "100000", NULL});
 	holder_lease(h, &a, what);
 }
@@ -193,6 +195,39 @@ static void a_device_that_cant_be_revoked_is_left_alone(void **state)
 	close(fd);
 }
 
+/* An order without a deadline has no time: that of a lease that was forced from outside. */
+static void an_order_at_once_grants_no_grace(void **state)
+{
+	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1, .sources = PINL_SOURCE_UFFD};
+	struct lending what = lending(PINL_RECALL, PINL_THEN_FAIL, 60000);
+	struct pinl_event ev = {.size = sizeof ev};
+	int fd = memfd_create("order", MFD_CLOEXEC);
+	struct pinl_device *dev;
+	struct pinl_lease *l;
+	struct pl_order order;
+	struct pinl_ctx *ctx;
+	bool told = false;
+	char *va;
+
+	assert_int_equal(ftruncate(fd, PG), 0);
+	va = mmap(NULL, PG, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	assert_ok(pinl_open(&opts, &ctx));
+	assert_ok(pinl_device_open(ctx, "soft", NULL, &dev));
+	assert_ok(pinl_map_range(dev, (uintptr_t)va, (uintptr_t)va + PG, PINL_PIN | PINL_COOPERATIVE,
+				 &what.policy, NULL, &l));
+	pl_order_init(&order, l, 0, UINT64_MAX, true);
+	order.change.answer = answered;
+	order.change.arg = &told;
+	pinl_change_submit(ctx, &order.change);
+	do
+		assert_int_equal(pinl_next_event(ctx, &ev), 0);
+	while (ev.type != PINL_EV_NOTICE);
+	assert_true(ev.deadline_ns <= ev.time_ns);
+	pinl_close(ctx);
+	munmap(va, PG);
+	close(fd);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -203,6 +238,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_stopped_holder_is_forced_from_outside),
 		cmocka_unit_test(a_stopped_holder_of_before_is_forced_too),
 		cmocka_unit_test(a_device_that_cant_be_revoked_is_left_alone),
+		cmocka_unit_test(an_order_at_once_grants_no_grace),
 	};
 
 	alarm(240);

@@ -19,8 +19,7 @@
 
 #include "check.h"
 
-/* ------------------------------------------------------------------------------------------- scratch --
- */
+/* ----------------------------------------------------------------------------------- scratch -- */
 
 /* The whole life of a force: nothing of what the holder does afterwards reaches the old pages, its I/O
  * goes on, and the only pins it has are those of the scratch. */
@@ -231,6 +230,44 @@ static void tables_that_change_spoil_the_ledger(void **state)
 	rig_stop(&h);
 }
 
+static void verified_if_accounted(int what)
+{
+	struct holder h = {.what = what | UNTAGGED | PRIVILEGED};
+	bool accounted;
+
+	rig_open(&h);
+	accounted = vmpin(h.pid) != 0;
+	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
+	if (accounted) {
+		assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(DRAIN)));
+		rig_stop(&h);
+		return;
+	}
+	assert_int_equal(pl_outside_drained(h.o, &h.buf, 0, in_ms(200)), -ETIMEDOUT);
+	assert_non_null(strstr(pinl_error(), "CAP_IPC_LOCK"));
+	rig_stop(&h);
+}
+
+/* Where its pins are in no VmPin, only the tag is a proof, and without it it is never called done. */
+static void a_holder_that_isnt_accounted_needs_the_tag(void **state)
+{
+	struct holder h = {.what = FLIGHT | PRIVILEGED};
+
+	verified_if_accounted(DEADLOCK);
+	verified_if_accounted(FLIGHT | DEADLOCK);
+	rig_open(&h);
+	rig_suspend(&h);
+	assert_ok(pl_outside_check(h.o, &h.buf, in_ms(PATIENCE)));
+	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
+	assert_int_equal(pl_outside_drained(h.o, &h.buf, 0, in_ms(200)), -ETIMEDOUT);
+	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(DRAIN)));
+	rig_truncate(&h);
+	rig_wake(&h);
+	assert_old_pages_untouched(&h);
+	assert_int_equal(h.ctl->bad, 0);
+	rig_stop(&h);
+}
+
 /* ------------------------------------------------------------------------------------------ addresses
  * -- */
 
@@ -293,6 +330,7 @@ int main(void)
 		RIG_TEST(an_empty_slot_fails_requests),
 		RIG_TEST(huge_pages_are_verified_too),
 		RIG_TEST(tables_that_change_spoil_the_ledger),
+		RIG_TEST(a_holder_that_isnt_accounted_needs_the_tag),
 		RIG_TEST(addresses_that_are_taken_here_are_no_hindrance),
 	};
 

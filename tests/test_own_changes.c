@@ -8,8 +8,7 @@
 
 #include <linux/falloc.h>
 
-/* ---------------------------------------------------------------------------- every change, anywhere --
- */
+/* -------------------------------------------------------------------- every change, anywhere -- */
 
 enum what { TRUNCATE, PUNCH, UNMAP, OVERMAP, REMAP, DONTNEED, REMOVE, FORK, X_TRUNCATE, X_UNMAP, WHATS };
 enum where { MAIN, THREAD, CALLBACK, PENDING, OWN_CALLBACK, WHERES };

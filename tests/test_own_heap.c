@@ -56,8 +56,7 @@ static void one_arena(void)
 	mallopt(M_TRIM_THRESHOLD, 64 << 20);
 }
 
-/* ------------------------------------------------------------------------- with the allocator's lock --
- */
+/* ----------------------------------------------------------------- with the allocator's lock -- */
 
 /*
  * malloc_trim() discards with the lock of the only arena taken, and is held until the force is over: the
@@ -123,8 +122,7 @@ ISOLATED(a_fork_waits_for_the_allocator)
 	own_close(&o);
 }
 
-/* ------------------------------------------------- what the allocator does inside a call of ours --
- */
+/* --------------------------------------------- what the allocator does inside a call of ours -- */
 
 /* A device that does something when a lease is made or ended, as if it allocated or freed. */
 static struct {

@@ -243,8 +243,7 @@ static void thousands_of_orphans_are_apart_and_need_few_mappings(void **state)
 	trap_close(&t);
 }
 
-/* ------------------------------------------------------------------------------- a lease being made --
- */
+/* ------------------------------------------------------------------------ a lease being made -- */
 
 /* A device of the test's own, whose map and drain can be stopped. */
 static struct {

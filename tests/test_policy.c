@@ -133,7 +133,9 @@ static void check_plan(struct pl_plan *p, struct pinl_policy *policy)
 		return;
 	assert_true(p->device_class >= PINL_DEV_REVOCABLE);
 	if (policy->then == PINL_THEN_SCRATCH || policy->then == PINL_THEN_COPY)
-		assert_true(p->caps & PINL_DEVCAP_RETARGET);
+		assert_true((p->caps & PINL_DEVCAP_RETARGET) ||
+			    ((p->caps & PINL_DEVCAP_FOLLOWS) && !(p->flags & PINL_PIN)) ||
+			    ((p->caps & PINL_DEVCAP_REKEYS) && policy->then == PINL_THEN_COPY));
 	if (policy->then == PINL_THEN_COPY)
 		assert_true((p->caps & PINL_DEVCAP_READ) && (p->flags & PINL_PIN) && p->can_copy);
 	if (policy->then == PINL_THEN_KILL)
@@ -159,7 +161,7 @@ static void validate_product(void **state)
 		for (int policy = 0; policy <= PINL_FOLLOW; policy++)
 			for (int then = 0; then <= PINL_THEN_KILL; then++)
 				for (int class = 0; class <= PINL_DEV_FAULTING; class ++)
-					for (unsigned caps = 0; caps < 16; caps++)
+					for (unsigned caps = 0; caps < 128; caps++)
 						for (int c = 0; c < 4; c++)
 							for (int f = 0; f < 4; f++, all++) {
 								struct pinl_policy p = {sizeof p, policy,

@@ -50,8 +50,7 @@ static void a_followed_range_stays_watched(void **state)
 	rig_close(&r);
 }
 
-/* --------------------------------------------------------------------------------------- strangers --
- */
+/* --------------------------------------------------------------------------------- strangers -- */
 
 struct stray {
 	pthread_t thread;

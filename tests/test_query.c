@@ -199,6 +199,18 @@ static void by_state(void **state)
 	expect(r, (struct pinl_filter){.states = PINL_STATEBIT(PINL_RELEASED)}, 1, a);
 }
 
+/* COPY and SCRATCH of a part leave the device pages of the file and others in one buffer of a ring. */
+static void skip_if_it_failed_as_a_whole(struct pinl_lease *l)
+{
+	struct pinl_lease_info i = {.size = sizeof i};
+
+	assert_ok(pinl_lease_info(l, &i));
+	if (i.state != PINL_RELEASED)
+		return;
+	print_message("skip: a ring's buffer on a file and on other memory needs Linux 6.5\n");
+	skip();
+}
+
 /* Where a part of a lease has been moved, the file has no lease any more; the addresses do. */
 static void a_moved_part_is_off_the_file(void **state)
 {
@@ -210,6 +222,7 @@ static void a_moved_part_is_off_the_file(void **state)
 	assert_ok(pinl_filter_file(&f, r->fd));
 	assert_ok(pinl_fallocate(r->ctx, r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * PAGE,
 				 PAGE));
+	skip_if_it_failed_as_a_whole(l);
 	f.file_start = 2 * PAGE;
 	f.file_end = 3 * PAGE;
 	expect(r, f, 0);

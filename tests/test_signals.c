@@ -57,8 +57,7 @@ static void rig_close(struct rig *r)
 	io_uring_queue_exit(&r->ring);
 }
 
-/* ----------------------------------------------------------------------------- the masks of threads --
- */
+/* ---------------------------------------------------------------------- the masks of threads -- */
 
 #define MAX_TASKS 64
 
@@ -135,8 +134,7 @@ static void every_thread_of_the_library_has_all_signals_blocked(void **state)
 	rig_close(&r);
 }
 
-/* ----------------------------------------------------------------- signals while the program reads --
- */
+/* ----------------------------------------------------------- signals while the program reads -- */
 
 static atomic_long handled;
 static atomic_bool quiet;
@@ -208,8 +206,7 @@ static void a_signal_during_a_read_changes_nothing_soft(void **state)
 	read_while_interrupted("soft");
 }
 
-/* -------------------------------------------------------------- a handler that stores to the range --
- */
+/* -------------------------------------------------------- a handler that stores to the range -- */
 
 static char *volatile range;
 static volatile unsigned stores;

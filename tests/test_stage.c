@@ -248,8 +248,7 @@ static void the_lease_says_what_it_is_and_costs(void **state)
 	assert_int_equal(pinl_lease_sync(r->lease, 0, P, 4), -EINVAL);
 }
 
-/* ----------------------------------------------------------------------------------------- recalls --
- */
+/* ----------------------------------------------------------------------------------- recalls -- */
 
 static void quiesced_in_time_the_file_gets_all_before_the_change(void **state)
 {

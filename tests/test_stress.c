@@ -7,7 +7,7 @@
  *	PINLEASE_TEST_OPS=N	how many operations in all
  *
  * The seed decides what every thread does; how they interleave, the machine does. So a failing round's
- *seed replays the same choices, not always the same failure: run it a few times.
+ * seed replays the same choices, not always the same failure: run it a few times.
  */
 #include "stress.h"
 
@@ -25,6 +25,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "accounted.h"
 #include "proc.h"
 
 #define OWNER_STEPS 300
@@ -431,5 +432,6 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(churn_against_lookups_transfers_and_recalls)};
 
+	account_pins();
 	return cmocka_run_group_tests_name("stress", tests, NULL, NULL);
 }

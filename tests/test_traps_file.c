@@ -207,8 +207,7 @@ static void an_inode_number_is_not_reused_while_leased(void **state)
 	}
 }
 
-/* -------------------------------------------------------------------------------- kinds of mappings --
- */
+/* ------------------------------------------------------------------------- kinds of mappings -- */
 
 /* The pinned pages are copies of the mapping's own. Whether they stay depends on the operation: a hole
  * takes only the file's pages, what changes the size takes the copies as well. */
@@ -302,8 +301,7 @@ static void read_only_memory_is_not_pinned(void **state)
 	}
 }
 
-/* ----------------------------------------------------------------------- stores that aren't changes --
- */
+/* ---------------------------------------------------------------- stores that aren't changes -- */
 
 enum store { BY_WRITE, BY_COPY, BY_SENDFILE, BY_SPLICE, STORES };
 

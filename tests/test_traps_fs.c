@@ -135,8 +135,7 @@ static void truncating_by_a_bind_mount_is_held(void **state)
 	assert_int_equal(reply(r, LONG), 0);
 }
 
-/* --------------------------------------------------------------------------------------- overlayfs --
- */
+/* --------------------------------------------------------------------------------- overlayfs -- */
 
 static void mount_overlay(void)
 {
@@ -265,8 +264,7 @@ static void a_file_of_an_overlay_is_told_of_not_held(void **state)
 	}
 }
 
-/* --------------------------------------------------------------------------------------------- XFS --
- */
+/* --------------------------------------------------------------------------------------- XFS -- */
 
 /* On a loop device that goes away with its mount. */
 static void mount_new(const char *type)

@@ -28,8 +28,7 @@ static int memfd(size_t len)
 	return fd;
 }
 
-/* ------------------------------------------------------------------------------ the same addresses --
- */
+/* ------------------------------------------------------------------------ the same addresses -- */
 
 /* Freed and mapped again at the same place: what is there now is nobody's lease, and can be a new one.
  */
@@ -95,8 +94,7 @@ static void kept_pages_are_not_the_new_ones_at_their_addresses(void **state)
 	}
 }
 
-/* ---------------------------------------------------------------------------- during pinl_map_range --
- */
+/* --------------------------------------------------------------------- during pinl_map_range -- */
 
 struct overmapper {
 	pthread_t thread;
@@ -188,8 +186,7 @@ static void mapping_over_a_lease_that_is_being_made(void **state)
 	trap_close(&t);
 }
 
-/* ------------------------------------------------------------------------------------ during a force --
- */
+/* ---------------------------------------------------------------------------- during a force -- */
 
 static void *long_transfer(void *arg)
 {

@@ -136,8 +136,7 @@ static void the_holder_may_unmap_his_own_lease(void **state)
 	rig_close(&r);
 }
 
-/* ------------------------------------------------------------------------------ handlers that free --
- */
+/* ------------------------------------------------------------------------ handlers that free -- */
 
 struct handler {
 	struct pinl_lease *_Atomic lease;

@@ -177,8 +177,7 @@ static void a_reader_of_a_pipe_waits_for_no_event(void **state)
 	close(fds[0]);
 }
 
-/* ------------------------------------------------------------------------------- threads that wait --
- */
+/* ------------------------------------------------------------------------- threads that wait -- */
 
 /* A userfaultfd of the test's own, with two shared pages, and a thread that waits for it in some way. */
 struct waiter {

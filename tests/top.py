@@ -176,7 +176,7 @@ def keys():
         with Top(arbiter, '--delay', '3600') as top:
             lines = top.until('HOLDER', f'{os.getpid()} python', 'q quit')
             same((len(lines), max(map(len, lines)) <= COLUMNS), (ROWS, True))
-            same('2 leases of 1 holders, 12K' in lines[0], True)
+            same('2 leases of 1 holder, 12K' in lines[0], True)
             same([line.split()[:3] for line in lines if line.endswith('python')], [['2', '12K', '4.0K']])
             top.press(b'f')
             lines = top.until('FILE', str(paths[0]), str(paths[1]))
@@ -231,7 +231,7 @@ def refreshed():
         with Top(arbiter, '--delay', '0.1') as top:
             top.until('2 leases')
             holder.unlease(1)
-            top.until('1 leases')
+            top.until(': 1 lease of 1 holder, ')
             holder.unlease(2)
             top.until('0 leases')
 

@@ -246,9 +246,48 @@ def command():
             same(actor.join(), 0)
             lines = [process.stdout.readline() for _ in range(4)]
             same([line.split()[3] for line in lines], ['notice', 'quiesced', 'released', 'goes'])
+            same([line.split()[1] for line in lines], [str(os.getpid())] * 3 + [str(actor.process.pid)])
+            same(lines[3].split()[-2], 'rest')
             same([line.split()[-1] for line in lines], [str(old)] * 4)
             same('truncate' in lines[0], True)
         watcher.close()
+
+
+def command_goes_on():
+    """The bytes of a change that goes on, and whether they end."""
+    with everybody() as (arbiter, holder, watcher, actor):
+        path = arbiter.file()
+        lease(holder, path)
+        with running(arbiter) as human, running(arbiter, '--json') as exact:
+            while watcher.status()[0].watchers < 2:
+                pass
+            human.stdout.readline()
+            for order, size, ends in ((('punch', path, ac.PAGE, ac.PAGE), '4.0K', True), (('truncate', path), 'rest', False)):
+                actor.order(*order)
+                holder.released(holder.notice(), ac.START + ac.PAGE * ends, ac.START + (2 * ac.PAGE if ends else ac.SIZE))
+                same(actor.join(), 0)
+                line, event = next(line for line in human.stdout if 'goes on' in line), next(
+                    event for event in map(json.loads, exact.stdout) if event['event'] == 'goes on')
+                same((line.split()[1], line.split()[-2], line.split()[-1]), (str(actor.process.pid), size, str(path)))
+                same((event['actor_pid'], event.get('to_end_of_file', False)), (actor.process.pid, not ends))
+                same((event['file_start'], event['file_end'] == 2 * ac.PAGE), (ac.PAGE * ends, ends))
+
+
+def no_actor():
+    """A recall by command lets nobody go on: there is no event of that, and it isn't counted."""
+    with everybody() as (arbiter, holder, watcher, _):
+        path = arbiter.file()
+        same(watcher.watch().err, 0)
+        lease(holder, path)
+        with arbiter.client() as command:
+            command.order_recall(path)
+            holder.released(holder.notice(), whole=1)
+            same(command.recalled()[1].err, 0)
+            holder.unlease()
+            events = watcher.until_event(ac.E_ENDED)
+            same(whats(events), [ac.E_LEASED, ac.E_NOTICE, ac.E_QUIESCED, ac.E_RELEASED, ac.E_ENDED])
+            same((events[-1].start, events[-1].end), (ac.START, ac.START + ac.SIZE))
+            same(command.status()[0].answered, 0)
 
 
 def command_json():
@@ -279,6 +318,14 @@ def command_wrong():
         arbiter.path = path
 
 
+def unwritable():
+    """That it can't print is found out at once, not when something happens."""
+    with ac.Arbiter(PINLEASED) as arbiter, open('/dev/full', 'wb') as full:
+        result = subprocess.run([PINLEASE, 'trace'], env=dict(os.environ, PINLEASE_SOCKET=str(arbiter.path)), stdout=full,
+                                stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        same((result.returncode, "can't write" in result.stderr), (2, True))
+
+
 def command_ends():
     with ac.Arbiter(PINLEASED) as arbiter:
         with running(arbiter) as process:
@@ -301,6 +348,9 @@ if __name__ == '__main__':
         ("others' leases are not seen", others_leases),
         ('the command', command),
         ('the command, JSON', command_json),
+        ('the command, a change that goes on', command_goes_on),
+        ('a recall lets nobody go on', no_actor),
         ('the command with wrong arguments', command_wrong),
         ('the command when the arbiter ends', command_ends),
+        ("output that can't be written is an error", unwritable),
     ])

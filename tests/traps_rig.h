@@ -124,8 +124,7 @@ static inline void end(struct lent *l)
 	l->lease = NULL;
 }
 
-/* ------------------------------------------------------------------------------- the device at work --
- */
+/* ------------------------------------------------------------------------ the device at work -- */
 
 static inline int uring_io(struct trap *t, const struct pinl_addr *a, char *buf, int write)
 {
@@ -202,8 +201,7 @@ static inline void assert_coherent(struct trap *t, struct lent *l, unsigned firs
 	}
 }
 
-/* ------------------------------------------------------------------------------------------ events --
- */
+/* ------------------------------------------------------------------------------------ events -- */
 
 static inline int next_event(struct trap *t, struct pinl_event *ev, int ms)
 {
@@ -243,8 +241,7 @@ static inline void assert_no_event(struct trap *t)
 	assert_string_equal(line, "");
 }
 
-/* ---------------------------------------------------------------------------- changes by another thread
- */
+/* ----------------------------------------------------------------- changes by another thread -- */
 
 struct raw {
 	pthread_t thread;

@@ -8,6 +8,7 @@ import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEADERS = sorted((ROOT / 'include/pinlease').glob('*.h'))
+BRIDGE_HEADERS = sorted((ROOT / 'bridge/include/pinlease').glob('*.h'))  # of libraries of their own
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.M)
 COMMENT = re.compile(r'/\*.*?\*/|//[^\n]*', re.S)
@@ -46,7 +47,7 @@ def tap(tests):
             error = str(failure)
         except Exception:  # pylint: disable=broad-except
             error = traceback.format_exc()
-        print(f"{'not ok' if error else 'ok'} {number} - {name}{f' # SKIP {skip}' if skip else ''}")
+        print(f"{'not ok' if error else 'ok'} {number} - {name}{f' # SKIP {skip}' if skip else ''}", flush=True)
         if error:
             bad += 1
             print('\n'.join(f'# {line}' for line in error.splitlines()))
@@ -68,10 +69,10 @@ def includes(path):
     return [(text.count('\n', 0, m.start(1)) + 1, m[1], m[2]) for m in INCLUDE.finditer(text)]
 
 
-def declared_functions():
-    """Names of the functions that the public headers declare."""
+def declared_functions(headers=None):
+    """Names of the functions that the public headers declare, those of libpinlease by default."""
     names = set()
-    for header in HEADERS:
+    for header in headers or HEADERS:
         text = re.sub(r'^\s*#(?:[^\n]*\\\n)*[^\n]*', '', without_comments(header.read_text(encoding='utf-8')), flags=re.M)
         text = text.replace('extern "C" {', '').replace('\n}\n', '\n')
         while '{' in text:  # members and enumerators are no functions

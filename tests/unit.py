@@ -9,6 +9,7 @@ import errno
 import os
 import pathlib
 import re
+import select
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ import traceback
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import tree
+from arbiter_client import VERSION
 
 SERVICE, SOCKET, PINLEASED, TEST_ARBITER = map(os.path.abspath, sys.argv[1:])
 AS_UNIT = str(tree.ROOT / 'tests/as-unit')
@@ -84,7 +86,6 @@ class Arbiter:
         self.path = self.directory + '/socket'
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notify.bind(self.directory + '/notify')
-        self.notify.settimeout(60)
         self.environment = dict(os.environ, AS_UNIT=SERVICE, AS_UNIT_PROGRAM=program, AS_UNIT_STRICT='1',
                                 NOTIFY_SOCKET=self.directory + '/notify', **environment)
 
@@ -98,9 +99,13 @@ class Arbiter:
         return self
 
     def hear(self, expected):
-        while expected not in (said := self.notify.recv(4096).decode().split('\n')):
-            if said[0].startswith('STOPPING'):
-                raise tree.Failure(f'no {expected}')
+        said = []
+        with open(os.pidfd_open(self.process.pid), 'rb') as its_end:
+            while expected not in said:
+                heard, _, _ = select.select([self.notify, its_end], [], [], 60)
+                if self.notify not in heard:
+                    raise tree.Failure(f'no {expected}')
+                said = self.notify.recv(4096).decode().split('\n')
 
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGTERM)
@@ -140,7 +145,7 @@ class Client:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.settimeout(30)
         self.sock.connect(path)
-        self.send(HELLO, struct.pack('II32sQ', 1, 0, b'unit.py', 0))
+        self.send(HELLO, struct.pack('II32sQ', VERSION, 0, b'unit.py', 0))
         self.sock.recv(512)
 
     def send(self, kind, body=b'', fds=()):

@@ -4,7 +4,9 @@
 _pinlease_options() {
 	case $1 in
 	demo) echo --dir= --html= --tmpfs= ;;
-	doctor) echo --dir= --json --markdown --without ;;
+	doctor) echo --dir= --iommufd= --json --markdown --vfio= --without ;;
+	p2p) echo --json --root= ;;
+	pins) echo --bytes --file= --json --kind= --pid= --sort= ;;
 	ps) echo --bytes --file= --json --pid= --sort= ;;
 	recall) echo --bytes --file= --force --grace= --lease= --no-wait --pid= --range= --wait ;;
 	run) echo --no-io-uring ;;
@@ -21,9 +23,17 @@ _pinlease_values() {
 	--pid | -p) pinlease ps --json 2>/dev/null | sed -n 's/^ *"pid":\([0-9]*\),$/\1/p' | sort -un ;;
 	--lease | -l) pinlease ps --json 2>/dev/null |
 		sed -n 's/^ *"pid":\([0-9]*\),$/\1/p; s/^ *"lease":\([0-9]*\),$/:\1/p' | sed 'N;s/\n//' ;;
-	--sort | -s) echo pid age bytes ;;
-	--by | -k) echo holder file device ;;
+	--sort | -s) if [[ $2 == pins ]]; then echo bytes pid pins; else echo pid age bytes; fi ;;
+	--by) echo holder file device ;;
+	--kind) echo io_uring rdma vfio iommufd af_xdp dma-buf vmsplice other ;;
+	-k) if [[ $2 == pins ]]; then _pinlease_values --kind; else _pinlease_values --by; fi ;;
 	esac
+}
+
+_pinlease_pci() {
+	(cd /sys/bus/pci/devices 2>/dev/null && echo *)
+	(cd /sys/class/net 2>/dev/null && echo *)
+	(cd /sys/class/infiniband 2>/dev/null && echo *)
 }
 
 _pinlease() {
@@ -45,7 +55,11 @@ _pinlease() {
 		last=""
 	fi
 	if [[ ${#words[@]} -lt 2 ]]; then
-		mapfile -t COMPREPLY < <(compgen -W "demo doctor ps recall run sources status top trace --help --usage --version" -- "$word")
+		mapfile -t COMPREPLY < <(compgen -W "demo doctor p2p pins ps recall run sources status top trace --help --usage --version" -- "$word")
+		return
+	fi
+	if [[ ${words[1]} == p2p && $word != -* && $last != --root ]]; then
+		mapfile -t COMPREPLY < <(compgen -W "$(_pinlease_pci)" -- "$word")
 		return
 	fi
 	if [[ ${words[1]} == run && $word != -* ]]; then
@@ -58,13 +72,13 @@ _pinlease() {
 		mapfile -t COMPREPLY < <(compgen -f -- "$word")
 		return
 		;;
-	--dir | --tmpfs)
+	--dir | --tmpfs | --root)
 		compopt -o filenames 2>/dev/null || :
 		mapfile -t COMPREPLY < <(compgen -d -- "$word")
 		return
 		;;
-	--pid | -p | --lease | -l | --sort | -s | --by | -k)
-		mapfile -t COMPREPLY < <(compgen -W "$(_pinlease_values "$last")" -- "$word")
+	--pid | -p | --lease | -l | --sort | -s | --by | --kind | -k)
+		mapfile -t COMPREPLY < <(compgen -W "$(_pinlease_values "$last" "${words[1]}")" -- "$word")
 		if [[ $word == *:* && $COMP_WORDBREAKS == *:* ]]; then
 			COMPREPLY=("${COMPREPLY[@]#"${word%:*}:"}")
 		fi

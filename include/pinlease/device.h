@@ -37,37 +37,65 @@ enum pinl_device_class {
 	PINL_DEV_FAULTING,     /* its page table can be invalidated at any time */
 };
 
-#define PINL_DEVCAP_PIN	     0x1u /* maps with PINL_PIN */
-#define PINL_DEVCAP_ONDEMAND 0x2u /* maps without PINL_PIN */
-#define PINL_DEVCAP_READ     0x4u /* `read` works: COPY, and what was written to orphans */
-#define PINL_DEVCAP_RETARGET 0x8u /* `retarget` works: SCRATCH and COPY */
+#define PINL_DEVCAP_PIN	     0x1u  /* maps with PINL_PIN */
+#define PINL_DEVCAP_ONDEMAND 0x2u  /* maps without PINL_PIN */
+#define PINL_DEVCAP_READ     0x4u  /* `read` works: COPY, and what was written to orphans */
+#define PINL_DEVCAP_RETARGET 0x8u  /* `retarget` works: SCRATCH and COPY */
+#define PINL_DEVCAP_FOLLOWS  0x10u /* it does for leases without PINL_PIN: SCRATCH */
+#define PINL_DEVCAP_IMPORT                                                                              \
+	0x20u /* `import` works: memory of other devices. With RETARGET `dummy`, too */
+
+/* `retarget` works for pinned leases that have been stopped and drained, and gives them new keys: COPY.
+ */
+#define PINL_DEVCAP_REKEYS 0x40u
 
 struct pinl_device_info {
 	enum pinl_device_class device_class;
 	unsigned caps;
-	const char *why; /* why not more: one clause, static; NULL = nothing is missing */
+	const char *why;	/* why not more: one clause, static; NULL = nothing is missing */
+	const char *why_pinned; /* the same, for leases with PINL_PIN; NULL: as `why` */
 };
 
 /* One lease as its backend sees it. */
 struct pinl_mapping {
 	uintptr_t start, end;
 	unsigned flags;	 /* PINL_WRITE, PINL_PIN */
-	uint32_t key;	 /* set by map */
+	uint32_t key;	 /* set by map, and retarget of a device that REKEYS */
+	uint32_t rkey;	 /* the same; 0: none. Else the device's addresses are start to end */
 	int holder_done; /* the holder itself ends the lease: it says nothing of its own is in flight */
 	void *priv;	 /* the backend's own */
+	int reads; /* at stop: `read` will be called before drop; else the pages need not be kept */
 };
 
 /* A device's object in this process, as another process with the right to could reach it. */
 enum pinl_handle_kind {
 	PINL_HANDLE_NONE,
-	PINL_HANDLE_URING, /* fd: the ring; key: the slot of its buffer table */
+	PINL_HANDLE_URING,   /* fd: the ring; key: the slot of its buffer table */
+	PINL_HANDLE_VFIO,    /* fd: the container; tag: the first device address */
+	PINL_HANDLE_IOMMUFD, /* fd: the iommufd; key: the address space's id; tag: as of VFIO */
+	PINL_HANDLE_VERBS, /* fd: the RDMA context; key: the region's handle; twin: its lkey; tag: as of
+			      VFIO, and PINL_HANDLE_REKEYS */
 };
+
+/* In `tag`: another region may have taken its place, so that it isn't there proves nothing. */
+#define PINL_HANDLE_REKEYS 1u
 
 struct pinl_handle {
 	enum pinl_handle_kind kind;
 	int fd;
 	uint32_t key;
-	uint64_t tag; /* with which the buffer was registered; 0: none */
+	uint32_t twin; /* IOMMUFD: another address space that has it now and then; 0: none */
+	uint64_t tag;  /* URING: with which the buffer was registered; 0: none */
+};
+
+/* Device memory (exporter.h) in the forms that its exporter has: one of them, or both. They stay as they
+ * are until import returns; what is needed longer, the backend takes a reference or a mapping of. */
+struct pinl_import {
+	size_t size;
+	int fd;		 /* the handle; -1: none */
+	uint64_t offset; /* of the mapping's first byte in it */
+	void *addr; /* the same bytes, mapped in this process by VM_PFNMAP or VM_IO; NULL: nowhere */
+	const char *name;
 };
 
 struct pinl_device_ops {
@@ -85,7 +113,9 @@ struct pinl_device_ops {
 	/* Let everything go, also after stop, also when the device is dead. Can't fail. */
 	void (*unmap)(void *dev, struct pinl_mapping *m);
 
-	/* From the return on no *new* transfer reaches the pages; they stay readable by `read`. */
+	/* From the return on no *new* transfer reaches the pages; if m->reads they stay readable by
+	 * `read`. What keeps them longer than transfers do keeps them while this process is stopped,
+	 * too. On an error but -EOPNOTSUPP drain is called all the same, and then this once more. */
 	int (*stop)(void *dev, struct pinl_mapping *m);
 
 	/* Wait until no transfer uses pages from before the last stop or retarget; cancel what doesn't
@@ -115,6 +145,20 @@ struct pinl_device_ops {
 
 	/* After unmap, when nothing waits for the lease any more: free what map has allocated. */
 	void (*forget)(void *dev, struct pinl_mapping *m);
+
+	/* As map, for device memory: never pinned, and [start, end) is no addresses, only a length.
+	 * What follows is stop, drain, drop, dummy, unmap, forget. -EOPNOTSUPP with a sentence: not in
+	 * this form. */
+	int (*import)(void *dev, struct pinl_mapping *m, const struct pinl_import *from,
+		      struct pinl_addr *addrs);
+
+	/* After import: as retarget, but to `pages`, memory of no meaning that stays until forget. If it
+	 * is less than the mapping it is given again and again. */
+	int (*dummy)(void *dev, struct pinl_mapping *m, void *pages, size_t len);
+
+	/* After handle: 0, another process has taken the mapping away by it. Asked where pages seem to
+	 * have become orphans. */
+	int (*holds)(void *dev, const struct pinl_mapping *m);
 };
 
 /* pinl_device_open() with operations of your own. */

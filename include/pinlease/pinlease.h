@@ -62,6 +62,9 @@ struct pinl_ctx;
 struct pinl_device;
 struct pinl_lease;
 struct io_uring;
+struct ibv_pd;
+struct ibv_qp;
+struct ibv_send_wr;
 
 /* ------------------------------------------------------------------ what can happen to memory -- */
 
@@ -75,7 +78,7 @@ enum pinl_op {
 	PINL_OP_ZERO,	  /* fallocate ZERO_RANGE */
 	PINL_OP_COLLAPSE, /* fallocate COLLAPSE_RANGE: from the offset to the end */
 	PINL_OP_INSERT,	  /* fallocate INSERT_RANGE: from the offset to the end */
-	PINL_OP_UNMAP,	  /* munmap, brk, shmdt */
+	PINL_OP_UNMAP,	  /* munmap, brk; shmdt: no source sees it */
 	PINL_OP_OVERMAP,  /* mmap(MAP_FIXED), or mremap(MREMAP_FIXED) onto the range */
 	PINL_OP_REMAP,	  /* mremap of the range to somewhere else */
 	PINL_OP_DONTNEED, /* madvise MADV_DONTNEED, MADV_DONTNEED_LOCKED */
@@ -196,13 +199,17 @@ struct pinl_opts {
 #define PINL_SOURCE_ARBITER                                                                             \
 	0x8u /* pinleased, where it runs: changes of files by and for all programs; else the next two   \
 	      */
-#define PINL_SOURCE_ALL 0xfu
+#define PINL_SOURCE_FAULTS                                                                              \
+	0x10u /* the kernel's log: transfers that an IOMMU has stopped (PINL_EV_FAULT) */
+#define PINL_SOURCE_ALL 0x1fu
 
 /*
  * pinl_open - make a context: threads, sources, event queue.
  *
  * opts may be NULL. A source that this kernel or these privileges don't give is left out; that is
- * not an error here, but pinl_sources() says it and pinl_map_range() counts on what is there.
+ * not an error here, but pinl_sources() says it and pinl_map_range() counts on what is there. Where
+ * something listens at pinleased's socket its welcome is waited for, ten seconds at most: it may be
+ * starting, and busy.
  * Errors: -EINVAL opts->size or a flag unknown; -ENOMEM; -EMFILE/-ENFILE no descriptors left;
  * -EAGAIN no thread could be started.
  */
@@ -247,12 +254,108 @@ struct pinl_soft_arg {
 	int device_class; /* enum pinl_device_class of device.h + 1; 0 = FAULTING */
 };
 
+/* How a memory region is taken away (pinl_verbs_arg.means). In the end it is always deregistered, which
+ * waits for transfers; these say how new ones are stopped. */
+#define PINL_VERBS_REREG 0x1u /* rights and protection domain are taken from it */
+#define PINL_VERBS_DEREG 0x2u /* it is deregistered at once */
+#define PINL_VERBS_QP	 0x4u /* the queue pairs in `qps` go to the error state; ends all they do */
 /*
- * pinl_device_open - open a device of `kind` ("uring", "soft") with its argument.
+ * Peers get to a pinned lease only by a memory window of its own (type 2), which the program binds to it
+ * by pinl_verbs_bind() on the queue pair that the peer is connected to; and the window is taken away, at
+ * once and without effect on other leases or the queue pair. Leases without PINL_PIN have none; those
+ * with one can't be taken back from outside by pinleased, and can't be given a COPY.
+ */
+#define PINL_VERBS_MW 0x8u
+
+/* Flags of pinl_verbs_arg. */
+/*
+ * Every transfer of a lease without PINL_PIN begins at a page boundary and has whole pages, and its path
+ * MTU is the page size: then on-demand regions may be used where they work only so (soft-RoCE).
+ */
+#define PINL_VERBS_WHOLE_PAGES 0x1u
+/*
+ * Pin each pinned lease's pages a second time, by an io_uring, to read them back: then there is COPY,
+ * after which the lease has new keys (PINL_EV_KEYS), and what peers write to orphans is known. Counts
+ * against RLIMIT_MEMLOCK twice; memory that io_uring can't pin, as read-only mappings, can't be leased.
+ */
+#define PINL_VERBS_READ 0x2u
+
+/*
+ * Argument of the "verbs" device: an RDMA device, seen through one protection domain. A lease is a
+ * memory region: with PINL_PIN a pinned one, without it an on-demand one (ODP). When it is taken back,
+ * peers that still use its key get "remote access error", which ends their queue pair; a new lease has
+ * new keys (addrs[], PINL_EV_KEYS). Opening tries on memory of its own what the device can do. Facility:
+ * the kernel's uverbs commands REG_MR, REREG_MR, DEREG_MR, on a duplicate of the context's descriptor.
+ */
+struct pinl_verbs_arg {
+	size_t size;
+	struct ibv_pd *pd; /* yours, stays yours; it and its context must outlive the device */
+	unsigned access;   /* of peers: IBV_ACCESS_REMOTE_READ, _WRITE, _ATOMIC;
+			      IBV_ACCESS_RELAXED_ORDERING. Leases without PINL_WRITE get those of it that
+			      don't write */
+	unsigned means;	   /* PINL_VERBS_* to choose from, what works of MW, REREG, DEREG, QP in this
+			      order; 0 = REREG or DEREG */
+	unsigned flags;
+	unsigned n_qps; /* for PINL_VERBS_QP */
+	struct ibv_qp *const *qps;
+};
+
+/* Flag of the devices behind an IOMMU ("vfio", "iommufd"): don't pin each lease's pages a second time,
+ * by an io_uring, which is how they are read back. Then there is no COPY, and what the device writes to
+ * orphans isn't known; but memory that io_uring can't pin, as read-only mappings, can be leased. */
+#define PINL_DMA_NO_READ 0x1u
+
+/*
+ * Argument of the "vfio" device: a VFIO container with a type1 IOMMU, and with at least one group in it.
+ * Leases are mappings in the container, for all its devices; their addresses (addrs[].addr) are taken
+ * from [iova_first, iova_last], which the program's own mappings leave alone. Say a range that the
+ * device can address. A force unmaps: what the device then sends there faults in the IOMMU, also a
+ * transfer that had begun, and whether the device notices is the device's. Other pages at the same
+ * addresses (SCRATCH, COPY) take an unmap and a map, 0.1 to 0.4 ms in which all of the lease faults.
+ * Facility: linux/vfio.h.
+ */
+struct pinl_vfio_arg {
+	size_t size;
+	int container; /* of /dev/vfio/vfio; yours, stays yours */
+	unsigned flags;
+	uint64_t iova_first, iova_last; /* 0, 0: all that the IOMMU translates, but page 0 */
+};
+
+struct pinl_iova_range {
+	uint64_t first, last;
+};
+
+/*
+ * Argument of the "iommufd" device: an address space (IOAS) of /dev/iommu, with its devices attached,
+ * for all of which leases are mappings as in a VFIO container. With `devices` SCRATCH and COPY give them
+ * other pages in one step: for a moment they are attached to a second address space, which has the
+ * leases and `own`. Without, or where that can't be done, by an unmap and a map. Facility:
+ * linux/iommufd.h.
+ */
+struct pinl_iommufd_arg {
+	size_t size;
+	int iommufd;	  /* of /dev/iommu; yours, stays yours */
+	uint32_t ioas_id; /* of IOMMU_IOAS_ALLOC */
+	unsigned flags;	  /* PINL_DMA_NO_READ */
+	unsigned nr_devices;
+	uint64_t iova_first, iova_last; /* as above */
+	/* Every device attached to the IOAS, as a descriptor of /dev/vfio/devices/. They are used, not
+	 * duplicated, since the kernel takes a device away only when all its descriptors are closed.
+	 * From the first that is closed on it is by an unmap and a map. */
+	const int *devices;
+	const struct pinl_iova_range *own; /* all that the program itself has mapped there, for good */
+	unsigned nr_own;
+};
+
+/*
+ * pinl_device_open - open a device of `kind` ("uring", "verbs", "vfio", "iommufd", "soft") with its
+ * argument.
  *
  * Errors: -EINVAL unknown kind or argument; -EOPNOTSUPP the device can't be revoked from another
- * thread (IORING_SETUP_SINGLE_ISSUER) or the kernel lacks what the backend needs; -EBADF closed
- * ring; -EBUSY the ring has a buffer table and no slot range was given; -ENOMEM.
+ * thread (IORING_SETUP_SINGLE_ISSUER), the kernel or this build lacks what the backend needs, or none of
+ * pinl_verbs_arg.means works; -EBADF closed ring, no container, no iommufd; -EBUSY the ring has a buffer
+ * table and no slot range was given; -ENODEV the RDMA device is gone, a container without a group and
+ * its IOMMU; -ENOMEM.
  */
 int pinl_device_open(struct pinl_ctx *ctx, const char *kind, const void *arg, struct pinl_device **dev);
 
@@ -266,6 +369,17 @@ void pinl_device_close(struct pinl_device *dev);
  * completions of its own, and drains are then only confirmed while the completion is unread.
  */
 int pinl_uring_cqe(struct pinl_device *dev, uint64_t user_data);
+
+/*
+ * pinl_verbs_bind - fill in the request that binds a lease's memory window (PINL_VERBS_MW).
+ *
+ * Sets wr's opcode and bind_mw; wr_id, next and send_flags are yours. Post it by ibv_post_send() on the
+ * queue pair whose peer is to use the lease; when it has completed, tell the peer the lease's rkey. Once
+ * for a lease: a window is bound to one queue pair, and when that has failed a new lease is needed.
+ * Peers of other queue pairs have no access (type 2B). Errors: -EOPNOTSUPP the lease has no window:
+ * its rkey works as it is.
+ */
+int pinl_verbs_bind(struct pinl_lease *lease, struct ibv_send_wr *wr);
 
 /*
  * pinl_soft_dma - one transfer by the soft device, between device address `daddr` and `buf`; waits
@@ -288,12 +402,13 @@ int pinl_device_dirty(struct pinl_lease *lease, uintptr_t start, uintptr_t end, 
 
 /* --------------------------------------------------------------------------------------- leases -- */
 
-/* One per page. uring: addr = the VA, or that of the staged copy, key = the fixed buffer's index. soft:
- * addr = device address. */
+/* One per page. uring: addr = the VA, or that of the staged copy, key = the fixed buffer's index. verbs:
+ * the same address, key and rkey for the program itself and for peers. soft: addr = device address.
+ * vfio, iommufd: addr = IOVA. */
 struct pinl_addr {
 	uint64_t addr;
 	uint32_t key;
-	uint32_t pad;
+	uint32_t rkey; /* verbs; else 0 */
 };
 
 /*
@@ -305,20 +420,38 @@ struct pinl_addr {
  *              kinds, unknown flag or policy
  * -ENOMEM      part of the range is not mapped; RLIMIT_MEMLOCK (the sentence names it); out of memory
  * -EACCES      PINL_WRITE on a mapping without write permission
- * -EEXIST      overlaps a lease on the same device
- * -EOPNOTSUPP  the policy can't be kept with this device, memory and sources, or this memory
- *              can't be pinned (the sentence says which part, and what would do); SCRATCH or COPY where
- *              another device leases the same addresses; KILL without pinleased, or where it may not
+ * -EEXIST      overlaps a lease on the same device; vfio, iommufd: the program has a mapping of its
+ *              own there
+ * -EOPNOTSUPP  the policy can't be kept with this device, memory and sources, or this memory can't be
+ *              pinned (the sentence says which part, and what would do); SCRATCH or COPY where another
+ *              device leases the same addresses; KILL without pinleased, or where it may not
  * -EBUSY       another userfaultfd owns the mapping, or a change of the range is under way
- * -ENOSPC      the device's table is full
+ * -ENOSPC      the device's table is full, or none of its addresses are left
  * -EDQUOT      pinleased has enough leases of this user
  * -ENOTCONN, -ETIMEDOUT  pinleased went away, or doesn't answer, in the middle of it: try again
- * -EBADF, -ENODEV  the ring is closed, the device is dead
- * -EMFILE, -ENFILE  no descriptors left
+ * -EBADF, -ENODEV        the ring is closed, the device is dead
+ * -EMFILE, -ENFILE       no descriptors left
  * -EIO         what is mapped there can't be found out
  */
 int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
 		   const struct pinl_policy *policy, struct pinl_addr *addrs, struct pinl_lease **lease);
+
+/* Pages that follow each other at the device, too: one scatter/gather element. `at` is the first page's
+ * entry, len is in bytes. */
+struct pinl_run {
+	struct pinl_addr at;
+	uint64_t len;
+};
+
+/*
+ * pinl_addrs_coalesce - the n entries of addrs, which pinl_map_range() has filled, as runs, however
+ * large or small the pages of memory behind them are.
+ *
+ * Fills runs[0] to runs[max - 1] and sets *found to how many there are: more than max means that the
+ * rest is missing. Errors: -EINVAL a pointer is missing.
+ */
+int pinl_addrs_coalesce(const struct pinl_addr *addrs, size_t n, struct pinl_run *runs, size_t max,
+			size_t *found);
 
 /* Takes the memory from the device (bounded by pinl_opts.drain_ms) and ends the lease and the handle.
  * Data the device wrote is in the file's dirty pages or the private memory as after any store. */
@@ -345,8 +478,11 @@ int pinl_quiesced(struct pinl_lease *lease);
 #define PINL_FOR_DEVICE 0x2u
 int pinl_lease_sync(struct pinl_lease *lease, size_t offset, size_t len, unsigned direction);
 
-/* The index or key that goes with the lease's addresses (uring: buf_index). */
+/* The index or key that goes with the lease's addresses (uring: buf_index; verbs: lkey). */
 uint32_t pinl_lease_key(struct pinl_lease *lease);
+
+/* The key that peers use with the lease's addresses; verbs only, else 0. */
+uint32_t pinl_lease_rkey(struct pinl_lease *lease);
 
 /*
  * 0: nothing had happened to the range when the call began; -EAGAIN: a change is being applied, perhaps
@@ -396,9 +532,11 @@ struct pinl_lease_info {
 				    cover all of them but PINL_OP_GUARD */
 	int device_class;	 /* enum pinl_device_class, as the backend found it */
 	struct pinl_device *device;
-	char device_kind[16]; /* "uring", "soft" */
+	char device_kind[16]; /* "uring", "verbs", "soft" */
 	void *cookie;
 	uint8_t supervised[16]; /* as coverage, for changes by processes under `pinlease run` */
+	char exporter[64]; /* whose device memory it is (exporter.h), file_offset is in that; "": memory
+			    */
 };
 
 int pinl_lease_info(struct pinl_lease *lease, struct pinl_lease_info *info);
@@ -471,11 +609,23 @@ enum pinl_event_type {
 	PINL_EV_DEGRADED,   /* a guarantee is weaker than asked for: err -EBUSY could not be refused,
 			       -EALREADY told only after it took effect, -EOPNOTSUPP op is not seen
 			       raw, -EINTR let go before the recall was over (start, end or file_*: the
-			       change) */
+			       change), -ETIMEDOUT the lease has ended, and its device may be at its memory
+			       still, -ENOTCONN the connection to pinleased broke; with a lease: pinleased
+			       can't be told of that one again, as its file can't be opened any more */
 	PINL_EV_LEAK,	    /* the device or context was closed with this lease on it */
 	PINL_EV_DROPPED,    /* bytes = events lost because nobody read them: the oldest; pinl_query() has
 			       the leases that wait for an answer (PINL_NOTICED) */
 	PINL_EV_DEFERRED_DONE, /* the deferred change change_id was made, or err says why not */
+	PINL_EV_FAULT, /* an IOMMU has stopped a transfer of `device` at device_addr; the lease, if any,
+			  that is or was there, and its page. Told by the kernel's log, which leaves
+			  out many: none of these events doesn't mean no fault */
+	/*
+	 * verbs: from now on the lease is reached by `key` (the program's own requests) and `rkey`
+	 * (peers) from `addr` on, and by no keys it had before: of a new lease, whose cookie isn't set
+	 * yet, and after a COPY that has changed them. Told before pinl_map_range() returns, though a
+	 * NOTICE may be told still earlier: tell the peers.
+	 */
+	PINL_EV_KEYS,
 };
 
 struct pinl_event {
@@ -496,15 +646,27 @@ struct pinl_event {
 	uint64_t file_dev, file_ino, file_start, file_end;
 	uint64_t bytes;
 	char source[12]; /* who saw it */
+	/* FAULT: */
+	unsigned access;      /* PINL_WRITE, or 0: it would have read */
+	uint64_t device_addr; /* or of its page, where only that is known */
+	char device[24];      /* of PCI, as 0000:00:04.0 */
+	/* KEYS: */
+	uint64_t addr; /* of `start`, for the device */
+	uint32_t key, rkey;
 };
 
 /* Readable while events wait. Only to poll; never read or close it. */
 int pinl_fd(struct pinl_ctx *ctx);
 
-/* Takes the oldest event. 0, or -EAGAIN when there is none. */
+/*
+ * Takes the oldest event. event->size is set by the caller, and so much of it is filled in: a program
+ * that was built with an older header has the members it knows, and size then says how many bytes of it
+ * are set. Errors: -EAGAIN there is none; -EINVAL size is none that ever was (0, say), and nothing is
+ * taken.
+ */
 int pinl_next_event(struct pinl_ctx *ctx, struct pinl_event *event);
 
-/* The event in one line of words. As snprintf. */
+/* The event in one line of words, event->size bytes of it. As snprintf. */
 int pinl_event_format(const struct pinl_event *event, char *buf, size_t len);
 
 const char *pinl_op_name(enum pinl_op op);
@@ -520,6 +682,7 @@ struct pinl_counters {
 	uint64_t orphans, orphan_bytes, orphan_bytes_written; /* ever */
 	uint64_t leaks, events_dropped, drains_unconfirmed;
 	uint64_t sequence; /* odd: a change is being applied */
+	uint64_t faults;   /* told by PINL_EV_FAULT, ever */
 };
 
 int pinl_counters(struct pinl_ctx *ctx, struct pinl_counters *counters);
@@ -541,6 +704,22 @@ int pinl_mremap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_len
 int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice);
 int pinl_ftruncate(struct pinl_ctx *ctx, int fd, off_t size);
 int pinl_fallocate(struct pinl_ctx *ctx, int fd, int mode, off_t offset, off_t len);
+
+/*
+ * pinl_invalidate - what devices find by these addresses becomes something else, although no system call
+ * changes the mapping: an allocator takes back memory that isn't the kernel's, as that of a GPU, and
+ * will give out the addresses again (docs/device-allocators.md).
+ *
+ * Asked and told as pinl_munmap(): when change(arg) is called no device has what was there, no
+ * pinl_get() finds it, and none can lease the range until it has returned; what is leased from then on
+ * is what is there then. So the memory is given back in `change`, which may not lease the range itself.
+ * NULL: it can be reused at any time after the return, if until then nobody registers it.
+ *
+ * Nothing is done to the mapping, but leases with SCRATCH or COPY put memory there as with any change:
+ * use FAIL or FOLLOW. Whole pages: addr is page aligned, len is rounded up. Returns what `change`
+ * returned. Errors, and then it wasn't called: -EINVAL; -EBUSY a lease refuses, the memory has to stay.
+ */
+int pinl_invalidate(struct pinl_ctx *ctx, void *addr, size_t len, int (*change)(void *arg), void *arg);
 
 /*
  * pinl_ftruncate_later, pinl_fallocate_later - the same, and the caller doesn't wait: the change is made

@@ -38,6 +38,7 @@ struct pinl_memory {
 	int shared;		      /* MAP_SHARED */
 	int writable;		      /* PROT_WRITE */
 	int is_memfd;
+	int is_sysv;	  /* by shmat(): shmdt() unmaps it, of which userfaultfd says nothing */
 	uint64_t map_dev; /* the file's device as /proc/self/maps has it; differs from `dev` on btrfs */
 };
 
@@ -64,6 +65,10 @@ struct pinl_change {
 	uint64_t id, since_ns, ceiling_ns;
 	int recalled;
 	struct pinl_lease *waits_for;
+
+	/* Set by the source: no grace lasts longer than until this (CLOCK_MONOTONIC), as it then does
+	 * something itself; 0: as long as it is. */
+	uint64_t force_by_ns;
 };
 
 struct pinl_source_ops {
@@ -98,6 +103,29 @@ struct pinl_source_ops {
 	/* As coverage, for changes by processes that are supervised (pinlease run); those that are not
 	 * get what coverage says. NULL: no difference. */
 	unsigned (*supervised)(void *src, const struct pinl_memory *mem, enum pinl_op op);
+
+	/* A lease has been made at addresses that an IOMMU translates; whoever watches its memory.
+	 * Called in map, no lock held. */
+	void (*translated)(void *src);
+
+	/* False if part of what was to be watched has been mapped anew before or while that began, and
+	 * isn't watched. Asked in map, between watching and giving the memory to the device. NULL: it
+	 * always is. */
+	int (*watching)(void *src, const struct pinl_memory *mem);
+
+	/* True if a change of [start, end) that was told of before it took effect, its caller not held,
+	 * may still be to come. look: find out, else as it was last found out; what was told of since
+	 * counts as to come. Threads of the application's only; NULL: there are none such. */
+	int (*going)(void *src, uintptr_t start, uintptr_t end, int look);
+
+	/* A lookup waits for a change to be applied: see whether there is one. As often as it likes, by
+	 * any thread of the application's. NULL: this source needs no asking. */
+	void (*look)(void *src);
+
+	/* True if all of mem->vma_start to vma_end, not only start to end, is watched from now on until
+	 * a change of it is reported or `suspend`. Then watch and unwatch aren't called for other
+	 * registrations of the cache there. Asked with mem watched. NULL: never. */
+	int (*whole)(void *src, const struct pinl_memory *mem);
 };
 
 /* Before the first lease. -ENOSPC: too many; else what open says. */

@@ -7,5 +7,8 @@
 
 extern const struct pinl_device_ops pl_soft_ops;
 extern const struct pinl_device_ops pl_uring_ops;
+extern const struct pinl_device_ops pl_verbs_ops;
+extern const struct pinl_device_ops pl_vfio_ops;
+extern const struct pinl_device_ops pl_iommufd_ops;
 
 #endif

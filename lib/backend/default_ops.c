@@ -74,6 +74,22 @@ static void no_handle(void *dev, const struct pinl_mapping *m, struct pinl_handl
 {
 }
 
+static int no_import(void *dev, struct pinl_mapping *m, const struct pinl_import *from,
+		     struct pinl_addr *addrs)
+{
+	return pinl_set_error(-EOPNOTSUPP, "this device can't map memory of another device");
+}
+
+static int no_dummy(void *dev, struct pinl_mapping *m, void *pages, size_t len)
+{
+	return pinl_set_error(-EOPNOTSUPP, "this device can't be given a dummy page");
+}
+
+static int always_holds(void *dev, const struct pinl_mapping *m)
+{
+	return 1;
+}
+
 const struct pinl_device_ops pl_default_device_ops = {
 	.size = sizeof(struct pinl_device_ops),
 	.name = "default",
@@ -91,6 +107,9 @@ const struct pinl_device_ops pl_default_device_ops = {
 	.dirty = no_dirty,
 	.handle = no_handle,
 	.forget = no_forget,
+	.import = no_import,
+	.dummy = no_dummy,
+	.holds = always_holds,
 };
 
 #define PL_OVERLAY(member)                                                                              \
@@ -118,4 +137,7 @@ void pl_device_ops_fill(const struct pinl_device_ops *ops, struct pinl_device_op
 	PL_OVERLAY(dirty);
 	PL_OVERLAY(handle);
 	PL_OVERLAY(forget);
+	PL_OVERLAY(import);
+	PL_OVERLAY(dummy);
+	PL_OVERLAY(holds);
 }

@@ -20,11 +20,12 @@ static const struct pinl_device_info classes[] = {
 	[PINL_DEV_QUIESCE_ONLY] = {PINL_DEV_QUIESCE_ONLY, PINL_DEVCAP_PIN | PINL_DEVCAP_READ,
 				   "it was opened as class QUIESCE_ONLY"},
 	[PINL_DEV_REVOCABLE] = {PINL_DEV_REVOCABLE,
-				PINL_DEVCAP_PIN | PINL_DEVCAP_READ | PINL_DEVCAP_RETARGET,
+				PINL_DEVCAP_PIN | PINL_DEVCAP_READ | PINL_DEVCAP_RETARGET |
+					PINL_DEVCAP_IMPORT,
 				"it was opened as class REVOCABLE"},
 	[PINL_DEV_FAULTING] = {PINL_DEV_FAULTING,
 			       PINL_DEVCAP_PIN | PINL_DEVCAP_ONDEMAND | PINL_DEVCAP_READ |
-				       PINL_DEVCAP_RETARGET,
+				       PINL_DEVCAP_RETARGET | PINL_DEVCAP_IMPORT,
 			       NULL},
 };
 
@@ -70,6 +71,8 @@ static void free_soft(struct pl_soft *s)
 		pl_pins_close(s->pins);
 	pthread_cond_destroy(&s->changed);
 	pthread_mutex_destroy(&s->lock);
+	if (s->bounce >= 0)
+		close(s->bounce);
 	free(s);
 }
 
@@ -89,6 +92,7 @@ static struct pl_soft *new_soft(enum pinl_device_class device_class)
 	s->device_class = device_class;
 	s->next_daddr = FIRST_DADDR;
 	s->tail = &s->head;
+	s->bounce = -1;
 	s->pins_err = pl_pins_open(&s->pins);
 	return s;
 }
@@ -181,6 +185,7 @@ static int can_map(struct pl_soft *s, const struct pinl_mapping *m)
 static void free_map(struct pl_soft_map *map)
 {
 	free(map->pins);
+	pl_soft_far_free(map->far);
 	free(map);
 }
 
@@ -272,6 +277,8 @@ const struct pinl_device_ops pl_soft_ops = {
 	.protect = pl_soft_protect,
 	.dirty = pl_soft_dirty,
 	.forget = soft_forget,
+	.import = pl_soft_import,
+	.dummy = pl_soft_dummy,
 };
 
 /* ---------------------------------------------------------------------------------- public calls -- */

@@ -110,6 +110,7 @@ static int dma_page(struct pl_soft *s, struct pl_soft_dma *x)
 	unsigned char *pte = &x->map->pte[pl_soft_index(s, x->map, dma_va(x))];
 	size_t len = dma_chunk(s, x);
 	uintptr_t va = dma_va(x);
+	unsigned char *far;
 	int err;
 
 	if (!x->pin && x->map->stopped)
@@ -117,8 +118,12 @@ static int dma_page(struct pl_soft *s, struct pl_soft_dma *x)
 	/* Before the access, so that an invalidate during it is not undone. */
 	*pte |= PL_PTE_VALID | (x->write ? PL_PTE_WRITABLE : 0);
 	x->busy = 1;
+	if (x->map->far)
+		x->far = x->map->far->at;
+	far = x->map->far ? x->far + (va - x->map->start) % x->map->far->len : NULL;
 	pthread_mutex_unlock(&s->lock);
-	err = pl_soft_access(s, x->pin, va, x->buf + x->pos, len, x->write);
+	err = far ? pl_soft_far_access(s, far, x->buf + x->pos, len, x->write)
+		  : pl_soft_access(s, x->pin, va, x->buf + x->pos, len, x->write);
 	pthread_mutex_lock(&s->lock);
 	x->busy = 0;
 	/* After the access: a page found clean has nothing in it that will not be reported later. */

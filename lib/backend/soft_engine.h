@@ -18,6 +18,14 @@ enum { PL_PTE_VALID = 1, PL_PTE_WRITABLE = 2, PL_PTE_DIRTY = 4 };
 /* Of one mapping: the present pages, and those of recalls that no drain has confirmed yet. */
 #define PL_SOFT_PINS 4
 
+/* Another device's memory; soft_import.c. soft->lock. */
+struct pl_soft_far {
+	unsigned char *at;  /* what the engine is on: it, or a dummy */
+	size_t len;	    /* of `at`, which is there again and again */
+	unsigned char *own; /* our mapping of it; NULL: the exporter's is used, or it is gone */
+	size_t own_len;
+};
+
 struct pl_soft_map {
 	struct pl_node node; /* soft->maps, by device address */
 	uint64_t daddr;	     /* device address of `start`, set by pl_soft_insert */
@@ -27,7 +35,8 @@ struct pl_soft_map {
 	struct pl_pin *pin; /* NULL: on demand, or dropped */
 	struct pl_pin *old; /* pins of before a retarget that no drain has confirmed, newest first */
 	struct pl_pin *spare;
-	struct pl_pin *pins; /* all of them, made in map, freed in forget; NULL: on demand */
+	struct pl_soft_far *far; /* NULL: memory */
+	struct pl_pin *pins;	 /* all of them, made in map, freed in forget; NULL: on demand */
 	unsigned char pte[];
 };
 
@@ -40,6 +49,7 @@ struct pl_soft_dma {
 	int write;
 	struct pl_soft_map *map; /* while in flight */
 	struct pl_pin *pin;	 /* the pages it began with; NULL: on demand */
+	unsigned char *far;	 /* of another device's memory: what it is busy on */
 	int busy;		 /* the page at `pos` is being accessed */
 	int cancel, result;
 	sem_t ended;
@@ -60,6 +70,7 @@ struct pl_soft {
 	struct pl_soft_dma *cur;	  /* in flight */
 	unsigned submitters;
 	int paused, closing;
+	int bounce; /* a memfd of one page, for other devices' memory; -1: none yet */
 };
 
 void *pl_soft_engine(void *soft);
@@ -102,6 +113,14 @@ int pl_soft_unsupported(const struct pl_soft *s, const char *what);
 
 /* soft_revoke.c: let go of a list of pins of the mapping that no transfer has. */
 void pl_soft_free_pins(struct pl_soft *s, struct pl_soft_map *map, struct pl_pin *pin);
+
+/* soft_import.c */
+int pl_soft_import(void *dev, struct pinl_mapping *m, const struct pinl_import *from,
+		   struct pinl_addr *addrs);
+int pl_soft_dummy(void *dev, struct pinl_mapping *m, void *pages, size_t len);
+int pl_soft_far_access(struct pl_soft *s, unsigned char *at, unsigned char *buf, size_t len, int write);
+void pl_soft_far_leave(struct pl_soft *s, struct pl_soft_map *map);
+void pl_soft_far_free(struct pl_soft_far *far);
 
 int pl_soft_stop(void *dev, struct pinl_mapping *m);
 int pl_soft_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns);

@@ -22,8 +22,7 @@
 #include "os/errname.h"
 
 enum {
-	SLOTS = 16384,	   /* the kernel's maximum */
-	PIN_MAX = 1 << 30, /* bytes in one fixed buffer, the kernel's maximum */
+	SLOTS = 16384, /* the kernel's maximum */
 };
 
 struct pl_pins {
@@ -116,7 +115,7 @@ int pl_pin_set(struct pl_pins *p, uintptr_t start, uintptr_t end, struct pl_pin 
 	unsigned slot;
 	int err;
 
-	if (len > PIN_MAX)
+	if (len > PL_PIN_MAX)
 		return pinl_set_error(-EOPNOTSUPP,
 				      "a soft device pins at most 1 GiB in one lease: split the range");
 	err = take_slot(p, &slot);

@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define PL_PIN_MAX (1ul << 30) /* bytes of one pin: of a fixed buffer, the kernel's maximum */
+
 struct pl_pins;
 
 /* One range of pages, pinned as it was mapped when the pin was made. */

@@ -99,6 +99,8 @@ static int in_use(struct pl_soft *s, struct pl_soft_map *map)
 	}
 	if (!pl_soft_in_flight(s, map))
 		return 0;
+	if (map->far)
+		return x->busy && (map->stopped || x->far != map->far->at);
 	return x->pin ? map->stopped || x->pin != map->pin : x->busy;
 }
 
@@ -140,6 +142,8 @@ int pl_soft_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 	}
 	pthread_mutex_unlock(&s->lock);
 	pl_soft_free_pins(s, map, old);
+	if (!err)
+		pl_soft_far_leave(s, map);
 	if (err)
 		return pinl_set_error(err, "a transfer of the soft device hasn't ended by the deadline");
 	return 0;

@@ -370,7 +370,7 @@ static int uring_stop(void *dev, struct pinl_mapping *m)
 	struct uring_map *u = m->priv;
 
 	pthread_mutex_lock(&d->lock);
-	if (d->can_read)
+	if (d->can_read && m->reads)
 		pl_uring_hold(d, u);
 	pl_uring_empty(d, u);
 	u->stopped = true;
@@ -456,6 +456,19 @@ static void uring_handle(void *dev, const struct pinl_mapping *m, struct pinl_ha
 	h->tag = ((const struct uring_map *)m->priv)->tag;
 }
 
+/* pinleased empties a slot, or points it somewhere else. Who can't tell is taken to have it. */
+static int uring_holds(void *dev, const struct pinl_mapping *m)
+{
+	struct uring_dev *d = dev;
+	uintptr_t start, end;
+	int err;
+
+	pthread_mutex_lock(&d->lock);
+	err = pl_slot_get(d->ring, m->key, &start, &end);
+	pthread_mutex_unlock(&d->lock);
+	return err || (start < m->end && end > m->start);
+}
+
 const struct pinl_device_ops pl_uring_ops = {
 	.size = sizeof(struct pinl_device_ops),
 	.name = "uring",
@@ -470,4 +483,5 @@ const struct pinl_device_ops pl_uring_ops = {
 	.retarget = uring_retarget,
 	.handle = uring_handle,
 	.forget = uring_forget,
+	.holds = uring_holds,
 };

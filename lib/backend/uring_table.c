@@ -2,6 +2,7 @@
 #include "backend/uring_table.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include "os/compat.h"
+#include "os/text.h"
 
 #ifndef IORING_RSRC_REGISTER_SPARSE
 #define IORING_RSRC_REGISTER_SPARSE 1
@@ -52,6 +54,38 @@ int pl_table_size(int ring, unsigned *slots)
 			err = 0;
 	fclose(f);
 	return err;
+}
+
+/*
+ * Also while somebody may be held for the lease, with the allocator's lock. Only the slot's own line
+ * says what it has: up to Linux 6.12 the table's head is there without the ring's lock, too, and then no
+ * slot.
+ */
+int pl_slot_get(int ring, unsigned slot, uintptr_t *start, uintptr_t *end)
+{
+	uint64_t at = 0, len = 0;
+	char path[64], line[256];
+	bool listed = false;
+	struct pl_text text;
+	unsigned n;
+	int err;
+
+	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", ring);
+	err = pl_text_open(&text, path);
+	if (err)
+		return err;
+	do {
+		err = pl_text_line(&text, line, sizeof line);
+		listed |= !err && !strncmp(line, "UserBufs:", 9);
+	} while (!err && !(listed && sscanf(line, " %u:", &n) == 1 && n == slot));
+	pl_text_close(&text);
+	if (err)
+		return err == -ENOENT ? -EAGAIN : err;
+	if (sscanf(line, " %*u: 0x%" SCNx64 "/%" SCNu64, &at, &len) != 2)
+		at = len = 0; /* "<none>" */
+	*start = at;
+	*end = at + len;
+	return 0;
 }
 
 int pl_slot_set(int ring, unsigned slot, const void *addr, size_t len, uint64_t tag)
@@ -106,14 +140,23 @@ static int cancel_op(int ring, uint8_t opcode, uint64_t timeout_ns)
 	return reg(ring, IORING_REGISTER_SYNC_CANCEL, &c, 1);
 }
 
+static const uint8_t buffer_ops[] = {IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED, IORING_OP_SEND_ZC,
+				     IORING_OP_URING_CMD};
+
+bool pl_op_uses_buffer(unsigned op)
+{
+	for (size_t i = 0; i < sizeof buffer_ops; i++)
+		if (buffer_ops[i] == op)
+			return true;
+	return false;
+}
+
 int pl_ring_cancel_fixed(int ring, uint64_t timeout_ns)
 {
-	static const uint8_t ops[] = {IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED, IORING_OP_SEND_ZC,
-				      IORING_OP_URING_CMD};
 	int err = 0;
 
-	for (size_t i = 0; i < sizeof ops; i++) {
-		err = cancel_op(ring, ops[i], timeout_ns / sizeof ops);
+	for (size_t i = 0; i < sizeof buffer_ops; i++) {
+		err = cancel_op(ring, buffer_ops[i], timeout_ns / sizeof buffer_ops);
 		if (err == -EINVAL) /* before 6.6: no matching by opcode, cancel all */
 			return cancel_op(ring, 0, timeout_ns);
 	}

@@ -11,6 +11,8 @@
 #include <string.h>
 
 #include "core/change.h"
+#include "core/export.h"
+#include "core/extent.h"
 #include "core/order.h"
 
 /* Walk the leases a change may touch, in the order of their addresses or of their file offsets. */
@@ -123,6 +125,8 @@ static struct pinl_event change_event(const struct pinl_change *ch, enum pinl_ev
 	};
 
 	strncpy(ev.source, ch->source, sizeof ev.source - 1);
+	if (ch->on_file && ch->file_dev == PL_EXPORT_DEV)
+		ev.file_dev = ev.file_ino = ev.file_start = ev.file_end = 0;
 	return ev;
 }
 
@@ -146,11 +150,11 @@ void pl_change_join(struct pinl_lease *l)
 	pl_gate_join(l);
 }
 
-static void answered_event(struct pinl_ctx *ctx, const struct pinl_change *ch)
+static void answered_event(struct pinl_ctx *ctx, const struct pinl_change *ch, uint64_t when)
 {
 	struct pinl_event ev = change_event(ch, PINL_EV_ANSWERED);
 
-	ev.waited_ns = pl_clock_ns() - ch->since_ns;
+	ev.waited_ns = when > ch->since_ns ? when - ch->since_ns : 0;
 	pl_event_push(ctx, &ev);
 	ctx->counters.answered++;
 }
@@ -163,11 +167,28 @@ static void let_go(struct pinl_ctx *ctx, struct pinl_change *ch, struct pinl_cha
 	if (!ch->on_file)
 		for_each_lease(l, ctx, ch) for (int i = 0; i < l->n_detached; i++)
 			pl_recall_detached(l, ch, &l->detached[i]);
-	if (ch->recalled)
-		answered_event(ctx, ch);
+	if (ch->recalled && !pl_is_order(ch)) /* by an order nothing changes */
+		answered_event(ctx, ch, pl_clock_ns());
 	pl_gate_add(ctx, ch);
 	ch->next = *answered;
 	*answered = ch;
+}
+
+bool pl_change_gone(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
+		    void *arg, uint64_t when_ns)
+{
+	struct pinl_change *ch;
+
+	pthread_mutex_lock(&ctx->lock);
+	for (ch = ctx->held; ch && (!ch->recalled || !is(ch, arg));)
+		ch = ch->next;
+	if (ch) {
+		if (when_ns)
+			answered_event(ctx, ch, when_ns);
+		ch->recalled = 0; /* so that no other end of it is told */
+	}
+	pthread_mutex_unlock(&ctx->lock);
+	return ch;
 }
 
 void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered)
@@ -208,8 +229,7 @@ static uint64_t inside_limit(struct pinl_ctx *ctx, const struct pinl_change *ch)
 	return latest + 2ull * ctx->opts.drain_ms * 1000000;
 }
 
-/* What a holder elsewhere still has then is an orphan. Its library finds out by itself, this one can't.
- */
+/* What a holder elsewhere still has then is an orphan, of which he is told. */
 static void cut_foreign(struct pinl_ctx *ctx, struct pinl_change *ch)
 {
 	struct pl_range va;
@@ -221,7 +241,11 @@ static void cut_foreign(struct pinl_ctx *ctx, struct pinl_change *ch)
 		if (!l->dev->foreign || !blocks(l, ch) || !pl_lease_overlap(l, ch, &va))
 			continue;
 		pl_recall_make(l, ch, &va, PL_NO_EFFECT, &r);
-		pl_lost_add(l, &r);
+		pl_recall_tell(l, &r, PL_TELL_GONE);
+		if (l->flags & PINL_PIN)
+			pl_lost_add(l, &r);
+		if (l->state == PINL_NOTICED && l->stuck) /* that was put off for who waited */
+			pl_recall_rearm(l, pl_clock_ns());
 		pl_recall_over(l);
 	}
 }
@@ -243,7 +267,7 @@ uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered)
 			continue;
 		}
 		*p = ch->next;
-		if (!pl_is_order(ch)) { /* by an order no page goes */
+		if (!pl_is_order(ch) && ch->recalled) { /* by an order no page goes */
 			cut_foreign(ctx, ch);
 			pinl_change_cut(ctx, ch);
 		}
@@ -262,21 +286,23 @@ void pl_answer_all(struct pinl_ctx *ctx, struct pinl_change *answered)
 	}
 }
 
-void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *ch)
+void pl_change_submit_since(struct pinl_ctx *ctx, struct pinl_change *ch, uint64_t since_ns)
 {
 	struct pinl_lease *l;
 	struct pinl_change *answered = NULL;
 	struct pl_range va;
+	uint64_t now = pl_clock_ns();
 	bool no;
 
 	pthread_mutex_lock(&ctx->lock);
 	ch->id = ++ctx->next_id;
-	ch->since_ns = pl_clock_ns();
-	ch->ceiling_ns = ch->since_ns + ctx->opts.ceiling_ms * 1000000ull;
+	ch->since_ns = since_ns < now ? since_ns : now;
+	ch->ceiling_ns = now + ctx->opts.ceiling_ms * 1000000ull;
 	ch->recalled = 0;
 	ch->waits_for = NULL;
 	if (ch->on_file && (ch->can & PINL_CAN_BEFORE) && !pl_is_order(ch))
 		ch->can |= PINL_WILL_SAY_DONE;
+	pl_extents_changed(ctx, ch);
 	no = refused(ctx, ch);
 	if (!no) {
 		for_each_lease(l, ctx, ch) if (pl_lease_overlap(l, ch, &va)) pl_recall_apply(l, ch, &va);
@@ -293,6 +319,11 @@ void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *ch)
 		ch->answer(ch, -EBUSY);
 	else
 		pl_answer_all(ctx, answered);
+}
+
+void pinl_change_submit(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	pl_change_submit_since(ctx, ch, UINT64_MAX);
 }
 
 void pinl_change_cut(struct pinl_ctx *ctx, const struct pinl_change *ch)

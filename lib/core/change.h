@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Between change.c (all leases under a change), recall.c (one of them) and gate.c. ctx->lock held. */
+/* Between change.c (all leases under a change), recall.c (one of them) and gate.c. ctx->lock held, but
+ * for what is said otherwise. */
 #ifndef PL_CORE_CHANGE_H
 #define PL_CORE_CHANGE_H
 
@@ -16,6 +17,15 @@ bool pl_recall_pending(const struct pinl_lease *lease);
 void pl_recall_apply(struct pinl_lease *lease, struct pinl_change *change, const struct pl_range *va);
 void pl_recall_detached(struct pinl_lease *lease, const struct pinl_change *change,
 			const struct pl_range *part);
+/*
+ * The first held change that `is`: its actor waits no more since then, which is told; 0: that was told.
+ * Its source wants the answer still, when it is due. False: there is none. Takes ctx->lock, under which
+ * it asks.
+ */
+bool pl_change_gone(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
+		    void *arg, uint64_t when_ns);
+/* As pinl_change_submit(), of an actor who waits since then. Takes ctx->lock. */
+void pl_change_submit_since(struct pinl_ctx *ctx, struct pinl_change *change, uint64_t since_ns);
 void pl_gate_join(struct pinl_lease *lease);
 void pl_gate_add(struct pinl_ctx *ctx, const struct pinl_change *change);
 

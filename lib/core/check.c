@@ -200,9 +200,19 @@ static void check_content(struct pinl_lease *l)
 		found(l, gone, at, PINL_OP_NR);
 }
 
+/*
+ * Another process has recalled the lease, which has been told of a change that is held, and hears of
+ * that later. Else pages could have become orphans before the device was off them.
+ */
+static bool is_taken(struct pinl_lease *l)
+{
+	return atomic_load(&l->changed) && (l->coverage[PINL_OP_TRUNCATE] & PINL_CAN_HOLD) &&
+	       !l->dev->ops.holds(l->dev->priv, &l->dm);
+}
+
 void pl_orphan_check(struct pinl_lease *l)
 {
-	if (!(l->flags & PINL_PIN) || l->stage ||
+	if (!(l->flags & PINL_PIN) || l->stage || is_taken(l) ||
 	    l->dev->foreign) /* a stage finds out when it writes back */
 		return;
 	if (l->mem.kind == PINL_MEM_SHMEM && l->mem.shared)

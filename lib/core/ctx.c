@@ -3,7 +3,7 @@
  * The context: opening and closing, sources, counters, and the marks that tell a forked child and the
  * library's own threads apart.
  */
-#include "core/ctx.h"
+#include "core/export.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -24,6 +24,9 @@
 /* Open contexts of this process, for the summary of a program that exits without closing. */
 static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct pinl_ctx *open_list;
+
+static const _Atomic(unsigned) no_mark;
+static atomic_ulong last_serial;
 
 bool pl_alive(const struct pinl_ctx *ctx)
 {
@@ -49,9 +52,24 @@ static int exempt_add(struct pinl_ctx *ctx, pid_t self)
 	return -1; /* its change will be asked about twice, which is harmless */
 }
 
+/* A forked child has the thread's variables, but no context that they are of. */
+pid_t pl_self_tid(const struct pinl_ctx *ctx)
+{
+	static _Thread_local struct {
+		unsigned long serial;
+		pid_t tid;
+	} self __attribute__((tls_model("initial-exec")));
+
+	if (self.serial != ctx->serial) {
+		self.tid = gettid();
+		self.serial = ctx->serial;
+	}
+	return self.tid;
+}
+
 int pl_exempt_enter(struct pinl_ctx *ctx)
 {
-	return exempt_add(ctx, gettid());
+	return exempt_add(ctx, pl_self_tid(ctx));
 }
 
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot)
@@ -62,7 +80,7 @@ void pl_exempt_leave(struct pinl_ctx *ctx, int slot)
 
 void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in)
 {
-	in->slot = exempt_add(ctx, -gettid());
+	in->slot = exempt_add(ctx, -pl_self_tid(ctx));
 }
 
 void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in)
@@ -95,6 +113,12 @@ void pinl_changing_end(struct pinl_ctx *ctx)
 {
 	if (atomic_fetch_sub(&ctx->changing, 1) == 1)
 		atomic_fetch_add(&ctx->sequence, 1);
+}
+
+void pl_mark_set(struct pinl_ctx *ctx, const _Atomic(unsigned) *word, unsigned bit)
+{
+	atomic_store(&ctx->mark_bit, bit);
+	atomic_store(&ctx->mark, word ? word : &no_mark);
 }
 
 void pinl_applying_begin(struct pinl_ctx *ctx)
@@ -184,6 +208,7 @@ static void init_sync(struct pinl_ctx *ctx)
 	pthread_cond_init(&ctx->ended, &attr);
 	pthread_condattr_destroy(&attr);
 	ctx->jobs_tail = &ctx->jobs;
+	ctx->draining_tail = &ctx->draining;
 }
 
 static void ctx_free(struct pinl_ctx *ctx)
@@ -203,6 +228,7 @@ static void ctx_free(struct pinl_ctx *ctx)
 	pl_aside_free(ctx->aside);
 	pl_bounce_free(ctx->bounce);
 	pl_lost_free(&ctx->losses);
+	pl_slab_end(&ctx->slab);
 	if (ctx->alive)
 		munmap(ctx->alive, 4096);
 	if (ctx->maps >= 0)
@@ -258,8 +284,12 @@ int pl_open_core(const struct pinl_opts *given, struct pinl_ctx **out)
 	if (!ctx)
 		return pinl_set_error(-ENOMEM, "out of memory for a context");
 	ctx->opts = opts;
+	ctx->mark = &no_mark;
+	ctx->serial = atomic_fetch_add(&last_serial, 1) + 1;
+	ctx->pid = getpid();
 	ctx->maps = -1;
 	init_sync(ctx);
+	pl_slab_init(&ctx->slab, sizeof(struct pinl_lease));
 	ctx->summary = calloc(PL_MAX_SUMMARY, sizeof *ctx->summary);
 	err = ctx->summary ? make_alive(ctx) : -ENOMEM;
 	if (!err && !pl_lost_new(&ctx->losses))
@@ -316,6 +346,14 @@ void *pl_source_priv(struct pinl_ctx *ctx, const struct pinl_source_ops *ops)
 	return NULL;
 }
 
+static bool has_source(const struct pinl_ctx *ctx, const char *name)
+{
+	for (int i = 0; i < ctx->n_sources; i++)
+		if (!strcmp(ctx->sources[i].ops->name, name))
+			return true;
+	return false;
+}
+
 int pinl_sources(struct pinl_ctx *ctx, char *buf, size_t len)
 {
 	struct pl_text t = {buf, len, 0};
@@ -330,6 +368,11 @@ int pinl_sources(struct pinl_ctx *ctx, char *buf, size_t len)
 			    "open: missing: no descriptor table of its own for a thread (%s), so files "
 			    "can't be opened to be watched\n",
 			    strerror(-pl_aside_error(ctx->aside)));
+	if (has_source(ctx, "uffd") && !atomic_load(&ctx->mark_bit))
+		pl_text_add(&t,
+			    "cache: running, weaker: without an io_uring to poll userfaultfd, a lookup "
+			    "of memory that another thread is just unmapping can come before that is "
+			    "known, for as long as the reader takes to wake up\n");
 	if (!pl_swap_can_fill(ctx->swap))
 		pl_text_add(&t, "copy: missing: no userfaultfd, RECALL with COPY is refused\n");
 	else if (pl_swap_user_only(ctx->swap))
@@ -367,6 +410,7 @@ void pinl_close(struct pinl_ctx *ctx)
 		return;
 	while (ctx->devices)
 		pinl_device_close(ctx->devices);
+	pl_exporters_end(ctx);
 	list_remove(ctx);
 	pl_orphan_summary(ctx);
 	if (ctx->later)

@@ -3,12 +3,12 @@
  * The core's objects and their locks.
  *
  * ctx->lock covers: the lease index, the files and their leases, every lease's state, recall and job
- * fields, the held changes, the gates, the device list and the counters. It is held only for short work
- * on these: nothing is allocated, freed, mapped or unmapped under it, no callback, backend or source is
- * called under it (I8), so a source thread may take it at any time.
- * events->lock covers the event ring; taken inside ctx->lock, never the other way round. lease->busy:
- * whoever set it (the worker or the thread in unmap) may call the backend for this lease; it replaces a
- * per-lease lock and is waited for on pl_settled(lease).
+ * fields, the held changes, the gates, the device list, the extents and the counters. It is held only
+ * for short work on these: nothing is allocated, freed, mapped or unmapped under it, no callback,
+ * backend or source is called under it (I8), so a source thread may take it at any time. events->lock
+ * covers the event ring; taken inside ctx->lock, never the other way round. lease->busy: whoever set it
+ * (the worker or the thread in unmap) may call the backend for this lease; it replaces a per-lease lock
+ * and is waited for on pl_settled(lease).
  *
  * Every exported call that takes a lock or has a cancellation point begins with PL_CALL (os/thread.h): a
  * signal handler that changes watched memory with a lock taken would wait for a source thread that needs
@@ -30,6 +30,7 @@
 #include "core/index.h"
 #include "core/policy.h"
 #include "core/revoke.h"
+#include "core/slab.h"
 #include "os/aside.h"
 #include "os/clock.h"
 #include "os/stage.h"
@@ -45,12 +46,30 @@
 #define PL_SETTLED	64
 #define PL_MAX_EXEMPT	256
 #define PL_MAX_SUMMARY	256
+#define PL_MAX_PAST	32
+#define PL_EXTENTS	16
 
 struct pl_range {
 	uintptr_t start, end;
 };
 
+/* Where an IOMMU translates, or did, a lease's addresses; fault.c. */
+struct pl_past {
+	uint64_t dev; /* its number; 0: none */
+	uint64_t iova, last;
+	struct pinl_event event;
+};
+
+/* Where all of a mapping is watched: mem.vma_start to vma_end; extent.h. */
+struct pl_extent {
+	struct pinl_memory mem;
+	uint8_t coverage[PINL_OP_NR];
+	unsigned watched;
+};
+
 struct pl_foreign_ops;
+struct pl_cache;
+struct pl_cached;
 
 struct pl_source {
 	const struct pinl_source_ops *ops;
@@ -60,6 +79,7 @@ struct pl_source {
 struct pinl_device {
 	struct pinl_ctx *ctx;
 	struct pinl_device *next;
+	uint64_t number;		     /* from 1 on, no other's in this context, ever */
 	const struct pinl_device_ops *given; /* as opened, for pinl_device_priv */
 	struct pinl_device_ops ops;	     /* defaults filled in */
 	struct pinl_device_info info;
@@ -68,6 +88,9 @@ struct pinl_device {
 	struct pinl_lease *leases;	      /* visible ones; ctx->lock */
 	bool closing;
 	unsigned enders; /* threads in pl_lease_end for a lease of this device */
+	struct pl_cache
+		*_Atomic cache; /* lib/cache; made by the first that asks, ended with the device */
+	void (*cache_close)(struct pl_cache *cache);
 };
 
 /* Pages the device still has although file or mapping let them go. */
@@ -93,8 +116,9 @@ struct pl_recall {
 	enum pinl_outcome outcome;
 	struct pl_range gone;			  /* these addresses are no longer mapped by it */
 	uint64_t deadline_ns, change_id, last_id; /* of the first change, of the last */
-	uint64_t since_ns;			  /* changes wait for it */
+	uint64_t since_ns;			  /* a change waits for it since then */
 	uint64_t ceiling_ns;			  /* of the first: no answer moves the deadline beyond */
+	uint64_t force_ns;			  /* by an order: when its holder's library forces */
 	pid_t actor_pid, actor_tid;
 	const char *source;
 };
@@ -121,6 +145,8 @@ struct pl_losses {
 #define PL_JOB_TAKE   4u
 #define PL_JOB_PARTED 8u
 
+struct pl_import;
+
 struct pinl_lease {
 	struct pl_node node;
 	struct pl_node file_node;		 /* inode->leases, by file offset */
@@ -130,12 +156,15 @@ struct pinl_lease {
 	struct pinl_lease *job_next;		 /* leases with work for the worker */
 	struct pinl_ctx *ctx;
 	struct pinl_device *dev;
-	struct pinl_mapping m;	/* the leased range */
-	struct pinl_mapping dm; /* what the backend is given: the same, or the stage's copy */
-	struct pl_stage *stage; /* set with the lock; used by whoever has the lease busy */
+	struct pinl_mapping m;	  /* the leased range */
+	struct pinl_mapping dm;	  /* what the backend is given: the same, or the stage's copy */
+	struct pl_stage *stage;	  /* set with the lock; used by whoever has the lease busy */
+	struct pl_import *import; /* device memory; NULL: ordinary. Set before the lease is visible */
 	struct pinl_memory mem;
 	struct pinl_policy policy;
 	unsigned flags;
+	struct pl_cached *cached; /* a registration of the cache's; cached.h */
+	atomic_bool idle;	  /* changed with no user of it */
 	uint64_t id, since_ns;
 	pid_t owner, owner_thread;
 	const void *caller;
@@ -143,14 +172,20 @@ struct pinl_lease {
 	uint8_t coverage[PINL_OP_NR];
 	uint8_t supervised[PINL_OP_NR]; /* beyond that, for changes by processes under `pinlease run` */
 	unsigned watched;		/* bit per source */
-	struct timespec ctime;		/* of the file when it was pinned */
+	bool by_extent;			/* it is so without this lease */
+	bool in_slab;
+	bool alone;	       /* it isn't in ctx->others */
+	struct timespec ctime; /* of the file when it was pinned */
+	bool translated;       /* by an IOMMU, at these addresses: */
+	uint64_t iova;
 
 	enum pinl_state state;
 	enum pinl_outcome outcome;
 	bool busy, queued, ending;
 	bool seen, stopped; /* by the look ahead for this force; the device has been stopped then */
+	bool drained;	    /* foreign: to drain it waits for nothing any more */
 	int stop_err;
-	uint64_t drain_by;
+	uint64_t drain_by, look_ns;
 	unsigned jobs;	     /* to do by the worker */
 	atomic_bool changed; /* not all of it is as it was pinned; stays. Read without the lock. */
 	uint64_t inside_ns;  /* a thread makes or ends it since; 0: none does */
@@ -163,6 +198,7 @@ struct pinl_lease {
 	bool stuck;	   /* foreign: a force hasn't done it; its holder's answer or a cut will */
 	bool killed;	   /* foreign: its holder has been, for this lease; lease busy */
 	bool unproven;	   /* the device isn't known to be off what was taken last */
+	uint64_t taken_ns; /* when that was */
 	uint64_t followed; /* foreign: changes up to this one it has followed */
 	struct pl_range detached[PL_MAX_DETACHED];
 	int n_detached;
@@ -229,6 +265,8 @@ struct pinl_ctx {
 	pthread_cond_t work;  /* the worker has something to do */
 	int maps;	      /* /proc/self/maps, to ask what is mapped; -1: read its text */
 	uint8_t *alive;	      /* one page, wiped in a forked child */
+	unsigned long serial; /* no other context's of this process or the one it was forked from */
+	pid_t pid;
 	struct pinl_opts opts;
 
 	struct pl_source sources[PL_MAX_SOURCES];
@@ -238,11 +276,20 @@ struct pinl_ctx {
 	struct pl_index index, inodes, noticed;
 	struct pinl_device *devices;
 	struct pinl_lease *jobs, **jobs_tail;
+	struct pinl_lease *draining, **draining_tail; /* by job_next, too */
 	struct pinl_change *held;
 	struct pl_gate gates[PL_MAX_GATES];
 	int n_gates;
+	struct pl_past past[PL_MAX_PAST];
+	unsigned n_past;    /* ever */
+	uint64_t n_devices; /* ever */
 	struct pl_losses losses;
-	unsigned wide_gates; /* that found no room in gates */
+	struct pl_slab slab; /* of leases of the cache */
+	size_t others;	     /* leases that aren't the cache's, or that move memory */
+	struct pl_extent extent[PL_EXTENTS];
+	int last_extent, next_extent;
+	unsigned long extent_cuts; /* ever */
+	unsigned wide_gates;	   /* that found no room in gates */
 	uint64_t next_id;
 	bool stopping, worker_started;
 	pthread_t worker;
@@ -251,13 +298,22 @@ struct pinl_ctx {
 	struct pl_swap *swap;
 	struct pl_bounce *bounce; /* made for the first staged lease */
 	struct pl_events *events;
+	struct pinl_exporter *exporters;
+	uint64_t exported;	/* bytes, ever; for their numbers */
 	struct pl_later *later; /* made for the first deferred change; source/later.c */
 	void (*later_free)(struct pl_later *later);
 	struct pinl_counters counters;
 	char (*summary)[256];
 	int n_summary;
 
+	/* Read by every lookup in the cache, so on a line of their own. `mark`: memory of the kernel's,
+	 * which has a bit of mark_bit while there are changes that the reader hasn't begun to take; or
+	 * zero. */
+	char before_sequence[64];
 	atomic_uint_fast64_t sequence;
+	const _Atomic(unsigned) *_Atomic mark;
+	_Atomic unsigned mark_bit;
+	char after_sequence[64];
 	atomic_int changing;
 	atomic_uint applying;		     /* odd: reports are being taken */
 	atomic_uint wants_hold;		     /* PINL_OPBITs wanted held by any lease so far */
@@ -284,8 +340,11 @@ void pl_gate_close(struct pinl_ctx *ctx, struct pinl_change *change);
 void *pl_source_priv(struct pinl_ctx *ctx, const struct pinl_source_ops *ops);
 bool pl_alive(const struct pinl_ctx *ctx);
 int pl_stale(void);
+/* By a source: where the kernel says that it has changes for it. NULL: nowhere. */
+void pl_mark_set(struct pinl_ctx *ctx, const _Atomic(unsigned) *word, unsigned bit);
 void pl_wait_applied(struct pinl_ctx *ctx);
 int pl_exempt_enter(struct pinl_ctx *ctx);
+pid_t pl_self_tid(const struct pinl_ctx *ctx); /* gettid() without a system call; ctx is alive */
 void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in);
 void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in);
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot);
@@ -316,7 +375,8 @@ void pl_lease_free(struct pinl_lease *lease);
 struct pl_inode *pl_inode_find(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino); /* ctx->lock held */
 int pl_inode_real(struct pinl_ctx *ctx, const struct pinl_memory *mem); /* of a leased file; or -1 */
 int pl_inode_under(struct pinl_lease *lease, uintptr_t start, uintptr_t end); /* fills lease->mem */
-int pl_inode_of(struct pinl_lease *lease); /* by lease->mem, whose fd becomes the inode's */
+bool pl_inode_known(struct pinl_lease *lease); /* the file has leases: the descriptor is theirs */
+int pl_inode_of(struct pinl_lease *lease);     /* by lease->mem, whose fd becomes the inode's */
 void pl_inode_put(struct pinl_lease *lease);
 
 /* query.c (ctx->lock held); all but size */
@@ -324,6 +384,7 @@ void pl_lease_snapshot(const struct pinl_lease *lease, struct pinl_lease_info *i
 
 /* watch.c */
 int pl_lease_watch(struct pinl_lease *lease);
+bool pl_lease_is_watched(const struct pinl_lease *lease);
 void pl_lease_unwatch(struct pinl_lease *lease);
 int pl_lease_validate(struct pinl_lease *lease);
 int pl_lease_seal(struct pinl_lease *lease);
@@ -351,6 +412,12 @@ void pl_recall_rest(struct pinl_lease *lease);
 void *pl_worker(void *ctx);
 void pl_job_add(struct pinl_lease *lease, unsigned jobs); /* ctx->lock held */
 
+/* draining.c; ctx->lock held */
+bool pl_draining_add(
+	struct pinl_lease *lease); /* what was taken from the jobs; false: it is to be done now */
+bool pl_draining_look(struct pinl_ctx *ctx); /* at the next; the lock is dropped if that is true */
+uint64_t pl_draining_next(const struct pinl_ctx *ctx);
+
 /* lost.c */
 void *pl_buffer(size_t len); /* NULL: no memory; ends by munmap() */
 bool pl_lost_new(struct pl_losses *losses);
@@ -362,6 +429,7 @@ void pl_lost_live(struct pinl_lease *lease, const struct pl_recall *lost);     /
 void pl_lost_begin(struct pinl_lease *lease, const struct pl_lost_list *list); /* same */
 
 /* take.c, orphan.c (lease busy, no lock) */
+int pl_lease_stop(struct pinl_lease *lease, bool quiesced);
 struct pl_taken {
 	enum pinl_outcome outcome;
 	bool whole;
@@ -375,6 +443,9 @@ void pl_take(struct pinl_lease *lease, const struct pl_recall *recall, struct pl
 void pl_sources_suspend(struct pinl_lease *lease, const struct pl_range *va, int suspended);
 void pl_orphan_begin(struct pinl_lease *lease, const struct pl_recall *lost);
 void pl_orphan_end(struct pinl_lease *lease);
+/* Found when they are over; ctx->lock held. */
+void pl_orphan_past(struct pinl_lease *lease, const struct pl_recall *lost, uint64_t since_ns,
+		    uint64_t until_ns);
 void pl_orphan_unwritten(struct pinl_lease *lease, const struct pl_recall *why, uint64_t bytes);
 void pl_orphan_mark(struct pinl_lease *lease);
 void pl_orphan_check(struct pinl_lease *lease);
@@ -391,6 +462,11 @@ struct pl_events *pl_events_new(const struct pinl_opts *opts);
 void pl_events_stop(struct pl_events *events); /* the callback has returned, and isn't called any more */
 void pl_events_free(struct pl_events *events);
 void pl_event_push(struct pinl_ctx *ctx, const struct pinl_event *event);
+
+/* How much of an event its caller has; the least is what the first version had. */
+#define PL_EVENT_LEAST offsetof(struct pinl_event, access)
+size_t pl_event_known(const struct pinl_event *event);
+void pl_event_keys(const struct pinl_lease *lease);
 void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type,
 		    const struct pl_recall *recall, struct pinl_event *event);
 

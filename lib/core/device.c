@@ -30,6 +30,7 @@ int pinl_device_open_ops(struct pinl_ctx *ctx, const struct pinl_device_ops *ops
 		return err;
 	}
 	pthread_mutex_lock(&ctx->lock);
+	dev->number = ++ctx->n_devices;
 	dev->next = ctx->devices;
 	ctx->devices = dev;
 	pthread_mutex_unlock(&ctx->lock);
@@ -61,6 +62,8 @@ void pinl_device_close(struct pinl_device *dev)
 	if (!dev || !pl_alive(dev->ctx))
 		return;
 	ctx = dev->ctx;
+	if (dev->cache)
+		dev->cache_close(dev->cache);
 	pthread_mutex_lock(&ctx->lock);
 	dev->closing = true;
 	while ((lease = left_on(dev)) || dev->enders) {

@@ -7,12 +7,16 @@
 #include <stdlib.h>
 
 #include "core/change.h"
+#include "core/export.h"
+#include "core/fault.h"
 
 static void unpublish_locked(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
 
 	pl_change_leave(l);
+	if (l->translated)
+		pl_translate_end(l);
 	pl_index_remove(&ctx->index, &l->node);
 	if (l->inode)
 		pl_index_remove(&l->inode->leases, &l->file_node);
@@ -20,6 +24,7 @@ static void unpublish_locked(struct pinl_lease *l)
 	if (l->dev_next)
 		l->dev_next->dev_prev = l->dev_prev;
 	ctx->counters.leases--;
+	ctx->others -= !l->alone;
 	ctx->counters.unmapped++;
 	ctx->counters.bytes -= l->m.end - l->m.start;
 	if (!ctx->counters.leases)
@@ -48,7 +53,11 @@ void pl_lease_free(struct pinl_lease *l)
 {
 	pl_lease_unstage(l);
 	pl_inode_put(l);
-	free(l);
+	pl_import_free(l);
+	if (l->in_slab)
+		pl_slab_free(&l->ctx->slab, l);
+	else
+		free(l);
 }
 
 /* Take the lease for ourselves: the worker is off it and stays off. */
@@ -70,10 +79,16 @@ static enum pinl_state claim(struct pinl_lease *l)
 	return before;
 }
 
-static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked)
+/* drained: what came of taking the device off. pinleased's are told by its own events. */
+static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked, int drained)
 {
 	struct pinl_event ev;
 
+	if (drained == -ETIMEDOUT && !l->dev->foreign) {
+		pl_event_lease(l, PINL_EV_DEGRADED, NULL, &ev);
+		ev.err = drained;
+		pl_event_push(l->ctx, &ev);
+	}
 	if (before == PINL_NOTICED) {
 		pl_event_lease(l, PINL_EV_QUIESCED, &l->recall, &ev);
 		ev.outcome = PINL_OUT_QUIESCED;
@@ -117,6 +132,17 @@ bool pl_lease_begin_end(struct pinl_lease *l)
 	return true;
 }
 
+/* What couldn't be stopped may be when its transfers have ended; pinleased's has had all its time. */
+static int take_off(struct pinl_lease *l, uint64_t deadline)
+{
+	int err = pl_lease_stop(l, true);
+	int drained = l->dev->ops.drain(l->dev->priv, &l->dm, deadline);
+
+	if (!err || err == -EOPNOTSUPP || l->dev->foreign)
+		return drained;
+	return pl_lease_stop(l, true) ? -ETIMEDOUT : drained;
+}
+
 /* After pl_lease_begin_end(). */
 void pl_lease_end(struct pinl_lease *l, bool leaked)
 {
@@ -131,18 +157,18 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	pl_wait_applied(ctx); /* a change whose caller has been let go is this lease's to report */
 	before = claim(l);
 	deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
-	if (before != PINL_RELEASED)
+	if (before != PINL_RELEASED && !l->idle)
 		pl_orphan_check(l);
 	l->dm.holder_done = !leaked;
-	l->dev->ops.stop(l->dev->priv, &l->dm);
-	drained = l->dev->ops.drain(l->dev->priv, &l->dm, deadline);
+	drained = take_off(l, deadline);
 	if (before != PINL_RELEASED) {
 		pl_lease_flush(l, NULL);
 		lost_meanwhile(l);
 	}
 	pl_orphan_end(l);
 	l->dev->ops.unmap(l->dev->priv, &l->dm);
-	say_ended(l, before, leaked);
+	pl_import_detach(l);
+	say_ended(l, before, leaked, drained);
 	pthread_mutex_lock(&ctx->lock);
 	ctx->counters.leaks += leaked;
 	ctx->counters.quiesced += before == PINL_NOTICED;

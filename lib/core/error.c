@@ -3,10 +3,14 @@
 #include <pinlease/device.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
+
+#include "core/sentence.h"
 
 /* There from a thread's start, also if the library was opened late: the worker may not allocate, and on
  * the first use of a place made on demand the C library does. */
-static _Thread_local char sentence[512] __attribute__((tls_model("initial-exec")));
+static _Thread_local char sentence[sizeof((struct pl_sentence *)0)->text]
+	__attribute__((tls_model("initial-exec")));
 
 int pinl_set_error(int err, const char *fmt, ...)
 {
@@ -16,6 +20,16 @@ int pinl_set_error(int err, const char *fmt, ...)
 	vsnprintf(sentence, sizeof sentence, fmt, ap);
 	va_end(ap);
 	return err;
+}
+
+void pl_sentence_keep(struct pl_sentence *kept)
+{
+	memcpy(kept->text, sentence, sizeof kept->text);
+}
+
+void pl_sentence_again(const struct pl_sentence *kept)
+{
+	memcpy(sentence, kept->text, sizeof kept->text);
 }
 
 const char *pinl_error(void)

@@ -171,11 +171,27 @@ void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type, c
 		if (r->source)
 			strncpy(ev->source, r->source, sizeof ev->source - 1);
 	}
-	if (lease->mem.ino) {
+	if (lease->import) { /* its numbers mean nothing to anybody else */
+		ev->file_dev = ev->file_ino = 0;
+	} else if (lease->mem.ino) {
 		ev->file_start = lease->mem.offset + (ev->start - lease->m.start);
 		ev->file_end = ev->file_start + (ev->end - ev->start);
 	}
 	ev->bytes = ev->end - ev->start;
+}
+
+/* Of a lease that is reached by keys: the first, or others than before. */
+void pl_event_keys(const struct pinl_lease *lease)
+{
+	struct pinl_event ev;
+
+	if (!lease->dm.rkey)
+		return;
+	pl_event_lease(lease, PINL_EV_KEYS, NULL, &ev);
+	ev.addr = lease->dm.start;
+	ev.key = lease->dm.key;
+	ev.rkey = lease->dm.rkey;
+	pl_event_push(lease->ctx, &ev);
 }
 
 int pinl_fd(struct pinl_ctx *ctx)
@@ -183,9 +199,28 @@ int pinl_fd(struct pinl_ctx *ctx)
 	return pl_alive(ctx) ? ctx->events->fd : pl_stale();
 }
 
+/* What a program knows that was built with a version that had less, or more. */
+size_t pl_event_known(const struct pinl_event *event)
+{
+	return event->size < sizeof *event ? event->size : sizeof *event;
+}
+
 int pinl_next_event(struct pinl_ctx *ctx, struct pinl_event *event)
 {
 	PL_CALL(call);
+	struct pinl_event oldest;
+	int err;
 
-	return pl_alive(ctx) ? pop(ctx->events, event) : pl_stale();
+	if (!pl_alive(ctx))
+		return pl_stale();
+	if (event->size < PL_EVENT_LEAST)
+		return pinl_set_error(-EINVAL,
+				      "the event's size is %zu; set it to sizeof(struct pinl_event)",
+				      event->size);
+	err = pop(ctx->events, &oldest);
+	if (err)
+		return err;
+	oldest.size = pl_event_known(event);
+	memcpy(event, &oldest, oldest.size);
+	return 0;
 }

@@ -34,6 +34,18 @@ static void fill_memory(struct pinl_lease *l, const struct pl_foreign *f)
 	l->resumed = f->resumed;
 }
 
+bool pl_foreign_known(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino)
+{
+	struct pl_inode *i;
+	bool known;
+
+	pthread_mutex_lock(&ctx->lock);
+	i = pl_inode_find(ctx, dev, ino);
+	known = i && i->fd >= 0;
+	pthread_mutex_unlock(&ctx->lock);
+	return known;
+}
+
 int pl_foreign_lease(struct pinl_device *dev, const struct pl_foreign *f, struct pinl_lease **out)
 {
 	int err = pl_lease_args(f->start, f->end, f->flags, &f->policy);
@@ -44,11 +56,15 @@ int pl_foreign_lease(struct pinl_device *dev, const struct pl_foreign *f, struct
 	if (!err && !(l = pl_lease_alloc(dev, f->start, f->end, f->flags, &f->policy)))
 		err = pinl_set_error(-ENOMEM, "out of memory for a lease");
 	if (err) {
-		close(f->fd);
+		if (f->fd >= 0)
+			close(f->fd);
 		return err;
 	}
 	fill_memory(l, f);
-	err = pl_inode_of(l);
+	if (f->fd >= 0)
+		err = pl_inode_of(l);
+	else if (!pl_inode_known(l))
+		err = pinl_set_error(-ENOENT, "no lease of the file is there any more");
 	if (err) {
 		pl_lease_free(l);
 		return err;
@@ -77,7 +93,8 @@ static void answered(struct pinl_lease *l, uint64_t seq, const struct pl_range *
 	bool room = l->n_detached < PL_MAX_DETACHED;
 
 	if (seq != l->recall.last_id && !whole) { /* he will answer the last one, too, and is not late */
-		rearm(l);
+		if (l->state == PINL_NOTICED)
+			rearm(l);
 		if (!l->busy && room)
 			pl_lease_detach(l, va);
 		return;
@@ -98,12 +115,52 @@ int pl_foreign_answer(struct pinl_lease *l, uint64_t seq, const struct pl_range 
 	int err = 0;
 
 	pthread_mutex_lock(&l->ctx->lock);
-	if (l->state == PINL_NOTICED || (l->state == PINL_ACTIVE && l->stuck && whole))
+	if (l->state == PINL_NOTICED || (l->state == PINL_ACTIVE && l->stuck))
 		answered(l, seq, va, whole, outcome);
 	else
 		err = -EALREADY;
 	pthread_mutex_unlock(&l->ctx->lock);
 	return err;
+}
+
+/* ctx->lock held. Some of it, of which nobody has to be told; the rest lives on. */
+static void taken_in_part(struct pinl_lease *l, const struct pl_range *va)
+{
+	if (!l->busy && l->n_detached < PL_MAX_DETACHED)
+		pl_lease_detach(l, va);
+}
+
+int pl_foreign_taken(struct pinl_lease *l, const struct pl_range *va, bool whole,
+		     enum pinl_outcome outcome)
+{
+	int err = 0;
+
+	pthread_mutex_lock(&l->ctx->lock);
+	if (l->state == PINL_FORCING || l->state == PINL_RELEASED) {
+		err = -EALREADY;
+	} else if (!whole) {
+		taken_in_part(l, va);
+	} else {
+		if (l->state == PINL_ACTIVE && !l->stuck)
+			l->recall = (struct pl_recall){.va = {l->m.start, l->m.end}, .op = PINL_OP_NR};
+		l->recall.quiesced = true;
+		l->recall.part = false;
+		l->recall.outcome = outcome;
+		pl_lease_input(l, PL_IN_QUIESCED);
+	}
+	pthread_mutex_unlock(&l->ctx->lock);
+	return err;
+}
+
+/* Nothing else of a foreign lease's event is an access. */
+void pl_foreign_mark(const struct pinl_lease *l, const struct pl_recall *r, struct pinl_event *ev)
+{
+	ev->access = l->dev->foreign && !r->quiesced;
+}
+
+bool pl_foreign_outside(const struct pinl_event *ev)
+{
+	return ev->type == PINL_EV_FORCED && ev->access;
 }
 
 bool pl_foreign_busy(struct pinl_lease *l)

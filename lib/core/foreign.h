@@ -12,7 +12,13 @@
 
 #include "core/ctx.h"
 
-enum pl_tell { PL_TELL_FORCED, PL_TELL_RECALL, PL_TELL_LOST, PL_TELL_REFUSED };
+enum pl_tell {
+	PL_TELL_FORCED,
+	PL_TELL_RECALL,
+	PL_TELL_LOST,
+	PL_TELL_REFUSED,
+	PL_TELL_GONE, /* lost, by a change that has waited for it and is let go now */
+};
 
 struct pl_foreign_ops {
 	/* Of each change; recall->change_id is what the answer names. ctx->lock held: note it, wake
@@ -23,11 +29,15 @@ struct pl_foreign_ops {
 	 * this lease no more. The same holds. */
 	uint64_t (*grace)(struct pinl_lease *lease, uint64_t now_ns);
 	void (*held)(struct pinl_lease *lease, uint64_t since_ns);
+
+	/* After the device's stop() for a force: -EAGAIN while drain() would have to wait for it, though
+	 * no longer than till then. Worker, the lease busy, no lock. */
+	int (*drained)(struct pinl_lease *lease, uint64_t deadline_ns);
 };
 
 struct pl_foreign {
 	const struct stat *file; /* of the descriptor the holder has shown */
-	int fd;			 /* O_PATH; the lease's, if it comes to be */
+	int fd; /* O_PATH; the lease's, if it comes to be. -1: that of the file's other leases */
 	uint64_t offset;
 	uintptr_t start, end; /* in the holder */
 	enum pinl_memory_kind kind;
@@ -44,6 +54,9 @@ struct pl_foreign {
 /* From now on what is leased to the device is its holder's. */
 void pl_device_foreign(struct pinl_device *device, const struct pl_foreign_ops *ops);
 
+/* Has the file leases? */
+bool pl_foreign_known(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino);
+
 /* As pinl_map_range(). The descriptor is used up in any case. */
 int pl_foreign_lease(struct pinl_device *device, const struct pl_foreign *foreign,
 		     struct pinl_lease **lease);
@@ -57,16 +70,25 @@ bool pl_foreign_released(struct pinl_lease *lease);
 /* In a backend's stop or drain: the holder has been killed for this lease. */
 void pl_foreign_killed(struct pinl_mapping *mapping);
 
+/* Of a FORCED event: was it taken from outside of its holder? The first says so in it. */
+void pl_foreign_mark(const struct pinl_lease *lease, const struct pl_recall *recall,
+		     struct pinl_event *event);
+bool pl_foreign_outside(const struct pinl_event *event);
+
 /* Some of it has been taken, by force or not. */
 bool pl_foreign_lost(struct pinl_lease *lease);
 
 /*
  * The holder's answer: [va] is off the device, or all of it if `whole`; an empty va: the device has
  * followed the change, the lease lives on. An answer to anything but the
- * last that the holder was told ends no recall. -EALREADY: it has been forced. Late, and all of it: also
- * where force has failed.
+ * last that the holder was told ends no recall. -EALREADY: it has been forced. Late also where force
+ * has failed.
  */
 int pl_foreign_answer(struct pinl_lease *lease, uint64_t seq, const struct pl_range *va, bool whole,
 		      enum pinl_outcome outcome);
+
+/* The same, unasked: it has been so since a time when the holder couldn't say it. */
+int pl_foreign_taken(struct pinl_lease *lease, const struct pl_range *va, bool whole,
+		     enum pinl_outcome outcome);
 
 #endif

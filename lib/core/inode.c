@@ -12,8 +12,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "core/ctx.h"
-#include "os/vma.h"
+#include "core/export.h"
 
 struct pl_inode *pl_inode_find(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino)
 {
@@ -105,11 +104,24 @@ int pl_inode_of(struct pinl_lease *l)
 	return get(l, -1);
 }
 
+bool pl_inode_known(struct pinl_lease *l)
+{
+	int fd = known(l, l->mem.dev, l->mem.ino);
+
+	if (fd >= 0)
+		l->mem.fd = fd;
+	return fd >= 0;
+}
+
 int pl_inode_under(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 {
-	struct pl_vma_how how = {.maps = l->ctx->maps, .aside = l->ctx->aside, .known = known, .arg = l};
+	struct pl_vma_whose whose;
+	struct pl_vma_how how = {
+		.maps = l->ctx->maps, .aside = l->ctx->aside, .known = known, .arg = l, .whose = &whose};
 	int real, err = pl_vma_query(&how, start, end, &l->mem, &real);
 
+	if (!err && l->mem.kind == PINL_MEM_DEVICE) /* no descriptor of it has been kept */
+		err = pl_import_by_range(l, &whose);
 	return err ? err : get(l, real);
 }
 

@@ -4,8 +4,10 @@
  *
  * Making one is visible -> watched -> looked at again -> pinned, so no change is missed: one from the
  * watch on finds the lease in the index while `busy` still keeps the worker off the half-made mapping,
- * and the recall starts as soon as the pin is there; one before shows in the second look, or put the
- * same memory there. Under ctx->lock nothing is freed, nor asked of the allocator.
+ * and the recall starts as soon as the pin is there; one before shows in the second look, also if it put
+ * the same kind of memory there, which isn't watched then. (In an extent, all of that is so already and
+ * stays so until a change finds the lease.) Under ctx->lock nothing is freed, nor asked
+ * of the allocator.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,13 +16,19 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "core/ctx.h"
+#include "core/cached.h"
+#include "core/export.h"
+#include "core/extent.h"
+#include "core/fault.h"
+#include "core/sentence.h"
 #include "core/text.h"
 #include "os/compat.h"
 #include "os/vma.h"
 
 #define PAGE	    4096ul
 #define GATE_MS	    20
+#define NO_EXTENT   1 /* it has been cut meanwhile */
+#define LOOK	    2 /* the memory isn't as its extent says */
 #define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL | PINL_STAGE)
 
 int pl_lease_args(uintptr_t start, uintptr_t end, unsigned flags, const struct pinl_policy *p)
@@ -55,12 +63,15 @@ int pl_lease_args(uintptr_t start, uintptr_t end, unsigned flags, const struct p
 /* A released lease has no claim any more: its addresses may be anybody's by now. */
 static struct pinl_lease *overlapping_on_device(struct pinl_lease *l)
 {
-	struct pl_node *n = pl_index_first(&l->ctx->index, l->m.start, l->m.end);
+	struct pl_node *n = NULL;
 
+	if (!l->cached || l->ctx->others)
+		n = pl_index_first(&l->ctx->index, l->m.start, l->m.end);
 	for (; n; n = pl_index_next(n, l->m.start, l->m.end)) {
 		struct pinl_lease *other = (struct pinl_lease *)n;
 
-		if (other->dev == l->dev && other->state != PINL_RELEASED)
+		if (other->dev == l->dev && other->state != PINL_RELEASED &&
+		    !(other->cached && l->cached))
 			return other;
 	}
 	return NULL;
@@ -68,15 +79,17 @@ static struct pinl_lease *overlapping_on_device(struct pinl_lease *l)
 
 static bool moves_memory(const struct pinl_lease *l)
 {
-	return l->policy.kind == PINL_RECALL && pl_then_moves(l->policy.then);
+	return l->policy.kind == PINL_RECALL && pl_then_moves(l->policy.then) && !l->import;
 }
 
 /* SCRATCH and COPY put other memory at the addresses of one lease: a second device there would be left
  * on pages that nobody maps any more. */
 static bool moved_with_another(struct pinl_lease *l)
 {
-	struct pl_node *n = pl_index_first(&l->ctx->index, l->m.start, l->m.end);
+	struct pl_node *n = NULL;
 
+	if (moves_memory(l) || l->ctx->others)
+		n = pl_index_first(&l->ctx->index, l->m.start, l->m.end);
 	for (; n; n = pl_index_next(n, l->m.start, l->m.end))
 		if (((struct pinl_lease *)n)->state != PINL_RELEASED &&
 		    (moves_memory(l) || moves_memory((struct pinl_lease *)n)))
@@ -104,6 +117,8 @@ static void publish_locked(struct pinl_lease *l)
 	if (l->policy.kind == PINL_RECALL)
 		atomic_fetch_or(&ctx->wants_hold,
 				pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN));
+	l->alone = l->cached && !moves_memory(l);
+	ctx->others += !l->alone;
 	ctx->counters.leases++;
 	ctx->counters.mapped++;
 	ctx->counters.bytes += l->m.end - l->m.start;
@@ -126,6 +141,10 @@ static int publish_once(struct pinl_lease *l, bool *gated)
 	int err = 0;
 
 	pthread_mutex_lock(&ctx->lock);
+	if (l->by_extent && !pl_extent_take(l)) {
+		pthread_mutex_unlock(&ctx->lock);
+		return NO_EXTENT;
+	}
 	other = l->dev->foreign ? NULL : overlapping_on_device(l); /* its holder has looked itself */
 	if (other) {
 		err = -EEXIST;
@@ -192,6 +211,8 @@ static int show_handle(struct pinl_lease *l)
 	int err = 0;
 
 	l->dev->ops.handle(l->dev->priv, &l->dm, &h);
+	if (h.kind == PINL_HANDLE_VFIO || h.kind == PINL_HANDLE_IOMMUFD)
+		pl_translate(l, h.tag);
 	for (int i = 0; i < ctx->n_sources && !err; i++)
 		if ((l->watched & (1u << i)) && ctx->sources[i].ops->pinned)
 			err = ctx->sources[i].ops->pinned(ctx->sources[i].priv, &l->mem, &h);
@@ -202,7 +223,8 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 {
 	struct pinl_change *answered = NULL;
 	struct pinl_ctx *ctx = l->ctx;
-	int err = l->dev->ops.map(l->dev->priv, &l->dm, addrs);
+	struct pl_sentence why;
+	int err = l->import ? pl_import_map(l, addrs) : l->dev->ops.map(l->dev->priv, &l->dm, addrs);
 
 	if (err == -EOPNOTSUPP && (l->flags & PINL_STAGE))
 		err = pl_lease_stage(l, addrs);
@@ -210,15 +232,23 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 		return err;
 	err = show_handle(l);
 	if (err) {
-		l->dev->ops.stop(l->dev->priv, &l->dm);
+		pl_sentence_keep(&why);
+		pl_lease_stop(l, true);
 		l->dev->ops.unmap(l->dev->priv, &l->dm);
+		pl_import_detach(l);
 		l->dev->ops.forget(l->dev->priv, &l->dm);
+		pthread_mutex_lock(&ctx->lock);
+		pl_import_settled(l);
+		pthread_mutex_unlock(&ctx->lock);
+		pl_sentence_again(&why);
 		return err;
 	}
 	pl_orphan_mark(l);
+	pl_event_keys(l);
 	pthread_mutex_lock(&ctx->lock);
 	l->busy = false;
 	l->inside_ns = 0;
+	pl_import_settled(l);
 	if (l->jobs)
 		pl_job_add(l, 0);
 	pl_settle(ctx, &answered);
@@ -234,7 +264,7 @@ static void say_unseen(struct pinl_lease *l)
 	unsigned relevant = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN);
 	struct pinl_event ev;
 
-	for (int op = 0; op < PINL_OP_NR && !(l->flags & PINL_COOPERATIVE); op++) {
+	for (int op = 0; op < PINL_OP_NR && !l->import && !(l->flags & PINL_COOPERATIVE); op++) {
 		if (!(relevant & PINL_OPBIT(op)) || (l->coverage[op] & PINL_CAN_TELL))
 			continue;
 		pl_event_lease(l, PINL_EV_DEGRADED, NULL, &ev);
@@ -258,13 +288,9 @@ static int check_file_end(const struct pinl_lease *l)
 		(unsigned long)last, (unsigned long)st.st_size);
 }
 
-struct pinl_lease *pl_lease_alloc(struct pinl_device *dev, uintptr_t start, uintptr_t end,
-				  unsigned flags, const struct pinl_policy *policy)
+static void lease_init(struct pinl_lease *l, struct pinl_device *dev, uintptr_t start, uintptr_t end,
+		       unsigned flags, const struct pinl_policy *policy)
 {
-	struct pinl_lease *l = calloc(1, sizeof *l);
-
-	if (!l)
-		return NULL;
 	l->ctx = dev->ctx;
 	l->dev = dev;
 	l->flags = flags;
@@ -274,21 +300,52 @@ struct pinl_lease *pl_lease_alloc(struct pinl_device *dev, uintptr_t start, uint
 	l->m = (struct pinl_mapping){
 		.start = start, .end = end, .flags = flags & (PINL_WRITE | PINL_PIN)};
 	l->dm = l->m;
-	l->owner = getpid();
-	l->owner_thread = gettid();
+	l->owner = dev->ctx->pid;
+	l->owner_thread = pl_self_tid(dev->ctx);
 	l->since_ns = pl_clock_ns();
 	l->mem.fd = -1;
+}
+
+struct pinl_lease *pl_lease_alloc(struct pinl_device *dev, uintptr_t start, uintptr_t end,
+				  unsigned flags, const struct pinl_policy *policy)
+{
+	struct pinl_lease *l = calloc(1, sizeof *l);
+
+	if (l)
+		lease_init(l, dev, start, end, flags, policy);
 	return l;
 }
 
-static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
-		     const struct pinl_policy *policy, struct pinl_lease **out)
+static struct pinl_lease *cached_alloc(struct pinl_device *dev, const struct pl_lease_how *how)
 {
-	struct pinl_lease *l = pl_lease_alloc(dev, start, end, flags, policy);
+	struct pinl_lease *l = pl_slab_new(&dev->ctx->slab);
+
+	if (!l)
+		return NULL;
+	lease_init(l, dev, how->start, how->end, how->flags, how->policy);
+	l->in_slab = true;
+	return l;
+}
+
+static int lease_new(const struct pl_lease_how *how, struct pinl_device *dev, bool look,
+		     struct pinl_lease **out)
+{
+	uintptr_t start = how->start, end = how->end;
+	unsigned flags = how->flags;
+	struct pinl_lease *l = how->cached ? cached_alloc(dev, how)
+					   : pl_lease_alloc(dev, start, end, flags, how->policy);
 	int err;
 
 	if (!l)
 		return pinl_set_error(-ENOMEM, "out of memory for a lease");
+	l->caller = how->caller;
+	l->cached = how->cached;
+	l->cookie = how->cookie;
+	l->by_extent = how->cached && !look && pl_extent_has(dev->ctx, start, end, flags);
+	if (l->by_extent) {
+		*out = l;
+		return 0;
+	}
 	err = pl_inode_under(l, start, end);
 	if (!err && (flags & PINL_WRITE) && !l->mem.writable)
 		err = pinl_set_error(-EACCES,
@@ -307,22 +364,26 @@ static int lease_new(struct pinl_device *dev, uintptr_t start, uintptr_t end, un
 /* Of a published lease; on failure it is nobody's any more. */
 static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 {
-	int err = pl_lease_watch(l);
+	int err = l->by_extent || (l->import && l->import->by_handle) ? 0 : pl_lease_watch(l);
+	struct pl_sentence why;
 
-	if (!err && !l->dev->foreign && !pl_vma_same(l->ctx->maps, &l->mem, l->m.start, l->m.end))
+	if (!err && !l->dev->foreign && !l->import && !l->by_extent &&
+	    (!pl_vma_same(l->ctx->maps, &l->mem, l->m.start, l->m.end) || !pl_lease_is_watched(l)))
 		err = pinl_set_error(-EBUSY,
 				     "[%#lx, %#lx) was mapped anew while it was being leased; try again "
 				     "when that is done",
 				     l->m.start, l->m.end);
 	if (!err && !l->dev->foreign)
-		err = pl_lease_validate(l);
+		err = l->import ? pl_import_validate(l) : pl_lease_validate(l);
 	if (!err && !l->dev->foreign)
 		err = pl_lease_seal(l);
 	if (!err)
 		err = pin(l, addrs);
 	if (err) {
+		pl_sentence_keep(&why);
 		pl_lease_withdraw(l);
 		pl_lease_unwatch(l);
+		pl_sentence_again(&why);
 	}
 	return err;
 }
@@ -342,36 +403,70 @@ int pl_lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
 	return err;
 }
 
+static bool may_be_protected(int err)
+{
+	return err == -EFAULT || err == -EACCES || err == -EOPNOTSUPP;
+}
+
+static int map_once(struct pinl_device *dev, const struct pl_lease_how *how, bool look,
+		    struct pinl_addr *addrs, struct pinl_lease **out)
+{
+	unsigned long cuts = how->cached ? pl_extent_cuts(dev->ctx) : 0;
+	struct pinl_lease *l = NULL;
+	struct pl_inside in;
+	int err = lease_new(how, dev, look, &l);
+	bool by_extent;
+
+	if (err)
+		return err;
+	by_extent = l->by_extent;
+	pl_inside_begin(dev->ctx, &in);
+	err = pl_lease_start(l, addrs);
+	if (by_extent && may_be_protected(err))
+		err = LOOK;
+	if (!err && how->cached && !by_extent)
+		pl_extent_keep(l, cuts);
+	pl_inside_end(dev->ctx, &in);
+	if (!err)
+		*out = l;
+	return err;
+}
+
+int pl_lease_map(struct pinl_device *dev, const struct pl_lease_how *how, struct pinl_addr *addrs,
+		 struct pinl_lease **out)
+{
+	int err = pl_lease_args(how->start, how->end, how->flags, how->policy);
+
+	if (!err)
+		do
+			err = map_once(dev, how, err == LOOK, addrs, out);
+		while (err == NO_EXTENT || err == LOOK);
+	return err;
+}
+
 int pinl_map_range(struct pinl_device *dev, uintptr_t start, uintptr_t end, unsigned flags,
 		   const struct pinl_policy *policy, struct pinl_addr *addrs, struct pinl_lease **out)
 {
 	PL_CALL(call);
-	struct pinl_lease *l = NULL;
-	struct pl_inside in;
-	int err;
+	struct pl_lease_how how = {.start = start,
+				   .end = end,
+				   .flags = flags,
+				   .policy = policy,
+				   .caller = __builtin_return_address(0)};
 
 	if (!dev || !out)
 		return pinl_set_error(-EINVAL, "a device and a place for the lease are needed");
-	if (!pl_alive(dev->ctx))
-		return pl_stale();
-	err = pl_lease_args(start, end, flags, policy);
-	if (!err)
-		err = lease_new(dev, start, end, flags, policy, &l);
-	if (err)
-		return err;
-	l->caller = __builtin_return_address(0);
-	pl_inside_begin(dev->ctx, &in);
-	err = pl_lease_start(l, addrs);
-	pl_inside_end(dev->ctx, &in);
-	if (err)
-		return err;
-	*out = l;
-	return 0;
+	return pl_alive(dev->ctx) ? pl_lease_map(dev, &how, addrs, out) : pl_stale();
 }
 
 uint32_t pinl_lease_key(struct pinl_lease *lease)
 {
-	return lease->dm.key;
+	return __atomic_load_n(&lease->dm.key, __ATOMIC_RELAXED);
+}
+
+uint32_t pinl_lease_rkey(struct pinl_lease *lease)
+{
+	return __atomic_load_n(&lease->dm.rkey, __ATOMIC_RELAXED);
 }
 
 void pinl_lease_set_cookie(struct pinl_lease *lease, void *cookie)

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/sysmacros.h>
 
+#include "core/export.h"
 #include "core/order.h"
 #include "core/text.h"
 
@@ -65,7 +66,9 @@ static const char *event_name(enum pinl_event_type type)
 					"degraded",
 					"leak",
 					"dropped",
-					"deferred change done"};
+					"deferred change done",
+					"fault",
+					"keys"};
 	return NAME(n, type);
 }
 
@@ -85,6 +88,8 @@ static void event_where(const struct pinl_event *ev, struct pl_text *t)
 		pl_text_add(t, " by %d/%d", ev->actor_pid, ev->actor_tid);
 	if (!strcmp(ev->source, PL_ORDER_SOURCE))
 		pl_text_add(t, " asked for by pinlease recall");
+	else if (!strcmp(ev->source, PL_EXPORT_SOURCE))
+		pl_text_add(t, " asked for by its exporter");
 	else if (ev->source[0])
 		pl_text_add(t, " seen by %s", ev->source);
 }
@@ -96,16 +101,31 @@ static const char *degraded_words(int err)
 		return "could not be refused";
 	case -EOPNOTSUPP:
 		return "not seen when done raw";
+	case -ETIMEDOUT:
+		return "ended, and the device isn't known to be off its memory";
+	case -ENOTCONN:
+		return "not held for changes by other processes: pinleased isn't there, or can't be "
+		       "told of it again";
 	case -EINTR:
 		return "let go before the recall was over: it took too long, or others waited behind it";
 	}
 	return "not held before it took effect";
 }
 
-int pinl_event_format(const struct pinl_event *ev, char *buf, size_t len)
+const char *pinl_exporter_kind_name(enum pinl_exporter_kind kind)
 {
+	static const char *const names[] = {"not device memory", "a driver's", "VFIO",
+					    "dma-buf",		 "devdax",     "PCI"};
+
+	return NAME(names, kind);
+}
+
+int pinl_event_format(const struct pinl_event *event, char *buf, size_t len)
+{
+	struct pinl_event whole = {0}, *ev = &whole;
 	struct pl_text t = {buf, len, 0};
 
+	memcpy(&whole, event, pl_event_known(event));
 	pl_text_add(&t, "%s", event_name(ev->type));
 	if (ev->lease_id)
 		pl_text_add(&t, " lease %lu", (unsigned long)ev->lease_id);
@@ -127,11 +147,18 @@ int pinl_event_format(const struct pinl_event *ev, char *buf, size_t len)
 	if (ev->type == PINL_EV_ORPHAN && ev->err == -ENODATA)
 		pl_text_add(&t, ", %lu bytes the device wrote have no place in the file any more",
 			    (unsigned long)ev->bytes);
+	if (ev->type == PINL_EV_FAULT)
+		pl_text_add(&t, ": device %s %s device address %#lx, and the IOMMU stopped it",
+			    ev->device, ev->access & PINL_WRITE ? "wrote to" : "read from",
+			    (unsigned long)ev->device_addr);
 	if (ev->type == PINL_EV_DROPPED)
 		pl_text_add(&t, " %lu events", (unsigned long)ev->bytes);
+	if (ev->type == PINL_EV_KEYS)
+		pl_text_add(&t, " at %#lx: key %#x, rkey %#x", (unsigned long)ev->addr, ev->key,
+			    ev->rkey);
 	if (ev->type == PINL_EV_DEGRADED)
 		pl_text_add(&t, ": %s", degraded_words(ev->err));
-	else if (ev->err && ev->type != PINL_EV_ORPHAN)
+	else if (ev->err && ev->type != PINL_EV_ORPHAN && ev->type != PINL_EV_FAULT)
 		pl_text_add(&t, " (%s)", strerror(-ev->err));
 	return t.used;
 }
@@ -183,11 +210,17 @@ int pl_describe(const struct pinl_lease *l, char *buf, size_t len)
 	pl_text_add(&t, "lease %lu: [%#lx, %#lx) %lu KiB of %s", (unsigned long)l->id,
 		    (unsigned long)l->m.start, (unsigned long)l->m.end,
 		    (unsigned long)(l->m.end - l->m.start) >> 10, pinl_memory_name(l->mem.kind));
-	if (l->mem.ino)
+	if (l->import)
+		pl_text_add(&t, ", of %s (%s) from byte %lu", l->import->exporter->name,
+			    pinl_exporter_kind_name(l->import->exporter->kind),
+			    (unsigned long)l->mem.offset);
+	else if (l->mem.ino)
 		pl_text_add(&t, ", file %u:%u inode %lu offset %lu", major(l->mem.dev),
 			    minor(l->mem.dev), (unsigned long)l->mem.ino, (unsigned long)l->mem.offset);
 	pl_text_add(&t, ", device %s, %s", l->dev->given->name,
-		    l->flags & PINL_PIN ? "pinned" : "on demand");
+		    l->import		  ? "imported"
+		    : l->flags & PINL_PIN ? "pinned"
+					  : "on demand");
 	if (l->stage)
 		pl_text_add(&t,
 			    " in a staged copy at %#lx (%lu KiB more, and copying): file and device "
@@ -199,6 +232,15 @@ int pl_describe(const struct pinl_lease *l, char *buf, size_t len)
 	pl_text_add(&t, ", %s", pinl_state_name(l->state));
 	if (l->outcome)
 		pl_text_add(&t, " (%s)", pinl_outcome_name(l->outcome));
+	if (l->import) {
+		pl_text_add(&t, "; recalled by its exporter");
+		if (!l->import->by_handle)
+			pl_text_add(&t, " and by pinl_ calls; raw changes of the mapping: %s",
+				    !(l->coverage[PINL_OP_UNMAP] & PINL_CAN_TELL) ? "not seen"
+				    : l->coverage[PINL_OP_UNMAP] & PINL_CAN_HOLD  ? "held"
+										  : "told");
+		return t.used;
+	}
 	pl_text_add(&t, "; changes by pinl_ calls: exact; raw changes:");
 	describe_ops(l, &t, " held:", PINL_CAN_HOLD | PINL_CAN_BEFORE, 0);
 	describe_ops(l, &t, "; held, but seen after they took effect:", PINL_CAN_HOLD, PINL_CAN_BEFORE);

@@ -31,7 +31,15 @@ void pl_order_init(struct pl_order *o, const struct pinl_lease *l, uint64_t star
 
 bool pl_order_means(const struct pinl_change *ch, const struct pinl_lease *l)
 {
-	return !pl_is_order(ch) || order_of(ch)->lease_id == l->id;
+	return !pl_is_order(ch) || !order_of(ch)->lease_id || order_of(ch)->lease_id == l->id;
+}
+
+void pl_order_taken(const struct pinl_lease *l, bool outside)
+{
+	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next)
+		if (pl_is_order(ch) && order_of(ch)->lease_id == l->id)
+			((struct pl_order *)order_of(ch))->taken =
+				(struct pl_order_result){.outcome = l->outcome, .outside = outside};
 }
 
 /* A device that only its holder can take off would be said to be off it. */
@@ -42,9 +50,24 @@ struct pl_verdict pl_order_ask(const struct pinl_lease *l)
 	return (struct pl_verdict){.action = can ? PL_RECALL : PL_ALLOW};
 }
 
-uint64_t pl_order_deadline(const struct pinl_change *ch)
+bool pl_order_has_deadline(const struct pinl_change *ch, uint64_t *deadline_ns)
 {
-	return order_of(ch)->deadline_ns;
+	if (!pl_is_order(ch) || !order_of(ch)->lease_id)
+		return false;
+	*deadline_ns = order_of(ch)->deadline_ns;
+	return true;
+}
+
+/* The library's time is what it asks for, and half of what there is where the ceiling leaves less. */
+uint64_t pl_order_force_ns(const struct pinl_change *ch, uint64_t now, uint64_t deadline)
+{
+	uint64_t left = deadline > now ? deadline - now : 0, agent;
+
+	if (!pl_is_order(ch) || !order_of(ch)->grace_until_ns)
+		return 0;
+	agent = order_of(ch)->agent_ns < left / 2 ? order_of(ch)->agent_ns : left / 2;
+	deadline -= agent;
+	return deadline < order_of(ch)->grace_until_ns ? deadline : order_of(ch)->grace_until_ns;
 }
 
 static struct pinl_lease *find(struct pinl_ctx *ctx, const struct pl_order *o)
@@ -70,6 +93,8 @@ void pl_order_result(struct pinl_ctx *ctx, const struct pl_order *o, struct pl_o
 	} else if (l) {
 		out->outcome = l->outcome;
 		out->outside = !l->recall.quiesced;
+	} else if (o->taken.outcome) {
+		*out = o->taken;
 	}
 	pthread_mutex_unlock(&ctx->lock);
 }

@@ -209,6 +209,7 @@ static const char *op_words(enum pinl_op op)
 	return op < PINL_OP_NR ? pinl_op_name(op) : "a change nobody told of";
 }
 
+/* ctx->lock held */
 static void summary_line(struct pinl_lease *l, const struct pl_orphan *o, const struct pinl_event *ev,
 			 const struct written *w)
 {
@@ -221,7 +222,6 @@ static void summary_line(struct pinl_lease *l, const struct pl_orphan *o, const 
 	else
 		snprintf(what, sizeof what, "it changed %lu bytes there since it was found",
 			 (unsigned long)w->bytes);
-	pthread_mutex_lock(&ctx->lock);
 	n = ctx->n_summary++;
 	if (n < PL_MAX_SUMMARY) {
 		line = ctx->summary[n];
@@ -241,7 +241,6 @@ static void summary_line(struct pinl_lease *l, const struct pl_orphan *o, const 
 				 ev->waited_ns / 1e6, what);
 	}
 	ctx->counters.orphan_bytes_written += w->bytes;
-	pthread_mutex_unlock(&ctx->lock);
 }
 
 static void end_one(struct pinl_lease *l, const struct pl_orphan *o, char *room)
@@ -255,7 +254,29 @@ static void end_one(struct pinl_lease *l, const struct pl_orphan *o, char *room)
 	ev.bytes = w.bytes;
 	ev.time_ns = pl_clock_ns();
 	ev.waited_ns = ev.time_ns - o->since_ns;
+	pthread_mutex_lock(&l->ctx->lock);
 	summary_line(l, o, &ev, &w);
+	pthread_mutex_unlock(&l->ctx->lock);
+	pl_event_push(l->ctx, &ev);
+}
+
+/* What was written there is not known any more: the device is off it. */
+void pl_orphan_past(struct pinl_lease *l, const struct pl_recall *lost, uint64_t since_ns,
+		    uint64_t until_ns)
+{
+	struct pl_orphan o = {.va = lost->va, .op = lost->op, .actor = lost->actor_pid};
+	struct written w = {0, 0};
+	struct pinl_event ev;
+
+	l->ctx->counters.orphans++;
+	l->ctx->counters.orphan_bytes += lost->va.end - lost->va.start;
+	pl_event_lease(l, PINL_EV_ORPHAN, lost, &ev);
+	pl_event_push(l->ctx, &ev);
+	pl_event_lease(l, PINL_EV_ORPHAN_END, lost, &ev);
+	ev.err = -EOPNOTSUPP;
+	ev.bytes = 0;
+	ev.waited_ns = until_ns - since_ns;
+	summary_line(l, &o, &ev, &w);
 	pl_event_push(l->ctx, &ev);
 }
 

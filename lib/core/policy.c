@@ -118,6 +118,15 @@ static const char untold[] =
 	"RECALL and FOLLOW must hear of changes, and no source here tells of these on this memory "
 	"(pinl_sources says why; PINL_COOPERATIVE accepts that changes come by pinl_ calls only)";
 
+static bool retargets(const struct pl_plan *p)
+{
+	if (p->caps & PINL_DEVCAP_RETARGET)
+		return true;
+	if (p->flags & PINL_PIN)
+		return p->policy->then == PINL_THEN_COPY && (p->caps & PINL_DEVCAP_REKEYS);
+	return p->caps & PINL_DEVCAP_FOLLOWS;
+}
+
 static int validate_recall(struct pl_plan *p, const char **why)
 {
 	unsigned relevant = pl_policy_relevant_ops(p->kind, p->shared, p->flags & PINL_PIN);
@@ -130,7 +139,7 @@ static int validate_recall(struct pl_plan *p, const char **why)
 				       : "RECALL needs a device that can be revoked, and this one can "
 					 "only be drained by its "
 					 "holder; use KEEP or REFUSE");
-	if (pl_then_moves(then) && !(p->caps & PINL_DEVCAP_RETARGET))
+	if (pl_then_moves(then) && !retargets(p))
 		return no(why,
 			  "SCRATCH and COPY need a device that can be retargeted; use RECALL with FAIL");
 	if (pl_then_moves(then) && p->kind == PINL_MEM_HUGETLB)

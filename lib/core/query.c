@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/ctx.h"
+#include "core/export.h"
 #include "core/text.h"
 
 static bool pending(const struct pinl_lease *l)
@@ -50,8 +50,8 @@ void pl_lease_snapshot(const struct pinl_lease *l, struct pinl_lease_info *i)
 		.state = l->state,
 		.outcome = l->outcome,
 		.memory = l->mem.kind,
-		.file_dev = l->mem.dev,
-		.file_ino = l->mem.ino,
+		.file_dev = l->import ? 0 : l->mem.dev,
+		.file_ino = l->import ? 0 : l->mem.ino,
 		.file_offset = l->mem.offset,
 		.policy = l->policy,
 		.flags = l->flags,
@@ -67,6 +67,10 @@ void pl_lease_snapshot(const struct pinl_lease *l, struct pinl_lease_info *i)
 	memcpy(i->coverage, l->coverage, sizeof l->coverage);
 	for (int op = 0; op < PINL_OP_NR; op++)
 		i->supervised[op] = l->coverage[op] | l->supervised[op];
+	if (l->import)
+		memcpy(i->exporter, l->import->exporter->name, sizeof i->exporter);
+	if (l->import && l->import->by_handle)
+		i->detaching = 0;
 	strncpy(i->device_kind, l->dev->given->name, sizeof i->device_kind - 1);
 }
 
@@ -154,6 +158,12 @@ static int check_bytes(struct pinl_lease *l, size_t offset, size_t len)
 	return 0;
 }
 
+/* M8 */
+static int say_import(const char *what)
+{
+	return pinl_set_error(-EOPNOTSUPP, "a lease of device memory can't be %s", what);
+}
+
 int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 {
 	PL_CALL(call);
@@ -162,6 +172,8 @@ int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 
 	if (err)
 		return err;
+	if (l->import)
+		return say_import("read: its content is its exporter's");
 	own(l, &in);
 	err = l->dev->ops.read(l->dev->priv, &l->dm, offset, len, buf);
 	disown(l, &in);
@@ -195,6 +207,8 @@ int pinl_device_protect(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 
 	if (err)
 		return err;
+	if (l->import)
+		return say_import("write-protected: no page of the kernel's is behind it");
 	own(l, &in);
 	err = l->dev->ops.protect(l->dev->priv, &l->dm, start + l->dm.start - l->m.start,
 				  end + l->dm.start - l->m.start);
@@ -210,6 +224,9 @@ int pinl_device_dirty(struct pinl_lease *l, uintptr_t start, uintptr_t end, uint
 
 	if (err)
 		return err;
+	if (l->import)
+		return say_import(
+			"asked for dirty pages: they mean nothing there, nothing is written back");
 	own(l, &in);
 	err = l->dev->ops.dirty(l->dev->priv, &l->dm, start + l->dm.start - l->m.start,
 				end + l->dm.start - l->m.start, dirty);

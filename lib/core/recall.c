@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 
+#include "core/cached.h"
 #include "core/change.h"
 #include "core/foreign.h"
 #include "core/order.h"
@@ -54,9 +55,10 @@ void pl_recall_over(struct pinl_lease *l)
 void pl_recall_make(struct pinl_lease *l, const struct pinl_change *ch, const struct pl_range *va,
 		    enum pl_effect effect, struct pl_recall *r)
 {
-	uint64_t now = pl_clock_ns();
-	uint64_t deadline = pl_is_order(ch) ? pl_order_deadline(ch) : now + grace_of(l, now);
+	uint64_t now = pl_clock_ns(), deadline;
 
+	if (!pl_order_has_deadline(ch, &deadline))
+		deadline = now + grace_of(l, now);
 	*r = (struct pl_recall){
 		.va = *va,
 		.op = ch->op,
@@ -65,7 +67,7 @@ void pl_recall_make(struct pinl_lease *l, const struct pinl_change *ch, const st
 		.late = !(ch->can & PINL_CAN_BEFORE),
 		.held = ch->can & PINL_CAN_HOLD,
 		.deadline_ns = deadline < ch->ceiling_ns ? deadline : ch->ceiling_ns,
-		.since_ns = now,
+		.since_ns = ch->since_ns,
 		.change_id = ch->id,
 		.last_id = ch->id,
 		.ceiling_ns = ch->ceiling_ns,
@@ -73,6 +75,9 @@ void pl_recall_make(struct pinl_lease *l, const struct pinl_change *ch, const st
 		.actor_tid = ch->actor_tid,
 		.source = ch->source,
 	};
+	r->force_ns = pl_order_force_ns(ch, now, r->deadline_ns);
+	if (ch->force_by_ns && ch->force_by_ns < r->deadline_ns)
+		r->deadline_ns = ch->force_by_ns;
 	if (l->stuck && !pl_is_order(ch)) /* to be forced again only when nobody waits any more */
 		r->deadline_ns = ch->ceiling_ns + 2 * l->ctx->opts.ceiling_ms * 1000000ull;
 	if (effect == PL_GONE && r->late)
@@ -226,6 +231,8 @@ void pl_recall_apply(struct pinl_lease *l, struct pinl_change *ch, const struct 
 	struct pl_recall r;
 
 	if (v.action == PL_ALLOW || l->state == PINL_RELEASED)
+		return;
+	if (l->cached && pl_cached_changed(l))
 		return;
 	pl_recall_make(l, ch, va, effect, &r);
 	ch->recalled = 1;

@@ -11,7 +11,7 @@
 #include <errno.h>
 #include <sys/mman.h>
 
-#include "core/ctx.h"
+#include "core/extent.h"
 #include "os/vma.h"
 
 #define MAX_PLACED 8
@@ -34,6 +34,9 @@ void pl_sources_suspend(struct pinl_lease *l, const struct pl_range *va, int sus
 		if (ctx->sources[i].ops->suspend)
 			ctx->sources[i].ops->suspend(ctx->sources[i].priv, va->start, va->end,
 						     suspended);
+	pthread_mutex_lock(&ctx->lock);
+	pl_extents_cut(ctx, va->start, va->end);
+	pthread_mutex_unlock(&ctx->lock);
 }
 
 static int read_device(void *arg, size_t offset, size_t len, void *buf)
@@ -95,6 +98,9 @@ static int put(struct replacing *x, const struct pl_range *va, bool hole)
 	x->taken->va_lost |= hole;
 	if (l->stage)
 		err = put_staged(x, va, hole);
+	else if (hole &&
+		 !(l->flags & PINL_PIN)) /* it would fault there as soon as that is a hole again */
+		return -EFAULT;
 	else if (hole)
 		return put_in_hole(x, va);
 	else

@@ -10,7 +10,7 @@
  */
 #include <errno.h>
 
-#include "core/ctx.h"
+#include "core/export.h"
 
 #define LEAST_MS 20 /* to drain what others have used up the time for */
 
@@ -25,12 +25,26 @@ static uint64_t drain_deadline(const struct pinl_lease *l)
 	return l->drain_by > least ? l->drain_by : least;
 }
 
+/* Who is going to read? A COPY, and who counts what orphans have got. */
+int pl_lease_stop(struct pinl_lease *l, bool quiesced)
+{
+	l->dm.reads = l->orphan_bytes || l->stage || (!quiesced && l->policy.then == PINL_THEN_COPY);
+	return l->dev->ops.stop(l->dev->priv, &l->dm);
+}
+
+/* What couldn't be stopped may be when its transfers have ended, which drain sees to; but only a stop
+ * that has worked confirms. pinleased's has had all its time. */
 static int stop_and_drain(struct pinl_lease *l, const struct pl_recall *r)
 {
-	int err = l->stopped ? l->stop_err : l->dev->ops.stop(l->dev->priv, &l->dm);
+	uint64_t deadline = drain_deadline(l);
+	int err = l->stopped ? l->stop_err : pl_lease_stop(l, r->quiesced);
 
+	if (err && err != -EOPNOTSUPP && !l->dev->foreign) {
+		l->dev->ops.drain(l->dev->priv, &l->dm, deadline);
+		err = pl_lease_stop(l, r->quiesced);
+	}
 	if (!err)
-		err = l->dev->ops.drain(l->dev->priv, &l->dm, drain_deadline(l));
+		err = l->dev->ops.drain(l->dev->priv, &l->dm, deadline);
 	pl_lease_flush(l, r);
 	return err;
 }
@@ -70,7 +84,7 @@ static int take_copy(struct pinl_lease *l, const struct pl_recall *r, struct pl_
 bool pl_stops_first(const struct pinl_lease *l)
 {
 	return l->dev->foreign || l->recall.quiesced || l->policy.then != PINL_THEN_SCRATCH ||
-	       l->orphan_bytes || l->stage || !replaceable(l, &l->recall);
+	       l->orphan_bytes || l->stage || (!l->import && !replaceable(l, &l->recall));
 }
 
 /* Nothing can be put at its addresses from here: its holder has done that, or the device is kept off. */
@@ -82,8 +96,29 @@ static void take_foreign(struct pinl_lease *l, const struct pl_recall *r, struct
 	taken->err = stop_and_drain(l, r);
 	if (l->killed && !taken->err)
 		taken->outcome = PINL_OUT_KILLED;
-	pl_orphan_end(l);
+	if (!taken->err) /* else the device has them still */
+		pl_orphan_end(l);
 	l->dm.holder_done = 0;
+}
+
+/* Its table to a dummy, or off; the exporter goes on without it. Always all of the lease. */
+static void take_import(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *taken)
+{
+	bool dummy = !r->quiesced && l->policy.then == PINL_THEN_SCRATCH && !l->stopped;
+	int err = pl_import_take(l, dummy);
+
+	taken->whole = true;
+	taken->outcome = r->quiesced ? PINL_OUT_QUIESCED : err ? PINL_OUT_FAIL : PINL_OUT_SCRATCH;
+	if (err)
+		taken->err = stop_and_drain(l, r);
+	else
+		taken->err = l->dev->ops.drain(l->dev->priv, &l->dm, drain_deadline(l));
+	if (err)
+		l->dev->ops.drop(l->dev->priv, &l->dm);
+	if (!taken->err)
+		pl_import_detach(l);
+	if (err && dummy && !taken->err)
+		taken->err = err;
 }
 
 void pl_take(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *taken)
@@ -94,6 +129,10 @@ void pl_take(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *t
 	*taken = (struct pl_taken){0};
 	if (l->dev->foreign) {
 		take_foreign(l, r, taken);
+		return;
+	}
+	if (l->import) {
+		take_import(l, r, taken);
 		return;
 	}
 	if (!r->quiesced && pl_then_moves(l->policy.then)) {

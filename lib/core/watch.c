@@ -55,16 +55,30 @@ static void add_coverage(struct pinl_lease *l, uint8_t to[PINL_OP_NR], const uin
 
 void pl_lease_unwatch(struct pinl_lease *l)
 {
-	for (int i = 0; i < l->ctx->n_sources; i++)
+	for (int i = 0; i < l->ctx->n_sources && !l->by_extent; i++)
 		if (l->watched & (1u << i))
 			l->ctx->sources[i].ops->unwatch(l->ctx->sources[i].priv, &l->mem);
 	l->watched = 0;
 }
 
+/* The same kind of memory may have been mapped there after the watch began; that isn't watched. */
+bool pl_lease_is_watched(const struct pinl_lease *l)
+{
+	for (int i = 0; i < l->ctx->n_sources; i++) {
+		const struct pl_source *s = &l->ctx->sources[i];
+
+		if ((l->watched & (1u << i)) &&
+		    s->ops->size > offsetof(struct pinl_source_ops, watching) && s->ops->watching &&
+		    !s->ops->watching(s->priv, &l->mem))
+			return false;
+	}
+	return true;
+}
+
 int pl_lease_watch(struct pinl_lease *l)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	bool must = !(l->flags & PINL_COOPERATIVE) && l->policy.kind != PINL_KEEP;
+	bool must = !(l->flags & PINL_COOPERATIVE) && (l->policy.kind != PINL_KEEP || l->cached);
 	uint8_t can[PINL_OP_NR], supervised[PINL_OP_NR];
 
 	for (int i = 0; i < ctx->n_sources; i++) {
@@ -127,6 +141,23 @@ static bool can_be_taken_from_outside(const struct pinl_lease *l)
 	return false;
 }
 
+/* Whatever its policy: who doesn't hear of a change returns a registration of what was there before. */
+static int validate_cached(const struct pinl_lease *l)
+{
+	unsigned missing = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN);
+
+	for (int op = 0; op < PINL_OP_NR; op++)
+		if ((l->coverage[op] & PINL_CAN_TELL) || (l->flags & PINL_COOPERATIVE))
+			missing &= ~PINL_OPBIT(op);
+	return missing ? say_missing(
+				 -EOPNOTSUPP,
+				 "the cache must hear of changes, and no source here tells of these on "
+				 "this memory (pinl_sources says why; PINL_COOPERATIVE accepts that "
+				 "changes come by pinl_ calls only)",
+				 missing)
+		       : 0;
+}
+
 int pl_lease_validate(struct pinl_lease *l)
 {
 	struct pl_plan plan = {
@@ -134,7 +165,8 @@ int pl_lease_validate(struct pinl_lease *l)
 		.flags = l->flags,
 		.device_class = l->dev->info.device_class,
 		.caps = l->dev->info.caps,
-		.device_why = l->dev->info.why,
+		.device_why = l->dev->info.why_pinned && (l->flags & PINL_PIN) ? l->dev->info.why_pinned
+									       : l->dev->info.why,
 		.kind = l->mem.kind,
 		.shared = l->mem.shared,
 		.sealable = (l->flags & PINL_SEAL) && is_sealable(l),
@@ -154,7 +186,9 @@ int pl_lease_validate(struct pinl_lease *l)
 	if (err && plan.device_why)
 		return pinl_set_error(err, "%s (%s %s: %s)", why, "device", l->dev->given->name,
 				      plan.device_why);
-	return err ? pinl_set_error(err, "%s", why) : 0;
+	if (err)
+		return pinl_set_error(err, "%s", why);
+	return l->cached ? validate_cached(l) : 0;
 }
 
 int pl_lease_seal(struct pinl_lease *l)

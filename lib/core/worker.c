@@ -8,6 +8,8 @@
 #include <time.h>
 
 #include "core/change.h"
+#include "core/foreign.h"
+#include "core/order.h"
 
 #define AHEAD 256 /* leases that a look ahead goes over */
 
@@ -51,6 +53,12 @@ static uint64_t expire(struct pinl_ctx *ctx)
 	return first ? first->start : UINT64_MAX;
 }
 
+static uint64_t earliest(uint64_t a, uint64_t b, uint64_t c)
+{
+	a = a < b ? a : b;
+	return a < c ? a : c;
+}
+
 static void sleep_until(struct pinl_ctx *ctx, uint64_t when)
 {
 	struct timespec t = {.tv_sec = when / 1000000000u, .tv_nsec = when % 1000000000u};
@@ -61,11 +69,18 @@ static void sleep_until(struct pinl_ctx *ctx, uint64_t when)
 		pthread_cond_timedwait(&ctx->work, &ctx->lock, &t);
 }
 
+/* A foreign one's answer says who did it: the holder, or its library at its own deadline. */
+static bool by_force(const struct pl_recall *r)
+{
+	return !r->quiesced || r->outcome > PINL_OUT_QUIESCED;
+}
+
 static void taken_events(struct pinl_lease *l, const struct pl_recall *r, const struct pl_taken *taken)
 {
 	struct pinl_event ev;
 
-	pl_event_lease(l, r->quiesced ? PINL_EV_QUIESCED : PINL_EV_FORCED, r, &ev);
+	pl_event_lease(l, by_force(r) ? PINL_EV_FORCED : PINL_EV_QUIESCED, r, &ev);
+	pl_foreign_mark(l, r, &ev);
 	ev.outcome = taken->outcome;
 	ev.err = taken->err;
 	pl_event_push(l->ctx, &ev);
@@ -83,6 +98,7 @@ static void stuck(struct pinl_lease *l, const struct pl_recall *r, const struct 
 	struct pinl_event ev;
 
 	pl_event_lease(l, PINL_EV_FORCED, r, &ev);
+	pl_foreign_mark(l, r, &ev);
 	ev.err = taken->err;
 	pl_event_push(l->ctx, &ev);
 	l->stuck = true;
@@ -100,15 +116,18 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 		return;
 	}
 	l->outcome = taken->outcome;
+	l->taken_ns = pl_clock_ns();
+	if (l->dev->foreign)
+		pl_order_taken(l, !r->quiesced);
 	l->unproven = taken->err != 0;
 	l->stuck = false;
 	if (!taken->whole || taken->switched)
 		pl_lease_detach(l, &r->va);
 	l->va_lost |= r->effect == PL_GONE || taken->va_lost;
-	if (r->quiesced)
-		ctx->counters.quiesced++;
-	else
+	if (by_force(r))
 		ctx->counters.forced++;
+	else
+		ctx->counters.quiesced++;
 	if (taken->err == -ETIMEDOUT)
 		ctx->counters.drains_unconfirmed++;
 	taken_events(l, r, taken);
@@ -152,12 +171,13 @@ static void answer_unlocked(struct pinl_ctx *ctx, struct pinl_change **answered)
 static void stop_ahead(struct pinl_ctx *ctx, struct pinl_lease *l)
 {
 	uint64_t drain_by = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
+	bool quiesced = l->recall.quiesced;
 	int err;
 
 	l->busy = true;
-	l->dm.holder_done = l->dev->foreign && l->recall.quiesced;
+	l->dm.holder_done = l->dev->foreign && quiesced;
 	pthread_mutex_unlock(&ctx->lock);
-	err = l->dev->ops.stop(l->dev->priv, &l->dm);
+	err = pl_lease_stop(l, quiesced);
 	pthread_mutex_lock(&ctx->lock);
 	l->dm.holder_done = 0;
 	l->busy = false;
@@ -169,7 +189,8 @@ static void stop_ahead(struct pinl_ctx *ctx, struct pinl_lease *l)
 
 /*
  * Forces are done one after the other, but their waiting for transfers to end may not add up: the
- * devices of all that are queued are stopped first, and the time to drain runs for all at once.
+ * devices of all that are queued are stopped first, and the time to drain runs for all at once. Foreign
+ * ones are then looked at in turn (draining.c).
  */
 static void look_ahead(struct pinl_ctx *ctx)
 {
@@ -191,6 +212,7 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	struct pl_range follow_va = l->follow;
 	struct pinl_change *answered = NULL;
 	struct pl_taken taken = {0};
+	uint32_t rkey = l->dm.rkey;
 	unsigned jobs = l->jobs;
 	bool released = l->state == PINL_RELEASED;
 	struct pl_lost_list lost;
@@ -223,9 +245,11 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	l->busy = false;
 	pl_lost_put(ctx, &lost);
 	if (jobs & PL_JOB_TAKE)
-		l->seen = l->stopped = false;
+		l->seen = l->stopped = l->drained = false;
 	if (jobs & PL_JOB_TAKE)
 		apply_taken(l, &recall, &taken);
+	if (l->dm.rkey != rkey)
+		pl_event_keys(l);
 	if (jobs & PL_JOB_ORPHAN)
 		pl_recall_late(l);
 	if (jobs & PL_JOB_TAKE)
@@ -243,6 +267,7 @@ void *pl_worker(void *arg)
 	struct pinl_change *answered = NULL;
 	struct pinl_lease *l;
 	uint64_t next, cut;
+	bool looked;
 
 	pinl_set_error(0, "%s", ""); /* its thread-local memory may be allocated at first use */
 	pl_exempt_enter(ctx);
@@ -256,11 +281,12 @@ void *pl_worker(void *arg)
 		}
 		if (ctx->jobs && !ctx->jobs->seen)
 			look_ahead(ctx);
+		looked = pl_draining_look(ctx);
 		l = job_pop(ctx);
-		if (!l)
-			sleep_until(ctx, cut < next ? cut : next);
-		else if (!l->busy)
+		if (l && !l->busy && !pl_draining_add(l))
 			do_jobs(ctx, l);
+		else if (!l && !looked) /* else the lock was dropped, and there may be more to do */
+			sleep_until(ctx, earliest(cut, next, pl_draining_next(ctx)));
 	}
 	pl_settle(ctx, &answered);
 	pthread_mutex_unlock(&ctx->lock);

@@ -85,6 +85,9 @@ static void *aside(void *arg)
 		j->result = j->fn(j->arg);
 		sem_post(&j->done);
 	}
+	/* The kernel wakes who joins a thread before it takes the thread's table away. */
+	if (!a->err)
+		syscall(SYS_close_range, 0, ~0u, 0);
 	return NULL;
 }
 
@@ -131,8 +134,8 @@ long pl_aside_run(struct pl_aside *a, long (*fn)(void *arg), void *arg)
 	pthread_mutex_lock(&a->lock);
 	*a->tail = &j;
 	a->tail = &j.next;
-	pthread_cond_signal(&a->work);
 	pthread_mutex_unlock(&a->lock);
+	pthread_cond_signal(&a->work); /* whoever wakes up shall find the lock free */
 	while (sem_wait(&j.done))
 		;
 	sem_destroy(&j.done);

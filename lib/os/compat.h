@@ -4,6 +4,7 @@
 #ifndef PL_OS_COMPAT_H
 #define PL_OS_COMPAT_H
 
+#include <fcntl.h>
 #include <stdint.h>
 #include <linux/io_uring.h>
 #include <linux/userfaultfd.h>
@@ -52,6 +53,16 @@ struct pl_io_uring_clone_buffers {
 	uint32_t src_fd, flags, src_off, dst_off, nr, pad[3];
 };
 
+/* Of a thread (6.9), and PIDFD_GET_INFO (6.13). */
+#define PL_PIDFD_THREAD O_EXCL
+struct pl_pidfd_info {
+	uint64_t mask, cgroup;
+	uint32_t pid, tgid, ppid, ruid, rgid, euid, egid, suid, sgid, fsuid, fsgid, exit_code;
+};
+#define PL_PIDFD_GET_INFO   _IOWR(0xff, 11, struct pl_pidfd_info)
+#define PL_PIDFD_INFO_PID   (1ull << 0)
+#define PL_PIDFD_INFO_CREDS (1ull << 1)
+
 /* PROCMAP_QUERY (6.11) on /proc/<pid>/maps. */
 struct pl_procmap_query {
 	uint64_t size, query_flags, query_addr;
@@ -74,7 +85,10 @@ struct pl_pagemap_scan {
 	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
 	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
 };
-#define PL_PAGEMAP_SCAN	   _IOWR('f', 16, struct pl_pagemap_scan)
-#define PL_PAGE_IS_PRESENT (1ull << 3)
+#define PL_PAGEMAP_SCAN		 _IOWR('f', 16, struct pl_pagemap_scan)
+#define PL_PAGE_IS_WPALLOWED	 (1ull << 0)
+#define PL_PAGE_IS_PRESENT	 (1ull << 3)
+#define PL_PAGE_IS_HUGE		 (1ull << 6)
+#define PL_PM_SCAN_CHECK_WPASYNC (1ull << 1)
 
 #endif

@@ -9,7 +9,6 @@
 #include "os/task.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,23 +16,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* The first bytes of a /proc file, terminated. Returns their number. */
-static int read_proc(const char *path, char *buf, size_t len)
-{
-	int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
-	long n;
-
-	if (fd < 0)
-		return -errno;
-	n = syscall(SYS_read, fd, buf, len - 1);
-	if (n < 0)
-		n = -errno;
-	syscall(SYS_close, fd);
-	if (n < 0)
-		return n;
-	buf[n] = 0;
-	return n;
-}
+#include "os/compat.h"
+#include "os/dir.h"
+#include "os/text.h"
 
 /*
  * "nr a0 .. a5 sp pc", "-1 sp pc", or "running". An io_uring worker shows the call its creator was in
@@ -73,44 +58,45 @@ int pl_task_syscall(pid_t pid, pid_t tid, struct pl_syscall *out)
 		snprintf(path, sizeof path, "/proc/%d/task/%d/syscall", pid, tid);
 	else
 		snprintf(path, sizeof path, "/proc/%d/syscall", tid);
-	n = read_proc(path, buf, sizeof buf);
+	n = pl_text_start(path, buf, sizeof buf);
 	if (n < 0)
 		return n == -ENOENT ? -ESRCH : n;
 	return n ? parse_syscall(buf, out) : -ENODATA;
 }
 
-struct dirent64 {
-	uint64_t ino;
-	int64_t off;
-	uint16_t reclen;
-	uint8_t type;
-	char name[];
-};
-
-int pl_task_each_thread(int (*fn)(pid_t tid, void *arg), void *arg)
+int pl_task_owner(pid_t tid, pid_t *pid, uid_t *uid)
 {
-	_Alignas(struct dirent64) char buf[1024];
-	pid_t self = syscall(SYS_gettid), tid;
-	int ret = 0;
-	long n;
-	int fd = syscall(SYS_openat, AT_FDCWD, "/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct pl_pidfd_info info = {.mask = PL_PIDFD_INFO_PID | PL_PIDFD_INFO_CREDS};
+	int fd = syscall(SYS_pidfd_open, tid, PL_PIDFD_THREAD), err;
 
 	if (fd < 0)
 		return -errno;
-	while (!ret && (n = syscall(SYS_getdents64, fd, buf, sizeof buf)) != 0) {
-		if (n < 0) {
-			ret = -errno;
-			break;
-		}
-		for (long at = 0; !ret && at < n;) {
-			struct dirent64 *d = (void *)(buf + at);
-
-			at += d->reclen;
-			tid = atoi(d->name);
-			if (tid > 0 && tid != self)
-				ret = fn(tid, arg);
-		}
-	}
+	err = syscall(SYS_ioctl, fd, PL_PIDFD_GET_INFO, &info) ? -errno : 0;
 	syscall(SYS_close, fd);
-	return ret;
+	if (err)
+		return err;
+	*pid = info.tgid;
+	*uid = info.ruid;
+	return 0;
+}
+
+struct other_threads {
+	int (*fn)(pid_t tid, void *arg);
+	void *arg;
+	pid_t self;
+};
+
+static int other_thread(const char *name, void *arg)
+{
+	const struct other_threads *o = arg;
+	pid_t tid = atoi(name);
+
+	return tid > 0 && tid != o->self ? o->fn(tid, o->arg) : 0;
+}
+
+int pl_task_each_thread(int (*fn)(pid_t tid, void *arg), void *arg)
+{
+	struct other_threads o = {fn, arg, syscall(SYS_gettid)};
+
+	return pl_each_name("/proc/self/task", other_thread, &o);
 }

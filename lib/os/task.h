@@ -14,6 +14,12 @@ struct pl_syscall {
 /* -EAGAIN: the task is running; -ESRCH/-EACCES as from the kernel; -ENODATA: not in a system call. */
 int pl_task_syscall(pid_t pid, pid_t tid, struct pl_syscall *out);
 
+/*
+ * Its process and real user; waits for nobody, and the number must be a live task's. -errno, also of
+ * kernels before 6.13.
+ */
+int pl_task_owner(pid_t tid, pid_t *pid, uid_t *uid);
+
 /* Call fn for every thread of this process but the caller; stops when fn returns non-zero. */
 int pl_task_each_thread(int (*fn)(pid_t tid, void *arg), void *arg);
 

@@ -21,10 +21,15 @@
 #include <unistd.h>
 
 #include "os/compat.h"
+#include "os/text.h"
 
 #define HUGETLBFS 0x958458f6
 #define TMPFS	  0x01021994
 #define SECRETMEM 0x5345434d
+#define SYSFS	  0x62656572
+#define PROCFS	  0x9fa0
+#define DEBUGFS	  0x64626720
+#define DMABUF	  0x444d4142
 
 struct vma {
 	uintptr_t start, end;
@@ -59,47 +64,15 @@ static int query_ioctl(int maps, uintptr_t at, struct vma *v)
 	return 0;
 }
 
-/* A text file, line by line; stdio would allocate, and the worker asks, too. */
-struct text {
-	int fd;
-	size_t at, have;
-	char buf[1024];
-};
-
-/* What doesn't fit is cut off. -ENOENT at the end. */
-static int next_line(struct text *t, char *line, size_t max)
-{
-	size_t n = 0;
-	ssize_t got;
-	char c;
-
-	do {
-		if (t->at == t->have) {
-			do
-				got = read(t->fd, t->buf, sizeof t->buf);
-			while (got < 0 && errno == EINTR);
-			if (got <= 0)
-				return got < 0 ? -errno : -ENOENT;
-			t->have = got;
-			t->at = 0;
-		}
-		c = t->buf[t->at++];
-		if (n + 1 < max && c != '\n')
-			line[n++] = c;
-	} while (c != '\n');
-	line[n] = 0;
-	return 0;
-}
-
 static int query_text(uintptr_t at, struct vma *v)
 {
-	struct text t = {.fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC)};
+	struct pl_text t;
 	char line[1024], perms[8];
-	int err, pos;
+	int err = pl_text_open(&t, "/proc/self/maps"), pos;
 
-	if (t.fd < 0)
-		return errno == ENOENT ? -ENOSYS : -errno;
-	while (!(err = next_line(&t, line, sizeof line))) {
+	if (err)
+		return err == -ENOENT ? -ENOSYS : err;
+	while (!(err = pl_text_line(&t, line, sizeof line))) {
 		pos = 0;
 		if (sscanf(line, "%lx-%lx %7s %lx %x:%x %lu %n", &v->start, &v->end, perms, &v->offset,
 			   &v->major, &v->minor, &v->ino, &pos) < 7 ||
@@ -110,7 +83,7 @@ static int query_text(uintptr_t at, struct vma *v)
 		v->shared = perms[3] == 's';
 		break;
 	}
-	close(t.fd);
+	pl_text_close(&t);
 	return err;
 }
 
@@ -264,6 +237,8 @@ static enum pinl_memory_kind kind_by_name(const struct vma *v)
 {
 	if (strstr(v->name, "secretmem"))
 		return PINL_MEM_SECRET;
+	if (!strncmp(v->name, "anon_inode:", 11) || !strncmp(v->name, "/dmabuf:", 8))
+		return PINL_MEM_DEVICE;
 	if (!strncmp(v->name, "/anon_hugepage", 14))
 		return PINL_MEM_HUGETLB;
 	if (!strncmp(v->name, "/memfd:", 7) || !strncmp(v->name, "/dev/zero", 9) ||
@@ -272,6 +247,27 @@ static enum pinl_memory_kind kind_by_name(const struct vma *v)
 	if (!strncmp(v->name, "/dev/", 5))
 		return PINL_MEM_DEVICE;
 	return v->shared ? PINL_MEM_FILE_SHARED : PINL_MEM_FILE_PRIVATE;
+}
+
+/* Files whose mappings are a driver's, not the page cache's: BARs in sysfs, and the like. */
+static bool is_of_drivers(long fs_magic)
+{
+	return fs_magic == SYSFS || fs_magic == PROCFS || fs_magic == DEBUGFS;
+}
+
+enum pinl_exporter_kind pl_exporter_kind_of(const char *name, long fs_magic)
+{
+	if (fs_magic == DMABUF || !strncmp(name, "/dmabuf:", 8))
+		return PINL_EXPORTER_DMABUF;
+	if (!strncmp(name, "anon_inode:[vfio-device]", 24) || !strncmp(name, "/[vfio-device]", 14) ||
+	    !strncmp(name, "/dev/vfio/devices/", 18))
+		return PINL_EXPORTER_VFIO;
+	if (!strncmp(name, "/dev/dax", 8))
+		return PINL_EXPORTER_DAX;
+	if (!strncmp(name, "/proc/bus/pci/", 14) ||
+	    (!strncmp(name, "/sys/devices/", 13) && strstr(name, "/resource")))
+		return PINL_EXPORTER_PCI;
+	return PINL_EXPORTER_OTHER;
 }
 
 static int say_none_left(int err)
@@ -315,6 +311,7 @@ static int classify(const struct vma *v, const struct pl_vma_how *how, struct pi
 	m->ino = v->ino;
 	m->kind = kind_by_name(v);
 	m->is_memfd = !strncmp(v->name, "/memfd:", 7);
+	m->is_sysv = !strncmp(v->name, "/SYSV", 5);
 	m->fd = known_file(how, &s);
 	mine = m->fd == -1;
 	if (mine)
@@ -334,7 +331,7 @@ static int classify(const struct vma *v, const struct pl_vma_how *how, struct pi
 		return err;
 	}
 	m->fs_magic = fs.f_type;
-	if (!S_ISREG(s.st.st_mode) || fs.f_type == SECRETMEM) {
+	if (!S_ISREG(s.st.st_mode) || fs.f_type == SECRETMEM || is_of_drivers(fs.f_type)) {
 		m->kind = fs.f_type == SECRETMEM ? PINL_MEM_SECRET : PINL_MEM_DEVICE;
 		let_go(&s, m->fd);
 		m->fd = s.real = -1;
@@ -354,6 +351,14 @@ static bool continues(const struct vma *a, const struct vma *b)
 	return a->end == b->start && a->ino == b->ino && a->major == b->major && a->minor == b->minor &&
 	       a->shared == b->shared && (!a->ino || a->offset + (a->end - a->start) == b->offset) &&
 	       (a->ino || (a->name[0] == '[') == (b->name[0] == '['));
+}
+
+static struct pl_vma_whose whose(const struct vma *v, const struct pinl_memory *m)
+{
+	struct pl_vma_whose w = {.kind = pl_exporter_kind_of(v->name, m->fs_magic)};
+
+	snprintf(w.name, sizeof w.name, "%.63s", v->name);
+	return w;
 }
 
 int pl_vma_query(const struct pl_vma_how *how, uintptr_t start, uintptr_t end, struct pinl_memory *out,
@@ -392,6 +397,8 @@ int pl_vma_query(const struct pl_vma_how *how, uintptr_t start, uintptr_t end, s
 	m.vma_start = first.start;
 	m.vma_end = v.end;
 	m.offset = m.ino ? first.offset + (start - first.start) : 0;
+	if (how->whose && m.kind == PINL_MEM_DEVICE)
+		*how->whose = whose(&first, &m);
 	*out = m;
 	*real = opened;
 	return 0;
@@ -434,6 +441,13 @@ bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr
 	for (; same && start < end; start = v.end)
 		same = !vma_at(maps, start, &v) && is_of(&v, m);
 	return same;
+}
+
+bool pl_vma_one(int maps, const struct pinl_memory *m)
+{
+	struct vma v;
+
+	return !vma_at(maps, m->vma_start, &v) && v.end >= m->vma_end && is_of(&v, m);
 }
 
 int pl_vma_run(int maps, uintptr_t *start, uintptr_t *end)

@@ -3,6 +3,7 @@
 #ifndef PL_OS_VMA_H
 #define PL_OS_VMA_H
 
+#include <pinlease/exporter.h>
 #include <pinlease/source.h>
 #include <stdbool.h>
 
@@ -13,12 +14,22 @@
 /* A descriptor that is open already for the file with these numbers, stays its owner's; or -1. */
 typedef int (*pl_vma_known_fn)(void *arg, uint64_t dev, uint64_t ino);
 
+/* Of device memory: whose, and what the kernel calls it. */
+struct pl_vma_whose {
+	enum pinl_exporter_kind kind;
+	char name[64];
+};
+
 struct pl_vma_how {
 	int maps; /* /proc/self/maps, or -1 */
 	struct pl_aside *aside;
 	pl_vma_known_fn known;
 	void *arg;
+	struct pl_vma_whose *whose; /* set for device memory; NULL: not asked */
 };
+
+/* By the name of a mapping or descriptor, as /proc has it, and its file system; 0: not known. */
+enum pinl_exporter_kind pl_exporter_kind_of(const char *name, long fs_magic);
 
 /*
  * Fills everything in mem. mem->fd is what `known` gave and *real -1; or both are new and the caller's:
@@ -36,6 +47,10 @@ enum pl_vma_now pl_vma_look(int maps, const struct pinl_memory *m, uintptr_t at,
 
 /* True if the file and kind that `m` says are still mapped at [start, end), which lies in its range. */
 bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr_t end);
+
+/* True if m->vma_start to vma_end lies in one mapping: what the kernel keeps for a mapping it has for
+ * all of it. */
+bool pl_vma_one(int maps, const struct pinl_memory *m);
 
 /*
  * Cuts a range to the first mappings in it that continue each other and are writable, or to the first

@@ -17,7 +17,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "core/ctx.h"
+#include "core/extent.h"
 #include "os/compat.h"
 #include "os/vma.h"
 #include "source/files_op.h"
@@ -116,14 +116,41 @@ static int unmap(struct pinl_ctx *ctx, void *addr, size_t len)
 {
 	struct asking a;
 	int err = va_range(&a, PINL_OP_UNMAP, addr, len), slot;
+	bool leave;
 
 	if (!err && !len)
 		err = pinl_set_error(-EINVAL, "munmap of nothing");
+	if (err)
+		return err;
+	leave = pl_extent_can_leave(ctx, a.change.start, a.change.end);
+	err = begin(ctx, &a, &slot);
+	if (err)
+		return err;
+	if (leave)
+		pl_extent_leave(ctx, a.change.start, a.change.end);
+	err = munmap(addr, len) ? -errno : 0;
+	if (leave)
+		pl_extent_left(ctx, a.change.start, a.change.end, !err);
+	return finish(ctx, &a, slot, err);
+}
+
+/* To devices the same as an unmapping; what it is, only the caller knows. */
+static int invalidate(struct pinl_ctx *ctx, void *addr, size_t len, int (*change)(void *arg), void *arg)
+{
+	struct asking a;
+	int err = va_range(&a, PINL_OP_UNMAP, addr, len), slot;
+
+	if (!err && !len)
+		err = pinl_set_error(-EINVAL, "invalidation of nothing");
 	if (!err)
 		err = begin(ctx, &a, &slot);
 	if (err)
 		return err;
-	return finish(ctx, &a, slot, munmap(addr, len) ? -errno : 0);
+	if (change)
+		err = change(arg);
+	pl_exempt_leave(ctx, slot);
+	pinl_change_done(ctx, a.change.id);
+	return err;
 }
 
 /*
@@ -468,6 +495,13 @@ int pinl_madvise(struct pinl_ctx *ctx, void *addr, size_t len, int advice)
 	PL_CALL(call);
 
 	return pl_alive(ctx) ? advise(ctx, addr, len, advice) : pl_stale();
+}
+
+int pinl_invalidate(struct pinl_ctx *ctx, void *addr, size_t len, int (*change)(void *arg), void *arg)
+{
+	PL_CALL(call);
+
+	return pl_alive(ctx) ? invalidate(ctx, addr, len, change, arg) : pl_stale();
 }
 
 int pinl_ftruncate(struct pinl_ctx *ctx, int fd, off_t size)

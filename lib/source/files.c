@@ -55,12 +55,17 @@ bool pl_files_is_watched(struct pl_files *s, uint64_t dev, uint64_t ino)
 	return find_file(s, dev, ino);
 }
 
-/* Have the gate do something with the file of `fd`, and wait for it. watch_lock held. */
+/*
+ * Have the gate do something with the file of `fd`, and wait for it. Where thousands of files are taken
+ * up at once, waiting for another thread would be most of it. watch_lock held.
+ */
 static int ask(struct pl_files *s, enum pl_files_todo todo, int fd)
 {
 	struct pl_files_ask a = {.todo = todo};
 
 	snprintf(a.path, sizeof a.path, "/proc/self/task/%d/fd/%d", gettid(), fd);
+	if (s->groups_here)
+		return pl_files_do(s, &a);
 	pthread_mutex_lock(&s->lock);
 	a.next = s->asks;
 	s->asks = &a;
@@ -71,14 +76,22 @@ static int ask(struct pl_files *s, enum pl_files_todo todo, int fd)
 	return a.err;
 }
 
-/* What was found out about a file system; makes a new entry when there is none. watch_lock held. */
-static struct pl_fs_seen *fs_seen(struct pl_files *s, const struct pinl_memory *mem)
+/* What was found out about a file system. watch_lock held. */
+static struct pl_fs_seen *fs_known(struct pl_files *s, const struct pinl_memory *mem)
 {
-	struct pl_fs_seen *fs;
-
-	for (fs = s->fs; fs < s->fs + PL_FILES_FS; fs++)
+	for (struct pl_fs_seen *fs = s->fs; fs < s->fs + PL_FILES_FS; fs++)
 		if (fs->known && fs->dev == mem->dev && fs->magic == mem->fs_magic)
 			return fs;
+	return NULL;
+}
+
+/* Makes a new entry when there is none. watch_lock held. */
+static struct pl_fs_seen *fs_seen(struct pl_files *s, const struct pinl_memory *mem)
+{
+	struct pl_fs_seen *fs = fs_known(s, mem);
+
+	if (fs)
+		return fs;
 	fs = &s->fs[s->next_fs++ % PL_FILES_FS];
 	*fs = (struct pl_fs_seen){.dev = mem->dev, .magic = mem->fs_magic};
 	return fs;
@@ -129,11 +142,12 @@ static int mark_error(int err)
 static int first_watch(struct pl_files *s, const struct pinl_memory *mem)
 {
 	struct pl_watched *w = malloc(sizeof *w);
+	struct pl_fs_seen *fs = fs_seen(s, mem);
 	int err;
 
 	if (!w)
 		return pinl_set_error(-ENOMEM, "out of memory for a watched file");
-	err = ask(s, PL_TODO_MARK_FS, mem->fd);
+	err = fs->watched ? 0 : ask(s, PL_TODO_MARK_FS, mem->fd);
 	if (!err)
 		err = ask(s, PL_TODO_MARK, mem->fd);
 	if (err) {
@@ -143,7 +157,17 @@ static int first_watch(struct pl_files *s, const struct pinl_memory *mem)
 	*w = (struct pl_watched){
 		.node = {.start = mem->ino, .end = mem->ino + 1}, .dev = mem->dev, .refs = 1};
 	pl_index_insert(&s->watched, &w->node);
+	fs->watched++;
 	return 0;
+}
+
+/* If it was forgotten meanwhile and found out about again, too many are taken off. watch_lock held. */
+static void one_less(struct pl_files *s, const struct pinl_memory *mem)
+{
+	struct pl_fs_seen *fs = fs_known(s, mem);
+
+	if (fs && fs->watched)
+		fs->watched--;
 }
 
 static int files_watch(void *src, const struct pinl_memory *mem)
@@ -173,6 +197,7 @@ static void files_unwatch(void *src, const struct pinl_memory *mem)
 	w = mem->ino ? find(s, mem) : NULL;
 	if (w && --w->refs == 0) {
 		ask(s, PL_TODO_UNMARK, mem->fd);
+		one_less(s, mem);
 		gone = w;
 		pl_index_remove(&s->watched, &w->node);
 	}
@@ -180,9 +205,14 @@ static void files_unwatch(void *src, const struct pinl_memory *mem)
 	free(gone);
 }
 
-void pl_files_be_fair(void *src)
+int pl_files_be_fair(void *src)
 {
-	((struct pl_files *)src)->fair = true;
+	struct pl_files *s = src;
+
+	s->fair = true;
+	if (pl_peek_open(&s->peek))
+		return pinl_set_error(-ENOMEM, "out of memory for looking at tasks");
+	return 0;
 }
 
 int pl_files_watch_fs(void *src, const char *path)
@@ -207,10 +237,18 @@ int pl_files_watch_fs(void *src, const char *path)
 
 /* ------------------------------------------------------------------------------ opening, closing -- */
 
+/* Asked before any right is: an event that the kernel doesn't know is EINVAL, whatever the group. */
+static bool kernel_can(void)
+{
+	return fanotify_mark(-1, FAN_MARK_ADD, FAN_PRE_ACCESS, AT_FDCWD, NULL) && errno != EINVAL;
+}
+
 static int start_error(const struct pl_files *s)
 {
 	int err = s->start_err;
 
+	if (err == -EPERM && !kernel_can())
+		err = -ENOSYS;
 	if (err == -EPERM)
 		return pinl_set_error(
 			err,
@@ -268,6 +306,7 @@ static void files_free(struct pl_files *s)
 	pthread_cond_destroy(&s->work);
 	pthread_mutex_destroy(&s->lock);
 	pthread_mutex_destroy(&s->watch_lock);
+	pl_peek_free(&s->peek);
 	if (!s->kept.table)
 		free(s->held);
 	free(s);
@@ -330,6 +369,7 @@ static int files_open(struct pinl_ctx *ctx, const void *arg, void **src)
 	s->reports_tail = &s->reports;
 	if (arg)
 		s->kept = *(const struct pl_files_kept *)arg;
+	s->groups_here = s->kept.table;
 	s->wake = make_wake(s->kept.table);
 	s->n_held = s->kept.table ? PL_FILES_MAX_HELD : pool_size();
 	s->held = s->kept.table ? s->kept.table->held : calloc(s->n_held, sizeof *s->held);
@@ -352,6 +392,9 @@ void pl_files_go_on(void *src)
 {
 	struct pl_files *s = src;
 
+	pthread_mutex_lock(&s->watch_lock);
+	s->groups_here = false;
+	pthread_mutex_unlock(&s->watch_lock);
 	pthread_mutex_lock(&s->lock);
 	s->go_on = true;
 	pl_files_wake(s);

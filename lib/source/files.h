@@ -28,8 +28,11 @@
 #include "core/index.h"
 #include "os/compat.h"
 #include "os/task.h"
+#include "source/files_look.h"
+#include "source/files_peek.h"
 
 #define PL_FILES_MAX_HELD 1024
+#define PL_FILES_EVENT	  64 /* bytes, and no event that is asked for has more: itself and a range */
 #define PL_FILES_EVENTS	  (FAN_PRE_ACCESS | FAN_OPEN_PERM) /* of group B */
 
 /*
@@ -42,6 +45,7 @@ enum { PL_FILES_GROUP_A = PL_FILES_OWN, PL_FILES_GROUP_B, PL_FILES_WAKE };
 
 enum pl_held_state {
 	PL_HELD_FREE,
+	PL_HELD_UNSEEN,	 /* read; its task isn't asleep yet, so what it is about to do isn't known */
 	PL_HELD_ASKED,	 /* to be submitted, or submitted and not answered */
 	PL_HELD_ALLOWED, /* let go, not known to have happened */
 	PL_HELD_DONE,	 /* to be told to the core, then free */
@@ -51,7 +55,7 @@ enum pl_held_state {
 struct pl_held {
 	struct pinl_change change;
 	struct pl_files *src;
-	struct pl_held *next;	  /* on free or allowed (gate), reports or answered (lock) */
+	struct pl_held *next;	  /* on free, unseen or allowed (gate), reports or answered (lock) */
 	enum pl_held_state state; /* gate; read by the reporter while on reports */
 	uint64_t order;		  /* grows; gate */
 	int fd;			  /* gate */
@@ -63,6 +67,11 @@ struct pl_held {
 	int64_t new_size;
 	uint64_t allowed_ns;
 	bool size_seen;
+
+	/* UNSEEN */
+	_Alignas(struct fanotify_event_metadata) char event[PL_FILES_EVENT];
+	uint64_t read_ns;
+	bool lost; /* an earlier process's: its descriptor isn't the file's any more */
 };
 
 /* What of the source outlives the process, in memory that somebody keeps. */
@@ -76,7 +85,7 @@ struct pl_files_table {
 
 /*
  * For open: the groups are PL_FILES_GROUP_A and PL_FILES_GROUP_B in the caller's table, and he may close
- * them when open has returned. No event is read before pl_files_go_on(), and nobody is let go by close.
+ * them after pl_files_go_on(). No event is read before that, and nobody is let go by close.
  */
 struct pl_files_kept {
 	struct pl_files_table *table;
@@ -98,6 +107,7 @@ struct pl_fs_seen {
 	uint64_t dev;
 	long magic;
 	bool known, can;
+	unsigned watched; /* files of it, at most: it is mounted, and marked, as long as there is one */
 };
 
 #define PL_FILES_FS 16
@@ -119,10 +129,11 @@ struct pl_files {
 	const char *start_step;
 
 	pthread_mutex_t
-		watch_lock;	 /* watched, fs; held while the gate serves an ask, never by the gate */
+		watch_lock; /* up to groups_here; held while the gate serves an ask, never by the gate */
 	struct pl_index watched; /* struct pl_watched */
 	struct pl_fs_seen fs[PL_FILES_FS];
 	unsigned next_fs;
+	bool groups_here; /* until go_on: who has something done with them does it himself */
 
 	struct pl_files_kept kept; /* table NULL: nothing outlives this process */
 
@@ -130,7 +141,8 @@ struct pl_files {
 	bool paused; /* until go_on */
 	int group_a, group_b;
 	atomic_bool fair; /* set once: see crowds_out() */
-	struct pl_held *free, *allowed;
+	struct pl_peek peek;
+	struct pl_held *free, *allowed, *unseen;
 	unsigned n_free, n_held, poll_ms;
 	uint64_t order;
 	struct pl_held *held; /* [n_held] */
@@ -142,15 +154,28 @@ bool pl_files_is_watched(struct pl_files *s, uint64_t dev, uint64_t ino);
 /* files_gate.c */
 void *pl_files_gate(void *src);
 int pl_files_make_group(int *group); /* any thread */
+bool pl_files_knows_the_event(int group);
 void pl_files_wake(struct pl_files *s);
+int pl_files_do(struct pl_files *s, const struct pl_files_ask *a); /* gate, or see groups_here */
 void pl_files_respond(struct pl_files *s, int fd, int err);
 void pl_files_event(struct pl_files *s, const struct fanotify_event_metadata *m);
 void pl_files_allowed(struct pl_files *s, struct pl_held *h);
+struct pl_held *pl_files_take(struct pl_files *s, const struct fanotify_event_metadata *m);
+void pl_files_ask_core(struct pl_files *s, struct pl_held *h, const struct pl_files_seen *seen);
+void pl_files_free(struct pl_files *s, struct pl_held *h);
+
+/* files_unseen.c: gate */
+int pl_files_defer(struct pl_files *s, const struct fanotify_event_metadata *m, bool lost);
+void pl_files_defer_held(struct pl_files *s, struct pl_held *h);
+void pl_files_look_again(struct pl_files *s);
 
 /* files_kept.c: gate, but for the first */
 void pl_files_close_gates(struct pl_files *s); /* who opens it, while the gate is paused */
 void pl_files_take_over(struct pl_files *s);
 void pl_files_take_up(struct pl_files *s);
+
+bool pl_files_take_up_event(struct pl_files *s, const struct fanotify_event_metadata *m,
+			    enum pl_files_look look);
 void pl_files_forget_stale(struct pl_files *s, int fd);
 
 /* files_report.c */

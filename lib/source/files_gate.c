@@ -2,12 +2,13 @@
 /*
  * The thread of the files source that reads and answers fanotify: the gate. Invariants:
  * - every event that brings a descriptor gets exactly one answer, then its descriptor is closed;
- * - a pl_held is FREE and on the free list; or ASKED, and the reporter or the core has it until it is on
- *   `answered`; or ALLOWED, and on `allowed` until its change has happened; or DONE, until the reporter
- *   has said so;
+ * - a pl_held is FREE and on the free list; or UNSEEN and on `unseen`, until its task can be looked at
+ *   (files_unseen.c); or ASKED, and the reporter or the core has it until it is on `answered`; or
+ *   ALLOWED, and on `allowed` until its change has happened; or DONE, until the reporter has said so;
  * - events are read only while there is a free pl_held for each that one read() can bring;
- * - the thread allocates nothing, waits for nothing but its own poll(), does nothing with a leased file
- *   but fstat() on the event's descriptor, and calls nothing of the core's that could wait or write.
+ * - the thread allocates nothing, waits for nothing but its own poll() and, for a bounded time, a child
+ *   that looks at a task (files_peek.c), does nothing with a leased file but fstat() on the event's
+ *   descriptor, and calls nothing of the core's that could wait or write.
  *
  * What is kept is written before the world can see it: an event is in the table when it has been read,
  * and leaves it when a pl_held has it or it is answered; a pl_held is ALLOWED when it has been answered.
@@ -27,7 +28,6 @@
 
 #include "os/aside.h"
 #include "os/compat.h"
-#include "source/files_look.h"
 #include "os/clock.h"
 #include "os/wake.h"
 
@@ -68,7 +68,7 @@ void pl_files_respond(struct pl_files *s, int fd, int err)
 	}
 }
 
-static void hold_free(struct pl_files *s, struct pl_held *h)
+void pl_files_free(struct pl_files *s, struct pl_held *h)
 {
 	raw_close(h->fd);
 	h->state = PL_HELD_FREE;
@@ -96,12 +96,12 @@ static void on_answers(struct pl_files *s)
 	for (; h; h = next) {
 		next = h->next;
 		if (h->state == PL_HELD_DONE) {
-			hold_free(s, h);
+			pl_files_free(s, h);
 			continue;
 		}
 		pl_files_respond(s, h->fd, h->err);
 		if (h->err) {
-			hold_free(s, h);
+			pl_files_free(s, h);
 			continue;
 		}
 		h->state = PL_HELD_ALLOWED;
@@ -109,34 +109,36 @@ static void on_answers(struct pl_files *s)
 	}
 }
 
-/* ---------------------------------------------------------------- has the allowed change happened? --
- */
+/* ---------------------------------------------------------- has the allowed change happened? -- */
+
+/* Twice in a row: the size changes before the pages go. */
+static bool has_new_size(struct pl_held *h)
+{
+	struct stat st;
+	bool before = h->size_seen;
+
+	h->size_seen = h->new_size >= 0 && !syscall(SYS_fstat, h->fd, &st) && st.st_size == h->new_size;
+	return before && h->size_seen;
+}
 
 /*
- * It has, when the task is gone or in another call, or the size is the new one twice in a row (the size
- * changes before the pages go). A task that runs all the time, or of which nobody knows what it does, is
- * believed after a while: then a lease could be made on pages that are about to go, and the notify
- * source tells of it afterwards.
+ * It has, when the task is gone or in another call. The size says it only of a task of which nobody
+ * knows what it does: another one may have given the file the same. Such a task, and one that runs all
+ * the time, is believed after a while, for which its pages can't be leased: then a lease could be made
+ * on pages that are about to go, and the notify source tells of it afterwards.
  */
-static bool has_happened(struct pl_held *h, uint64_t now)
+static bool has_happened(struct pl_files *s, struct pl_held *h, uint64_t now)
 {
 	struct pl_syscall sc;
-	struct stat st;
-	int err;
+	int err = pl_files_peek_call(&s->peek, h->tid, PL_FILES_NEXT, &sc);
 
-	if (h->new_size >= 0 && !syscall(SYS_fstat, h->fd, &st) && st.st_size == h->new_size) {
-		if (h->size_seen)
-			return true;
-		h->size_seen = true;
-	}
-	err = pl_task_syscall(0, h->tid, &sc);
 	if (err == -ESRCH)
 		return true;
 	if (h->known && !err)
 		return memcmp(&sc, &h->call, sizeof sc) != 0;
 	if (h->known && err == -ENODATA)
 		return true;
-	return now - h->allowed_ns > GIVE_UP_NS;
+	return (!h->known && has_new_size(h)) || now - h->allowed_ns > GIVE_UP_NS;
 }
 
 /*
@@ -149,7 +151,7 @@ static void confirm(struct pl_files *s, pid_t tid)
 	uint64_t now = pl_clock_ns();
 
 	while ((h = *p)) {
-		if (tid ? h->tid != tid : !has_happened(h, now)) {
+		if (tid ? h->tid != tid : !has_happened(s, h, now)) {
 			p = &h->next;
 			continue;
 		}
@@ -176,28 +178,32 @@ static bool crowds_out(const struct pl_files *s, uid_t uid)
 	return his >= s->n_held / 2;
 }
 
-/* False: not held, as he has too many. */
-static bool hold(struct pl_files *s, const struct fanotify_event_metadata *m,
-		 const struct pl_files_seen *seen)
+/* NULL: not held, as he has too many. */
+struct pl_held *pl_files_take(struct pl_files *s, const struct fanotify_event_metadata *m)
 {
 	struct pl_held *h = s->free;
 	uid_t uid = -1;
-	pid_t pid = m->pid > 0 ? pl_files_process_of(m->pid, &uid) : 0;
+	pid_t pid = 0;
 
-	if (crowds_out(s, uid))
-		return false;
-
+	if (m->pid > 0)
+		pl_task_owner(m->pid, &pid, &uid);
+	if (!h || crowds_out(s, uid))
+		return NULL;
 	s->free = h->next;
 	s->n_free--;
-	*h = (struct pl_held){.src = s,
-			      .order = ++s->order,
-			      .fd = m->fd,
-			      .tid = m->pid,
-			      .uid = uid,
-			      .known = seen->known};
+	*h = (struct pl_held){.src = s, .fd = m->fd, .tid = m->pid, .uid = uid};
+	h->change.actor_pid = pid;
+	h->change.actor_tid = m->pid > 0 ? m->pid : 0;
+	return h;
+}
+
+void pl_files_ask_core(struct pl_files *s, struct pl_held *h, const struct pl_files_seen *seen)
+{
+	h->order = ++s->order;
+	h->known = seen->task.known;
 	h->new_size = seen->op.new_size;
-	if (seen->known)
-		h->call = seen->call;
+	if (seen->task.known)
+		h->call = seen->task.call;
 	h->change = (struct pinl_change){
 		.op = seen->op.op,
 		.also = seen->op.also,
@@ -208,26 +214,36 @@ static bool hold(struct pl_files *s, const struct fanotify_event_metadata *m,
 		.file_ino = seen->st.st_ino,
 		.file_start = seen->op.start,
 		.file_end = seen->op.end,
-		.actor_pid = pid,
-		.actor_tid = m->pid > 0 ? m->pid : 0,
+		.actor_pid = h->change.actor_pid,
+		.actor_tid = h->change.actor_tid,
 		.source = "files",
 	};
 	atomic_signal_fence(memory_order_release); /* what is kept is whole when it says so */
 	h->state = PL_HELD_ASKED;
 	pl_files_report(s, h);
-	return true;
 }
 
-/* 1: the core will answer. Else the answer: 0, nothing in it for anybody, let it go on; -errno. */
-static int ask_core(struct pl_files *s, const struct fanotify_event_metadata *m)
+/* 1: it will be answered. Else the answer: 0, nothing in it for anybody, let it go on; -errno. */
+static int first_look(struct pl_files *s, const struct fanotify_event_metadata *m)
 {
 	struct pl_files_seen seen;
+	struct pl_held *h;
 
 	if (m->pid > 0 && pinl_tid_exempt(s->ctx, m->pid))
 		return 0;
-	if (!pl_files_look(m, &seen))
+	switch (pl_files_look(&s->peek, m, &seen, PL_FILES_FIRST)) {
+	case PL_FILES_PASS:
 		return 0;
-	return hold(s, m, &seen) ? 1 : -EBUSY;
+	case PL_FILES_AGAIN:
+		return pl_files_defer(s, m, false);
+	case PL_FILES_CHANGE:
+		break;
+	}
+	h = pl_files_take(s, m);
+	if (!h)
+		return -EBUSY;
+	pl_files_ask_core(s, h, &seen);
+	return 1;
 }
 
 void pl_files_event(struct pl_files *s, const struct fanotify_event_metadata *m)
@@ -241,7 +257,7 @@ void pl_files_event(struct pl_files *s, const struct fanotify_event_metadata *m)
 	if (s->allowed && m->pid > 0)
 		confirm(s, m->pid);
 	if (m->vers == FANOTIFY_METADATA_VERSION)
-		answer = ask_core(s, m);
+		answer = first_look(s, m);
 	if (answer > 0)
 		return;
 	pl_files_respond(s, m->fd, answer);
@@ -273,7 +289,7 @@ static int mark(int group, unsigned flags, uint64_t mask, const char *path)
 	return fanotify_mark(group, flags, mask, AT_FDCWD, path) ? -errno : 0;
 }
 
-static int do_ask(struct pl_files *s, const struct pl_files_ask *a)
+int pl_files_do(struct pl_files *s, const struct pl_files_ask *a)
 {
 	int err;
 
@@ -312,7 +328,7 @@ static bool on_asks(struct pl_files *s)
 	go_on = s->go_on;
 	pthread_mutex_unlock(&s->lock);
 	for (; a; a = next) {
-		int err = do_ask(s, a);
+		int err = pl_files_do(s, a);
 
 		next = a->next;
 		pthread_mutex_lock(&s->lock);
@@ -329,8 +345,7 @@ static bool on_asks(struct pl_files *s)
 	return stop;
 }
 
-/* ------------------------------------------------------------------------------- life of the thread --
- */
+/* ------------------------------------------------------------------------ life of the thread -- */
 
 int pl_files_make_group(int *group)
 {
@@ -339,6 +354,12 @@ int pl_files_make_group(int *group)
 
 	*group = fanotify_init(flags, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
 	return *group < 0 ? -errno : 0;
+}
+
+/* EBADF: the kernel knows the event; EINVAL: it doesn't. */
+bool pl_files_knows_the_event(int group)
+{
+	return !fanotify_mark(group, FAN_MARK_ADD, FAN_PRE_ACCESS, -1, NULL) || errno != EINVAL;
 }
 
 static int get_groups(struct pl_files *s)
@@ -376,17 +397,14 @@ static int start(struct pl_files *s)
 	}
 	s->paused = s->kept.table;
 	s->start_step = "FAN_PRE_ACCESS";
-	/* EBADF: the kernel knows the event; EINVAL: it doesn't. */
-	return fanotify_mark(s->group_b, FAN_MARK_ADD, FAN_PRE_ACCESS, -1, NULL) && errno == EINVAL
-		       ? -EINVAL
-		       : 0;
+	return pl_files_knows_the_event(s->group_b) ? 0 : -EINVAL;
 }
 
 static void let_all_go(struct pl_files *s)
 {
 	on_answers(s);
 	for (unsigned i = 0; i < s->n_held; i++)
-		if (s->held[i].state == PL_HELD_ASKED)
+		if (s->held[i].state == PL_HELD_ASKED || s->held[i].state == PL_HELD_UNSEEN)
 			pl_files_respond(s, s->held[i].fd, 0);
 	raw_close(s->group_b); /* what was never read goes on now */
 	raw_close(s->group_a);
@@ -404,13 +422,14 @@ static void loop(struct pl_files *s)
 			!s->paused && s->n_free * sizeof(struct fanotify_event_metadata) >= BIGGEST_EVENT
 				? s->group_b
 				: -1;
-		poll(fds, 2, s->allowed && !s->paused ? (int)s->poll_ms : -1);
+		poll(fds, 2, (s->allowed || s->unseen) && !s->paused ? (int)s->poll_ms : -1);
 		if (fds[0].revents & POLLIN)
 			raw_read(s->wake, &woken, sizeof woken);
 		if (fds[1].fd >= 0 && (fds[1].revents & POLLIN))
 			on_events(s);
-		if (s->allowed && !s->paused) {
+		if ((s->allowed || s->unseen) && !s->paused) {
 			confirm(s, 0);
+			pl_files_look_again(s);
 			s->poll_ms = s->poll_ms < MAX_POLL_MS ? s->poll_ms * 2 : MAX_POLL_MS;
 		}
 	}
@@ -431,6 +450,7 @@ void *pl_files_gate(void *src)
 	if (err)
 		return NULL; /* its table closes with it */
 	loop(s);
+	pl_peek_end(&s->peek);
 	if (!s->kept.table)
 		let_all_go(s);
 	return NULL;

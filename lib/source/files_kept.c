@@ -12,14 +12,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 
 #include "core/ctx.h"
 #include "os/task.h"
-#include "source/files_look.h"
 
 /* A number can only be another's if it is out of bounds, and then the table isn't ours. */
 static bool occupy(struct pl_files *s, int fd)
@@ -27,10 +23,22 @@ static bool occupy(struct pl_files *s, int fd)
 	return fd > STDERR_FILENO && fd < PL_FILES_OWN && syscall(SYS_dup3, s->wake, fd, O_CLOEXEC) >= 0;
 }
 
+/* An event that was UNSEEN has gone to another pl_held, as which it was asked about or put off again,
+ * but this one wasn't free yet. */
+static bool is_double(const struct pl_files *s, const struct pl_held *h)
+{
+	for (const struct pl_held *o = s->held; o < s->held + s->n_held; o++)
+		if (o != h && o->fd == h->fd &&
+		    (o->state == PL_HELD_ASKED || (o->state == PL_HELD_UNSEEN && o < h)))
+			return true;
+	return false;
+}
+
 static bool is_held(const struct pl_files *s, int fd)
 {
 	for (unsigned i = 0; i < s->n_held; i++)
-		if (s->held[i].state == PL_HELD_ASKED && s->held[i].fd == fd)
+		if (s->held[i].fd == fd &&
+		    (s->held[i].state == PL_HELD_ASKED || s->held[i].state == PL_HELD_UNSEEN))
 			return true;
 	return false;
 }
@@ -59,7 +67,7 @@ static void take_over_held(struct pl_files *s, struct pl_held *h)
 	h->new_size = -1; /* the number is occupied by something else than the file */
 	h->change.source = "files";
 	h->change.newer_than = 0;
-	if (h->state == PL_HELD_DONE)
+	if (h->state == PL_HELD_DONE || (h->state == PL_HELD_UNSEEN && is_double(s, h)))
 		h->state = PL_HELD_FREE;
 	if (h->state != PL_HELD_FREE && !occupy(s, h->fd))
 		h->state = PL_HELD_FREE;
@@ -83,71 +91,16 @@ void pl_files_close_gates(struct pl_files *s)
 			pl_gate_close(s->ctx, &s->held[i].change);
 }
 
-/* ------------------------------------------------------------------------------ what was only read --
- */
-
-/* The path in the task's memory as this process can open it. */
-static int path_of(pid_t tid, int dirfd, uintptr_t at, char *path, size_t len)
-{
-	struct iovec to = {path + len / 2, len / 2 - 1}, from = {(void *)at, len / 2 - 1};
-	long n = process_vm_readv(tid, &to, 1, &from, 1, 0);
-	char *given = path + len / 2, where[64];
-
-	if (n <= 0 && (from.iov_len = 4096 - at % 4096)) /* it may end with its page */
-		n = process_vm_readv(tid, &to, 1, &from, 1, 0);
-	if (n <= 0)
-		return -ENOENT;
-	given[n] = 0;
-	if (*given == '/')
-		snprintf(where, sizeof where, "/proc/%d/root", tid);
-	else if (dirfd == AT_FDCWD)
-		snprintf(where, sizeof where, "/proc/%d/cwd/", tid);
-	else
-		snprintf(where, sizeof where, "/proc/%d/fd/%d/", tid, dirfd);
-	if (strlen(where) + strlen(given) >= len / 2)
-		return -ENAMETOOLONG;
-	memcpy(path, where, strlen(where) + 1);
-	memmove(path + strlen(where), given, strlen(given) + 1);
-	return 0;
-}
-
-/* By which way the task has the file that it is about to change. */
-static int way_to(pid_t tid, const struct pl_syscall *sc, char *path, size_t len)
-{
-	int fd = pl_file_target_fd(sc);
-
-	switch (sc->nr) {
-	case SYS_ftruncate:
-	case SYS_fallocate:
-		fd = sc->args[0];
-		break;
-	case SYS_openat:
-	case SYS_openat2:
-		return path_of(tid, (int)sc->args[0], sc->args[1], path, len);
-#ifdef SYS_open
-	case SYS_open:
-	case SYS_creat:
-#endif
-	case SYS_truncate:
-		return path_of(tid, AT_FDCWD, sc->args[0], path, len);
-	}
-	if (fd < 0)
-		return -ENOENT;
-	snprintf(path, len, "/proc/%d/fd/%d", tid, fd);
-	return 0;
-}
+/* ------------------------------------------------------------------------ what was only read -- */
 
 /* Put what the number stood for back in its place. */
-static int reopen(const struct fanotify_event_metadata *m, const struct pl_syscall *sc)
+static int reopen(struct pl_files *s, const struct fanotify_event_metadata *m,
+		  const struct pl_syscall *sc)
 {
-	char path[2048];
-	int err = way_to(m->pid, sc, path, sizeof path), fd;
+	int fd = pl_files_peek_open(&s->peek, m->pid, sc), err;
 
-	if (err)
-		return err;
-	fd = syscall(SYS_openat, AT_FDCWD, path, O_PATH | O_CLOEXEC);
 	if (fd < 0)
-		return -errno;
+		return fd;
 	err = syscall(SYS_dup3, fd, m->fd, O_CLOEXEC) < 0 ? -errno : 0;
 	syscall(SYS_close, fd);
 	return err;
@@ -163,21 +116,34 @@ static bool cuts(const struct fanotify_event_metadata *m, const struct pl_syscal
 	return pl_file_decode(sc, &ev, &op);
 }
 
-static void take_up_event(struct pl_files *s, const struct fanotify_event_metadata *m)
+/* False, but not at the last look: its task isn't asleep. It may have been answered, or not have slept
+ * yet. */
+bool pl_files_take_up_event(struct pl_files *s, const struct fanotify_event_metadata *m,
+			    enum pl_files_look look)
 {
 	struct pl_syscall sc;
-	int err = m->pid > 0 ? pl_files_blocked_call(m->pid, &sc) : -ESRCH;
+	int err = m->pid > 0 ? pl_files_peek_call(&s->peek, m->pid, look, &sc) : -ESRCH;
 
+	if (err == -EAGAIN && look != PL_FILES_LAST)
+		return false;
 	if (!err && cuts(m, &sc)) {
-		if (!reopen(m, &sc)) {
+		if (!reopen(s, m, &sc)) {
 			pl_files_event(s, m);
-			return;
+			return true;
 		}
-		pl_files_respond(s, m->fd, -EBUSY);
-	} else {
-		/* who is gone, or runs, has been answered */
-		pl_files_respond(s, m->fd, err == -ENODATA ? -EBUSY : 0);
+		err = -ENODATA;
 	}
+	/* who is gone has been answered */
+	pl_files_respond(s, m->fd, err == -ENODATA || err == -EAGAIN || err == -ETIMEDOUT ? -EBUSY : 0);
+	syscall(SYS_close, m->fd);
+	return true;
+}
+
+static void take_up_event(struct pl_files *s, const struct fanotify_event_metadata *m)
+{
+	if (pl_files_take_up_event(s, m, PL_FILES_FIRST) || pl_files_defer(s, m, true) > 0)
+		return;
+	pl_files_respond(s, m->fd, -EBUSY);
 	syscall(SYS_close, m->fd);
 }
 
@@ -205,6 +171,9 @@ void pl_files_take_up(struct pl_files *s)
 		pl_files_report(s, h);
 		s->order = h->order;
 	}
+	for (unsigned i = 0; i < s->n_held; i++)
+		if (s->held[i].state == PL_HELD_UNSEEN)
+			pl_files_defer_held(s, &s->held[i]);
 	for (; FAN_EVENT_OK(m, left); m = FAN_EVENT_NEXT(m, left)) {
 		if (m->fd >= 0)
 			take_up_event(s, m);

@@ -1,65 +1,47 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What the task behind an event is about to do: gathers the facts that pl_file_decode() judges. Runs on
- * the thread of the files source: nothing is allocated, no lock is taken, the leased file itself is
- * asked nothing but fstat() and fstatfs(). What can't be found out is left "unknown", never guessed.
+ * What the task behind an event is about to do: gathers the facts that pl_file_decode() judges. The gate
+ * asks the leased file nothing but fstat() and fstatfs(), and another one nothing; the task is looked at
+ * by files_peek.c, where waiting does no harm. Nothing is allocated, no lock is taken. What can't be
+ * found out is left "unknown", never guessed.
  */
 #include "source/files_look.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
-#include <time.h>
 #include <unistd.h>
 #include <linux/magic.h>
 
 #include "os/compat.h"
-
-#define LOOK_TRIES 24 /* 17 ms in all */
-
-/*
- * The event can be here before its task has gone to sleep, and until then the kernel says nothing about
- * it: give it the processor.
- */
-int pl_files_blocked_call(pid_t tid, struct pl_syscall *sc)
-{
-	struct timespec wait = {.tv_nsec = 10000};
-	int err;
-
-	for (int i = 0; (err = pl_task_syscall(0, tid, sc)) == -EAGAIN && i < LOOK_TRIES; i++) {
-		nanosleep(&wait, NULL);
-		if (wait.tv_nsec < 1000000)
-			wait.tv_nsec *= 2;
-	}
-	return err;
-}
+#include "os/text.h"
+#include "source/files_peek.h"
 
 /* openat2 has its flags behind a pointer. Another thread of the task could change them after the
  * kernel has read them: who does that is told of afterwards, not held. */
-static int read_open_how(pid_t tid, struct pl_syscall *sc)
+static bool read_open_how(pid_t tid, const struct pl_syscall *sc, uint64_t *flags)
 {
-	uint64_t flags;
-	struct iovec to = {&flags, sizeof flags}, from = {(void *)sc->args[2], sizeof flags};
+	struct iovec to = {flags, sizeof *flags}, from = {(void *)sc->args[2], sizeof *flags};
 
-	if (process_vm_readv(tid, &to, 1, &from, 1, 0) != sizeof flags)
-		return -ENODATA;
-	sc->nr = SYS_openat;
-	sc->args[2] = flags;
-	return 0;
+	return process_vm_readv(tid, &to, 1, &from, 1, 0) == sizeof *flags;
 }
 
-static bool is_other_file(pid_t tid, int fd, const struct stat *file)
+/* Another thread may have put any file there: it isn't waited for (AT_STATX_DONT_SYNC), as a server may
+ * have to answer for it. */
+static bool is_other_file(pid_t tid, int fd, uint64_t dev, uint64_t ino)
 {
 	char path[64];
-	struct stat st;
+	struct statx st;
 
 	snprintf(path, sizeof path, "/proc/%d/fd/%d", tid, fd);
-	return fd >= 0 && !stat(path, &st) && (st.st_dev != file->st_dev || st.st_ino != file->st_ino);
+	return fd >= 0 && !statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_INO, &st) &&
+	       (makedev(st.stx_dev_major, st.stx_dev_minor) != dev || st.stx_ino != ino);
 }
 
 static void read_range(const struct fanotify_event_metadata *m, struct pl_file_event *ev)
@@ -93,60 +75,73 @@ static void describe(const struct fanotify_event_metadata *m, const struct stat 
 	ev->clones = fs.f_type != EXT4_SUPER_MAGIC;
 }
 
-/* The start of /proc/TID/NAME; empty if it can't be read. */
-static void read_proc(pid_t tid, const char *name, char *buf, size_t len)
-{
-	char path[48];
-	long n = -1;
-	int fd;
-
-	snprintf(path, sizeof path, "/proc/%d/%s", tid, name);
-	fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
-	if (fd >= 0) {
-		n = syscall(SYS_read, fd, buf, len - 1);
-		syscall(SYS_close, fd);
-	}
-	buf[n > 0 ? n : 0] = 0;
-}
-
-pid_t pl_files_process_of(pid_t tid, uid_t *uid)
-{
-	char buf[512], *at;
-
-	read_proc(tid, "status", buf, sizeof buf);
-	at = strstr(buf, "\nUid:");
-	*uid = at ? (uid_t)strtoul(at + 5, NULL, 10) : (uid_t)-1;
-	at = strstr(buf, "\nTgid:");
-	return at ? atoi(at + 6) : 0;
-}
-
 /*
  * An io_uring worker has no system call to look at, but the kernel says where it waits: in io_read or
  * io_write it leaves the pages where they are. Elsewhere, or if that can't be read, it stays unknown.
  */
 static bool worker_transfers(pid_t tid)
 {
-	char buf[2048];
+	char path[48], buf[2048];
 
-	read_proc(tid, "stack", buf, sizeof buf);
+	snprintf(path, sizeof path, "/proc/%d/stack", tid);
+	pl_text_start(path, buf, sizeof buf);
 	return strstr(buf, " io_read+") || strstr(buf, " io_write+");
 }
 
-bool pl_files_look(const struct fanotify_event_metadata *m, struct pl_files_seen *seen)
+/* A program's own user, and root, could do worse to it. */
+static bool is_trusted(pid_t tid)
 {
+	uid_t uid;
+	pid_t pid;
+
+	return !pl_task_owner(tid, &pid, &uid) && (uid == 0 || uid == getuid());
+}
+
+int pl_files_look_at_task(const struct pl_files_whom *whom, struct pl_files_task *out)
+{
+	int err;
+
+	*out = (struct pl_files_task){0};
+	err = pl_task_syscall(0, whom->tid, &out->call);
+	out->known = !err;
+	if (out->known && out->call.nr == SYS_openat2)
+		out->unread = (!whom->aside && !is_trusted(whom->tid)) ||
+			      !read_open_how(whom->tid, &out->call, &out->flags);
+	if (out->known)
+		out->other_file =
+			is_other_file(whom->tid, pl_file_target_fd(&out->call), whom->dev, whom->ino);
+	else
+		out->transfers = worker_transfers(whom->tid);
+	return err;
+}
+
+enum pl_files_verdict pl_files_look(struct pl_peek *peek, const struct fanotify_event_metadata *m,
+				    struct pl_files_seen *seen, enum pl_files_look look)
+{
+	struct pl_files_whom whom = {.tid = m->pid};
+	struct pl_files_task *task = &seen->task;
 	struct pl_syscall sc;
+	int err = -ESRCH;
 
 	if (syscall(SYS_fstat, m->fd, &seen->st))
-		return false; /* can't be; and without the inode nobody could say whose it is */
+		return PL_FILES_PASS; /* can't be; and without the inode nobody could say whose it is */
 	describe(m, &seen->st, &seen->ev);
-	seen->known = m->pid > 0 && !pl_files_blocked_call(m->pid, &seen->call);
-	if (seen->known)
-		sc = seen->call;
-	if (seen->known && sc.nr == SYS_openat2 && read_open_how(m->pid, &sc))
-		seen->known = false;
-	if (seen->known)
-		seen->ev.not_target = is_other_file(m->pid, pl_file_target_fd(&sc), &seen->st);
-	if (!seen->known && m->pid > 0 && worker_transfers(m->pid))
-		return false;
-	return pl_file_decode(seen->known ? &sc : NULL, &seen->ev, &seen->op);
+	whom.dev = seen->st.st_dev;
+	whom.ino = seen->st.st_ino;
+	*task = (struct pl_files_task){0};
+	if (m->pid > 0)
+		err = pl_files_peek_task(peek, &whom, look, task);
+	if (err == -EAGAIN && look != PL_FILES_LAST)
+		return PL_FILES_AGAIN;
+	sc = task->call;
+	if (task->known && sc.nr == SYS_openat2) {
+		task->known = !task->unread;
+		sc.nr = SYS_openat;
+		sc.args[2] = task->flags;
+	}
+	seen->ev.not_target = task->known && task->other_file;
+	if (!task->known && task->transfers)
+		return PL_FILES_PASS;
+	return pl_file_decode(task->known ? &sc : NULL, &seen->ev, &seen->op) ? PL_FILES_CHANGE
+									      : PL_FILES_PASS;
 }

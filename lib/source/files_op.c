@@ -11,6 +11,9 @@
  *	punch, zero elsewhere	XFS drops them too
  *	collapse, insert	everything from the page of the offset on; on XFS from the one before
  *
+ * What makes the file longer, or as long as it is, is judged alike: by the time it happens the file may
+ * have become longer by somebody else, with leases on what is new. Now nobody has one there.
+ *
  * (A large folio that somebody holds can't be split: the kernel then drops all of it, also what lies
  * outside of the range. No writable long-term pin can be on such a folio on disk, so it is left out.)
  *
@@ -75,12 +78,10 @@ static bool found(struct pl_file_op *out, enum pinl_op op, uint64_t start, uint6
 
 static bool truncation(const struct pl_file_event *ev, uint64_t size, struct pl_file_op *out)
 {
-	/* Growing, or within the last page. */
-	if (page_up(ev, size) >= page_up(ev, ev->size))
-		return false;
 	if (!found(out, PINL_OP_TRUNCATE, page_up(ev, size), PL_FILE_END))
 		return false;
-	out->new_size = size;
+	if (size < ev->size)
+		out->new_size = size;
 	return true;
 }
 
@@ -97,10 +98,7 @@ static bool hole(const struct pl_file_event *ev, enum pinl_op op, uint64_t offse
 	return found(out, op, page_up(ev, offset), end);
 }
 
-/*
- * From the page of the offset to the end; nothing is there at or beyond the end of the file. XFS drops
- * the page before, too.
- */
+/* From the page of the offset to the end. XFS drops the page before, too. */
 static bool shift(const struct pl_file_event *ev, enum pinl_op op, uint64_t offset,
 		  struct pl_file_op *out)
 {
@@ -108,7 +106,7 @@ static bool shift(const struct pl_file_event *ev, enum pinl_op op, uint64_t offs
 
 	if (!ev->keeps_edges && start)
 		start -= ev->page;
-	return offset < ev->size && found(out, op, start, PL_FILE_END);
+	return found(out, op, start, PL_FILE_END);
 }
 
 /*
@@ -124,8 +122,8 @@ static bool worst(const struct pl_file_event *ev, struct pl_file_op *out)
 		detaches = found(out, PINL_OP_TRUNCATE, 0, PL_FILE_END);
 	else if (!ev->count)
 		detaches = truncation(ev, ev->offset, out);
-	else
-		detaches = shift(ev, PINL_OP_PUNCH, ev->offset, out);
+	else /* it appends, or nobody could tell */
+		detaches = ev->offset < ev->size && shift(ev, PINL_OP_PUNCH, ev->offset, out);
 	if (detaches)
 		out->also = PINL_OPS_FILE;
 	return detaches;

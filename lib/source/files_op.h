@@ -27,7 +27,7 @@ struct pl_file_op {
 	enum pinl_op op;
 	unsigned also;	     /* PINL_OPBIT()s it may be instead, where nobody knows */
 	uint64_t start, end; /* what is detached: page aligned bytes of the file */
-	int64_t new_size;    /* truncation to a known size; else -1 */
+	int64_t new_size;    /* truncation to a known size, which isn't that of the file; else -1 */
 };
 
 /*

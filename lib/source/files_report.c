@@ -10,6 +10,8 @@
 
 #include <sys/prctl.h>
 
+#include "core/change.h"
+
 static void give_back(struct pl_files *s, struct pl_held *h, int err)
 {
 	pthread_mutex_lock(&s->lock);
@@ -30,6 +32,8 @@ static void answer(struct pinl_change *change, int err)
 
 static void tell_core(struct pl_files *s, struct pl_held *h)
 {
+	uint64_t since;
+
 	if (h->state == PL_HELD_DONE) {
 		pinl_change_done(s->ctx, h->change.id);
 		give_back(s, h, 0);
@@ -37,7 +41,8 @@ static void tell_core(struct pl_files *s, struct pl_held *h)
 	}
 	h->change.answer = answer;
 	h->change.arg = h;
-	pinl_change_submit(s->ctx, &h->change); /* from here on it may be the gate's again */
+	since = h->change.since_ns ? h->change.since_ns : UINT64_MAX; /* with an earlier process */
+	pl_change_submit_since(s->ctx, &h->change, since); /* from here on it may be the gate's again */
 }
 
 void pl_files_report(struct pl_files *s, struct pl_held *h)

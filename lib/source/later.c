@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Deferred changes: by pinleased where it holds changes of the file, else by two threads of this
- *process, made at the first of them, which make one after the other.
+ * process, made at the first of them, which make one after the other.
  *
  *	caller -> socket -> doer -> job -> asker: waits for the leases -> doer: the call -> asker: event
  *

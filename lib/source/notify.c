@@ -169,7 +169,6 @@ static void add_range(struct pl_notify *s, struct pl_noted *n, struct pl_noted_r
 		n->often = true;
 	}
 	pl_noted_dirty(s, n);
-	pl_notify_wake(s);
 }
 
 /* The inode, while nobody scans it. lock held. */
@@ -212,6 +211,7 @@ static int notify_watch(void *src, const struct pinl_memory *mem)
 	}
 	add_range(s, n, r);
 	pthread_mutex_unlock(&s->lock);
+	pl_notify_wake(s); /* the thread begins with the lock */
 	free(fresh);
 	return 0;
 }

@@ -88,15 +88,21 @@ static bool scan_one(struct pl_notify *s)
 	return scanned != PL_SCAN_NO_REPORTS || found;
 }
 
-/* wd < 0: the queue overflowed, it could be any. */
+/*
+ * wd < 0: the queue overflowed, it could be any. The file's time doesn't count then: a change sets it
+ * when it begins, and before Linux 6.13 to that of the last tick, so it may be that of the last scan. A
+ * range that is zeroed changes nothing else.
+ */
 static void mark_written(struct pl_notify *s, int wd)
 {
 	uintptr_t first = wd < 0 ? 0 : wd, end = wd < 0 ? UINTPTR_MAX : first + 1;
 
 	pthread_mutex_lock(&s->lock);
 	for (struct pl_node *n = pl_index_first(&s->by_wd, first, end); n;
-	     n = pl_index_next(n, first, end))
+	     n = pl_index_next(n, first, end)) {
+		pl_noted_of_wd(n)->seen = false;
 		pl_noted_dirty(s, pl_noted_of_wd(n));
+	}
 	pthread_mutex_unlock(&s->lock);
 }
 

@@ -58,20 +58,20 @@ static void give_up(struct pl_remote *s, struct pl_remote_ask *a)
 }
 
 /* An arbiter that is being restarted is there again at once. lock held. */
-static bool await_connection(struct pl_remote *s)
+static bool await_connection(struct pl_remote *s, uint64_t until)
 {
-	uint64_t until = s->lost_ns + PL_REMOTE_RESTART_MS * 1000000ull;
+	uint64_t restarted = s->lost_ns + PL_REMOTE_RESTART_MS * 1000000ull;
 
+	if (until > restarted)
+		until = restarted;
 	while (!s->connected && s->lost_ns && !s->stop && pl_clock_ns() < until)
 		sleep_on(s, until);
 	return s->connected;
 }
 
 /* Have the link say it, and wait for that or for the reply. */
-static void ask_once(struct pl_remote *s, struct pl_remote_ask *a)
+static void ask_once(struct pl_remote *s, struct pl_remote_ask *a, uint64_t until)
 {
-	uint64_t until = pl_clock_ns() + PATIENCE_MS * 1000000ull;
-
 	a->next = NULL;
 	a->done = false;
 	*s->asks_tail = a;
@@ -85,12 +85,14 @@ static void ask_once(struct pl_remote *s, struct pl_remote_ask *a)
 
 static int ask(struct pl_remote *s, struct pl_remote_ask *a)
 {
+	uint64_t until = pl_clock_ns() + PATIENCE_MS * 1000000ull;
+
 	pthread_mutex_lock(&s->lock);
 	do {
-		await_connection(s);
-		ask_once(s, a);
+		await_connection(s, until);
+		ask_once(s, a, until);
 	} while (a->reply && a->m.head.type != PL_TRUNCATE && a->err == -ENOTCONN &&
-		 await_connection(s));
+		 await_connection(s, until) && pl_clock_ns() < until);
 	pthread_mutex_unlock(&s->lock);
 	return a->err ? pinl_set_error(a->err, "%s", a->text) : 0;
 }
@@ -144,7 +146,7 @@ static uint64_t what_it_can(struct pl_remote *s, const struct pinl_memory *mem)
 	uint64_t all = 0;
 
 	pthread_mutex_lock(&s->lock);
-	connected = await_connection(s) && pl_clock_ns() > s->silent_until_ns;
+	connected = await_connection(s, UINT64_MAX) && pl_clock_ns() > s->silent_until_ns;
 	fs = fs_known(s, mem);
 	known = fs;
 	all = fs ? fs->coverage : 0;
@@ -232,6 +234,8 @@ static void tell_end(struct pl_remote *s, const struct pl_remote_lease *r)
 {
 	struct pl_remote_ask a = {.m.unlease = {.head.type = PL_UNLEASE, .lease = r->msg.lease}};
 
+	if (r->lease->state == PINL_RELEASED)
+		a.m.unlease.outcome = r->lease->outcome;
 	ask(s, &a);
 }
 
@@ -282,6 +286,12 @@ static void remote_unwatch(void *src, const struct pinl_memory *mem)
 	remove_lease(s, r);
 }
 
+static const uint32_t handle_kinds[] = {
+	[PINL_HANDLE_NONE] = PL_HANDLE_NONE,   [PINL_HANDLE_URING] = PL_HANDLE_URING,
+	[PINL_HANDLE_VFIO] = PL_HANDLE_VFIO,   [PINL_HANDLE_IOMMUFD] = PL_HANDLE_IOMMUFD,
+	[PINL_HANDLE_VERBS] = PL_HANDLE_VERBS,
+};
+
 static int remote_pinned(void *src, const struct pinl_memory *mem, const struct pinl_handle *h)
 {
 	struct pl_remote_ask a = {.reply = true};
@@ -290,9 +300,11 @@ static int remote_pinned(void *src, const struct pinl_memory *mem, const struct 
 
 	a.m.head.type = PL_HANDLE;
 	a.m.handle.lease = pl_lease_of_memory(mem)->id;
-	a.m.handle.kind = h->kind == PINL_HANDLE_URING ? PL_HANDLE_URING : PL_HANDLE_NONE;
+	if (h->kind < sizeof handle_kinds / sizeof *handle_kinds)
+		a.m.handle.kind = handle_kinds[h->kind];
 	a.m.handle.fd = h->fd;
 	a.m.handle.slot = h->key;
+	a.m.handle.twin = h->twin;
 	a.m.handle.tag = h->tag;
 	pthread_mutex_lock(&s->lock);
 	r = pl_remote_find(s, a.m.handle.lease);
@@ -426,6 +438,7 @@ static void init(struct pl_remote *s, struct pinl_ctx *ctx)
 	pthread_condattr_destroy(&attr);
 	s->asks_tail = &s->asks;
 	s->untold = UINT64_MAX;
+	s->unguarded = s->unseen = UINT64_MAX;
 	s->reports_tail = &s->reports;
 	s->answers_tail = &s->answers;
 	s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

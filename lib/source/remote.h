@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Inside of the remote source: files that pinleased watches for all programs. remote.c is the side that
- * the core calls, remote_link.c the thread that talks to the arbiter (the link), remote_report.c the
- * thread that calls the core for it.
+ * the core calls, remote_link.c the thread that talks to the arbiter (the link), remote_send.c what it
+ * says, remote_report.c the thread that calls the core for it.
  *
  *	pinleased -> link -> reports -> reporter -> core -> answer() -> answers -> link -> pinleased
  *
@@ -21,13 +21,18 @@
 #include <pinlease/source.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "core/order.h"
 #include "proto/messages.h"
 #include "source/later.h"
 
 #define PL_REMOTE_POOL	     512
-#define PL_REMOTE_RESTART_MS 2000 /* an arbiter that is being restarted is waited for */
+#define PL_REMOTE_UNANSWERED 64	   /* of what is told again: pinleased lets go who doesn't read */
+#define PL_REMOTE_RESTART_MS 2000  /* an arbiter that is being restarted is waited for */
+#define PL_REMOTE_START_MS   10000 /* and one that listens, when a context is opened; */
+#define PL_REMOTE_STARTS_MS  60000 /* as often as it has answered and broken off */
 
 /* A NOTICE, from its arrival until RELEASED has been sent. */
 struct pl_remote_notice {
@@ -41,7 +46,17 @@ struct pl_remote_notice {
 	bool whole;
 	bool silent; /* not released, as far as is known: KILL, so the arbiter goes on */
 	enum pinl_outcome outcome;
-	unsigned connection; /* it came by; the answer goes nowhere else */
+	uint64_t since_ns;   /* the actor waits */
+	uint64_t gone_ns;    /* and was let go then; 0: wasn't */
+	unsigned connection; /* it came by; the answer to it goes nowhere else */
+};
+
+/* What of a lease is off its device by now, as far as has been looked. */
+struct pl_remote_taken {
+	bool whole;
+	enum pinl_outcome outcome;
+	struct pl_range parts[PL_MAX_DETACHED];
+	int n_parts;
 };
 
 /* A lease the arbiter knows; lock. `fd` is the lease's own. */
@@ -51,6 +66,12 @@ struct pl_remote_lease {
 	struct pl_lease_msg msg;
 	int how; /* the file is opened to be shown */
 	struct pl_handle_msg handle;
+	unsigned told;	    /* by which connection last; 0: its first LEASE isn't answered yet */
+	uint64_t serial[2]; /* of LEASE and HANDLE when it was told again */
+	bool ended;	    /* that was said, or nobody was there */
+	unsigned missed;    /* which connection last hasn't been told, or didn't take it */
+	bool unguarded;	    /* so: to be said by the reporter */
+	struct pl_remote_taken taken;
 };
 
 /* What a caller wants said, and answered; on his stack. */
@@ -104,13 +125,21 @@ struct pl_remote {
 	uint64_t silent_until_ns;
 	uint64_t lost_ns;     /* when the connection broke; 0: never */
 	bool connected, lost; /* lost: to be said by the reporter */
+	bool unsaid; /* lost, but perhaps to be made good by resuming the session; the link's own */
+	uint64_t unguarded; /* no lease before this is; the last number: none at all */
+	uint64_t unseen;    /* from this one on the reporter is to look what is taken; as above */
+	unsigned let_go;    /* 0, or who was held for a connection before that isn't since lost_ns */
 	bool started, stop;
 	int start_err;
 
 	/* The link's own. */
 	int sock;
 	unsigned connection;	/* the same one to the same arbiter counts as one */
+	unsigned connections;	/* that there have been */
+	unsigned unanswered;	/* leases and handles told again */
+	uint64_t answered;	/* a lease told again that got a reply: they come in that order */
 	bool resumed;		/* the arbiter knows the leases of before */
+	bool missing;		/* but not all, so they are told in full after ALL_TOLD */
 	uint64_t boot, session; /* the arbiter's name for us; 0: never connected */
 	uint64_t serial;
 	struct pl_remote_ask *waiting; /* sent, to be answered */
@@ -120,7 +149,29 @@ struct pl_remote {
 /* The lease of that number, or NULL; lock held. */
 struct pl_remote_lease *pl_remote_find(const struct pl_remote *s, uint64_t id);
 void pl_remote_wake(struct pl_remote *s);
+
+/* Of the link's own table. */
+static inline void pl_remote_close_fd(int fd)
+{
+	syscall(SYS_close, fd);
+}
+
+/* The link's own; lock held. */
+void pl_remote_finish(struct pl_remote *s, struct pl_remote_ask *a, int err);
+void pl_remote_tell_in_full(struct pl_remote *s);
+void pl_remote_unguarded(struct pl_remote *s, struct pl_remote_lease *r);
+
+/* True: something is left that there was no room for. Not with the lock. */
+bool pl_remote_send_all(struct pl_remote *s);
 void *pl_remote_link(void *src);
 void *pl_remote_reporter(void *src);
+void pl_remote_answer(struct pinl_change *change, int err); /* of a notice's change, by the core */
+
+/* remote_past.c: the reporter's; no lock. What was let go although a lease was not off its device. */
+void pl_remote_gone(struct pl_remote_notice *notice);
+void pl_remote_let_go(struct pl_remote *s, unsigned connection, uint64_t when_ns);
+void pl_remote_look(struct pl_remote *s); /* at some of the leases, before they are told again */
+/* ctx->lock and s->lock held. */
+void pl_remote_look_at(struct pl_remote_lease *r);
 
 #endif

@@ -23,26 +23,14 @@
 #include "os/clock.h"
 #include "proto/wire.h"
 
-#define RETRY_MS 100
-
-static int raw_open(const char *path, int flags)
-{
-	int fd = syscall(SYS_openat, AT_FDCWD, path, flags);
-
-	return fd < 0 ? -errno : fd;
-}
-
-static void raw_close(int fd)
-{
-	syscall(SYS_close, fd);
-}
+#define RETRY_MS     100
+#define RECONNECT_NS 1000000000u
 
 /* ------------------------------------------------------------------------------------ connection -- */
 
-static int wait_for_welcome(struct pl_remote *s)
+static int wait_for_welcome(struct pl_remote *s, uint64_t until)
 {
 	struct pollfd p = {.fd = s->sock, .events = POLLIN};
-	uint64_t until = pl_clock_ns() + 1000000000ull;
 	union pl_message m;
 	const char *why;
 	int fd, err;
@@ -53,7 +41,7 @@ static int wait_for_welcome(struct pl_remote *s)
 		poll(&p, 1, 100);
 		err = pl_message_receive(s->sock, &m, &fd, &why);
 		if (fd >= 0)
-			raw_close(fd);
+			pl_remote_close_fd(fd);
 	} while (err == -EAGAIN);
 	if (!err && m.head.type == PL_REPLY)
 		err = m.reply.err ? m.reply.err : -EPROTO;
@@ -65,11 +53,12 @@ static int wait_for_welcome(struct pl_remote *s)
 		s->boot = m.welcome.boot;
 		s->session = m.welcome.session;
 		s->resumed = m.welcome.resumed;
+		s->connections++;
 	}
 	return err;
 }
 
-static int hello(struct pl_remote *s)
+static int hello(struct pl_remote *s, uint64_t until)
 {
 	union pl_message m;
 	int err;
@@ -81,10 +70,10 @@ static int hello(struct pl_remote *s)
 	prctl(PR_GET_NAME, m.hello.name);
 	snprintf(m.hello.name, sizeof m.hello.name, "%s", program_invocation_short_name);
 	err = pl_message_send(s->sock, &m, -1);
-	return err ? err : wait_for_welcome(s);
+	return err ? err : wait_for_welcome(s, until);
 }
 
-static int make_connection(struct pl_remote *s)
+static int make_connection(struct pl_remote *s, uint64_t until)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
 	int err = 0;
@@ -96,16 +85,16 @@ static int make_connection(struct pl_remote *s)
 	if (syscall(SYS_connect, s->sock, &addr, sizeof addr))
 		err = -errno;
 	if (!err)
-		err = hello(s);
+		err = hello(s, until);
 	if (err) {
-		raw_close(s->sock);
+		pl_remote_close_fd(s->sock);
 		s->sock = -1;
 		return err;
 	}
 	return 0;
 }
 
-static void finish(struct pl_remote *s, struct pl_remote_ask *a, int err)
+void pl_remote_finish(struct pl_remote *s, struct pl_remote_ask *a, int err)
 {
 	a->err = err;
 	if (err == -ENOTCONN)
@@ -131,186 +120,94 @@ static void forget_connection(struct pl_remote *s)
 
 	while ((a = s->waiting)) {
 		s->waiting = a->next;
-		finish(s, a, -ENOTCONN);
+		pl_remote_finish(s, a, -ENOTCONN);
 	}
 	s->untold = 0;
+	s->unanswered = 0;
+	s->missing = false;
 	memset(s->fs, 0, sizeof s->fs);
 	for (struct pl_remote_later *l = s->laters; l < s->laters + PL_REMOTE_LATER; l++)
 		end_later(l, -ENOTCONN);
 	s->connected = false;
 	s->lost_ns = pl_clock_ns();
-	s->lost = true;
+	s->unsaid = true;
+	pthread_cond_signal(&s->work);
+}
+
+/* Nobody held changes for a while, or nobody does. lock held */
+static void say_lost(struct pl_remote *s)
+{
+	s->lost |= s->unsaid;
+	s->unsaid = false;
 	pthread_cond_signal(&s->work);
 }
 
 static void disconnect(struct pl_remote *s)
 {
-	raw_close(s->sock);
+	pl_remote_close_fd(s->sock);
 	s->sock = -1;
 	pthread_mutex_lock(&s->lock);
 	forget_connection(s);
 	pthread_mutex_unlock(&s->lock);
 }
 
-/* --------------------------------------------------------------------------------------- sending -- */
-
-static int send_with(struct pl_remote *s, union pl_message *m, const char *path, int flags)
-{
-	int fd = -1, err;
-
-	if (path && *path) {
-		fd = raw_open(path, flags);
-		if (fd < 0 && (flags & O_ACCMODE) == O_RDWR) /* then it may be enough to read */
-			fd = raw_open(path, (flags & ~O_ACCMODE) | O_RDONLY);
-		if (fd < 0)
-			return fd;
-	}
-	m->head.serial = ++s->serial;
-	err = pl_message_send(s->sock, m, fd);
-	if (fd >= 0)
-		raw_close(fd);
-	return err;
-}
-
-static void set_head(union pl_message *m, enum pl_type type)
-{
-	union pl_message empty;
-
-	pl_message_init(&empty, type);
-	m->head = empty.head;
-}
-
-/* The oldest ask; false: there is none, or no room for it. lock held, as the ask may be given up. */
-static bool send_ask(struct pl_remote *s)
-{
-	struct pl_remote_ask *a = s->asks;
-	int err;
-
-	if (!a)
-		return false;
-	set_head(&a->m, a->m.head.type);
-	err = s->sock < 0 ? -ENOTCONN : send_with(s, &a->m, a->path, a->flags);
-	if (err == -EAGAIN)
-		return false;
-	s->asks = a->next;
-	if (!s->asks)
-		s->asks_tail = &s->asks;
-	if (err == -EPIPE || err == -ECONNRESET)
-		err = -ENOTCONN;
-	if (err && err != -ENOTCONN)
-		snprintf(a->text, sizeof a->text, "the file can't be shown to pinleased: %s",
-			 strerror(-err));
-	if (err || !a->reply) {
-		finish(s, a, err);
-		return true;
-	}
-	a->next = s->waiting;
-	s->waiting = a;
-	return true;
-}
-
-/* lock held */
-static bool send_answer(struct pl_remote *s)
-{
-	struct pl_remote_notice *n = s->answers;
-	union pl_message m;
-
-	if (!n)
-		return false;
-	if (n->what == PL_NOTICE_RECALL && !n->silent && n->connection == s->connection &&
-	    s->sock >= 0) {
-		pl_message_init(&m, PL_RELEASED);
-		m.released.lease = n->lease;
-		m.released.seq = n->seq;
-		m.released.start = n->va.start;
-		m.released.end = n->va.end;
-		m.released.whole = n->whole;
-		m.released.outcome = n->outcome;
-		if (send_with(s, &m, NULL, 0) == -EAGAIN)
-			return false;
-	}
-	s->answers = n->next;
-	if (!s->answers)
-		s->answers_tail = &s->answers;
-	n->next = s->free;
-	s->free = n;
-	return true;
-}
-
-static int send_all_told(struct pl_remote *s)
-{
-	union pl_message m;
-
-	pl_message_init(&m, PL_ALL_TOLD);
-	return send_with(s, &m, NULL, 0);
-}
-
-static int send_still(struct pl_remote *s, const struct pl_remote_lease *r)
-{
-	union pl_message m;
-
-	pl_message_init(&m, PL_STILL);
-	m.still.lease = r->msg.lease;
-	return send_with(s, &m, NULL, 0);
-}
-
-static int send_lease(struct pl_remote *s, const struct pl_remote_lease *r)
-{
-	union pl_message m = {.lease = r->msg};
-	char path[64];
-	int err;
-
-	if (s->resumed)
-		return send_still(s, r);
-	set_head(&m, PL_LEASE);
-	snprintf(path, sizeof path, "/proc/self/task/%d/fd/%d", getpid(), r->lease->mem.fd);
-	err = send_with(s, &m, path, r->how);
-	if (!err && r->handle.lease) {
-		m.handle = r->handle;
-		set_head(&m, PL_HANDLE);
-		err = send_with(s, &m, NULL, 0);
-	}
-	return err;
-}
-
-/*
- * A lease from before the connection broke; its descriptor lives as long as it is in the index. One that
- * is new may be told twice: twice the same lease is the same lease. False: no more of them, or no room
- * now.
- */
-static bool send_untold(struct pl_remote *s)
-{
-	struct pl_node *n;
-	int err;
-
-	if (s->sock < 0 || s->untold == UINT64_MAX)
-		return false;
-	n = pl_index_first(&s->leases, s->untold, UINTPTR_MAX);
-	err = n ? send_lease(s, (struct pl_remote_lease *)n) : send_all_told(s);
-	if (err == -EAGAIN || err == -ETOOMANYREFS) /* until some of it is answered */
-		return false;
-	s->untold = n ? n->end : UINT64_MAX;
-	return n;
-}
-
-/* True: something is left to be sent. */
-static bool send_all(struct pl_remote *s)
-{
-	bool left;
-
-	pthread_mutex_lock(&s->lock);
-	while (send_untold(s))
-		;
-	while (send_answer(s))
-		;
-	while (send_ask(s))
-		;
-	left = s->asks || s->answers;
-	pthread_mutex_unlock(&s->lock);
-	return left;
-}
-
 /* ------------------------------------------------------------------------------------- receiving -- */
+
+/* lock held. Here, not by who asks: the connection may be another before he looks. */
+static void note_told(struct pl_remote *s, const struct pl_remote_ask *a)
+{
+	struct pl_remote_lease *r = NULL;
+
+	if (a->m.head.type == PL_LEASE && !a->err)
+		r = pl_remote_find(s, a->m.lease.lease);
+	if (r)
+		r->told = s->connections;
+}
+
+/* One of the leases from that number on. */
+static struct pl_remote_lease *told_from(struct pl_remote *s, uint64_t from, uint64_t serial)
+{
+	struct pl_node *n = pl_index_first(&s->leases, from, UINTPTR_MAX);
+
+	for (; n; n = pl_index_next(n, from, UINTPTR_MAX)) {
+		struct pl_remote_lease *r = (struct pl_remote_lease *)n;
+
+		if (r->serial[0] == serial || r->serial[1] == serial)
+			return r;
+	}
+	return NULL;
+}
+
+/* lock held; NULL: no lease was told again by that. */
+static struct pl_remote_lease *told_by(struct pl_remote *s, uint64_t serial)
+{
+	struct pl_remote_lease *r = told_from(s, s->answered, serial);
+
+	if (!r)
+		r = told_from(s, 0, serial);
+	if (r)
+		s->answered = r->msg.lease;
+	return r;
+}
+
+/* lock held. Of what was told again: STILL has no REPLY but this. */
+static void on_told(struct pl_remote *s, const struct pl_reply *m)
+{
+	struct pl_remote_lease *r = m->err ? told_by(s, m->head.serial) : NULL;
+
+	if (m->err == -ENOENT && !r && s->resumed) {
+		s->missing = true;
+		if (s->untold == UINT64_MAX)
+			pl_remote_tell_in_full(s);
+		return;
+	}
+	s->unanswered -= s->unanswered > 0;
+	if (r && m->err == -EBUSY &&
+	    r->taken.n_parts) /* of its handle: what is off it was said before */
+		return;
+	if (r && !r->ended)
+		pl_remote_unguarded(s, r);
+}
 
 static void on_reply(struct pl_remote *s, const struct pl_reply *m)
 {
@@ -323,26 +220,31 @@ static void on_reply(struct pl_remote *s, const struct pl_reply *m)
 		*p = a->next;
 		a->value = m->value;
 		memcpy(a->text, m->text, sizeof a->text);
-		finish(s, a, m->err);
-	} else if (m->err == -ENOENT && s->resumed) { /* not known after all: all are told in full */
-		s->resumed = false;
-		s->untold = 0;
-	} else if (m->err) { /* of a lease told again: it isn't guarded */
-		s->lost = true;
-		pthread_cond_signal(&s->work);
+		pl_remote_finish(s, a, m->err);
+		note_told(s, a);
+	} else {
+		on_told(s, m);
 	}
 	pthread_mutex_unlock(&s->lock);
 }
 
-/* The arbiter's deadline is that of the device's force, which this library needs the time to do. */
+/* At the arbiter's deadline it forces the device from outside, for which nothing can be copied. So this
+ * library begins before, by the time of a drain, or in the midst of what the ceiling leaves of it. */
+static uint64_t before_outside(const struct pl_remote *s, uint64_t deadline_ns)
+{
+	uint64_t now = pl_clock_ns(), force_ns = s->ctx->opts.drain_ms * 1000000ull;
+	uint64_t left = deadline_ns > now ? deadline_ns - now : 0;
+
+	return deadline_ns - (left / 2 < force_ns ? left / 2 : force_ns);
+}
+
 static void fill_order(struct pl_remote *s, struct pl_remote_notice *n, const struct pinl_lease *l,
 		       const struct pl_notice_msg *m)
 {
-	uint64_t force_ns = s->ctx->opts.drain_ms * 1000000ull;
 	uint64_t start = l->mem.offset + (m->start - l->m.start);
 
 	pl_order_init(&n->order, l, start, start + (m->end - m->start), true);
-	n->order.deadline_ns = m->deadline_ns > force_ns ? m->deadline_ns - force_ns : 0;
+	n->order.deadline_ns = m->force_ns ? m->force_ns : before_outside(s, m->deadline_ns);
 	n->order.change.actor_pid = m->actor_pid;
 	n->order.change.actor_tid = m->actor_tid;
 }
@@ -374,6 +276,7 @@ static bool fill_change(struct pl_remote *s, struct pl_remote_notice *n, const s
 		.actor_pid = m->actor_pid,
 		.actor_tid = m->actor_tid,
 		.source = n->source,
+		.force_by_ns = m->what == PL_NOTICE_RECALL ? before_outside(s, m->deadline_ns) : 0,
 	};
 	return true;
 }
@@ -404,6 +307,8 @@ static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
 	memcpy(n->source, m->source, sizeof n->source);
 	n->whole = true;
 	n->silent = false;
+	n->since_ns = m->since_ns ? m->since_ns : UINT64_MAX;
+	n->gone_ns = m->gone_ns;
 	n->outcome = PINL_OUT_QUIESCED;
 	n->connection = s->connection;
 	n->next = NULL;
@@ -441,7 +346,7 @@ static bool receive_all(struct pl_remote *s)
 	while (s->free) {
 		err = pl_message_receive(s->sock, &m, &fd, &why);
 		if (fd >= 0)
-			raw_close(fd);
+			pl_remote_close_fd(fd);
 		if (err)
 			return err == -EAGAIN;
 		if (m.head.type == PL_REPLY)
@@ -458,19 +363,25 @@ static bool receive_all(struct pl_remote *s)
 
 /* ---------------------------------------------------------------------------- life of the thread -- */
 
-/* What listens and then breaks off is being restarted. */
+/*
+ * What listens and then breaks off is being restarted, perhaps again and again; what listens and says
+ * nothing is slow. Watching files beside it instead is what to avoid: a gate of ours waits for its
+ * answers when it ends.
+ */
 static int start(struct pl_remote *s)
 {
-	uint64_t until = pl_clock_ns() + PL_REMOTE_RESTART_MS * 1000000ull;
+	uint64_t now = pl_clock_ns(), last = now + PL_REMOTE_STARTS_MS * 1000000ull;
 	int err = pl_own_table(s->wake, s->wake);
 
 	if (err)
 		return err;
-	while ((err = make_connection(s)) == -ECONNRESET || err == -EPIPE) {
-		if (pl_clock_ns() > until)
+	do {
+		err = make_connection(s, now + PL_REMOTE_START_MS * 1000000ull);
+		if (err != -ECONNRESET && err != -EPIPE && err != -EAGAIN)
 			break;
 		poll(NULL, 0, RETRY_MS);
-	}
+		now = pl_clock_ns();
+	} while (now < last);
 	return err;
 }
 
@@ -486,11 +397,28 @@ static bool stopping(struct pl_remote *s)
 
 static void reconnect(struct pl_remote *s)
 {
-	if (make_connection(s))
+	if (make_connection(s, pl_clock_ns() + RECONNECT_NS))
 		return;
 	pthread_mutex_lock(&s->lock);
 	s->connected = true;
+	if (!s->resumed) {
+		s->let_go = s->connection;
+		say_lost(s);
+	}
+	s->unseen = s->untold == UINT64_MAX ? UINT64_MAX : 0;
+	pthread_cond_signal(&s->work);
+	s->unsaid = false; /* its leases were guarded all the time */
 	pthread_cond_broadcast(&s->done);
+	pthread_mutex_unlock(&s->lock);
+}
+
+/* No longer than who asks for something waits. */
+static void look_for_loss(struct pl_remote *s)
+{
+	if (!s->unsaid || pl_clock_ns() < s->lost_ns + PL_REMOTE_RESTART_MS * 1000000ull)
+		return;
+	pthread_mutex_lock(&s->lock);
+	say_lost(s);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -503,7 +431,9 @@ static void loop(struct pl_remote *s)
 	while (!stopping(s)) {
 		if (s->sock < 0)
 			reconnect(s);
-		left = send_all(s);
+		if (s->sock < 0)
+			look_for_loss(s);
+		left = pl_remote_send_all(s);
 		fds[1].fd = s->sock;
 		fds[1].events = (s->free ? POLLIN : 0) | (left ? POLLOUT : 0);
 		poll(fds, 2, s->sock < 0 ? RETRY_MS : -1);
@@ -531,10 +461,10 @@ void *pl_remote_link(void *src)
 		return NULL;
 	loop(s);
 	if (s->sock >= 0)
-		raw_close(s->sock);
+		pl_remote_close_fd(s->sock);
 	pthread_mutex_lock(&s->lock);
 	for (struct pl_remote_ask *a; (a = s->asks); s->asks = a->next)
-		finish(s, a, -ENOTCONN);
+		pl_remote_finish(s, a, -ENOTCONN);
 	pthread_mutex_unlock(&s->lock);
 	return NULL;
 }

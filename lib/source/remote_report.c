@@ -11,6 +11,8 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "core/change.h"
+
 /* The device has followed, or there was nothing to do. */
 static bool lives_on(const struct pinl_lease *l, const struct pl_range *va)
 {
@@ -31,10 +33,14 @@ static void look(struct pl_remote_notice *n)
 	r = pl_remote_find(n->src, n->lease);
 	if (r)
 		l = r->lease;
-	n->whole = !l || l->state == PINL_RELEASED;
+	n->whole = !l || l->state == PINL_RELEASED || l->ending;
 	if (l && !n->whole && lives_on(l, &n->va))
 		n->va = (struct pl_range){0, 0};
-	n->outcome = l ? l->outcome : PINL_OUT_QUIESCED;
+	n->outcome = l && l->state == PINL_RELEASED ? l->outcome : PINL_OUT_QUIESCED;
+	if (l && !n->whole) /* of what was taken of it */
+		n->outcome = l->outcome;
+	if (r)
+		pl_remote_look_at(r);
 	n->silent = l && l->unproven && l->policy.then == PINL_THEN_KILL;
 	pthread_mutex_unlock(&n->src->lock);
 	pthread_mutex_unlock(&n->src->ctx->lock);
@@ -53,7 +59,7 @@ static void done_with(struct pl_remote_notice *n)
 }
 
 /* From any thread, and from inside pinl_change_submit(). */
-static void answer(struct pinl_change *change, int err)
+void pl_remote_answer(struct pinl_change *change, int err)
 {
 	struct pl_remote_notice *n = change->arg;
 
@@ -111,9 +117,16 @@ static void tell_core(struct pl_remote_notice *n)
 		done_with(n);
 		return;
 	}
-	n->order.change.answer = answer;
+	if (n->gone_ns)
+		pl_remote_gone(n);
+	if (n->gone_ns && n->what == PL_NOTICE_LOST) {
+		done_with(n);
+		return;
+	}
+	n->order.change.answer = pl_remote_answer;
 	n->order.change.arg = n;
-	pinl_change_submit(n->src->ctx, &n->order.change); /* from here on it may be the link's */
+	pl_change_submit_since(n->src->ctx, &n->order.change,
+			       n->since_ns); /* from here on it may be the link's */
 }
 
 static void say_lost(struct pl_remote *s)
@@ -121,6 +134,45 @@ static void say_lost(struct pl_remote *s)
 	struct pinl_event ev = {
 		.size = sizeof ev, .type = PINL_EV_DEGRADED, .op = PINL_OP_NR, .err = -ENOTCONN};
 
+	strcpy(ev.source, "arbiter");
+	pl_event_push(s->ctx, &ev);
+}
+
+/* lock held. The next that isn't known to pinleased any more. */
+static bool next_unguarded(struct pl_remote *s, uint64_t *id)
+{
+	struct pl_node *n;
+
+	for (; s->unguarded != UINT64_MAX; s->unguarded = n ? n->end : UINT64_MAX) {
+		struct pl_remote_lease *r;
+
+		n = pl_index_first(&s->leases, s->unguarded, UINTPTR_MAX);
+		r = (struct pl_remote_lease *)n;
+		if (!r || !r->unguarded)
+			continue;
+		r->unguarded = false;
+		*id = r->msg.lease;
+		return true;
+	}
+	return false;
+}
+
+/* If it hasn't ended meanwhile. */
+static void say_unguarded(struct pl_remote *s, uint64_t id)
+{
+	const struct pl_remote_lease *r;
+	struct pinl_event ev;
+
+	pthread_mutex_lock(&s->ctx->lock);
+	pthread_mutex_lock(&s->lock);
+	r = pl_remote_find(s, id);
+	if (r)
+		pl_event_lease(r->lease, PINL_EV_DEGRADED, NULL, &ev);
+	pthread_mutex_unlock(&s->lock);
+	pthread_mutex_unlock(&s->ctx->lock);
+	if (!r)
+		return;
+	ev.err = -ENOTCONN;
 	strcpy(ev.source, "arbiter");
 	pl_event_push(s->ctx, &ev);
 }
@@ -143,7 +195,9 @@ void *pl_remote_reporter(void *src)
 	struct pl_remote *s = src;
 	struct pl_remote_notice *n;
 	struct pl_remote_later over;
-	bool lost, later;
+	bool lost, later, some, unseen;
+	uint64_t unguarded, lost_ns;
+	unsigned let_go;
 
 	prctl(PR_SET_NAME, "pinl-remote");
 	pthread_mutex_lock(&s->lock);
@@ -154,13 +208,25 @@ void *pl_remote_reporter(void *src)
 		if (n && !(s->reports = n->next))
 			s->reports_tail = &s->reports;
 		later = next_later(s, &over);
-		if (!n && !lost && !later) {
+		some = next_unguarded(s, &unguarded);
+		unseen = s->unseen != UINT64_MAX;
+		let_go = unseen ? 0
+				: s->let_go; /* it may wait for a force; the link waits for the look */
+		s->let_go = unseen ? s->let_go : 0;
+		lost_ns = s->lost_ns;
+		if (!n && !lost && !later && !some && !unseen && !let_go) {
 			pthread_cond_wait(&s->work, &s->lock);
 			continue;
 		}
 		pthread_mutex_unlock(&s->lock);
 		if (lost)
 			say_lost(s);
+		if (let_go)
+			pl_remote_let_go(s, let_go, lost_ns);
+		if (unseen)
+			pl_remote_look(s);
+		if (some)
+			say_unguarded(s, unguarded);
 		if (later)
 			pl_later_done(s->ctx, &over.job, over.err);
 		if (n)

@@ -9,11 +9,15 @@ extern const struct pinl_source_ops pl_uffd_ops;
 extern const struct pinl_source_ops pl_remote_ops;
 extern const struct pinl_source_ops pl_files_ops;
 extern const struct pinl_source_ops pl_notify_ops;
+extern const struct pinl_source_ops pl_faults_ops;
 
 int pl_files_watch_fs(void *files, const char *path);
 void pl_files_go_on(void *files); /* opened with struct pl_files_kept */
 
-/* Who changes what is among users that don't trust each other: none may have all places. */
-void pl_files_be_fair(void *files);
+/*
+ * Who changes what is among users that don't trust each other: none may have all places, or have the
+ * gate wait. There may be children. Once, before the first lease.
+ */
+int pl_files_be_fair(void *files);
 
 #endif

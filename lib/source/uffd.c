@@ -73,8 +73,11 @@ static void uffd_free(struct pl_uffd *u)
 		pl_uffd_close_fd(u->fd);
 	if (u->maps >= 0)
 		close(u->maps);
+	if (u->pagemap >= 0)
+		close(u->pagemap);
 	if (u->asks)
 		pl_uffd_asks_put(u->asks);
+	pl_uffd_going_free(u->going);
 	pthread_mutex_destroy(&u->lock);
 	free(u);
 }
@@ -89,8 +92,11 @@ static int uffd_open(struct pinl_ctx *ctx, const void *arg, void **src)
 	u->ctx = ctx;
 	pthread_mutex_init(&u->lock, NULL);
 	u->maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	u->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	u->fd = pl_uffd_open_fd();
 	err = u->fd < 0 ? u->fd : 0;
+	if (!err && !(u->going = pl_uffd_going_new()))
+		err = pinl_set_error(-ENOMEM, "out of memory for the userfaultfd source");
 	if (!err) {
 		u->asks = u->hold.asks = pl_uffd_asks_new(ctx);
 		err = u->asks ? start_reader(u)
@@ -103,6 +109,14 @@ static int uffd_open(struct pinl_ctx *ctx, const void *arg, void **src)
 	}
 	*src = u;
 	return 0;
+}
+
+/* For the mark that nothing is behind, see pl_uffd_reader(). */
+static void uffd_look(void *src)
+{
+	struct pl_uffd *u = src;
+
+	pl_wake(u->asks->kick);
 }
 
 /* The reader closes the descriptor, which lets go whoever is blocked. */
@@ -119,15 +133,41 @@ static void uffd_close(void *src)
 
 /* ------------------------------------------------------------------------------------ watch -- */
 
+/* Of most drivers the kernel watches no mapping (VM_IO, VM_PFNMAP, VM_MIXEDMAP), of some it does. */
+static bool can_watch_device(struct pl_uffd *u, const struct pinl_memory *mem)
+{
+	bool can;
+
+	pthread_mutex_lock(&u->lock);
+	can = !add_range(u, mem->start, mem->end);
+	if (can && !pl_index_first(&u->files, mem->start, mem->end))
+		remove_range(u, mem->start, mem->end);
+	pthread_mutex_unlock(&u->lock);
+	return can;
+}
+
+static unsigned device_coverage(struct pl_uffd *u, const struct pinl_memory *mem, enum pinl_op op,
+				unsigned hold)
+{
+	bool gone = op == PINL_OP_UNMAP || op == PINL_OP_OVERMAP || op == PINL_OP_REMAP;
+
+	return gone && can_watch_device(u, mem) ? PINL_CAN_TELL | hold : 0;
+}
+
 static unsigned uffd_coverage(void *src, const struct pinl_memory *mem, enum pinl_op op)
 {
 	struct pl_uffd *u = src;
 	unsigned hold = atomic_load(&u->can_hold) ? PINL_CAN_HOLD : 0;
 
-	if (mem->kind == PINL_MEM_DEVICE || mem->kind == PINL_MEM_SECRET)
+	if (mem->kind == PINL_MEM_SECRET)
 		return 0;
+	if (mem->kind == PINL_MEM_DEVICE)
+		return device_coverage(u, mem, op, hold);
 	switch (op) {
 	case PINL_OP_UNMAP:
+		return mem->is_sysv
+			       ? 0
+			       : PINL_CAN_TELL | hold; /* shmdt() and shmat(SHM_REMAP) make no event */
 	case PINL_OP_OVERMAP:
 	case PINL_OP_REMAP:
 		return PINL_CAN_TELL | hold;
@@ -215,7 +255,7 @@ static int uffd_watch(void *src, const struct pinl_memory *mem)
 	struct pl_node *n = NULL;
 	int err;
 
-	if (mem->kind == PINL_MEM_DEVICE || mem->kind == PINL_MEM_SECRET)
+	if (mem->kind == PINL_MEM_SECRET)
 		return explain_watch(-EINVAL, mem);
 	if (mem->kind != PINL_MEM_ANON && mem->kind != PINL_MEM_HUGETLB) {
 		n = calloc(1, sizeof *n);
@@ -223,8 +263,9 @@ static int uffd_watch(void *src, const struct pinl_memory *mem)
 			return pinl_set_error(-ENOMEM, "out of memory to watch a mapping");
 		n->start = mem->start;
 		n->end = mem->end;
-		madvise((void *)mem->start, mem->end - mem->start,
-			mem->writable && mem->shared ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+		if (mem->kind != PINL_MEM_DEVICE)
+			madvise((void *)mem->start, mem->end - mem->start,
+				mem->writable && mem->shared ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
 	}
 	pthread_mutex_lock(&u->lock);
 	err = register_memory(u, mem);
@@ -279,6 +320,42 @@ static int uffd_pending(void *src)
 	return syscall(SYS_ppoll, &p, 1, &now, NULL, 0) > 0; /* no cancellation point */
 }
 
+/*
+ * The kernel stops the scan at the first mapping without our mode; it looks at no page of the others. A
+ * process that isn't dumpable has no pagemap to ask.
+ */
+static int uffd_watching(void *src, const struct pinl_memory *mem)
+{
+	struct pl_uffd *u = src;
+	struct pl_page_region found;
+	struct pl_pagemap_scan scan = {
+		.size = sizeof scan,
+		.flags = PL_PM_SCAN_CHECK_WPASYNC,
+		.start = mem->start,
+		.end = mem->end,
+		.vec = (uintptr_t)&found,
+		.vec_len = 1,
+		.category_inverted = PL_PAGE_IS_WPALLOWED,
+		.category_mask = PL_PAGE_IS_WPALLOWED,
+		.return_mask = PL_PAGE_IS_WPALLOWED,
+	};
+	int ret = mem->kind == PINL_MEM_DEVICE ? 0 : ioctl(u->pagemap, PL_PAGEMAP_SCAN, &scan);
+
+	return ret == 0 || (ret < 0 && errno != EPERM);
+}
+
+static int uffd_going(void *src, uintptr_t start, uintptr_t end, int look)
+{
+	struct pl_uffd *u = src;
+
+	return pl_uffd_going(u->going, start, end, look);
+}
+
+static int uffd_whole(void *src, const struct pinl_memory *mem)
+{
+	return mem->kind == PINL_MEM_ANON && !add_range(src, mem->vma_start, mem->vma_end);
+}
+
 const struct pinl_source_ops pl_uffd_ops = {
 	.size = sizeof pl_uffd_ops,
 	.name = "uffd",
@@ -289,4 +366,8 @@ const struct pinl_source_ops pl_uffd_ops = {
 	.unwatch = uffd_unwatch,
 	.suspend = uffd_suspend,
 	.pending = uffd_pending,
+	.watching = uffd_watching,
+	.going = uffd_going,
+	.look = uffd_look,
+	.whole = uffd_whole,
 };

@@ -7,7 +7,9 @@
 #include <pthread.h>
 
 #include "core/index.h"
+#include "source/uffd_going.h"
 #include "source/uffd_hold.h"
+#include "source/uffd_mark.h"
 
 struct pl_uffd_area {
 	uintptr_t start, end;
@@ -16,7 +18,7 @@ struct pl_uffd_area {
 struct pl_uffd {
 	struct pinl_ctx *ctx;
 	struct pl_uffd_asks *asks;
-	int fd, maps;
+	int fd, maps, pagemap;
 	atomic_bool stop;
 	atomic_bool can_hold; /* found by the thread before its first event is read */
 	/* Watches of shared files: MADV_DONTNEED does nothing to them, MADV_REMOVE does, and only the
@@ -24,6 +26,8 @@ struct pl_uffd {
 	atomic_int ambiguous;
 	pthread_t thread;	  /* owns fd once it runs */
 	struct pl_uffd_hold hold; /* the thread's */
+	struct pl_uffd_mark mark; /* the same */
+	struct pl_uffd_going *going;
 	struct pl_uffd_area probe;
 	pid_t opener;
 

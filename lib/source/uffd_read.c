@@ -37,6 +37,8 @@ static void apply(struct pl_uffd *u, const struct uffd_msg *msg, int callers)
 	 * was leased since is told in any case.
 	 */
 	found = pl_uffd_hold_find(&u->hold, callers, &r, &tid);
+	if (r.op != PINL_OP_UNMAP && r.op != PINL_OP_REMAP)
+		pl_uffd_going_add(u->going, r.start, r.end);
 	pl_uffd_tell(u->asks, &r, tid);
 	if (found == PL_UFFD_UNSEEN && r.op == PINL_OP_DONTNEED) {
 		r.op = PINL_OP_REMOVE; /* or this one: the event is the same, and no memory minds both */
@@ -75,22 +77,46 @@ static int wait_hold(struct pl_uffd *u, unsigned *messages)
 	return 0;
 }
 
-static void take_events(struct pl_uffd *u)
+/* True: there is no event left now. */
+static bool read_events(struct pl_uffd *u, unsigned messages, int callers)
 {
 	struct uffd_msg msg;
+	bool got = true;
+
+	while (messages-- && got) {
+		got = read(u->fd, &msg, sizeof msg) == sizeof msg;
+		if (got)
+			apply(u, &msg, callers);
+	}
+	return !got;
+}
+
+static bool is_pending(struct pl_uffd *u)
+{
+	struct pollfd p = {.fd = u->fd, .events = POLLIN};
+
+	return poll(&p, 1, 0) > 0;
+}
+
+/* The mark comes down while the sequence is up, and what set it is read before that is lowered. */
+static void take_events(struct pl_uffd *u)
+{
 	unsigned messages;
 	int callers;
+	bool dry;
 
 	pinl_changing_begin(u->ctx);
-	callers = wait_hold(u, &messages);
-	pinl_applying_begin(u->ctx);
-	while (messages-- && read(u->fd, &msg, sizeof msg) == sizeof msg)
-		apply(u, &msg, callers);
-	if (u->hold.one)
-		pl_uffd_hold_drop_read(&u->hold);
-	else
-		pl_uffd_hold_drop(&u->hold, callers);
-	pinl_applying_end(u->ctx);
+	do {
+		pl_uffd_mark_take(&u->mark, u->ctx);
+		callers = wait_hold(u, &messages);
+		pinl_applying_begin(u->ctx);
+		dry = read_events(u, messages, callers);
+		if (u->hold.one)
+			pl_uffd_hold_drop_read(&u->hold);
+		else
+			pl_uffd_hold_drop(&u->hold, callers);
+		pinl_applying_end(u->ctx);
+	} while (!atomic_load(&u->stop) && (pl_uffd_mark_is_set(&u->mark) || (!dry && is_pending(u))));
 	pinl_changing_end(u->ctx);
 }
 
@@ -121,6 +147,11 @@ static void calibrate(struct pl_uffd *u)
 		;
 }
 
+/*
+ * The mark can be set after its event was read: the kernel shows the event first and then wakes who
+ * polls, and this thread may be there in between. It would stay set until the next event, so a lookup
+ * that waits for it to go kicks this thread.
+ */
 void *pl_uffd_reader(void *arg)
 {
 	struct pl_uffd *u = arg;
@@ -128,7 +159,9 @@ void *pl_uffd_reader(void *arg)
 	eventfd_t n;
 
 	u->asks->reader = pthread_self();
+	pl_uffd_mark_open(&u->mark, u->ctx, u->fd);
 	calibrate(u);
+	pl_uffd_mark_take(&u->mark, u->ctx);
 	while (!atomic_load(&u->stop)) {
 		if (poll(p, 2, u->hold.n_leaving ? 1 : -1) < 0)
 			continue;
@@ -136,12 +169,13 @@ void *pl_uffd_reader(void *arg)
 			eventfd_read(u->asks->kick, &n);
 		if (u->hold.n_leaving)
 			pl_uffd_hold_leave(&u->hold);
-		if (p[0].revents & POLLIN)
+		if ((p[0].revents & POLLIN) || pl_uffd_mark_is_set(&u->mark))
 			take_events(u);
 		else if (u->hold.nr) /* killed while they waited */
 			pl_uffd_hold_drop(&u->hold, u->hold.nr);
 	}
 	pl_uffd_hold_drop(&u->hold, u->hold.nr);
+	pl_uffd_mark_close(&u->mark, u->ctx);
 	pl_uffd_close_fd(u->fd); /* here: what a thread's end unmaps may lie in a watched mapping */
 	return NULL;
 }

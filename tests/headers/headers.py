@@ -19,7 +19,8 @@ STANDARDS = {'c': ('c99', 'c11', 'c17', 'gnu17'), 'c++': ('c++11', 'c++17', 'c++
 def compiles(compiler, language, standard, headers):
     source = ''.join(f'#include <pinlease/{header.name}>\n' for header in headers)
     options = WARNINGS + (C_ONLY if language == 'c' else [])
-    tree.run([*compiler, f'-std={standard}', *options, '-fsyntax-only', f'-I{tree.ROOT}/include', '-x', language, '-'],
+    tree.run([*compiler, f'-std={standard}', *options, '-fsyntax-only', f'-I{tree.ROOT}/include', f'-I{tree.ROOT}/bridge/include',
+              '-x', language, '-'],
              input=source)
 
 
@@ -32,11 +33,12 @@ def only_public_includes(header):
 def main():
     split = sys.argv.index('--')
     compilers = {'c': sys.argv[1:split], 'c++': sys.argv[split + 1:]}
-    cases = [(header.name, [header, header]) for header in tree.HEADERS]
-    cases.append(('all, backwards', tree.HEADERS[::-1]))
+    public = tree.HEADERS + tree.BRIDGE_HEADERS
+    cases = [(header.name, [header, header]) for header in public]
+    cases.append(('all, backwards', public[::-1]))
     tests = [(f'{name} as {standard}', lambda c=compilers[language], l=language, s=standard, h=headers: compiles(c, l, s, h))
              for name, headers in cases for language in STANDARDS for standard in STANDARDS[language]]
-    tests += [(f'{h.name} includes nothing private', lambda h=h: only_public_includes(h)) for h in tree.HEADERS]
+    tests += [(f'{h.name} includes nothing private', lambda h=h: only_public_includes(h)) for h in public]
     return tree.tap(tests)
 
 

@@ -63,53 +63,43 @@ int arbiter_connect(enum pl_role role, int flags)
 		err = -errno;
 	if (!err)
 		err = say_hello(sock, role);
-	if (!err)
+	if (!err || (err == -EPIPE && role == PL_ROLE_COMMAND)) /* refused: welcome() reads why */
 		return sock;
 	close(sock);
 	return err;
 }
 
-static int welcome(int sock)
+static const char *help_for(int err)
 {
-	union pl_message m;
-	int err = receive(sock, &m, ARBITER_PATIENCE_MS);
-
-	if (!err && m.head.type != PL_WELCOME)
-		err = m.head.type == PL_REPLY && m.reply.err ? m.reply.err : -EPROTO;
-	return err;
+	switch (err) {
+	case -ENOENT:
+	case -ECONNREFUSED:
+		return "; is pinleased running?";
+	case -EPROTO:
+	case -EPROTONOSUPPORT:
+		return "; install the same release of pinlease and pinleased";
+	case -ETIMEDOUT:
+		return "; is pinleased stopped?";
+	case -EPIPE:
+		return "; pinleased has ended, or has ended the connection: try again";
+	case -EACCES:
+	case -ENAMETOOLONG:
+	case -ENOTDIR:
+	case -EPROTOTYPE:
+		return "; is $" PL_PROTO_ENV " right?";
+	}
+	return "";
 }
 
 static int say(struct arbiter *a, int err)
 {
-	const char *help = "";
-
-	if (err == -ENOENT || err == -ECONNREFUSED)
-		help = "; is pinleased running?";
-	else if (err == -EPROTO || err == -EPROTONOSUPPORT)
-		help = "; install the same release of pinlease and pinleased";
-	else if (err == -ETIMEDOUT)
-		help = "; is pinleased stopped?";
-	else if (err == -EPIPE)
-		help = "; pinleased has ended the connection";
 	if (!err)
 		return 0;
 	snprintf(a->why, sizeof a->why, "can't ask pinleased at %s: %s%s", a->path, strerror(-err),
-		 help);
+		 help_for(err));
 	if (!a->quiet)
 		fprintf(stderr, "pinlease: %s\n", a->why);
 	return err;
-}
-
-int arbiter_open(struct arbiter *a)
-{
-	int err;
-
-	a->path = arbiter_path();
-	a->sock = arbiter_connect(PL_ROLE_COMMAND, 0);
-	err = a->sock < 0 ? a->sock : welcome(a->sock);
-	if (err)
-		arbiter_close(a);
-	return say(a, err);
 }
 
 void arbiter_close(struct arbiter *a)
@@ -139,12 +129,38 @@ static int of_reply(struct arbiter *a, const struct pl_reply *reply, uint64_t *v
 	return reply->err;
 }
 
-int arbiter_ask(struct arbiter *a, const union pl_message *request,
-		int (*each)(const union pl_message *m, void *arg), void *arg, int patience_ms,
-		uint64_t *value)
+/* A refusal may stand behind the end of the connection: then the first look gets only that. */
+static int welcome(struct arbiter *a)
 {
 	union pl_message m;
-	int err = pl_message_send(a->sock, request, -1);
+	int err = receive(a->sock, &m, ARBITER_PATIENCE_MS);
+
+	if (err == -EPIPE)
+		err = receive(a->sock, &m, ARBITER_PATIENCE_MS);
+	if (!err && m.head.type == PL_REPLY && m.reply.err)
+		return of_reply(a, &m.reply, NULL);
+	return say(a, !err && m.head.type != PL_WELCOME ? -EPROTO : err);
+}
+
+int arbiter_open(struct arbiter *a)
+{
+	int err;
+
+	a->path = arbiter_path();
+	a->sock = arbiter_connect(PL_ROLE_COMMAND, 0);
+	err = a->sock < 0 ? say(a, a->sock) : welcome(a);
+	if (err)
+		arbiter_close(a);
+	return err;
+}
+
+/* `shown`: a descriptor that goes along, or -1. */
+static int ask(struct arbiter *a, const union pl_message *request, int shown,
+	       int (*each)(const union pl_message *m, void *arg), void *arg, int patience_ms,
+	       uint64_t *value)
+{
+	union pl_message m;
+	int err = pl_message_send(a->sock, request, shown);
 
 	while (!err && !(err = receive(a->sock, &m, patience_ms)) && m.head.type != PL_REPLY)
 		if (!each)
@@ -152,6 +168,21 @@ int arbiter_ask(struct arbiter *a, const union pl_message *request,
 		else if (each(&m, arg)) /* which has said why */
 			return -ECANCELED;
 	return err ? say(a, err) : of_reply(a, &m.reply, value);
+}
+
+int arbiter_ask(struct arbiter *a, const union pl_message *request,
+		int (*each)(const union pl_message *m, void *arg), void *arg, int patience_ms,
+		uint64_t *value)
+{
+	return ask(a, request, -1, each, arg, patience_ms, value);
+}
+
+int arbiter_cover(struct arbiter *a, int fd, uint64_t *value)
+{
+	union pl_message m;
+
+	pl_message_init(&m, PL_COVER);
+	return ask(a, &m, fd, NULL, NULL, ARBITER_PATIENCE_MS, value);
 }
 
 int arbiter_list(const struct pl_list_msg *filter, int (*each)(const union pl_message *m, void *arg),
@@ -187,6 +218,8 @@ void arbiter_file(const char *path, uint64_t *dev, uint64_t *ino, struct argp_st
 
 	if (stat(path, &st))
 		argp_error(state, "%s: %s", path, strerror(errno));
+	if (!S_ISREG(st.st_mode))
+		argp_error(state, "%s: not a regular file, and no other can have leases", path);
 	*dev = st.st_dev;
 	*ino = st.st_ino;
 }

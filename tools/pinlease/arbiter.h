@@ -29,6 +29,9 @@ int arbiter_ask(struct arbiter *a, const union pl_message *request,
 		int (*each)(const union pl_message *m, void *arg), void *arg, int patience_ms,
 		uint64_t *value);
 
+/* What the arbiter does about changes of the file that `fd` shows: COVER's value. 0 or -errno. */
+int arbiter_cover(struct arbiter *a, int fd, uint64_t *value);
+
 /* The next message; -ETIMEDOUT is not printed, all else is. */
 int arbiter_next(struct arbiter *a, union pl_message *m, int patience_ms);
 

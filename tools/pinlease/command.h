@@ -8,6 +8,8 @@
 
 int cmd_demo(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
+int cmd_p2p(int argc, char **argv);
+int cmd_pins(int argc, char **argv);
 int cmd_ps(int argc, char **argv);
 int cmd_recall(int argc, char **argv);
 int cmd_run(int argc, char **argv);

@@ -31,6 +31,12 @@ int tool_cut(const char *text, int width, const char **next);
 void tool_size_words(uint64_t bytes, bool exact, char *buf, size_t len);
 void tool_age_words(uint64_t ns, char *buf, size_t len);
 
+/* The end of the word that n stands before. */
+static inline const char *tool_s(uint64_t n)
+{
+	return n == 1 ? "" : "s";
+}
+
 /* Without what controls a terminal. Its end matters most, so it is cut at the front. */
 void tool_path_words(const char *path, int room, char *buf, size_t len);
 

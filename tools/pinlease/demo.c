@@ -137,7 +137,6 @@ int cmd_demo(int argc, char **argv)
 	FILE *page = NULL;
 	int err, status;
 
-	argv[0] = (char *)"pinlease demo";
 	argp_parse(&argp, argc, argv, 0, NULL, &o);
 	err = second_start(&demo_second_ops, &env.second);
 	if (err) {

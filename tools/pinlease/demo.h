@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What the parts of `pinlease demo` share: the plan says what one row does, the stage is what it runs
- *on, the result is what came out; table and page are made from results only.
+ * on, the result is what came out; table and page are made from results only.
  *
  *	plan -> case (stage: files, actor, device) -> result -> check -> words -> table
  *	                                                           \-> timeline -> page (svg)
@@ -100,6 +100,7 @@ struct demo_result {
 	int lease_err;	      /* of pinl_map_range() */
 	bool held;	      /* the lease promises that this change is held */
 	bool told;	      /* ... or is at least told while the lease lives */
+	bool afar;	      /* by pinleased, which waits for nobody to hear of KEEP and REFUSE */
 	bool timeout;	      /* an awaited event or report did not come */
 	bool reported;	      /* `actor` is filled in */
 	bool quiet_page_kept; /* at the end the CPU found the old content in the page nobody wrote */

@@ -89,9 +89,11 @@ static void take_report(struct demo_stage *s)
 
 static bool is_over(const struct demo_stage *s)
 {
+	bool refused = s->r->actor.err == -EBUSY && s->plan->policy == PINL_REFUSE;
+
 	if (!s->r->reported)
 		return false;
-	return !s->r->told || s->r->actor.err || demo_event(s->r, last_event(s));
+	return !s->r->told || (s->r->actor.err && !refused) || demo_event(s->r, last_event(s));
 }
 
 static void play(struct demo_stage *s)
@@ -224,8 +226,11 @@ static void describe_lease(struct demo_stage *s)
 {
 	struct pinl_lease_info info = {.size = sizeof(info)};
 	struct demo_result *r = s->r;
+	char sources[1024] = "";
 	unsigned can;
 
+	pinl_sources(s->ctx, sources, sizeof(sources));
+	r->afar = s->plan->actor != BY_CALL && strstr(sources, "arbiter: running");
 	pinl_lease_describe(s->lease, r->lease, sizeof(r->lease));
 	pinl_lease_info(s->lease, &info);
 	can = info.coverage[PINL_OP_TRUNCATE];

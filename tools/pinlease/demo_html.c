@@ -52,8 +52,7 @@ static void badge(FILE *out, const struct demo_result *r)
 	fprintf(out, "<span class=\"badge %s\">%s</span> ", class_of(r), w.verdict);
 }
 
-/* ------------------------------------------------------------------------------------------ the top --
- */
+/* ----------------------------------------------------------------------------------- the top -- */
 
 static void facts(FILE *out, const struct demo_results *all)
 {
@@ -165,8 +164,7 @@ static void legend(FILE *out)
 	fputs("</div></div>\n", out);
 }
 
-/* ------------------------------------------------------------------------------------------ the rows --
- */
+/* ---------------------------------------------------------------------------------- the rows -- */
 
 static void checks(FILE *out, const struct demo_result *r)
 {

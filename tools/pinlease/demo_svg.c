@@ -119,8 +119,7 @@ static void axis(const struct drawing *d)
 	text(d, LEFT - 24, bottom, "name unit", "ms");
 }
 
-/* -------------------------------------------------------------------------------------------- bars --
- */
+/* -------------------------------------------------------------------------------------- bars -- */
 
 static void actor_bar(const struct drawing *d)
 {
@@ -214,8 +213,7 @@ static void device_bars(const struct drawing *d)
 		pages_bar(d, released, last, "p-fail", "the device reaches nothing");
 }
 
-/* ------------------------------------------------------------------------------------------- marks --
- */
+/* ------------------------------------------------------------------------------------- marks -- */
 
 static void mark(const struct drawing *d, unsigned i)
 {

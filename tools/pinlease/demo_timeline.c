@@ -31,8 +31,7 @@ static void label(struct demo_moment *m, const char *first, const char *second)
 	snprintf(m->label[1], sizeof(m->label[1]), "%s", second ? second : "");
 }
 
-/* --------------------------------------------------------------------------------- device and actor --
- */
+/* -------------------------------------------------------------------------- device and actor -- */
 
 static const char *write_title(const struct demo_write *w)
 {
@@ -84,8 +83,7 @@ static void add_actor(struct line *line, const struct demo_result *r)
 		 r->actor.err ? tool_errno_name(r->actor.err) : "done");
 }
 
-/* --------------------------------------------------------------------------------------- the events --
- */
+/* -------------------------------------------------------------------------------- the events -- */
 
 static const struct {
 	enum demo_lane lane;

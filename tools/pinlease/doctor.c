@@ -12,16 +12,43 @@
 #include <unistd.h>
 
 #include "command.h"
+#include "given.h"
 
-#define LIMIT_S 120 /* for all of it; longer means that something hangs */
+#define LIMIT_S 120 /* for one memory with one device; longer means that something hangs */
 
-enum { KEY_JSON = 0x100, KEY_WITHOUT, KEY_MARKDOWN, KEY_DIR }; /* no short forms */
+enum {
+	KEY_JSON = 0x100,
+	KEY_WITHOUT,
+	KEY_MARKDOWN,
+	KEY_DIR,
+	KEY_VFIO,
+	KEY_IOMMUFD
+}; /* no short forms */
 
 struct options {
 	int as; /* KEY_JSON, KEY_WITHOUT, KEY_MARKDOWN; 0: the table */
 	const char *dirs[DOCTOR_MAX_DIRS];
 	unsigned n_dirs;
+	struct doctor_groups groups;
 };
+
+static void add_group(struct doctor_groups *groups, bool iommufd, const char *arg,
+		      struct argp_state *state)
+{
+	uint64_t number;
+
+	if (groups->n == DOCTOR_MAX_GROUPS)
+		argp_error(state, "at most %d groups", DOCTOR_MAX_GROUPS);
+	if (tool_number(arg, 1u << 30, &number))
+		argp_error(state, "\"%s\" is no number of an IOMMU group: ls /sys/kernel/iommu_groups",
+			   arg);
+	for (unsigned i = 0; i < groups->n; i++)
+		if (groups->all[i].number == number)
+			argp_error(state,
+				   "group %s is given twice, and can be taken once: leave one out", arg);
+	groups->all[groups->n].number = (unsigned)number;
+	groups->all[groups->n++].iommufd = iommufd;
+}
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -40,6 +67,15 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 			argp_error(state, "at most %d directories", DOCTOR_MAX_DIRS);
 		o->dirs[o->n_dirs++] = arg;
 		return 0;
+	case KEY_VFIO:
+	case KEY_IOMMUFD:
+		add_group(&o->groups, key == KEY_IOMMUFD, arg, state);
+		return 0;
+	case ARGP_KEY_END:
+		if (o->groups.n && o->as && o->as != KEY_JSON)
+			argp_error(state, "--without and --markdown lease nothing: leave out --vfio "
+					  "and --iommufd");
+		return 0;
 	case ARGP_KEY_ARG:
 		argp_error(state, "what is \"%s\"? directories are given by --dir", arg);
 		return 0;
@@ -57,6 +93,10 @@ static const struct argp argp = {
 			 "Print what --without prints, as a table for a document", 0},
 			{"dir", KEY_DIR, "DIR", 0,
 			 "Also look at files in DIR; may be given several times", 0},
+			{"vfio", KEY_VFIO, "GROUP", 0,
+			 "Also lease to devices of this IOMMU group, bound to vfio-pci; resets them", 0},
+			{"iommufd", KEY_IOMMUFD, "GROUP", 0,
+			 "As --vfio, by /dev/iommu instead of a VFIO container", 0},
 			{0},
 		},
 	.parser = parse,
@@ -76,6 +116,7 @@ static void on_alarm(int sig)
 
 static void progress(const struct doctor *d, unsigned row, const char *what)
 {
+	alarm(LIMIT_S);
 	if (!isatty(STDERR_FILENO))
 		return;
 	if (row < d->n)
@@ -130,14 +171,18 @@ static int with_leases(struct doctor *d)
 		fprintf(stderr, "pinlease doctor: %s\n", pinl_error());
 		return err;
 	}
-	pinl_sources(d->ctx, d->sources, sizeof(d->sources));
+	given_sources(d->ctx, d->sources, sizeof(d->sources));
 	d->sees_callers = can_see_callers();
+	doctor_kernel(d);
+	doctor_hardware(d);
 	doctor_devices_open(d);
 	for (unsigned i = 0; i < d->n; i++)
-		for (unsigned k = 0; k < DOCTOR_NR_DEVICES && !d->rows[i].memory->why[0]; k++) {
+		for (unsigned k = 0; k < d->n_devices && !d->rows[i].memory->why[0]; k++) {
 			progress(d, i, d->devices[k].name);
 			doctor_pair(d, &d->rows[i], k);
 		}
+	progress(d, 0, "device memory");
+	doctor_exports(d);
 	doctor_gaps(d);
 	return 0;
 }
@@ -147,9 +192,13 @@ unsigned doctor_mismatches(const struct doctor *d)
 	unsigned n = 0;
 
 	for (unsigned i = 0; i < d->n; i++)
-		for (int k = 0; k < DOCTOR_NR_DEVICES; k++)
+		for (unsigned k = 0; k < d->n_devices; k++)
 			for (int op = 0; op < PINL_OP_NR; op++)
 				n += doctor_short(&d->rows[i].pairs[k].cells[op]);
+	for (unsigned i = 0; i < d->n_exports; i++)
+		for (unsigned k = 0; k < d->n_devices; k++)
+			for (int then = 0; then < DOCTOR_IMPORT_NR; then++)
+				n += d->exports[i].imports[k][then].stays;
 	return n;
 }
 
@@ -198,6 +247,8 @@ static int start(struct doctor *d, const struct options *o)
 		free(d->rows);
 		return EXIT_CANT_START;
 	}
+	d->groups = o->groups;
+	d->pci = -1;
 	for (unsigned i = 0; i < d->n; i++)
 		d->rows[i].memory = &d->memories[i];
 	status = run(d, o->as);
@@ -212,9 +263,13 @@ int cmd_doctor(int argc, char **argv)
 	struct options o = {0};
 	struct doctor *d;
 	int err, status;
+	char why[DOCTOR_WHY];
 
-	argv[0] = (char *)"pinlease doctor";
 	argp_parse(&argp, argc, argv, 0, NULL, &o);
+	if (doctor_groups_check(&o.groups, why, sizeof(why))) {
+		fprintf(stderr, "pinlease doctor: %s\n", why);
+		return EXIT_CANT_START;
+	}
 	d = calloc(1, sizeof(*d));
 	err = d ? second_start(&doctor_second_ops, &d->actor.second) : -ENOMEM;
 	if (err) {

@@ -19,11 +19,15 @@
 #include "common.h"
 #include "second.h"
 
-#define DOCTOR_MAX_ROWS 24
-#define DOCTOR_LABEL	18 /* of a row, with its gap */
-#define DOCTOR_MAX_DIRS 16
-#define DOCTOR_MAX_GAPS 64
-#define DOCTOR_WHY	320
+#define DOCTOR_MAX_ROWS	      24
+#define DOCTOR_LABEL	      18 /* of a row, with its gap */
+#define DOCTOR_MAX_DIRS	      16
+#define DOCTOR_MAX_GAPS	      96
+#define DOCTOR_MAX_DEVICES    24
+#define DOCTOR_MAX_EXPORTS    8
+#define DOCTOR_MAX_FACILITIES 40
+#define DOCTOR_MAX_GROUPS     4
+#define DOCTOR_WHY	      512 /* a whole sentence of the library's */
 
 #define DOCTOR_CAN_ALL (PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE)
 
@@ -141,23 +145,109 @@ struct doctor_pair {
 	struct doctor_verdict verdicts[DOCTOR_NR_PLANS];
 };
 
-enum { DEV_URING, DEV_REVOCABLE, DEV_ON_DEMAND, DEV_QUIESCE, DEV_NONE, DOCTOR_NR_DEVICES };
+/* -------------------------------------------------------------------------------- the devices -- */
+
+struct doctor;
 
 struct doctor_device {
-	const char *name;
+	const char *backend; /* of pinl_device_open() */
+	char name[40];
 	bool pinned;
-	int device_class;     /* enum pinl_device_class; -1: not seen */
-	char why[DOCTOR_WHY]; /* not here */
+	int device_class;	/* enum pinl_device_class; -1: not seen */
+	char why[DOCTOR_WHY];	/* not here */
+	char found[DOCTOR_WHY]; /* about this one, beyond its class; "": nothing */
+	const char *copy;	/* what would give it COPY, if anything would */
 	struct pinl_device *dev;
-	struct io_uring ring;
+	struct io_uring ring; /* of backend "uring" */
 	bool has_ring;
+	void *priv; /* of who added it */
+	void (*close)(void *priv);
 };
+
+/* Adds what is there to d->devices by doctor_device_add(), also with `why` where it can't be used. */
+struct doctor_backend {
+	const char *name;
+	void (*open)(struct doctor *d);
+};
+
+extern const struct doctor_backend doctor_soft, doctor_uring, doctor_rdma, doctor_vfio, doctor_iommufd;
+
+/* IOMMU groups that may be taken, by a container or by an iommufd. */
+struct doctor_groups {
+	struct {
+		unsigned number;
+		bool iommufd;
+	} all[DOCTOR_MAX_GROUPS];
+	unsigned n;
+};
+
+/* 0: they can be taken now; else the cause and the remedy. */
+int doctor_groups_check(const struct doctor_groups *groups, char *why, size_t len);
+
+/* Its first device: the PCI address ("": none), the file in /dev/vfio/devices (false: none), its name
+ * after `kind`. */
+void doctor_group_device(unsigned number, char *address, size_t len);
+bool doctor_group_cdev(unsigned number, char *path, size_t len);
+void doctor_group_name(const char *kind, unsigned number, char *name, size_t len);
+
+/* NULL: no room, which is said once. */
+struct doctor_device *doctor_device_add(struct doctor *d, const char *backend, bool pinned,
+					const char *name);
+/* A backend without a device here: why is that of the facility, or if that is here, `untried`. */
+void doctor_device_missing(struct doctor *d, const char *backend, const char *facility,
+			   const char *untried);
+void doctor_devices_open(struct doctor *d);
+void doctor_devices_close(struct doctor *d);
+
+/* --------------------------------------------------------------------------- device memory -- */
+
+enum { DOCTOR_IMPORT_FAIL, DOCTOR_IMPORT_SCRATCH, DOCTOR_IMPORT_NR };
+
+/* Under RECALL with this end. */
+struct doctor_import {
+	bool leased;
+	bool stays; /* the device was not off it when its exporter had taken it back */
+	char why[DOCTOR_WHY];
+};
+
+/* A kind of device memory, from its exporter. */
+struct doctor_export {
+	char name[40];
+	char why[DOCTOR_WHY]; /* not here, or not tried */
+	struct doctor_import imports[DOCTOR_MAX_DEVICES][DOCTOR_IMPORT_NR];
+};
+
+void doctor_exports(struct doctor *d);
+const char *doctor_import_name(int then);
+
+/* ----------------------------------------------------------------------------- the facilities -- */
+
+/* Of the kernel, of the hardware or of a file system: what it brings is seen in the table. */
+struct doctor_facility {
+	const char *group;
+	char name[40];
+	bool here;
+	char found[DOCTOR_WHY];	  /* how many or which; changes from machine to machine */
+	char why[DOCTOR_WHY * 2]; /* not here: cause and remedy, one sentence */
+};
+
+/* `found` and `why` as above; "": nothing to add. */
+void doctor_here(struct doctor *d, const char *group, const char *name, const char *found, ...)
+	__attribute__((format(printf, 4, 5)));
+void doctor_missing(struct doctor *d, const char *group, const char *name, const char *why, ...)
+	__attribute__((format(printf, 4, 5)));
+/* Why it isn't here; NULL: it is, or wasn't asked for. */
+const char *doctor_facility_why(const struct doctor *d, const char *name);
+void doctor_kernel(struct doctor *d);
+void doctor_hardware(struct doctor *d);
+
+/* -------------------------------------------------------------------------------------- all of it -- */
 
 struct doctor_row {
 	struct doctor_memory *memory;
 	struct doctor_bare bare[PINL_OP_NR];
 	int watch_err; /* of pinl_watch_fs() on its file; 0: it can be watched, or there is none */
-	struct doctor_pair pairs[DOCTOR_NR_DEVICES];
+	struct doctor_pair pairs[DOCTOR_MAX_DEVICES];
 };
 
 struct doctor_gap {
@@ -170,8 +260,15 @@ struct doctor {
 	struct pinl_ctx *ctx;
 	struct doctor_actor actor;
 	char sources[1500];
+	struct doctor_groups groups;
 	bool sees_callers; /* /proc/self/task/TID/syscall can be read */
-	struct doctor_device devices[DOCTOR_NR_DEVICES];
+	struct doctor_facility facilities[DOCTOR_MAX_FACILITIES];
+	unsigned n_facilities;
+	struct doctor_device devices[DOCTOR_MAX_DEVICES];
+	unsigned n_devices;
+	int pci; /* the first device of the groups, by VFIO; -1: none. Whoever added it closes it */
+	struct doctor_export exports[DOCTOR_MAX_EXPORTS];
+	unsigned n_exports;
 	struct doctor_memory memories[DOCTOR_MAX_ROWS];
 	struct doctor_row *rows;
 	unsigned n;
@@ -189,11 +286,11 @@ struct doctor_plan {
 };
 
 extern const struct doctor_plan doctor_plans[DOCTOR_NR_PLANS];
+/* What the device adds to a sentence, in brackets, is left out. */
+size_t doctor_sentence_len(const char *why);
 bool doctor_revocable(const struct doctor_device *device);
 
 void doctor_bare(struct doctor_row *row);
-void doctor_devices_open(struct doctor *d);
-void doctor_devices_close(struct doctor *d);
 void doctor_pair(struct doctor *d, struct doctor_row *row, unsigned device);
 bool doctor_short(const struct doctor_cell *cell); /* less was seen than promised, or worse */
 unsigned doctor_mismatches(const struct doctor *d);
@@ -211,6 +308,9 @@ void doctor_rows_words(const struct doctor *d, uint32_t rows, char *buf, size_t 
 void doctor_cell_text(const struct doctor_pair *pair, enum pinl_op op, char *buf, size_t len);
 void doctor_bare_text(const struct doctor_bare *bare, char *buf, size_t len);
 
+void doctor_wrap(FILE *out, int indent, const char *text);
+void doctor_bold(FILE *out, const char *text);
+void doctor_facilities(FILE *out, const struct doctor *d);
 void doctor_table(FILE *out, const struct doctor *d);
 void doctor_without(FILE *out, const struct doctor *d);
 void doctor_markdown(FILE *out, const struct doctor *d);

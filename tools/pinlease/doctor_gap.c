@@ -134,16 +134,20 @@ static void find_cell(struct doctor *d, unsigned at, unsigned device, enum pinl_
 	add(d, &f);
 }
 
-/* ----------------------------------------------------------------------------------- what is refused --
- */
+/* --------------------------------------------------------------------------- what is refused -- */
 
-/* A soft device adds what it was opened as: without that the same reason is the same gap. */
+/* A device adds in brackets why it can't do more, to any sentence. That is shown where devices and
+ * facilities are listed; without it the same reason is the same gap. */
+size_t doctor_sentence_len(const char *why)
+{
+	const char *added = strstr(why, " (device ");
+
+	return added ? (size_t)(added - why) : strlen(why);
+}
+
 static void say(struct finding *f, const char *sentence)
 {
-	const char *added = strstr(sentence, " (device soft: it was opened as class ");
-	int len = added ? (int)(added - sentence) : (int)strlen(sentence);
-
-	snprintf(f->reason, sizeof(f->reason), "%.*s", len, sentence);
+	snprintf(f->reason, sizeof(f->reason), "%.*s", (int)doctor_sentence_len(sentence), sentence);
 }
 
 /* The sentences name cause and remedy themselves. REFUSE per operation is in the cells. */
@@ -157,9 +161,20 @@ static void find_policies(struct doctor *d, unsigned at, unsigned device)
 			.policies = 1u << i, .device = device, .row = 1u << at, .remedy = ""};
 
 		say(&f, v->why);
+		if (doctor_plans[i].policy.kind == PINL_RECALL &&
+		    doctor_plans[i].policy.then == PINL_THEN_COPY && d->devices[device].copy)
+			f.remedy = d->devices[device].copy;
 		if (v->err)
 			add(d, &f);
 	}
+}
+
+static bool leased_on_demand(const struct doctor *d, unsigned at)
+{
+	for (unsigned i = 0; i < d->n_devices; i++)
+		if (!d->devices[i].pinned && d->rows[at].pairs[i].leased)
+			return true;
+	return false;
 }
 
 static void find_pair(struct doctor *d, unsigned at, unsigned device)
@@ -174,7 +189,7 @@ static void find_pair(struct doctor *d, unsigned at, unsigned device)
 		return;
 	}
 	say(&f, pair->why);
-	if (d->rows[at].pairs[DEV_ON_DEMAND].leased)
+	if (leased_on_demand(d, at))
 		f.remedy = close_pin;
 	add(d, &f);
 }
@@ -182,7 +197,7 @@ static void find_pair(struct doctor *d, unsigned at, unsigned device)
 void doctor_gaps(struct doctor *d)
 {
 	for (unsigned at = 0; at < d->n; at++)
-		for (unsigned device = 0; device < DOCTOR_NR_DEVICES; device++)
+		for (unsigned device = 0; device < d->n_devices; device++)
 			if (!d->rows[at].memory->why[0] && d->devices[device].dev)
 				find_pair(d, at, device);
 }

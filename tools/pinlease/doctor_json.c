@@ -123,7 +123,7 @@ static struct json_object *leases(const struct doctor *d, const struct doctor_ro
 {
 	struct json_object *all = json_object_new_array();
 
-	for (int i = 0; i < DOCTOR_NR_DEVICES; i++) {
+	for (unsigned i = 0; i < d->n_devices; i++) {
 		const struct doctor_pair *pair = &row->pairs[i];
 		struct json_object *o = json_object_new_object();
 
@@ -159,11 +159,56 @@ static struct json_object *memories(const struct doctor *d)
 	return all;
 }
 
+static struct json_object *imports(const struct doctor *d, const struct doctor_export *e)
+{
+	struct json_object *all = json_object_new_array();
+
+	for (unsigned i = 0; i < d->n_devices; i++) {
+		struct json_object *o, *policies;
+
+		if (!d->devices[i].dev)
+			continue;
+		o = json_object_new_object();
+		policies = json_object_new_array();
+		for (int then = 0; then < DOCTOR_IMPORT_NR; then++) {
+			const struct doctor_import *im = &e->imports[i][then];
+			struct json_object *p = json_object_new_object();
+
+			put(p, "policy", doctor_import_name(then));
+			put_bool(p, "accepted", im->leased);
+			put_bool(p, "mismatch", im->stays);
+			put(p, "why", im->why);
+			json_object_array_add(policies, p);
+		}
+		put(o, "device", d->devices[i].name);
+		json_object_object_add(o, "policies", policies);
+		json_object_array_add(all, o);
+	}
+	return all;
+}
+
+static struct json_object *exports(const struct doctor *d)
+{
+	struct json_object *all = json_object_new_array();
+
+	for (unsigned i = 0; i < d->n_exports; i++) {
+		const struct doctor_export *e = &d->exports[i];
+		struct json_object *o = json_object_new_object();
+
+		put(o, "name", e->name);
+		put_bool(o, "here", !*e->why);
+		put(o, "why", e->why);
+		json_object_object_add(o, "imports", *e->why ? NULL : imports(d, e));
+		json_object_array_add(all, o);
+	}
+	return all;
+}
+
 static struct json_object *devices(const struct doctor *d)
 {
 	struct json_object *all = json_object_new_array();
 
-	for (int i = 0; i < DOCTOR_NR_DEVICES; i++) {
+	for (unsigned i = 0; i < d->n_devices; i++) {
 		const struct doctor_device *device = &d->devices[i];
 		struct json_object *o = json_object_new_object();
 
@@ -171,8 +216,28 @@ static struct json_object *devices(const struct doctor *d)
 		put(o, "class",
 		    device->device_class < 0 ? NULL : doctor_class_name(device->device_class));
 		put_bool(o, "pinned", device->pinned);
+		put(o, "backend", device->backend);
 		put_bool(o, "here", device->dev);
 		put(o, "why", device->why);
+		put(o, "found", device->found);
+		json_object_array_add(all, o);
+	}
+	return all;
+}
+
+static struct json_object *facilities(const struct doctor *d)
+{
+	struct json_object *all = json_object_new_array();
+
+	for (unsigned i = 0; i < d->n_facilities; i++) {
+		const struct doctor_facility *f = &d->facilities[i];
+		struct json_object *o = json_object_new_object();
+
+		put(o, "group", f->group);
+		put(o, "name", f->name);
+		put_bool(o, "here", f->here);
+		put(o, "found", f->found);
+		put(o, "why", f->why);
 		json_object_array_add(all, o);
 	}
 	return all;
@@ -191,8 +256,7 @@ static struct json_object *gaps(const struct doctor *d)
 		json_object_object_add(o, "policies",
 				       names(g->policies, DOCTOR_NR_PLANS, plan_name, NULL));
 		json_object_object_add(o, "memories", names(g->rows, d->n, row_name, d));
-		json_object_object_add(o, "devices",
-				       names(g->devices, DOCTOR_NR_DEVICES, device_name, d));
+		json_object_object_add(o, "devices", names(g->devices, d->n_devices, device_name, d));
 		put(o, "reason", g->reason);
 		put(o, "closed_by", g->remedy);
 		json_object_array_add(all, o);
@@ -219,8 +283,10 @@ void doctor_json(FILE *out, const struct doctor *d)
 	put(o, "machine", d->machine);
 	put(o, "kernel", d->kernel);
 	json_object_object_add(o, "sources", sources(d));
+	json_object_object_add(o, "facilities", facilities(d));
 	json_object_object_add(o, "devices", devices(d));
 	json_object_object_add(o, "memories", memories(d));
+	json_object_object_add(o, "device_memory", exports(d));
 	json_object_object_add(o, "gaps", gaps(d));
 	json_object_object_add(o, "mismatches", json_object_new_int((int)doctor_mismatches(d)));
 	json_object_object_add(o, "seconds", json_object_new_double((double)d->took_ns / 1e9));

@@ -13,11 +13,13 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 
 #define GRACE_MS   8000 /* the holder answers; nothing here waits for the force */
 #define GIVE_UP_MS 4000
-#define BUSY_NS	   500000000u
+#define BUSY_MS	   1000
+#define LATE_MS	   10000
 #define SETTLE_MS  5 /* for a caller who is not held to show that */
 
 #define RECALLS(outcome)                                                                                \
@@ -60,11 +62,30 @@ bool doctor_revocable(const struct doctor_device *device)
 	return device->device_class >= PINL_DEV_REVOCABLE;
 }
 
-/* The last change of these addresses may still be on its way out: then it is -EBUSY for a moment. */
-static int take(struct doctor_device *device, const struct doctor_sample *s,
-		const struct pinl_policy *policy, unsigned flags, struct pinl_lease **lease)
+/* Of this process, which has no lease now: the kernel hasn't let them go yet. */
+static bool has_pins(void)
 {
-	uint64_t until = tool_now() + BUSY_NS;
+	FILE *f = fopen("/proc/self/status", "re");
+	unsigned long kb = 0;
+	char line[256];
+
+	while (f && fgets(line, sizeof(line), f) && sscanf(line, "VmPin: %lu", &kb) != 1)
+		;
+	if (f)
+		fclose(f);
+	return kb;
+}
+
+/*
+ * The last change of these addresses may still be on its way out: then it is -EBUSY for a moment. And
+ * the kernel lets pins go, and counts them against a limit, in its own time: then it is -ENOMEM.
+ */
+static int take(struct doctor_device *device, const struct doctor_sample *s,
+		const struct pinl_policy *policy, unsigned flags, unsigned patience_ms,
+		struct pinl_lease **lease)
+{
+	uint64_t until = tool_now() + patience_ms * 1000000ull;
+	uint64_t late = patience_ms ? until + LATE_MS * 1000000ull : until;
 	uintptr_t start = (uintptr_t)s->map;
 	int err;
 
@@ -73,9 +94,10 @@ static int take(struct doctor_device *device, const struct doctor_sample *s,
 		flags |= PINL_STAGE;
 	for (;;) {
 		err = pinl_map_range(device->dev, start, start + s->size, flags, policy, NULL, lease);
-		if (err != -EBUSY || tool_now() > until)
+		if ((err != -EBUSY && err != -ENOMEM) ||
+		    (tool_now() > until && !(err == -ENOMEM && tool_now() < late && has_pins())))
 			return err;
-		poll(NULL, 0, 1);
+		poll(NULL, 0, err == -EBUSY ? 1 : 10);
 	}
 }
 
@@ -126,14 +148,28 @@ struct trial {
 	bool reported;
 };
 
+/* Huge pages of the last sample may come back to their pool late: the kernel lets pins go in its own
+ * time. */
+static int make_sample(const struct doctor_memory *memory, struct doctor_sample *s)
+{
+	uint64_t until = tool_now() + GIVE_UP_MS * 1000000ull;
+	int err = doctor_sample_make(memory, s);
+
+	while (err == -ENOMEM && memory->how == HOW_HUGETLB && tool_now() < until) {
+		poll(NULL, 0, 10);
+		err = doctor_sample_make(memory, s);
+	}
+	return err;
+}
+
 /* A lease on fresh memory, and the change under way. */
 static int begin(struct trial *t, const struct doctor_row *row, const struct pinl_policy *policy,
 		 enum pinl_op op)
 {
-	int err = doctor_sample_make(row->memory, &t->sample);
+	int err = make_sample(row->memory, &t->sample);
 
 	if (!err)
-		err = take(t->device, &t->sample, policy, PINL_COOPERATIVE, &t->lease);
+		err = take(t->device, &t->sample, policy, PINL_COOPERATIVE, GIVE_UP_MS, &t->lease);
 	if (err)
 		return err;
 	t->id = lease_id(t->lease);
@@ -280,7 +316,11 @@ static void ask_policies(struct doctor_device *device, struct doctor_row *row, s
 		struct doctor_verdict *v = &pair->verdicts[i];
 		struct pinl_lease *lease;
 
-		v->err = take(device, s, &plan->policy, plan->flags, &lease);
+		v->err = take(device, s, &plan->policy, plan->flags,
+			      !i	     ? BUSY_MS
+			      : pair->leased ? GIVE_UP_MS
+					     : 0,
+			      &lease);
 		if (v->err) {
 			snprintf(v->why, sizeof(v->why), "%s", pinl_error());
 			continue;
@@ -301,7 +341,7 @@ void doctor_pair(struct doctor *d, struct doctor_row *row, unsigned at)
 
 	if (!device->dev)
 		return;
-	err = doctor_sample_make(row->memory, &s);
+	err = make_sample(row->memory, &s);
 	if (err) {
 		snprintf(pair->why, sizeof(pair->why), "can't be made now: %s", strerror(-err));
 		return;
@@ -315,57 +355,4 @@ void doctor_pair(struct doctor *d, struct doctor_row *row, unsigned at)
 	for (int op = 0; pair->leased && op < PINL_OP_NR; op++)
 		if (pair->cells[op].here && pair->cells[op].detaches)
 			try_cell(d, row, at, op, &pair->cells[op]);
-}
-
-/* ------------------------------------------------------------------------------------ the devices -- */
-
-static int open_uring(struct doctor *d, struct doctor_device *device)
-{
-	struct pinl_uring_arg arg = {.size = sizeof(arg), .ring = &device->ring, .slots = 8};
-	int err = io_uring_queue_init(8, &device->ring, 0);
-
-	if (err) {
-		snprintf(device->why, sizeof(device->why), "no io_uring here: %s%s", strerror(-err),
-			 err == -ENOMEM ? "; raise RLIMIT_MEMLOCK (ulimit -l)" : "");
-		return err;
-	}
-	device->has_ring = true;
-	return pinl_device_open(d->ctx, "uring", &arg, &device->dev);
-}
-
-void doctor_devices_open(struct doctor *d)
-{
-	static const struct {
-		const char *name;
-		int device_class;
-	} all[DOCTOR_NR_DEVICES] = {
-		[DEV_URING] = {"io_uring", PINL_DEV_NONE},
-		[DEV_REVOCABLE] = {"soft REVOCABLE", PINL_DEV_REVOCABLE},
-		[DEV_ON_DEMAND] = {"soft FAULTING on demand", PINL_DEV_FAULTING},
-		[DEV_QUIESCE] = {"soft QUIESCE_ONLY", PINL_DEV_QUIESCE_ONLY},
-		[DEV_NONE] = {"soft NONE", PINL_DEV_NONE},
-	};
-
-	for (int i = 0; i < DOCTOR_NR_DEVICES; i++) {
-		struct doctor_device *device = &d->devices[i];
-		struct pinl_soft_arg arg = {.size = sizeof(arg),
-					    .device_class = all[i].device_class + 1};
-		int err;
-
-		*device = (struct doctor_device){
-			.name = all[i].name, .pinned = i != DEV_ON_DEMAND, .device_class = -1};
-		err = i == DEV_URING ? open_uring(d, device)
-				     : pinl_device_open(d->ctx, "soft", &arg, &device->dev);
-		if (err && !device->why[0])
-			snprintf(device->why, sizeof(device->why), "%s", pinl_error());
-	}
-}
-
-void doctor_devices_close(struct doctor *d)
-{
-	for (int i = 0; i < DOCTOR_NR_DEVICES; i++) {
-		pinl_device_close(d->devices[i].dev);
-		if (d->devices[i].has_ring)
-			io_uring_queue_exit(&d->devices[i].ring);
-	}
 }

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/memfd.h>
+#include <mntent.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -258,6 +259,17 @@ static bool is_dax(const char *dir)
 	return dax;
 }
 
+static int cant_make_file(const char *dir)
+{
+	int err = tool_cant_use(dir), fd = err ? -1 : file_without_name(dir);
+
+	if (!err && fd < 0)
+		err = -errno;
+	if (fd >= 0)
+		close(fd);
+	return err;
+}
+
 static int add_dir(struct doctor_memory *all, unsigned *n, const char *dir, bool *dax)
 {
 	int err = dir ? tool_cant_use(dir) : -ENOENT;
@@ -277,6 +289,20 @@ static int add_dir(struct doctor_memory *all, unsigned *n, const char *dir, bool
 	return 0;
 }
 
+/* Disks and DAX, wherever they are mounted; the first of each kind. */
+static void add_mounts(struct doctor_memory *all, unsigned *n, bool *dax)
+{
+	FILE *mounts = setmntent("/proc/self/mounts", "re");
+	struct mntent *m;
+
+	while (mounts && (m = getmntent(mounts)))
+		if (!strcmp(m->mnt_type, "ext4") || !strcmp(m->mnt_type, "xfs") ||
+		    !strcmp(m->mnt_type, "btrfs"))
+			add_dir(all, n, m->mnt_dir, dax);
+	if (mounts)
+		endmntent(mounts);
+}
+
 int doctor_memories(const char *const *dirs, unsigned n_dirs, struct doctor_memory *all, unsigned *n)
 {
 	const char *const candidates[] = {"/dev/shm",
@@ -293,24 +319,30 @@ int doctor_memories(const char *const *dirs, unsigned n_dirs, struct doctor_memo
 	add(all, n, HOW_MEMFD, true, "memfd");
 	add(all, n, HOW_HUGETLB, true, "hugetlb");
 	for (unsigned i = 0; i < n_dirs; i++) {
-		int err = add_dir(all, n, dirs[i], &dax);
+		int err = cant_make_file(dirs[i]);
 
+		if (!err)
+			err = add_dir(all, n, dirs[i], &dax);
 		if (err) {
-			fprintf(stderr, "pinlease doctor: can't make files in \"%s\": %s\n", dirs[i],
-				strerror(-err));
+			fprintf(stderr,
+				"pinlease doctor: can't make files in \"%s\": %s; name a directory "
+				"that you can write to\n",
+				dirs[i], strerror(-err));
 			return err;
 		}
 	}
 	for (size_t i = 0; i < sizeof(candidates) / sizeof(*candidates); i++)
 		add_dir(all, n, candidates[i], &dax);
+	add_mounts(all, n, &dax);
 	if (!dax && *n < DOCTOR_MAX_ROWS) {
 		struct doctor_memory *m = &all[(*n)++];
 
 		*m = (struct doctor_memory){.name = "DAX", .how = HOW_FILE, .shared = true};
 		snprintf(m->why, sizeof(m->why),
-			 "none of the directories is on DAX; name one that is by --dir");
+			 "no file system that can be written to is mounted with DAX (mount -o "
+			 "dax=always)");
 	}
-	add(all, n, HOW_DEVICE, true, "device memory");
+	add(all, n, HOW_DEVICE, true, "driver's mapping");
 	add(all, n, HOW_SECRET, true, "secret memory");
 	return 0;
 }

@@ -32,7 +32,7 @@ static void colour(FILE *out, const char *code)
 		fprintf(out, "\033[%sm", code);
 }
 
-static void bold(FILE *out, const char *text)
+void doctor_bold(FILE *out, const char *text)
 {
 	colour(out, "1");
 	fputs(text, out);
@@ -40,7 +40,7 @@ static void bold(FILE *out, const char *text)
 	fputc('\n', out);
 }
 
-static void wrap(FILE *out, int indent, const char *text)
+void doctor_wrap(FILE *out, int indent, const char *text)
 {
 	while (*text) {
 		const char *line = text;
@@ -77,8 +77,7 @@ static void head(FILE *out)
 	line(out, "", second);
 }
 
-/* ----------------------------------------------------------------------------------------- folding --
- */
+/* ----------------------------------------------------------------------------------- folding -- */
 
 struct shown {
 	bool leased, staged;
@@ -173,29 +172,45 @@ static void device_title(const struct doctor *d, int device, char *buf, size_t l
 {
 	const struct doctor_device *dev = &d->devices[device];
 
-	if (device == DEV_URING)
+	if (strcmp(dev->backend, "soft"))
 		tool_append(buf, len, "%s, found %s", dev->name, doctor_class_name(dev->device_class));
 	else
 		tool_append(buf, len, "%s", dev->name);
 }
 
+/* What is known of this device and of those that look the same. */
+static void about(FILE *out, const struct doctor *d, unsigned device)
+{
+	char text[DOCTOR_WHY + 64];
+
+	for (unsigned i = device; i < d->n_devices; i++) {
+		const struct doctor_device *dev = &d->devices[i];
+
+		if (!*dev->found || (i != device && !devices_alike(d, device, i)))
+			continue;
+		snprintf(text, sizeof(text), "%s: %s", dev->name, dev->found);
+		doctor_wrap(out, 2, text);
+	}
+}
+
 static void matrices(FILE *out, const struct doctor *d)
 {
-	bool done[DOCTOR_NR_DEVICES] = {0};
+	bool done[DOCTOR_MAX_DEVICES] = {0};
 
-	for (int i = 0; i < DOCTOR_NR_DEVICES; i++) {
-		char title[200] = "\nDevice: ";
+	for (unsigned i = 0; i < d->n_devices; i++) {
+		char title[400] = "\nDevice: ";
 
 		if (done[i] || !d->devices[i].dev)
 			continue;
 		device_title(d, i, title, sizeof(title));
-		for (int k = i + 1; k < DOCTOR_NR_DEVICES; k++)
+		for (unsigned k = i + 1; k < d->n_devices; k++)
 			if (devices_alike(d, i, k)) {
 				tool_append(title, sizeof(title), "; ");
 				device_title(d, k, title, sizeof(title));
 				done[k] = true;
 			}
-		bold(out, title);
+		doctor_bold(out, title);
+		about(out, d, i);
 		matrix(out, d, i);
 	}
 }
@@ -211,8 +226,7 @@ static void legend(FILE *out)
 		     "By a staged copy: the device can't have the memory itself (PINL_STAGE).\n");
 }
 
-/* ------------------------------------------------------------------------------------------- lists --
- */
+/* ------------------------------------------------------------------------------------- lists -- */
 
 static void not_here(FILE *out, const struct doctor *d)
 {
@@ -222,14 +236,64 @@ static void not_here(FILE *out, const struct doctor *d)
 		if (!d->rows[i].memory->why[0])
 			continue;
 		snprintf(text, sizeof(text), "%s: %s", d->rows[i].memory->name, d->rows[i].memory->why);
-		wrap(out, 2, text);
+		doctor_wrap(out, 2, text);
 	}
-	for (int i = 0; d->ctx && i < DOCTOR_NR_DEVICES; i++) {
+	for (unsigned i = 0; d->ctx && i < d->n_devices; i++) {
 		if (d->devices[i].dev)
 			continue;
 		snprintf(text, sizeof(text), "%s: %s", d->devices[i].name, d->devices[i].why);
-		wrap(out, 2, text);
+		doctor_wrap(out, 2, text);
 	}
+}
+
+/* What a device is given of it, or why nothing. */
+static void import_text(const struct doctor_import im[DOCTOR_IMPORT_NR], char *buf, size_t len)
+{
+	const struct doctor_import *fail = &im[DOCTOR_IMPORT_FAIL],
+				   *scratch = &im[DOCTOR_IMPORT_SCRATCH];
+
+	if (!fail->leased)
+		snprintf(buf, len, "no: %s", fail->why);
+	else if (!scratch->leased)
+		snprintf(buf, len, "FAIL%s; no SCRATCH: %s", fail->stays ? "!" : "", scratch->why);
+	else
+		snprintf(buf, len, "FAIL%s, SCRATCH%s", fail->stays ? "!" : "",
+			 scratch->stays ? "!" : "");
+}
+
+/* Devices of which the same is to be said are named together. */
+static void export(FILE *out, const struct doctor *d, const struct doctor_export *e)
+{
+	bool done[DOCTOR_MAX_DEVICES] = {0};
+	char text[2000], what[DOCTOR_WHY + 40], other[DOCTOR_WHY + 40];
+
+	snprintf(text, sizeof(text), "%s%s%s", e->name, *e->why ? ": " : "", e->why);
+	doctor_wrap(out, 2, text);
+	for (unsigned i = 0; !*e->why && i < d->n_devices; i++) {
+		if (!d->devices[i].dev || done[i])
+			continue;
+		import_text(e->imports[i], what, sizeof(what));
+		snprintf(text, sizeof(text), "%s", d->devices[i].name);
+		for (unsigned k = i + 1; k < d->n_devices; k++) {
+			import_text(e->imports[k], other, sizeof(other));
+			if (!d->devices[k].dev || strcmp(what, other))
+				continue;
+			tool_append(text, sizeof(text), ", %s", d->devices[k].name);
+			done[k] = true;
+		}
+		tool_append(text, sizeof(text), ": %s", what);
+		doctor_wrap(out, 6, text);
+	}
+}
+
+static void exports(FILE *out, const struct doctor *d)
+{
+	doctor_bold(out, "\nDevice memory");
+	doctor_wrap(out, 2,
+		    "It is never pinned, but leased through its exporter, who takes it back. "
+		    "Under RECALL with these ends:");
+	for (unsigned i = 0; i < d->n_exports; i++)
+		export(out, d, &d->exports[i]);
 }
 
 static void gap(FILE *out, const struct doctor *d, const struct doctor_gap *g)
@@ -249,13 +313,13 @@ static void gap(FILE *out, const struct doctor *d, const struct doctor_gap *g)
 	} else {
 		snprintf(text, sizeof(text), "No lease of %s, %s", rows, devices);
 	}
-	wrap(out, 2, text);
+	doctor_wrap(out, 2, text);
 	snprintf(text, sizeof(text), "Why: %s", g->reason);
-	wrap(out, 6, text);
+	doctor_wrap(out, 6, text);
 	if (!*g->remedy)
 		return;
 	snprintf(text, sizeof(text), "Closed by: %s", g->remedy);
-	wrap(out, 6, text);
+	doctor_wrap(out, 6, text);
 }
 
 static void mismatch(FILE *out, const struct doctor *d, unsigned at, int device, enum pinl_op op)
@@ -271,7 +335,7 @@ static void mismatch(FILE *out, const struct doctor *d, unsigned at, int device,
 		 c->harmful ? "takes pages, and the library says it doesn't" : missing);
 	if (c->err)
 		tool_append(text, sizeof(text), " (the attempt ended with %s)", tool_errno_name(c->err));
-	wrap(out, 2, text);
+	doctor_wrap(out, 2, text);
 }
 
 static void mismatches(FILE *out, const struct doctor *d)
@@ -284,7 +348,7 @@ static void mismatches(FILE *out, const struct doctor *d)
 		colour(out, "0");
 	}
 	for (unsigned i = 0; n && i < d->n; i++)
-		for (int k = 0; k < DOCTOR_NR_DEVICES; k++)
+		for (unsigned k = 0; k < d->n_devices; k++)
 			for (int op = 0; op < PINL_OP_NR; op++)
 				mismatch(out, d, i, k, op);
 }
@@ -305,27 +369,33 @@ static void places(FILE *out, const struct doctor *d)
 		last = m->dir;
 	}
 	if (*text)
-		wrap(out, 0, text);
+		doctor_wrap(out, 0, text);
+}
+
+static void lines(FILE *out, const char *all)
+{
+	for (const char *at = all; *at; at = *strchrnul(at, '\n') ? strchrnul(at, '\n') + 1 : "") {
+		char text[600];
+
+		snprintf(text, sizeof(text), "%.*s", (int)(strchrnul(at, '\n') - at), at);
+		doctor_wrap(out, 0, text);
+	}
 }
 
 void doctor_table(FILE *out, const struct doctor *d)
 {
-	wrap(out, 0, d->machine);
-	for (const char *at = d->sources; *at;
-	     at = *strchrnul(at, '\n') ? strchrnul(at, '\n') + 1 : "") {
-		char text[600];
-
-		snprintf(text, sizeof(text), "%.*s", (int)(strchrnul(at, '\n') - at), at);
-		wrap(out, 0, text);
-	}
+	doctor_wrap(out, 0, d->machine);
+	lines(out, d->sources);
 	places(out, d);
+	doctor_facilities(out, d);
 	fputc('\n', out);
 	legend(out);
 	matrices(out, d);
-	bold(out, "\nGaps");
+	exports(out, d);
+	doctor_bold(out, "\nGaps");
 	for (unsigned i = 0; i < d->n_gaps; i++)
 		gap(out, d, &d->gaps[i]);
-	bold(out, "\nNot here");
+	doctor_bold(out, "\nNot here");
 	not_here(out, d);
 	mismatches(out, d);
 	if (!doctor_mismatches(d))
@@ -335,7 +405,7 @@ void doctor_table(FILE *out, const struct doctor *d)
 
 void doctor_without(FILE *out, const struct doctor *d)
 {
-	wrap(out, 0, d->machine);
+	doctor_wrap(out, 0, d->machine);
 	places(out, d);
 	fprintf(out,
 		"\nWithout pinlease: a fixed buffer of io_uring, the operation, then a read into it\n"
@@ -354,6 +424,6 @@ void doctor_without(FILE *out, const struct doctor *d)
 		snprintf(label, sizeof(label), "%s", d->rows[i].memory->name);
 		line(out, label, cells);
 	}
-	bold(out, "\nNot here");
+	doctor_bold(out, "\nNot here");
 	not_here(out, d);
 }

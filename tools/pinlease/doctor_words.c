@@ -77,7 +77,7 @@ static uint32_t rows_leased(const struct doctor *d)
 	uint32_t leased = 0;
 
 	for (unsigned i = 0; i < d->n; i++)
-		for (int k = 0; k < DOCTOR_NR_DEVICES; k++)
+		for (unsigned k = 0; k < d->n_devices; k++)
 			if (d->rows[i].pairs[k].leased)
 				leased |= 1u << i;
 	return leased;
@@ -100,13 +100,13 @@ void doctor_devices_words(const struct doctor *d, unsigned devices, char *buf, s
 	unsigned open = 0;
 
 	*buf = '\0';
-	for (int i = 0; i < DOCTOR_NR_DEVICES; i++)
+	for (unsigned i = 0; i < d->n_devices; i++)
 		open |= d->devices[i].dev ? 1u << i : 0;
 	if (devices == open) {
 		list(buf, len, "any device");
 		return;
 	}
-	for (int i = 0; i < DOCTOR_NR_DEVICES; i++)
+	for (unsigned i = 0; i < d->n_devices; i++)
 		if (devices & 1u << i)
 			list(buf, len, d->devices[i].name);
 }

@@ -13,6 +13,8 @@ static const struct {
 } commands[] = {
 	{"demo", cmd_demo, "show a truncated file and a device under every policy"},
 	{"doctor", cmd_doctor, "try what this machine can promise, and say why not more"},
+	{"p2p", cmd_p2p, "say whether two devices may talk to each other, and why (not)"},
+	{"pins", cmd_pins, "show who pins which memory of this machine, also without pinlease"},
 	{"ps", cmd_ps, "show whose memory of files is leased to which device"},
 	{"recall", cmd_recall, "have leases released, by their holders or by force"},
 	{"run", cmd_run, "start a command whose changes of files in memory wait for leases"},
@@ -90,10 +92,13 @@ int main(int argc, char **argv)
 		.help_filter = list_commands,
 	};
 	struct choice choice = {.command = -1};
+	char name[32];
 
 	argp_err_exit_status = EXIT_CANT_START;
 	argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &choice);
 	if (choice.command < 0)
 		return EXIT_CANT_START;
+	snprintf(name, sizeof name, "pinlease %s", commands[choice.command].name);
+	choice.argv[0] = name; /* what its help and its errors call it */
 	return commands[choice.command].run(choice.argc, choice.argv);
 }

@@ -13,14 +13,59 @@ const char *ps_policy_words(const struct pl_entry_msg *e)
 	static const char *const then[] = {"fail", "scratch", "copy", "kill"};
 	static const char *const kinds[] = {"keep", "recall", "refuse", "follow"};
 
-	if (e->policy == PINL_RECALL && e->then < 3)
+	if (e->policy == PINL_RECALL && e->then < sizeof then / sizeof *then)
 		return then[e->then];
 	return e->policy < 4 ? kinds[e->policy] : "?";
 }
 
 const char *ps_state_words(const struct pl_entry_msg *e)
 {
+	if (e->orphaned && e->state != PINL_RELEASED)
+		return "orphaned";
 	return e->state <= PINL_RELEASED ? pinl_state_name(e->state) : "?";
+}
+
+/* What the actor calls itself; "": not known, or gone. */
+static void actor_name(const struct pl_entry_msg *e, char *buf, size_t len)
+{
+	char path[40], name[32] = "";
+	FILE *f;
+
+	snprintf(path, sizeof path, "/proc/%d/comm", e->actor_pid);
+	f = e->actor_pid ? fopen(path, "re") : NULL;
+	if (f && fgets(name, sizeof name, f))
+		name[strcspn(name, "\n")] = 0;
+	if (f)
+		fclose(f);
+	tool_path_words(name, INT_MAX, buf, len);
+}
+
+static const char *op_words(const struct pl_entry_msg *e)
+{
+	return e->op < PINL_OP_NR ? pinl_op_name(e->op) : e->source;
+}
+
+/* What isn't in the line: a part that was taken back, and who waits for what. */
+static void print_recall(const struct pl_entry_msg *e, bool exact, int width)
+{
+	char size[24], left[32] = "being taken", name[64], text[256] = "        ";
+	uint64_t now = tool_now();
+
+	tool_size_words(e->detached, exact, size, sizeof size);
+	if (e->detached && e->state != PINL_RELEASED)
+		printf("        %s%s of it taken back before\n", size, exact ? " bytes" : "");
+	if (e->state != PINL_NOTICED && e->state != PINL_FORCING)
+		return;
+	tool_size_words(e->recall_end - e->recall_start, exact, size, sizeof size);
+	actor_name(e, name, sizeof name);
+	if (e->state == PINL_NOTICED)
+		snprintf(left, sizeof left, "%.1fs left",
+			 e->deadline_ns > now ? (double)(e->deadline_ns - now) / 1e9 : 0.0);
+	tool_append(text, sizeof text, "%s%s", e->held ? "waits: " : "", op_words(e));
+	if (e->actor_pid)
+		tool_append(text, sizeof text, " by %d %s", e->actor_pid, name);
+	tool_append(text, sizeof text, ", %s%s, %s", size, exact ? " bytes" : "", left);
+	printf("%.*s\n", width, text);
 }
 
 static void print_line(const struct pl_entry_msg *e, bool exact, int width)
@@ -34,6 +79,7 @@ static void print_line(const struct pl_entry_msg *e, bool exact, int width)
 			      e->device, (unsigned long)e->lease, exact ? 13 : 4, size, age,
 			      ps_policy_words(e), ps_state_words(e));
 	tool_put_path(e->path, room);
+	print_recall(e, exact, width);
 }
 
 void ps_print_table(const struct ps_found *f, bool exact)
@@ -49,7 +95,7 @@ void ps_print_table(const struct ps_found *f, bool exact)
 		bytes += f->entries[i].end - f->entries[i].start;
 	}
 	tool_size_words(bytes, exact, size, sizeof size);
-	printf("%zu lease%s, %s\n", f->n, f->n == 1 ? "" : "s", size);
+	printf("%zu lease%s, %s%s\n", f->n, tool_s(f->n), size, exact ? " bytes" : "");
 }
 
 static void add_number(struct json_object *o, const char *key, uint64_t n)
@@ -60,6 +106,25 @@ static void add_number(struct json_object *o, const char *key, uint64_t n)
 static void add_text(struct json_object *o, const char *key, const char *text)
 {
 	json_object_object_add(o, key, json_object_new_string(text));
+}
+
+/* Who has caused it, and whether he waits. */
+static void add_recall(struct json_object *o, const struct pl_entry_msg *e)
+{
+	struct json_object *r = json_object_new_object();
+	char name[64];
+
+	actor_name(e, name, sizeof name);
+	add_number(r, "actor_pid", e->actor_pid);
+	add_number(r, "actor_tid", e->actor_tid);
+	add_text(r, "actor", name);
+	add_text(r, "by", op_words(e));
+	add_text(r, "source", e->source);
+	json_object_object_add(r, "waits", json_object_new_boolean(e->held != 0));
+	add_number(r, "start", e->recall_start);
+	add_number(r, "end", e->recall_end);
+	add_number(r, "bytes", e->recall_end - e->recall_start);
+	json_object_object_add(o, "recall", r);
 }
 
 static struct json_object *to_json(const struct pl_entry_msg *e)
@@ -76,6 +141,7 @@ static struct json_object *to_json(const struct pl_entry_msg *e)
 	add_number(o, "end", e->end);
 	add_number(o, "bytes", e->end - e->start);
 	add_number(o, "detached_bytes", e->detached);
+	add_number(o, "orphaned_bytes", e->orphaned);
 	add_number(o, "file_dev", e->file_dev);
 	add_number(o, "file_ino", e->file_ino);
 	add_number(o, "file_offset", e->file_offset);
@@ -87,6 +153,8 @@ static struct json_object *to_json(const struct pl_entry_msg *e)
 	if (e->deadline_ns)
 		add_number(o, "deadline_in_ns",
 			   e->deadline_ns > tool_now() ? e->deadline_ns - tool_now() : 0);
+	if (e->state == PINL_NOTICED || e->state == PINL_FORCING)
+		add_recall(o, e);
 	json_object_object_add(o, "can_be_forced", json_object_new_boolean(e->forced));
 	return o;
 }

@@ -9,6 +9,7 @@
 #include "arbiter.h"
 #include "command.h"
 #include "common.h"
+#include "given.h"
 
 #define EXIT_NOT_TAKEN	 1 /* a lease is still there: nothing could take it, or not in time */
 #define EXIT_NO_LEASE	 3
@@ -28,13 +29,17 @@ enum {
 
 struct options {
 	struct pl_recall_msg m;
-	bool exact, ranged;
+	bool exact, ranged, wait;
+	const char *path;  /* of --file */
+	int32_t lease_pid; /* of --lease */
 };
 
 struct outcome {
 	bool exact;
+	uint64_t start, end; /* of the file, what was asked for */
 	int width;
-	unsigned not_taken, not_allowed;
+	unsigned not_taken, not_allowed, taken; /* taken: before */
+	char unknown[320]; /* why there may be leases that pinleased doesn't know of */
 };
 
 static const struct argp_option option_table[] = {
@@ -56,7 +61,7 @@ static void choose_lease(struct options *o, char *arg, struct argp_state *state)
 
 	if (colon)
 		*colon = 0;
-	o->m.pid = colon ? arbiter_pid(arg, state) : 0;
+	o->lease_pid = colon ? arbiter_pid(arg, state) : 0;
 	if (!colon || tool_number(colon + 1, UINT64_MAX, &o->m.lease))
 		argp_error(state, "a lease is PID:NUMBER, as \"pinlease ps\" shows them");
 	o->m.flags |= PL_RECALL_ONE;
@@ -85,14 +90,20 @@ static void choose_grace(struct options *o, const char *arg, struct argp_state *
 	o->m.flags |= PL_RECALL_GRACE;
 }
 
-static void check(const struct options *o, struct argp_state *state)
+static void check(struct options *o, struct argp_state *state)
 {
+	if (o->lease_pid && (o->m.pid || o->m.file_ino))
+		argp_error(state, "--lease is one lease, without --pid and --file");
+	if (o->lease_pid)
+		o->m.pid = o->lease_pid;
 	if (!o->m.pid && !o->m.file_ino)
 		argp_error(state, "say which leases: --file, --pid or --lease");
 	if (o->ranged && !o->m.file_ino)
 		argp_error(state, "--range is of a --file");
 	if ((o->m.flags & PL_RECALL_GRACE) && (o->m.flags & PL_RECALL_FORCE))
 		argp_error(state, "--force is without any --grace");
+	if (o->wait && (o->m.flags & PL_RECALL_NO_WAIT))
+		argp_error(state, "--wait or --no-wait, not both");
 }
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -105,6 +116,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		return 0;
 	case FILE_OPTION:
 		arbiter_file(arg, &o->m.file_dev, &o->m.file_ino, state);
+		o->path = arg;
 		return 0;
 	case FORCE:
 		o->m.flags |= PL_RECALL_FORCE;
@@ -122,7 +134,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		choose_range(o, arg, state);
 		return 0;
 	case WAIT:
-		o->m.flags &= ~PL_RECALL_NO_WAIT;
+		o->wait = true;
 		return 0;
 	case NO_WAIT:
 		o->m.flags |= PL_RECALL_NO_WAIT;
@@ -159,6 +171,20 @@ static const char *result_words(const struct pl_event_msg *e)
 	return "told";
 }
 
+/* Of the lease: what was asked for, in whole pages. Where it ends in errors, that is all of it. */
+static uint64_t recalled(const struct pl_event_msg *e, const struct outcome *o)
+{
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), start = o->start / page * page,
+		 end = e->file_end;
+
+	if (e->outcome == PINL_OUT_FAIL)
+		return e->bytes;
+	start = start > e->file_start ? start : e->file_start;
+	if (o->end && o->end < end)
+		end = (o->end + page - 1) / page * page;
+	return end - start;
+}
+
 static int print(const union pl_message *m, void *arg)
 {
 	const struct pl_event_msg *e = &m->event;
@@ -174,7 +200,7 @@ static int print(const union pl_message *m, void *arg)
 	}
 	o->not_allowed += e->err == -EPERM;
 	o->not_taken += e->err && e->err != -EPERM;
-	tool_size_words(e->bytes, o->exact, size, sizeof size);
+	tool_size_words(recalled(e, o), o->exact, size, sizeof size);
 	snprintf(time, sizeof time, "%.1fms", (double)e->waited_ns / 1e6);
 	tool_put_path(e->path, o->width - printf("%7d %-10.10s %5lu %*s %9s %-19s ", e->pid, e->program,
 						 (unsigned long)e->lease, o->exact ? 13 : 4, size, time,
@@ -183,9 +209,47 @@ static int print(const union pl_message *m, void *arg)
 	return 0;
 }
 
+struct taken {
+	const struct pl_recall_msg *m; /* those that were meant */
+	unsigned n;
+};
+
+static int count_taken(const union pl_message *m, void *arg)
+{
+	const struct pl_entry_msg *e = &m->entry;
+	struct taken *t = arg;
+	uint64_t end = t->m->file_end ? t->m->file_end : UINT64_MAX;
+
+	if (m->head.type != PL_ENTRY || e->state != PINL_RELEASED ||
+	    ((t->m->flags & PL_RECALL_ONE) && e->lease != t->m->lease))
+		return 0;
+	t->n += e->file_offset < end && e->file_offset + (e->end - e->start) > t->m->file_start;
+	return 0;
+}
+
+/* How many leases fit that were taken back before, and whose holder hasn't ended them. */
+static int ask_taken(struct arbiter *a, const struct pl_recall_msg *wanted, unsigned *n)
+{
+	struct taken t = {.m = wanted};
+	union pl_message m;
+	int err;
+
+	pl_message_init(&m, PL_LIST);
+	m.list.pid = wanted->pid;
+	m.list.file_dev = wanted->file_dev;
+	m.list.file_ino = wanted->file_ino;
+	err = arbiter_ask(a, &m, count_taken, &t, ARBITER_PATIENCE_MS, NULL);
+	*n = t.n;
+	return err;
+}
+
 /* What the lines don't say. */
 static int conclude(const struct outcome *o, uint64_t matched)
 {
+	if (!matched && o->taken) {
+		printf("%u lease%s already released\n", o->taken, tool_s(o->taken));
+		return tool_flush("pinlease recall") ? EXIT_CANT_START : 0;
+	}
 	if (!matched) {
 		fprintf(stderr, "pinlease recall: no such lease%s\n",
 			geteuid() ? " of yours; root recalls everybody's" : "");
@@ -193,16 +257,24 @@ static int conclude(const struct outcome *o, uint64_t matched)
 	}
 	if (o->not_taken)
 		fprintf(stderr,
-			"pinlease recall: %u of %lu leases are not released: the holder doesn't answer "
+			"pinlease recall: not released: %u of %lu lease%s; the holder doesn't answer "
 			"and its device can't be taken off from outside (see pinlease(1)); end the "
 			"process\n",
-			o->not_taken, (unsigned long)matched);
+			o->not_taken, (unsigned long)matched, tool_s(matched));
 	if (o->not_allowed)
 		fprintf(stderr,
-			"pinlease recall: %u of %lu leases have a policy by which they aren't recalled; "
-			"--force does it\n",
-			o->not_allowed, (unsigned long)matched);
+			"pinlease recall: not recalled, by policy: %u of %lu lease%s; --force does it\n",
+			o->not_allowed, (unsigned long)matched, tool_s(matched));
 	return o->not_taken ? EXIT_NOT_TAKEN : o->not_allowed ? EXIT_NOT_ALLOWED : 0;
+}
+
+static void say_unknown(const struct outcome *o)
+{
+	if (*o->unknown)
+		fprintf(stderr,
+			"pinlease recall: pinleased isn't told of leases of files whose changes it "
+			"can't hold, so they are not recalled, if there are any: %s\n",
+			o->unknown);
 }
 
 int cmd_recall(int argc, char **argv)
@@ -229,11 +301,19 @@ int cmd_recall(int argc, char **argv)
 	opts.m.head = m.head;
 	m.recall = opts.m;
 	o.exact = opts.exact;
+	o.start = opts.m.file_start;
+	o.end = opts.m.file_end;
 	err = arbiter_ask(&a, &m, print, &o, -1, &matched);
+	if (!err && !matched)
+		err = ask_taken(&a, &opts.m, &o.taken);
+	if (!err && !(matched + o.taken && (opts.path || opts.lease_pid)))
+		given_why_unknown(&a, opts.path, o.unknown, sizeof o.unknown);
 	arbiter_close(&a);
 	if (err == -EPERM || err == -EBUSY)
 		return EXIT_NOT_ALLOWED;
 	if (err || tool_flush("pinlease recall"))
 		return EXIT_CANT_START;
-	return conclude(&o, matched);
+	err = conclude(&o, matched);
+	say_unknown(&o);
+	return err;
 }

@@ -21,8 +21,7 @@
 
 #define RUN_FAILED 125 /* exit status, as env(1) and its like have it */
 
-/* ------------------------------------------------------------------------------------------- filter --
- */
+/* ------------------------------------------------------------------------------------ filter -- */
 
 enum run_what {
 	RUN_TRUNCATE,
@@ -78,8 +77,7 @@ int run_file_of_path(pid_t tid, int dir, uint64_t path, uint64_t flags, uint64_t
 int run_files_of_memory(pid_t tid, uint64_t at, uint64_t len, struct run_part parts[RUN_PARTS],
 			const char **why);
 
-/* -------------------------------------------------------------------------------------- supervising --
- */
+/* ------------------------------------------------------------------------------- supervising -- */
 
 /* Once each; never waits. */
 void run_say(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -127,8 +127,7 @@ bool run_is_32bit(const struct seccomp_data *data)
 	return data->arch != NATIVE;
 }
 
-/* ---------------------------------------------------------------------------------------------- code --
- */
+/* -------------------------------------------------------------------------------------- code -- */
 
 struct code {
 	struct sock_filter at[MAX_CODE];

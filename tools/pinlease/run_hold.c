@@ -9,7 +9,7 @@
  * Invariants: each is answered once, or its actor is gone; how many are asked at a time is bounded by
  * ASKED_AT_ONCE, all others wait here; where pinleased can't be asked all go on, and that is said. The
  * call is the actor's own from then on: who has the file and the bytes that were asked about is up to
- *him.
+ * him.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -228,8 +228,7 @@ static void send_queued(struct run_hold *h)
 	}
 }
 
-/* -------------------------------------------------------------------------------- has it happened? --
- */
+/* -------------------------------------------------------------------------- has it happened? -- */
 
 /* The task is gone, or in another call; or the size is the new one, which changes before the pages go,
  * so this is asked twice at least. One that runs all the time is believed after a while. */

@@ -32,8 +32,7 @@ struct supervisor {
 	struct run_hold *hold;
 };
 
-/* ------------------------------------------------------------------------------------------- saying --
- */
+/* ------------------------------------------------------------------------------------ saying -- */
 
 /* A format is said once. Who reads our standard error may be one who waits for us. */
 void run_say(const char *format, ...)
@@ -55,8 +54,7 @@ void run_say(const char *format, ...)
 	dprintf(STDERR_FILENO, "pinlease run: %s\n", text);
 }
 
-/* --------------------------------------------------------------------------------------- the command --
- */
+/* ------------------------------------------------------------------------------- the command -- */
 
 /* The descriptor by SCM_RIGHTS, or what became of it. */
 static void hand_over(int sock, int listener)

@@ -8,6 +8,7 @@
 
 #include "command.h"
 #include "common.h"
+#include "given.h"
 
 static const struct {
 	const char *name;
@@ -16,19 +17,25 @@ static const struct {
 	{"uffd", "munmap, mremap, MAP_FIXED and madvise of leased memory are seen and held",
 	 "plain munmap, mremap and madvise are not seen; the pinl_ calls of the same names are"},
 	{"arbiter", "pinleased watches files for all programs, and forces holders that don't answer",
-	 "no pinleased runs, so each program watches its files itself; one that is stopped isn't "
-	 "forced"},
+	 "each program needs the privileges itself, and one that is stopped isn't forced"},
 	{"files",
 	 "changes of files on ext4, XFS and btrfs are seen before they happen, held and refused",
 	 "changes of files by others can't be held or refused; at best they are told afterwards"},
 	{"notify",
 	 "truncations and holes in files that can't be held (tmpfs, memfd) are told afterwards",
 	 "changes of files that can't be held are not told; a lease ends with a look at the file"},
+	{"faults",
+	 "transfers that an IOMMU has stopped are told, as far as the kernel's log has them (it leaves "
+	 "out "
+	 "many)",
+	 "nobody is told of transfers that an IOMMU has stopped; they are stopped all the same"},
 };
 
-/* `line` is "name: running..." or "name: missing: reason". */
+/* `line` is "name: running", "name: by pinleased", "name: missing: reason", or says it all. */
 static const char *meaning_of(const char *line)
 {
+	if (strstr(line, ", weaker: "))
+		return NULL;
 	for (size_t i = 0; i < sizeof(meanings) / sizeof(*meanings); i++) {
 		size_t len = strlen(meanings[i].name);
 
@@ -42,7 +49,7 @@ static int show(struct pinl_ctx *ctx)
 {
 	char text[4096], *rest = text, *line;
 
-	if (pinl_sources(ctx, text, sizeof(text)) < 0) {
+	if (given_sources(ctx, text, sizeof(text)) < 0) {
 		fprintf(stderr, "pinlease: %s\n", pinl_error());
 		return EXIT_CANT_START;
 	}
@@ -62,7 +69,6 @@ int cmd_sources(int argc, char **argv)
 	struct pinl_ctx *ctx;
 	int status, err;
 
-	argv[0] = (char *)"pinlease sources";
 	argp_parse(&argp, argc, argv, 0, NULL, NULL);
 	err = pinl_open(NULL, &ctx);
 	if (err) {

@@ -112,6 +112,17 @@ static void put(const char *label, const char *fmt, ...)
 	}
 }
 
+static const char *after_crash_words(const struct pl_status_msg *s)
+{
+	switch (s->after_crash) {
+	case PL_AFTER_CRASH_CLOSED:
+		return "closed: who waits, and who comes, waits for the restart";
+	case PL_AFTER_CRASH_LOST:
+		return "open: who waits goes on, because no service manager keeps the descriptors";
+	}
+	return "open: who waits goes on";
+}
+
 static void print_totals(const struct found *f, bool exact)
 {
 	const struct pl_status_msg *s = &f->status;
@@ -123,18 +134,27 @@ static void print_totals(const struct found *f, bool exact)
 	put("pinleased", "%s, process %d, up %s, boot %016lx", s->version, s->pid, age,
 	    (unsigned long)s->boot);
 	put("leases", "%lu of %u holder%s, %s%s", (unsigned long)s->leases, s->holders,
-	    s->holders == 1 ? "" : "s", bytes, exact ? " bytes" : "");
-	put("waiting", "%lu change%s or recall%s held now", (unsigned long)s->held,
-	    s->held == 1 ? "" : "s", s->held == 1 ? "" : "s");
+	    tool_s(s->holders), bytes, exact ? " bytes" : "");
+	put("waiting", "%lu change%s or recall%s held now", (unsigned long)s->held, tool_s(s->held),
+	    tool_s(s->held));
 	put("since start",
-	    "%lu recalls: %lu quiesced, %lu forced (%lu not confirmed); %lu changes "
+	    "%lu recall%s: %lu quiesced, %lu forced (%lu from outside, %lu not confirmed); %lu change%s "
 	    "refused, %lu went on",
-	    (unsigned long)s->notices, (unsigned long)s->quiesced, (unsigned long)s->forced,
-	    (unsigned long)s->unconfirmed, (unsigned long)s->refused, (unsigned long)s->answered);
-	put("watchers", "%u, %lu events lost", s->watchers, (unsigned long)s->events_lost);
+	    (unsigned long)s->notices, tool_s(s->notices), (unsigned long)s->quiesced,
+	    (unsigned long)s->forced, (unsigned long)s->outside, (unsigned long)s->unconfirmed,
+	    (unsigned long)s->refused, tool_s(s->refused), (unsigned long)s->answered);
+	put("watchers", "%u, %lu event%s lost", s->watchers, (unsigned long)s->events_lost,
+	    tool_s(s->events_lost));
 	put("ceiling", "%u ms", s->ceiling_ms);
-	put("each user", "may have %lu leases, %s%s, %u connections", (unsigned long)s->max_leases, most,
-	    exact ? " bytes" : "", s->max_connections);
+	put("each user",
+	    "may have %lu lease%s, %s%s, %u connection%s; hold changes up for %u ms of each minute; be "
+	    "recalled %u time%s a minute",
+	    (unsigned long)s->max_leases, tool_s(s->max_leases), most, exact ? " bytes" : "",
+	    s->max_connections, tool_s(s->max_connections), s->hold_ms, s->max_notices,
+	    tool_s(s->max_notices));
+	put("may kill", "%s",
+	    s->may_kill ? "yes: holders that can't be forced, where their own policy says so" : "no");
+	put("after crash", "%s", after_crash_words(s));
 }
 
 static void print_users(const struct found *f, bool exact)
@@ -148,8 +168,13 @@ static void print_users(const struct found *f, bool exact)
 		pw = getpwuid(u->uid);
 		snprintf(name, sizeof name, "%s", pw ? pw->pw_name : "?");
 		tool_size_words(u->bytes, exact, bytes, sizeof bytes);
-		put("user", "%u %s: %lu leases, %s%s, %u connections", u->uid, name,
-		    (unsigned long)u->leases, bytes, exact ? " bytes" : "", u->connections);
+		put("user",
+		    "%u %s: %lu lease%s, %s%s, %u connection%s; used up %lu of %u ms, %lu of %u "
+		    "recall%s",
+		    u->uid, name, (unsigned long)u->leases, tool_s(u->leases), bytes,
+		    exact ? " bytes" : "", u->connections, tool_s(u->connections),
+		    (unsigned long)((u->hold_ns + 999999) / 1000000), f->status.hold_ms,
+		    (unsigned long)u->notices, f->status.max_notices, tool_s(f->status.max_notices));
 	}
 }
 
@@ -182,6 +207,8 @@ static struct json_object *users_json(const struct found *f)
 		number(o, "connections", f->users[i].connections);
 		number(o, "leases", f->users[i].leases);
 		number(o, "bytes", f->users[i].bytes);
+		number(o, "hold_ns", f->users[i].hold_ns);
+		number(o, "notices", f->users[i].notices);
 		json_object_array_add(all, o);
 	}
 	return all;
@@ -226,6 +253,12 @@ static void print_json(const struct found *f)
 	number(o, "max_leases", s->max_leases);
 	number(o, "max_bytes", s->max_bytes);
 	number(o, "max_connections", s->max_connections);
+	number(o, "max_hold_ms", s->hold_ms);
+	number(o, "max_notices", s->max_notices);
+	json_object_object_add(o, "may_kill", json_object_new_boolean(s->may_kill != 0));
+	json_object_object_add(
+		o, "after_crash",
+		json_object_new_string(s->after_crash == PL_AFTER_CRASH_CLOSED ? "closed" : "open"));
 	number(o, "connections", s->connections);
 	number(o, "holders", s->holders);
 	number(o, "leases", s->leases);
@@ -234,6 +267,7 @@ static void print_json(const struct found *f)
 	number(o, "notices", s->notices);
 	number(o, "quiesced", s->quiesced);
 	number(o, "forced", s->forced);
+	number(o, "forced_outside", s->outside);
 	number(o, "unconfirmed", s->unconfirmed);
 	number(o, "refused", s->refused);
 	number(o, "answered", s->answered);

@@ -47,8 +47,9 @@ static void put_head(struct sheet *s, const struct top_picture *p)
 	tool_size_words(st->bytes, p->exact, bytes, sizeof bytes);
 	tool_age_words(tool_now() - st->since_ns, up, sizeof up);
 	snprintf(s->line, sizeof s->line,
-		 "pinlease top %02d:%02d:%02d, up %s: %lu leases of %u holders, %s", tm.tm_hour,
-		 tm.tm_min, tm.tm_sec, up, (unsigned long)st->leases, st->holders, bytes);
+		 "pinlease top %02d:%02d:%02d, up %s: %lu lease%s of %u holder%s, %s%s", tm.tm_hour,
+		 tm.tm_min, tm.tm_sec, up, (unsigned long)st->leases, tool_s(st->leases), st->holders,
+		 tool_s(st->holders), bytes, p->exact ? " bytes" : "");
 	put(s, A_BOLD);
 	snprintf(s->line, sizeof s->line,
 		 "recalls: %zu now, %lu ever; %lu quiesced, %lu forced, %lu refused; %lu held now",

@@ -99,6 +99,8 @@ static int follow(struct arbiter *a, struct trace_paths *paths, const struct opt
 
 	if (!o->json)
 		trace_print_head(o->exact);
+	if (tool_flush("pinlease trace")) /* not only when something happens, which may be never */
+		return -EIO;
 	while (!(err = arbiter_next(a, &m, -1))) {
 		if (m.head.type != PL_EVENT)
 			return -EPROTO;

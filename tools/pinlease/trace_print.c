@@ -26,7 +26,12 @@ static const char *op_words(const struct pl_event_msg *e)
 	return !strcmp(e->source, "recall") ? "recall" : "";
 }
 
-/* What there is to say about it, in a few words. */
+static bool is_killed(const struct pl_event_msg *e)
+{
+	return e->outcome == PINL_OUT_KILLED;
+}
+
+/* What there is to say about it, in a few words. Forced: by its holder's library, or from outside. */
 static void detail(const struct pl_event_msg *e, char *buf, size_t len)
 {
 	double ms = (double)e->waited_ns / 1e6;
@@ -41,7 +46,9 @@ static void detail(const struct pl_event_msg *e, char *buf, size_t len)
 	case PINL_EV_FORCED:
 	case PINL_EV_QUIESCED:
 		snprintf(buf, len, "%s",
-			 e->err ? tool_errno_name(e->err) : pinl_outcome_name(e->outcome));
+			 e->err			       ? tool_errno_name(e->err)
+			 : e->outside && !is_killed(e) ? "outside"
+						       : pinl_outcome_name(e->outcome));
 		break;
 	case PINL_EV_ANSWERED:
 		snprintf(buf, len, "held %.1fms", ms);
@@ -70,6 +77,25 @@ static void clock_words(uint64_t ns, char *buf, size_t len)
 		 (unsigned)(real / 1000000u % 1000u));
 }
 
+/* Of a change that has no end: what the kernel says of it are several great numbers. */
+static bool to_end_of_file(const struct pl_event_msg *e)
+{
+	return e->file_end > INT64_MAX / 2;
+}
+
+/* Of the lease; of a change that goes on, its own bytes. */
+static void size_words(const struct pl_event_msg *e, bool exact, char *buf, size_t len)
+{
+	uint64_t bytes = e->pid ? e->bytes : e->file_end - e->file_start;
+
+	if (!e->pid && to_end_of_file(e))
+		snprintf(buf, len, "rest");
+	else if (bytes)
+		tool_size_words(bytes, exact, buf, len);
+	else
+		snprintf(buf, len, "-");
+}
+
 void trace_print_head(bool exact)
 {
 	printf("%-12s %7s %5s %-10s %-8s %-12s %*s %s\n", "TIME", "PID", "LEASE", "EVENT", "BY",
@@ -83,19 +109,20 @@ void trace_print(const struct pl_event_msg *e, struct trace_paths *paths, bool e
 
 	clock_words(e->time_ns ? e->time_ns : tool_now(), when, sizeof when);
 	if (e->what == PINL_EV_DROPPED) {
-		printf("%s %lu events were lost: this reads too slowly\n", when,
-		       (unsigned long)e->bytes);
+		printf("%s %lu event%s lost: this reads too slowly\n", when, (unsigned long)e->bytes,
+		       tool_s(e->bytes));
 		return;
 	}
+	if (e->pid || e->actor_pid)
+		snprintf(pid, sizeof pid, "%d", e->pid ? e->pid : e->actor_pid);
 	if (e->pid) {
-		snprintf(pid, sizeof pid, "%d", e->pid);
 		snprintf(lease, sizeof lease, "%lu", (unsigned long)e->lease);
 	}
-	tool_size_words(e->bytes, exact, size, sizeof size);
+	size_words(e, exact, size, sizeof size);
 	detail(e, more, sizeof more);
 	tool_put_path(trace_path_of(paths, e->file_dev, e->file_ino),
 		      width - printf("%s %7s %5s %-10s %-8s %-12s %*s ", when, pid, lease, what_words(e),
-				     op_words(e), more, exact ? 13 : 4, e->bytes ? size : "-"));
+				     op_words(e), more, exact ? 13 : 4, size));
 }
 
 static void number(struct json_object *o, const char *key, uint64_t n)
@@ -138,6 +165,8 @@ void trace_print_json(const struct pl_event_msg *e, struct trace_paths *paths)
 		number(o, "change", e->change);
 	if (e->outcome)
 		text(o, "outcome", pinl_outcome_name(e->outcome));
+	if (e->what == PINL_EV_FORCED)
+		json_object_object_add(o, "outside", json_object_new_boolean(e->outside));
 	if (e->err)
 		text(o, "error", tool_errno_name(e->err));
 	if (e->deadline_ns)
@@ -149,6 +178,8 @@ void trace_print_json(const struct pl_event_msg *e, struct trace_paths *paths)
 		number(o, "file_ino", e->file_ino);
 		number(o, "file_start", e->file_start);
 		number(o, "file_end", e->file_end);
+		if (to_end_of_file(e))
+			json_object_object_add(o, "to_end_of_file", json_object_new_boolean(true));
 		text(o, "path", trace_path_of(paths, e->file_dev, e->file_ino));
 	}
 	number(o, "bytes", e->bytes);

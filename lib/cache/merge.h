@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef PL_CACHE_MERGE_H
+#define PL_CACHE_MERGE_H
+
+#include "cache/cache.h"
+
+#define PL_MAX_MERGE (16ul << 20)
+
+struct pl_union {
+	struct pl_range range;
+	unsigned access;
+};
+
+/* What to register instead of what is wanted. cache->lock held, here and below. */
+void pl_union_of(struct pl_cache *c, const struct pl_want *want, struct pl_union *plan);
+
+/* Take what the plan covers out of the tree. How many. */
+size_t pl_union_clear(struct pl_cache *c, const struct pl_union *plan);
+
+#endif

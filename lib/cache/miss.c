@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The way of a miss: with the lock, after every change that has happened is applied. A region is valid
+ * before its lease can be found by a change, and in the tree only after the lease is made: so one that
+ * has changed meanwhile is never found by anybody else.
+ */
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "cache/cache.h"
+#include "cache/merge.h"
+
+#define PAGE	 4096ul
+#define TRIES	 64
+#define YIELDS	 100
+#define PAUSE_NS 50000
+#define WAIT_NS	 100000000ull
+
+/* ---------------------------------------------------------------------------------- the waiting -- */
+
+int pl_wait_settled(struct pl_cache *c)
+{
+	uint64_t until = pl_clock_ns() + WAIT_NS;
+	struct timespec pause = {0, PAUSE_NS};
+
+	if (!pl_changing(c->ctx))
+		return 0;
+	pl_count(c, waited);
+	for (int i = 0; pl_changing(c->ctx); i++) {
+		if (i >= YIELDS / 4)
+			pl_cached_look(c->ctx);
+		if (i < YIELDS)
+			sched_yield();
+		else if (pl_clock_ns() < until)
+			nanosleep(&pause, NULL);
+		else
+			return pinl_set_error(-EAGAIN,
+					      "a change of mappings has been under way for 100 ms, "
+					      "perhaps held by a recall; try again");
+	}
+	return 0;
+}
+
+/* ---------------------------------------------------------------------------------- the making -- */
+
+/* In a row, as pinl_reg_addr() needs it. */
+static int set_addrs(struct pl_region *r, const struct pinl_addr *a, size_t n)
+{
+	for (size_t i = 1; i < n; i++)
+		if (a[i].addr != a->addr + i * PAGE || a[i].key != a->key)
+			return pinl_set_error(-EOPNOTSUPP,
+					      "the device gives the pages of one lease addresses "
+					      "that are not in a row, which the cache can't pass on");
+	r->reg.addr = a->addr;
+	r->reg.key = a->key;
+	r->reg.rkey = a->rkey;
+	return 0;
+}
+
+static int make_lease(struct pl_cache *c, struct pl_region *r, const struct pl_union *plan,
+		      const void *caller)
+{
+	struct pl_lease_how how = {.start = plan->range.start,
+				   .end = plan->range.end,
+				   .flags = c->opts.flags | plan->access,
+				   .policy = &c->opts.policy,
+				   .caller = caller,
+				   .cookie = &r->reg,
+				   .cached = &r->cached};
+	size_t n = (how.end - how.start) / PAGE;
+	struct pinl_addr one, *addrs = n == 1 ? &one : calloc(n, sizeof *addrs);
+	struct pinl_lease *lease;
+	int err;
+
+	if (!addrs)
+		return pinl_set_error(-ENOMEM, "out of memory for the addresses of %zu pages", n);
+	err = pl_lease_map(c->dev, &how, addrs, &lease);
+	if (!err) {
+		err = set_addrs(r, addrs, n);
+		if (err)
+			pinl_unmap_range(lease);
+		else
+			r->reg.lease = lease;
+	}
+	if (addrs != &one)
+		free(addrs);
+	return err;
+}
+
+/* On failure a region that a change has found meanwhile is on the garbage list, and freed from there. */
+static int make_region(struct pl_cache *c, const struct pl_union *plan, const void *caller,
+		       struct pl_region **out)
+{
+	struct pl_region *r = pl_region_new(c, plan->range.start);
+	int err;
+
+	if (!r)
+		return pinl_set_error(-ENOMEM, "out of memory for a registration");
+	pl_region_start(r, &plan->range, plan->access);
+	err = make_lease(c, r, plan, caller);
+	if (err) {
+		pl_count(c, failed);
+		if (pl_region_cancel(r))
+			pl_region_free(c, r);
+		return err;
+	}
+	c->regions++;
+	c->bytes += r->reg.end - r->reg.start;
+	pl_count(c, registered);
+	*out = r;
+	return 0;
+}
+
+/*
+ * Pages that are just being discarded are registered for this caller only. `going`: there were such
+ * before the lease was made; what was told of since, and before a change could find the lease, is asked
+ * for here.
+ */
+static int publish(struct pl_cache *c, struct pl_region *r, const struct pl_union *plan, bool going)
+{
+	int err = 0;
+
+	if (going || pl_cached_going(c->ctx, &plan->range, false)) {
+		pl_count(c, transient);
+		pl_region_kill(r);
+		return 0;
+	}
+	pl_union_clear(c, plan);
+	if (atomic_load(&r->gen) & PL_GEN_VALID) {
+		err = pl_tree_insert(&c->tree, r->reg.start, r->reg.end, r);
+		r->in_tree = !err;
+	}
+	if (err)
+		pl_region_kill(r);
+	return err ? pinl_set_error(err, "out of memory for the cache's index") : 0;
+}
+
+/* ---------------------------------------------------------------------------------- the room -- */
+
+static bool is_full(int err)
+{
+	return err == -ENOMEM || err == -EPERM || err == -ENOSPC || err == -EDQUOT;
+}
+
+static bool over_limit(const struct pl_cache *c, size_t more)
+{
+	return (c->opts.max_regions && c->regions + 1 > c->opts.max_regions) ||
+	       (c->opts.max_bytes && c->bytes + more > c->opts.max_bytes);
+}
+
+/* True: something was ended, and the lock dropped. */
+static bool make_room(struct pl_cache *c, size_t n)
+{
+	pl_evict(c, n);
+	return pl_clean_wait(c);
+}
+
+/* A thirty-second at a time, for one barrier. */
+static bool keep_limits(struct pl_cache *c, const struct pl_union *plan)
+{
+	if (!over_limit(c, plan->range.end - plan->range.start))
+		return false;
+	if (make_room(c, c->regions / 32 + 1))
+		return true;
+	pl_count(c, over_limit);
+	return false;
+}
+
+static bool moves_memory(const struct pl_cache *c)
+{
+	return c->opts.policy.kind == PINL_RECALL && pl_then_moves(c->opts.policy.then);
+}
+
+/* -EALREADY: the lock was dropped, look again. */
+static int make(struct pl_cache *c, const struct pl_want *want, struct pl_region **out, bool *going)
+{
+	struct pl_union plan, exact = {{want->start, want->end}, want->access};
+	int err;
+
+	pl_union_of(c, want, &plan);
+	if (keep_limits(c, &plan))
+		return -EALREADY;
+	if (moves_memory(c) && pl_union_clear(c, &plan) && pl_clean_wait(c))
+		return -EALREADY;
+	*going = pl_cached_going(c->ctx, &plan.range, true);
+	err = make_region(c, &plan, want->caller, out);
+	if (err && !is_full(err) &&
+	    (plan.range.start != exact.range.start || plan.range.end != exact.range.end)) {
+		plan = exact;
+		err = make_region(c, &plan, want->caller, out);
+	}
+	if (is_full(err) && make_room(c, c->regions / 4 + 1)) {
+		pl_count(c, retried);
+		return -EALREADY;
+	}
+	return err;
+}
+
+/* ---------------------------------------------------------------------------------- the way -- */
+
+static struct pl_region *find_locked(struct pl_cache *c, const struct pl_want *want)
+{
+	struct pl_region *r = pl_tree_find(&c->tree, want->start);
+	uint64_t need = pl_gen_need(want->access);
+
+	return r && r->reg.end >= want->end && (atomic_load(&r->gen) & need) == need ? r : NULL;
+}
+
+/* With the region counted for the caller, if it is what he wanted. */
+static int get_locked(struct pl_cache *c, struct pl_table *t, const struct pl_want *want,
+		      struct pl_region **out)
+{
+	struct pl_region *r = find_locked(c, want);
+	uint64_t need = pl_gen_need(want->access);
+	bool made = !r, going = false;
+	int err = 0;
+
+	if (pl_changing(c->ctx))
+		return -EALREADY;
+	if (made)
+		err = make(c, want, &r, &going);
+	if (err)
+		return err;
+	pl_pin(t, r);
+	atomic_signal_fence(memory_order_seq_cst);
+	if ((atomic_load(&r->gen) & need) == need)
+		err = made ? publish(c, r, &(struct pl_union){{r->reg.start, r->reg.end}, 0}, going) : 0;
+	else
+		err = -EALREADY;
+	if (err)
+		pl_unpin(t, r);
+	else
+		*out = r;
+	return err;
+}
+
+static int check_want(struct pinl_device *dev, struct pl_want *w)
+{
+	if (!pl_alive(dev->ctx))
+		return pl_stale();
+	if (w->end <= w->start || w->end > PL_VA_MAX)
+		return pinl_set_error(-EINVAL, "%#lx to %#lx is empty or beyond user space", w->start,
+				      w->end);
+	if (w->access & ~PINL_WRITE)
+		return pinl_set_error(-EINVAL, "access %#x is neither 0 nor PINL_WRITE", w->access);
+	w->start &= ~(PAGE - 1);
+	w->end = (w->end + PAGE - 1) & ~(PAGE - 1);
+	return 0;
+}
+
+int pl_cache_miss(struct pinl_device *dev, const struct pl_want *asked, const struct pinl_reg **out)
+{
+	PL_CALL(call);
+	struct pl_want want = *asked;
+	struct pl_region *r = NULL;
+	struct pl_table *t;
+	struct pl_cache *c;
+	int err = check_want(dev, &want);
+
+	if (!err)
+		err = pl_cache_of(dev, &c);
+	if (err)
+		return err;
+	t = pl_table_of(c);
+	pl_count(c, misses);
+	for (int i = 0; i < TRIES; i++) {
+		err = pl_wait_settled(c);
+		if (err)
+			return err;
+		pthread_mutex_lock(&c->lock);
+		err = get_locked(c, t, &want, &r);
+		pthread_mutex_unlock(&c->lock);
+		if (err != -EALREADY)
+			break;
+	}
+	if (err == -EALREADY)
+		err = pinl_set_error(-EAGAIN, "%#lx to %#lx changes all the time; try again", want.start,
+				     want.end);
+	if (!err)
+		*out = &r->reg;
+	return err;
+}

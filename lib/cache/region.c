@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Regions: where they are, and how one comes to its end. */
+#include <errno.h>
+
+#include "cache/cache.h"
+
+#define FIRST 256 /* places */
+
+#define store(place, what) __atomic_store_n(&(place), what, __ATOMIC_RELEASE)
+
+/* ctx->lock held, so neither a source's thread nor the cache's own waits for anything here. */
+static bool changed(struct pl_cached *cached)
+{
+	struct pl_region *r = (struct pl_region *)((char *)cached - offsetof(struct pl_region, cached));
+	struct pl_cache *c = pl_caches[r->cache];
+	bool used;
+
+	if (pl_region_kill(r))
+		pl_count(c, invalidated);
+	used = pl_users(c, r) != 0;
+	pl_ring_bell(c, c->opts.policy.kind == PINL_RECALL);
+	return !used;
+}
+
+/* Twice as many places. */
+static void more_regions(struct pl_cache *c)
+{
+	size_t top = c->top ? 2 * c->top : FIRST, chunks = (top + PL_CHUNK - 1) / PL_CHUNK;
+
+	if (chunks > PL_CHUNKS)
+		return;
+	for (; c->n_chunks < chunks; c->n_chunks++) {
+		c->chunk[c->n_chunks] = pl_chunk_new(c->n_chunks);
+		if (!c->chunk[c->n_chunks])
+			return;
+	}
+	atomic_store_explicit(&c->top, top, memory_order_release);
+}
+
+static struct pl_region *take_place(struct pl_cache *c, uintptr_t start)
+{
+	struct pl_region *r;
+
+	for (int k = 0; k < PL_HOMES; k++) {
+		r = pl_region_at(c, pl_region_home(c->top, start, k));
+		if (!r->taken)
+			return r;
+	}
+	do {
+		c->sweep = (c->sweep + 1) % c->top;
+		r = pl_region_at(c, c->sweep);
+	} while (r->taken);
+	return r;
+}
+
+struct pl_region *pl_region_new(struct pl_cache *c, uintptr_t start)
+{
+	struct pl_region *r;
+
+	if (c->taken >= c->top / 4 * 3)
+		more_regions(c);
+	if (c->taken == c->top)
+		return NULL;
+	r = take_place(c, start);
+	c->taken++;
+	r->cache = c->slot;
+	r->cached.changed = changed;
+	r->taken = true;
+	r->seen = r->in_tree = false;
+	r->reg.size = sizeof r->reg;
+	r->reg.lease = NULL;
+	atomic_store_explicit(&r->refs, 0, memory_order_relaxed);
+	atomic_store_explicit(&r->used, 0, memory_order_relaxed);
+	return r;
+}
+
+void pl_region_free(struct pl_cache *c, struct pl_region *r)
+{
+	r->taken = false;
+	c->taken--;
+}
+
+/* Valid from here on, though nobody finds it yet: a change of its memory is to find it so. */
+void pl_region_start(struct pl_region *r, const struct pl_range *range, unsigned access)
+{
+	uint64_t gen = atomic_load_explicit(&r->gen, memory_order_relaxed);
+
+	store(r->reg.start, range->start);
+	store(r->reg.end, range->end);
+	gen = (gen & ~(uint64_t)(PL_GEN_STEP - 1)) + PL_GEN_STEP;
+	atomic_store_explicit(&r->gen, gen | pl_gen_need(access), memory_order_release);
+}
+
+bool pl_region_cancel(struct pl_region *r)
+{
+	return atomic_fetch_and(&r->gen, ~(uint64_t)PL_GEN_VALID) & PL_GEN_VALID;
+}
+
+bool pl_region_kill(struct pl_region *r)
+{
+	struct pl_cache *c = pl_caches[r->cache];
+
+	if (!pl_region_cancel(r))
+		return false;
+	r->next = atomic_load_explicit(&c->garbage, memory_order_relaxed);
+	while (!atomic_compare_exchange_weak(&c->garbage, &r->next, r))
+		;
+	return true;
+}
+
+void pl_region_unlink(struct pl_cache *c, struct pl_region *r)
+{
+	if (!r->in_tree)
+		return;
+	r->in_tree = false;
+	pl_tree_remove(&c->tree, r->reg.start);
+}

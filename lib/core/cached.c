@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the core does for the registration cache: it passes changes on, and says what it can't know. */
+#include "core/cached.h"
+
+/*
+ * Under KEEP an idle registration goes out of the cache and then off the device, and there is nothing to
+ * report: no transfer of the holder's is lost with it. A recall goes its way, as the device has the
+ * pages still; the cache answers it by ending the lease.
+ */
+bool pl_cached_changed(struct pinl_lease *l)
+{
+	bool idle = l->cached->changed(l->cached) && l->policy.kind == PINL_KEEP;
+
+	if (idle)
+		atomic_store(&l->idle, true);
+	return idle;
+}
+
+void pl_cached_used(struct pinl_lease *l)
+{
+	atomic_store(&l->idle, false);
+}
+
+void pl_cached_part(struct pinl_lease *l)
+{
+	pthread_mutex_lock(&l->ctx->lock);
+	l->cached = NULL;
+	pthread_mutex_unlock(&l->ctx->lock);
+}
+
+void pl_cached_look(struct pinl_ctx *ctx)
+{
+	if (atomic_load(&ctx->sequence) & 1) /* a source is at it */
+		return;
+	for (int i = 0; i < ctx->n_sources; i++) {
+		const struct pl_source *s = &ctx->sources[i];
+
+		if (s->ops->size > offsetof(struct pinl_source_ops, look) && s->ops->look)
+			s->ops->look(s->priv);
+	}
+}
+
+bool pl_cached_going(struct pinl_ctx *ctx, const struct pl_range *range, bool look)
+{
+	for (int i = 0; i < ctx->n_sources; i++) {
+		const struct pl_source *s = &ctx->sources[i];
+
+		if (s->ops->size > offsetof(struct pinl_source_ops, going) && s->ops->going &&
+		    s->ops->going(s->priv, range->start, range->end, look))
+			return true;
+	}
+	return false;
+}

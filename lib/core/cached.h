@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Leases of the registration cache (lib/cache): like any other, but the cache hears first of what
+ * happens to their memory; they may overlap each other on one device, since a larger one is made while a
+ * smaller one is in use; and whatever their policy is, their memory must be watched.
+ */
+#ifndef PL_CORE_CACHED_H
+#define PL_CORE_CACHED_H
+
+#include "core/ctx.h"
+
+struct pl_cached {
+	/*
+	 * A change that matters to the lease, before anything is made of it. ctx->lock held: note it,
+	 * wake somebody, nothing else. False: somebody uses the registration.
+	 */
+	bool (*changed)(struct pl_cached *cached);
+};
+
+struct pl_lease_how {
+	uintptr_t start, end;
+	unsigned flags;
+	const struct pinl_policy *policy;
+	const void *caller;
+	void *cookie;
+	struct pl_cached *cached;
+};
+
+/* As pinl_map_range(), in a PL_CALL and a context that is alive. */
+int pl_lease_map(struct pinl_device *device, const struct pl_lease_how *how, struct pinl_addr *addrs,
+		 struct pinl_lease **lease);
+
+/* Tells the cache; ctx->lock held. True: nothing else is to be done, nobody has the lease. */
+bool pl_cached_changed(struct pinl_lease *lease);
+
+/* It turned out to be in use when it was changed: the last look (check.c) is to be at it. */
+void pl_cached_used(struct pinl_lease *lease);
+
+/* The cache lets go of it; it stays leased. */
+void pl_cached_part(struct pinl_lease *lease);
+
+/* Something seems to be changing: asks the sources to see whether that is so. */
+void pl_cached_look(struct pinl_ctx *ctx);
+
+/* A change that was told of may not have taken place yet: what is leased there now may soon be stale. */
+bool pl_cached_going(struct pinl_ctx *ctx, const struct pl_range *range, bool look);
+
+#endif

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "core/extent.h"
+
+#include <string.h>
+
+#include "os/vma.h"
+
+/* To unwatch walks the page table; from here on the event is cheaper. */
+#define MAX_LEAVE (64 * 4096ul)
+
+static bool covers(const struct pl_extent *e, uintptr_t start, uintptr_t end, unsigned flags)
+{
+	return e->mem.vma_start <= start && end <= e->mem.vma_end &&
+	       (e->mem.writable || !(flags & PINL_WRITE));
+}
+
+static struct pl_extent *find(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, unsigned flags)
+{
+	for (int i = 0; i < PL_EXTENTS; i++) {
+		int at = (ctx->last_extent + i) % PL_EXTENTS;
+
+		if (covers(&ctx->extent[at], start, end, flags)) {
+			ctx->last_extent = at;
+			return &ctx->extent[at];
+		}
+	}
+	return NULL;
+}
+
+bool pl_extent_take(struct pinl_lease *l)
+{
+	struct pl_extent *e = find(l->ctx, l->m.start, l->m.end, l->flags);
+
+	if (!e)
+		return false;
+	l->mem = e->mem;
+	l->mem.start = l->m.start;
+	l->mem.end = l->m.end;
+	l->watched = e->watched;
+	memcpy(l->coverage, e->coverage, sizeof l->coverage);
+	l->by_extent = true;
+	return true;
+}
+
+bool pl_extent_has(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, unsigned flags)
+{
+	bool has;
+
+	pthread_mutex_lock(&ctx->lock);
+	has = find(ctx, start, end, flags);
+	pthread_mutex_unlock(&ctx->lock);
+	return has;
+}
+
+/* What is cut out of the middle leaves the larger part. */
+static void cut(struct pinl_memory *m, uintptr_t start, uintptr_t end)
+{
+	uintptr_t below = start > m->vma_start ? start - m->vma_start : 0;
+	uintptr_t above = end < m->vma_end ? m->vma_end - end : 0;
+
+	if (start >= m->vma_end || end <= m->vma_start)
+		return;
+	if (below >= above)
+		m->vma_end = m->vma_start + below;
+	else
+		m->vma_start = m->vma_end - above;
+}
+
+void pl_extents_cut(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
+{
+	ctx->extent_cuts++;
+	for (int i = 0; i < PL_EXTENTS; i++)
+		cut(&ctx->extent[i].mem, start, end);
+}
+
+/* What only discards pages leaves the mapping as it is. */
+void pl_extents_changed(struct pinl_ctx *ctx, const struct pinl_change *ch)
+{
+	const unsigned discards = PINL_OPBIT(PINL_OP_DONTNEED) | PINL_OPBIT(PINL_OP_FREE) |
+				  PINL_OPBIT(PINL_OP_REMOVE) | PINL_OPBIT(PINL_OP_GUARD);
+
+	if (!ch->on_file && ((PINL_OPBIT(ch->op) | ch->also) & ~discards))
+		pl_extents_cut(ctx, ch->start, ch->end);
+}
+
+unsigned long pl_extent_cuts(struct pinl_ctx *ctx)
+{
+	unsigned long n;
+
+	pthread_mutex_lock(&ctx->lock);
+	n = ctx->extent_cuts;
+	pthread_mutex_unlock(&ctx->lock);
+	return n;
+}
+
+/* One source has it, and all of it, but for what has been mapped there since (pl_vma_one). */
+static bool is_watched_whole(struct pinl_lease *l)
+{
+	for (int i = 0; i < l->ctx->n_sources; i++) {
+		const struct pl_source *s = &l->ctx->sources[i];
+
+		if (l->watched == 1u << i)
+			return s->ops->size > offsetof(struct pinl_source_ops, whole) && s->ops->whole &&
+			       s->ops->whole(s->priv, &l->mem);
+	}
+	return false;
+}
+
+/*
+ * A mapping is watched as a whole or not at all. So if the lease's part is, all of the mapping it lies
+ * in is; a page that was unmapped before the first watch and mapped again since is a mapping of its own.
+ */
+void pl_extent_keep(struct pinl_lease *l, unsigned long cuts)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	struct pl_extent *e;
+
+	if (l->mem.kind != PINL_MEM_ANON || l->mem.shared || l->import || l->dev->foreign ||
+	    l->mem.vma_end - l->mem.vma_start <= 2 * (l->m.end - l->m.start) || !is_watched_whole(l) ||
+	    !pl_vma_one(ctx->maps, &l->mem) || !pl_lease_is_watched(l))
+		return;
+	pthread_mutex_lock(&ctx->lock);
+	if (ctx->extent_cuts == cuts && !find(ctx, l->mem.vma_start, l->mem.vma_end, l->flags)) {
+		e = &ctx->extent[ctx->next_extent++ % PL_EXTENTS];
+		e->mem = l->mem;
+		e->watched = l->watched;
+		memcpy(e->coverage, l->coverage, sizeof e->coverage);
+	}
+	pthread_mutex_unlock(&ctx->lock);
+}
+
+/* ---------------------------------------------------------------------------- explicit calls -- */
+
+bool pl_extent_can_leave(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
+{
+	return end - start <= MAX_LEAVE && pl_extent_has(ctx, start, end, 0);
+}
+
+static void suspend(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, int suspended)
+{
+	for (int i = 0; i < ctx->n_sources; i++)
+		if (ctx->sources[i].ops->suspend)
+			ctx->sources[i].ops->suspend(ctx->sources[i].priv, start, end, suspended);
+}
+
+void pl_extent_leave(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
+{
+	suspend(ctx, start, end, 1);
+}
+
+/* Cut once more: the mapping may have been looked at after the question, and what comes to these
+ * addresses now isn't watched. */
+void pl_extent_left(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, bool unmapped)
+{
+	if (!unmapped)
+		suspend(ctx, start, end, 0);
+	pthread_mutex_lock(&ctx->lock);
+	pl_extents_cut(ctx, start, end);
+	pthread_mutex_unlock(&ctx->lock);
+}

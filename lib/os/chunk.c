@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "os/chunk.h"
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+
+void *pl_chunk_new(bool huge)
+{
+	char *at = mmap(NULL, 2 * PL_CHUNK_SIZE, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	size_t before;
+
+	if (at == MAP_FAILED)
+		return NULL;
+	before = -(uintptr_t)at & (PL_CHUNK_SIZE - 1);
+	if (before)
+		munmap(at, before);
+	munmap(at + before + PL_CHUNK_SIZE, PL_CHUNK_SIZE - before);
+	at += before;
+	if (huge)
+		madvise(at, PL_CHUNK_SIZE, MADV_HUGEPAGE);
+	return at;
+}
+
+void pl_chunk_free(void *chunk)
+{
+	munmap(chunk, PL_CHUNK_SIZE);
+}

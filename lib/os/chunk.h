@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Memory in large pieces, zeroed, each aligned to its size. The first of a kind isn't asked to be a huge
+ * page, so that what is small stays small; what is large is slow without. NULL: none. */
+#ifndef PL_OS_CHUNK_H
+#define PL_OS_CHUNK_H
+
+#include <stdbool.h>
+
+#define PL_CHUNK_SIZE (2ul << 20)
+
+void *pl_chunk_new(bool huge);
+void pl_chunk_free(void *chunk);
+
+#endif

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* How much the cache keeps: what becomes one registration, and what goes when there is no room. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "cache_rig.h"
+
+/* --------------------------------------------------------------------------------- merging -- */
+
+static void overlapping_ones_become_one(void **state)
+{
+	char *at = pages_new(6);
+	const struct pinl_reg *reg;
+	struct rig r;
+
+	rig_open(&r, unmerged());
+	tag_at(&r, at);
+	tag_at(&r, at + 4 * PAGE);
+	reg = got(&r, at + PAGE / 2, 4 * PAGE, 0);
+	assert_int_equal(reg->start, (uintptr_t)at);
+	assert_int_equal(reg->end, (uintptr_t)at + 5 * PAGE);
+	pinl_put(reg);
+	settled(&r);
+	assert_int_equal(stat_of(&r, "regions"), 1);
+	assert_int_equal(stat_of(&r, "bytes"), 5 * PAGE);
+	assert_int_equal(stat_of(&r, "merged"), 2);
+	rig_close(&r);
+	munmap(at, 6 * PAGE);
+}
+
+/* Page by page: not one registration each, nor all of it anew each time. */
+static void neighbours_are_merged_in_time(void **state)
+{
+	enum { N = 256 };
+	char *at = pages_new(N);
+	struct rig r;
+
+	rig_open(&r, NULL);
+	for (int i = 0; i < N; i++)
+		tag_at(&r, at + i * PAGE);
+	settled(&r);
+	assert_true(stat_of(&r, "regions") <= 10);
+	assert_int_equal(stat_of(&r, "bytes"), N * PAGE);
+	assert_true(r.tagger.mapped <= 10 * N * PAGE);
+	rig_close(&r);
+	munmap(at, N * PAGE);
+}
+
+static void what_cannot_be_one_stays_apart(void **state)
+{
+	char *at = pages_new(3);
+	const struct pinl_reg *reg;
+	struct rig r;
+
+	rig_open(&r, NULL);
+	tag_at(&r, at);
+	munmap(at + PAGE, PAGE);
+	tag_at(&r, at + 2 * PAGE);
+	assert_int_equal(mprotect(at, PAGE, PROT_READ), 0);
+	pinl_put(got(&r, at + 2 * PAGE, 8, PINL_WRITE));
+	reg = got(&r, at, 8, 0);
+	assert_int_equal(reg->end, (uintptr_t)at + PAGE);
+	pinl_put(reg);
+	rig_close(&r);
+	munmap(at, 3 * PAGE);
+}
+
+static void huge_pages_are_taken_whole(void **state)
+{
+	size_t huge = 2 << 20;
+	char *map = mmap(NULL, 2 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+	     *at;
+	const struct pinl_reg *reg;
+	struct rig r;
+
+	at = (char *)(((uintptr_t)map + huge - 1) & ~(huge - 1));
+	rig_open(&r, NULL);
+	if (madvise(at, huge, MADV_HUGEPAGE) || (memset(at, 1, huge), madvise(at, huge, 25))) {
+		print_message("skip: transparent huge pages on demand (MADV_COLLAPSE)\n");
+		rig_close(&r);
+		munmap(map, 2 * huge);
+		skip();
+	}
+	reg = got(&r, at + 123456, 8, 0);
+	assert_int_equal(reg->start, (uintptr_t)at);
+	assert_int_equal(reg->end, (uintptr_t)at + huge);
+	pinl_put(reg);
+	rig_close(&r);
+	munmap(map, 2 * huge);
+}
+
+/* ---------------------------------------------------------------------------------- limits -- */
+
+static void limits_are_kept_and_the_used_stay(void **state)
+{
+	struct pinl_cache_opts opts = {.size = sizeof opts, .max_merge = 1, .max_regions = 100};
+	char *at = pages_new(5000);
+	struct rig r;
+
+	rig_open(&r, &opts);
+	for (int i = 0; i < 20; i++) /* used again and again */
+		tag_at(&r, at + i * PAGE);
+	for (int i = 20; i < 5000; i++) {
+		tag_at(&r, at + i * PAGE);
+		assert_true(stat_of(&r, "regions") <= 100);
+		tag_at(&r, at + i % 20 * PAGE);
+	}
+	assert_int_equal(stat_of(&r, "misses"), 5000);
+	assert_true(stat_of(&r, "evicted") >= 4900);
+	rig_close(&r);
+	munmap(at, 5000 * PAGE);
+}
+
+/* Nothing is spared for ever. */
+static void what_was_used_goes_too(void **state)
+{
+	struct pinl_cache_opts opts = {.size = sizeof opts, .max_merge = 1, .max_regions = 100};
+	char *at = pages_new(500);
+	struct rig r;
+
+	rig_open(&r, &opts);
+	for (int i = 0; i < 1000; i++) {
+		tag_at(&r, at + i / 2 * PAGE);
+		assert_true(stat_of(&r, "regions") <= 100);
+	}
+	rig_close(&r);
+	munmap(at, 500 * PAGE);
+}
+
+static void bytes_are_a_limit_too(void **state)
+{
+	struct pinl_cache_opts opts = {.size = sizeof opts, .max_merge = 1, .max_bytes = 64 * PAGE};
+	char *at = pages_new(1024);
+	struct rig r;
+
+	rig_open(&r, &opts);
+	for (int i = 0; i < 1024; i += 4) {
+		pinl_put(got(&r, at + i * PAGE, 3 * PAGE, 0));
+		assert_true(stat_of(&r, "bytes") <= 64 * PAGE);
+	}
+	rig_close(&r);
+	munmap(at, 1024 * PAGE);
+}
+
+static void what_is_in_use_goes_beyond_the_limit(void **state)
+{
+	struct pinl_cache_opts opts = {.size = sizeof opts, .max_merge = 1, .max_regions = 8};
+	const struct pinl_reg *reg[32];
+	char *at = pages_new(32);
+	struct rig r;
+
+	rig_open(&r, &opts);
+	for (int i = 0; i < 32; i++)
+		reg[i] = got(&r, at + i * PAGE, 8, 0);
+	assert_int_equal(stat_of(&r, "regions"), 32);
+	assert_int_equal(stat_of(&r, "over_limit"), 24);
+	for (int i = 0; i < 32; i++)
+		pinl_put(reg[i]);
+	rig_close(&r);
+	munmap(at, 32 * PAGE);
+}
+
+/* As with RLIMIT_MEMLOCK: what isn't in use makes room, and only then it is an error. */
+static void full_makes_room(int err)
+{
+	const struct pinl_reg *held[64];
+	char *at = pages_new(1024);
+	struct rig r;
+
+	rig_open(&r, unmerged());
+	r.tagger.room = 64 * PAGE;
+	r.tagger.full = err;
+	for (int i = 0; i < 1024; i++)
+		tag_at(&r, at + i * PAGE);
+	assert_true(stat_of(&r, "retried") > 0);
+	for (int i = 0; i < 64; i++)
+		held[i] = got(&r, at + i * PAGE, 8, 0);
+	assert_int_equal(pinl_get(r.dev, at + 64 * PAGE, 8, 0, &held[0]), err);
+	for (int i = 0; i < 64; i++)
+		pinl_put(held[i]);
+	tag_at(&r, at + 64 * PAGE);
+	rig_close(&r);
+	munmap(at, 1024 * PAGE);
+}
+
+static void no_memory_makes_room(void **state)
+{
+	full_makes_room(-ENOMEM);
+}
+
+static void no_slot_makes_room(void **state)
+{
+	full_makes_room(-ENOSPC);
+}
+
+static void drop_gives_back_what_nobody_has(void **state)
+{
+	char *at = pages_new(3);
+	const struct pinl_reg *reg;
+	struct rig r;
+
+	rig_open(&r, unmerged());
+	tag_at(&r, at);
+	reg = got(&r, at + PAGE, 8, 0);
+	tag_at(&r, at + 2 * PAGE);
+	assert_ok(pinl_cache_drop(r.dev, at, 2 * PAGE));
+	assert_int_equal(r.tagger.unmaps, 1);
+	assert_ok(pinl_cache_drop(r.dev, NULL, 0));
+	assert_int_equal(r.tagger.unmaps, 2);
+	assert_ptr_equal(got(&r, at + PAGE, 8, 0), reg);
+	pinl_put(reg);
+	pinl_put(reg);
+	rig_close(&r);
+	munmap(at, 3 * PAGE);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(overlapping_ones_become_one),
+		cmocka_unit_test(neighbours_are_merged_in_time),
+		cmocka_unit_test(what_cannot_be_one_stays_apart),
+		cmocka_unit_test(huge_pages_are_taken_whole),
+		cmocka_unit_test(limits_are_kept_and_the_used_stay),
+		cmocka_unit_test(what_was_used_goes_too),
+		cmocka_unit_test(bytes_are_a_limit_too),
+		cmocka_unit_test(what_is_in_use_goes_beyond_the_limit),
+		cmocka_unit_test(no_memory_makes_room),
+		cmocka_unit_test(no_slot_makes_room),
+		cmocka_unit_test(drop_gives_back_what_nobody_has),
+	};
+
+	return cmocka_run_group_tests_name("cache_room", tests, NULL, NULL);
+}

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Events of a program that was built with another version's header: it gets what it knows, no byte
+ * beyond is touched, and none is read. The event ends where memory does.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <stdlib.h>
+
+#include "check.h"
+
+#define PG    4096ul
+#define FIRST offsetof(struct pinl_event, access) /* all that the first version had */
+
+struct rig {
+	struct pinl_ctx *ctx;
+	struct pinl_device *dev;
+	struct pinl_lease *lease;
+	char *va, *pages;
+};
+
+/* An event is waiting: the lease's, which has been recalled. */
+static int rig_up(void **state)
+{
+	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL, .grace_ms = 60000};
+	struct pinl_opts opts = {.size = sizeof opts, .ceiling_ms = 60000, .summary_fd = -1};
+	struct rig *r = calloc(1, sizeof *r);
+	uintptr_t at;
+
+	assert_ok(pinl_open(&opts, &r->ctx));
+	assert_ok(pinl_device_open(r->ctx, "soft", NULL, &r->dev));
+	r->va = mmap(NULL, PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	r->pages = mmap(NULL, 2 * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_int_equal(mprotect(r->pages + PG, PG, PROT_NONE), 0);
+	at = (uintptr_t)r->va;
+	assert_ok(pinl_map_range(r->dev, at, at + PG, PINL_WRITE | PINL_PIN | PINL_COOPERATIVE, &policy,
+				 NULL, &r->lease));
+	assert_ok(pinl_quiesced(r->lease));
+	assert_int_equal(poll(&(struct pollfd){.fd = pinl_fd(r->ctx), .events = POLLIN}, 1, 20000), 1);
+	*state = r;
+	return 0;
+}
+
+static int rig_down(void **state)
+{
+	struct rig *r = *state;
+
+	pinl_close(r->ctx);
+	munmap(r->va, PG);
+	munmap(r->pages, 2 * PG);
+	free(r);
+	return 0;
+}
+
+/* So many bytes, and no more memory after them, but for alignment. */
+static struct pinl_event *cut(const struct rig *r, size_t size)
+{
+	struct pinl_event *ev = (struct pinl_event *)(r->pages + PG - (size + 7) / 8 * 8);
+
+	ev->size = size;
+	return ev;
+}
+
+static void an_older_program_gets_what_it_knows(void **state)
+{
+	struct rig *r = *state;
+	struct pinl_event *ev = cut(r, FIRST);
+	struct pinl_lease_info info = {.size = sizeof info};
+	char line[256];
+
+	assert_ok(pinl_lease_info(r->lease, &info));
+	assert_ok(pinl_next_event(r->ctx, ev));
+	assert_int_equal(ev->size, FIRST);
+	assert_int_equal(ev->lease_id, info.id);
+	assert_int_equal(ev->end, (uintptr_t)r->va + PG);
+	assert_true(pinl_event_format(ev, line, sizeof line) > 0);
+	ev->type = PINL_EV_KEYS;
+	assert_true(pinl_event_format(ev, line, sizeof line) > 0);
+}
+
+static void a_newer_program_is_told_what_it_does_not_get(void **state)
+{
+	struct rig *r = *state;
+	struct pinl_event *ev = cut(r, sizeof *ev + 64);
+
+	memset(ev, 'n', sizeof *ev + 64);
+	ev->size = sizeof *ev + 64;
+	assert_ok(pinl_next_event(r->ctx, ev));
+	assert_int_equal(ev->size, sizeof *ev);
+	for (int i = 0; i < 64; i++)
+		assert_int_equal(((char *)(ev + 1))[i], 'n');
+}
+
+static void without_a_size_nothing_is_taken(void **state)
+{
+	struct rig *r = *state;
+	struct pinl_event ev = {0};
+
+	assert_int_equal(pinl_next_event(r->ctx, &ev), -EINVAL);
+	assert_non_null(strstr(pinl_error(), "size"));
+	ev.size = FIRST - 1;
+	assert_int_equal(pinl_next_event(r->ctx, &ev), -EINVAL);
+	assert_int_equal(ev.type, 0);
+	ev.size = sizeof ev;
+	assert_ok(pinl_next_event(r->ctx, &ev));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(an_older_program_gets_what_it_knows, rig_up, rig_down),
+		cmocka_unit_test_setup_teardown(a_newer_program_is_told_what_it_does_not_get, rig_up,
+						rig_down),
+		cmocka_unit_test_setup_teardown(without_a_size_nothing_is_taken, rig_up, rig_down),
+	};
+
+	return cmocka_run_group_tests_name("event", tests, NULL, NULL);
+}

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Which processes map the pages that were found. Not all of their memory is looked at: a page's index
+ * says where it can be in a mapping, and the process' page table whether it is there. So the cost
+ * follows the pins, not the memory.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "pins.h"
+
+#define HUGETLBFS_MAGIC 0x958458f6
+#define BLOCK		512 /* entries of a page table that are read at once */
+
+struct view { /* of the process at hand */
+	int32_t pid;
+	int pagemap;
+	uint64_t block; /* number of the one that is there; ~0: none */
+	uint64_t entries[BLOCK];
+};
+
+static const struct census_pin *sorted; /* what the numbers mean that are sorted */
+
+static int compare(const struct census_pin *x, const struct census_pin *y)
+{
+	if (x->memory != y->memory)
+		return x->memory < y->memory ? -1 : 1;
+	if (x->dev != y->dev)
+		return x->dev < y->dev ? -1 : 1;
+	if (x->ino != y->ino)
+		return x->ino < y->ino ? -1 : 1;
+	return x->index != y->index ? (x->index < y->index ? -1 : 1) : 0;
+}
+
+static int by_index(const void *a, const void *b)
+{
+	return compare(&sorted[*(const uint32_t *)a], &sorted[*(const uint32_t *)b]);
+}
+
+static uint64_t frame(struct view *view, uint64_t addr)
+{
+	uint64_t number = addr / PINS_PAGE, block = number / BLOCK;
+
+	if (view->block != block) {
+		memset(view->entries, 0, sizeof view->entries);
+		if (view->pagemap < 0 ||
+		    pread(view->pagemap, view->entries, sizeof view->entries, block * BLOCK * 8) <= 0)
+			memset(view->entries, 0, sizeof view->entries);
+		view->block = block;
+	}
+	number = view->entries[number % BLOCK];
+	return number >> 63 ? number & ((1ull << 55) - 1) : 0;
+}
+
+static void look_at(struct view *view, int32_t pid)
+{
+	if (view->pid == pid)
+		return;
+	if (view->pagemap >= 0)
+		close(view->pagemap);
+	*view = (struct view){.pid = pid, .pagemap = pid ? pins_pagemap(pid) : -1, .block = ~0ull};
+}
+
+/* The first page of it that is mapped by this VMA. */
+static void match(struct census *c, struct view *view, const struct census_vma *v, uint32_t number)
+{
+	const struct census_pin *p = pins_at(&c->pins, struct census_pin, number);
+	uint64_t len = (v->end - v->start) / PINS_PAGE,
+		 page = p->index < v->pgoff ? v->pgoff - p->index : 0;
+
+	look_at(view, v->pid);
+	for (; page < p->nr_pages && p->index + page < v->pgoff + len; page++) {
+		uint64_t addr = v->start + (p->index + page - v->pgoff) * PINS_PAGE;
+
+		if (frame(view, addr) != p->pfn + page)
+			continue;
+		pins_add(&c->maps,
+			 &(struct pins_map){.pin = number, .pid = v->pid, .addr = addr, .page = page});
+		return;
+	}
+}
+
+/* Those of one kind of memory that this VMA could have; `longest` is that of any folio. */
+static void candidates(struct census *c, struct view *view, const struct census_vma *v,
+		       const uint32_t *order, struct census_pin key, uint64_t longest)
+{
+	size_t low = 0, high = c->pins.n;
+
+	key.index = v->pgoff > longest ? v->pgoff - longest : 0;
+	while (low < high) {
+		size_t mid = (low + high) / 2;
+
+		if (compare(&sorted[order[mid]], &key) < 0)
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	for (; low < c->pins.n; low++) {
+		const struct census_pin *p = &sorted[order[low]];
+
+		key.index = p->index;
+		if (compare(p, &key) || p->index >= v->pgoff + (v->end - v->start) / PINS_PAGE)
+			return;
+		match(c, view, v, order[low]);
+	}
+}
+
+/* Until Linux 6.6 the index of a page in hugetlbfs counted huge pages. */
+static void normalise(struct census *c)
+{
+	bool old = pins_has_function(c, "hugetlb_basepage_index");
+	long sb = pins_offset(c, "inode", "i_sb"), magic = pins_offset(c, "super_block", "s_magic");
+
+	for (size_t i = 0; old && i < c->pins.n; i++) {
+		struct census_pin *p = pins_at(&c->pins, struct census_pin, i);
+
+		if (p->nr_pages >= BLOCK && p->inode &&
+		    pins_word(c, pins_word(c, p->inode + sb) + magic) == HUGETLBFS_MAGIC)
+			p->index *= p->nr_pages;
+	}
+}
+
+static int by_pin(const void *a, const void *b)
+{
+	const struct pins_map *x = a, *y = b;
+
+	return x->pin != y->pin ? (x->pin < y->pin ? -1 : 1) : (x->pid > y->pid) - (x->pid < y->pid);
+}
+
+int pins_list_maps(struct census *c)
+{
+	uint32_t *order = calloc(c->pins.n + 1, sizeof *order);
+	struct view view = {.pagemap = -1};
+	uint64_t longest = 1;
+
+	if (!order)
+		return -ENOMEM;
+	normalise(c);
+	for (uint32_t i = 0; i < c->pins.n; i++) {
+		order[i] = i;
+		if (pins_at(&c->pins, struct census_pin, i)->nr_pages > longest)
+			longest = pins_at(&c->pins, struct census_pin, i)->nr_pages;
+	}
+	sorted = c->pins.items;
+	qsort(order, c->pins.n, sizeof *order, by_index);
+	for (size_t i = 0; i < c->vmas.n && c->pins.n; i++) {
+		const struct census_vma *v = pins_at(&c->vmas, struct census_vma, i);
+
+		if (v->anon)
+			candidates(c, &view, v, order, (struct census_pin){.memory = CENSUS_ANON},
+				   longest);
+		if (v->ino)
+			candidates(
+				c, &view, v, order,
+				(struct census_pin){.memory = CENSUS_FILE, .dev = v->dev, .ino = v->ino},
+				longest);
+	}
+	look_at(&view, 0);
+	free(order);
+	pins_order(&c->maps, by_pin);
+	return 0;
+}

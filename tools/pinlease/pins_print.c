@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Rows as a table that fits the terminal, or as JSON. */
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "common.h"
+#include "pins.h"
+
+static const char *const memories[] = {"none", "anonymous", "file", "ksm"};
+
+/* What it is, without where. */
+static void memory_words(const struct pins_row *r, char *buf, size_t len)
+{
+	*buf = 0;
+	if (r->memory == CENSUS_ANON || r->memory == CENSUS_KSM)
+		tool_append(buf, len, "private memory");
+	else if (r->memory == CENSUS_NONE)
+		tool_append(buf, len, "of no file any more");
+	else if (r->path)
+		tool_append(buf, len, "%s", r->path);
+	else
+		tool_append(buf, len, "inode %u:%u:%" PRIu64, r->dev >> 20, r->dev & 0xfffff, r->ino);
+}
+
+/* From where to where; in how many parts. */
+static void range_words(const struct pins_row *r, char *buf, size_t len)
+{
+	const struct pins_range *first = r->ranges.items, *last = first + r->ranges.n - 1;
+	char start[24], end[24];
+
+	*buf = 0;
+	if (!r->ranges.n)
+		return;
+	if (r->memory == CENSUS_FILE) {
+		tool_size_words(first->start, false, start, sizeof start);
+		tool_size_words(last->end, false, end, sizeof end);
+		tool_append(buf, len, "%s-%s", first->start ? start : "0", end);
+	} else
+		tool_append(buf, len, "%" PRIx64 "-%" PRIx64, first->start, last->end);
+	if (r->ranges.n > 1)
+		tool_append(buf, len, "/%zu", r->ranges.n);
+}
+
+static void print_row(const struct census *c, const struct pins_row *r, bool exact, int width)
+{
+	char size[24], device[16], range[80], memory[4200], pid[12], program[24];
+	int room;
+
+	tool_size_words(r->bytes, exact, size, sizeof size);
+	snprintf(device, sizeof device, "%s%s", pins_classes[r->device].name,
+		 r->sure || r->device == PINS_OTHER ? "" : "?");
+	snprintf(pid, sizeof pid, "%d", r->pid);
+	tool_path_words(r->program, 16, program, sizeof program);
+	range_words(r, range, sizeof range);
+	memory_words(r, memory, sizeof memory);
+	room = width - printf("%7s %-10.10s %-9s %*s %6" PRIu64 " %-6s %-7s ", r->pid ? pid : "?",
+			      program, device, exact ? 13 : 4, size, r->pins + r->refs,
+			      r->mapped ? "yes" : "NO",
+			      r->lease	       ? r->lease
+			      : c->have_leases ? "-"
+					       : "?");
+	if (room - (int)strlen(range) - 1 < 12 && r->memory != CENSUS_FILE) {
+		tool_put_path(memory, room);
+		return;
+	}
+	room -= printf("%s ", range);
+	tool_put_path(memory, room);
+}
+
+static void print_devices(const struct census *c, bool exact)
+{
+	char size[24];
+
+	printf("\n%-9s %*s %6s %-10s %s\n", "DEVICE", exact ? 13 : 4, exact ? "BYTES" : "SIZE", "PINS",
+	       "IS", "POLICY THAT FITS");
+	for (int d = 0; d < PINS_NR_DEVICES; d++) {
+		uint64_t bytes = 0, pins = 0;
+
+		for (size_t i = 0; i < c->rows.n; i++) {
+			const struct pins_row *r = pins_at(&c->rows, struct pins_row, i);
+
+			bytes += r->device == (unsigned)d ? r->bytes : 0;
+			pins += r->device == (unsigned)d ? r->pins + r->refs : 0;
+		}
+		tool_size_words(bytes, exact, size, sizeof size);
+		if (pins)
+			printf("%-9s %*s %6" PRIu64 " %-10s %s\n", pins_classes[d].name, exact ? 13 : 4,
+			       size, pins, pins_classes[d].can, pins_classes[d].policy);
+	}
+}
+
+static const char *off_words(const struct census *c)
+{
+	if (!pins_off(c))
+		return "";
+	return pins_off(c) <= pins_meanwhile(c) ? ", while others came and went"
+						: ", WHICH IS NOT EQUAL";
+}
+
+static void print_sums(const struct census *c, bool exact, bool filtered)
+{
+	uint64_t bytes = 0, pins = 0, leased = 0, revocable = 0;
+	char all[24], some[24], free_now[24], memory[24];
+
+	for (size_t i = 0; i < c->rows.n; i++) {
+		const struct pins_row *r = pins_at(&c->rows, struct pins_row, i);
+
+		bytes += r->bytes;
+		pins += r->pins;
+		leased += r->lease ? r->bytes : 0;
+		revocable +=
+			!r->lease && !strcmp(pins_classes[r->device].can, "revocable") ? r->bytes : 0;
+	}
+	tool_size_words(bytes, exact, all, sizeof all);
+	tool_size_words(leased, exact, some, sizeof some);
+	tool_size_words(revocable, exact, free_now, sizeof free_now);
+	tool_size_words(c->pages * PINS_PAGE, false, memory, sizeof memory);
+	printf("\n%s%" PRIu64 " pin%s, %s%s.", filtered ? "Shown: " : "", pins, tool_s(pins), all,
+	       exact ? " bytes" : "");
+	if (c->have_leases)
+		printf(" Leased, so pinlease can take it back now: %s;\nnot leased, but of a kind that "
+		       "could be: %s.\n",
+		       some, free_now);
+	else
+		printf(" Leases are not known, as pinleased doesn't answer.\n");
+	printf("The kernel counts %" PRIu64 " pin%s; found: %" PRIu64 "%s.\n", pins_counted(c),
+	       tool_s(pins_counted(c)), c->found, off_words(c));
+	if (c->unexplained)
+		printf("%" PRIu64 " page%s of private memory ha%s references that nothing explains.\n",
+		       c->unexplained, tool_s(c->unexplained), c->unexplained == 1 ? "s" : "ve");
+	printf("Looked at %s of memory in %" PRIu64 " ms, at processes in %" PRIu64 " ms; %" PRIu64
+	       " ms in all.\n",
+	       memory, c->scan_ns / 1000000, c->who_ns / 1000000, c->total_ns / 1000000);
+}
+
+void pins_print_table(const struct census *c, bool exact, bool filtered)
+{
+	int width = isatty(STDOUT_FILENO) ? tool_width(stdout, 120) : INT_MAX;
+
+	printf("%7s %-10s %-9s %*s %6s %-6s %-7s %s\n", "PID", "PROGRAM", "DEVICE", exact ? 13 : 4,
+	       exact ? "BYTES" : "SIZE", "PINS", "MAPPED", "LEASE", "RANGE, FILE");
+	for (size_t i = 0; i < c->rows.n; i++)
+		print_row(c, pins_at(&c->rows, struct pins_row, i), exact, width);
+	if (c->rows.n)
+		print_devices(c, exact);
+	print_sums(c, exact, filtered);
+}
+
+/* ------------------------------------------------------------------------------------------- JSON -- */
+
+static void add_number(struct json_object *o, const char *key, uint64_t n)
+{
+	json_object_object_add(o, key, json_object_new_uint64(n));
+}
+
+static void add_text(struct json_object *o, const char *key, const char *text)
+{
+	json_object_object_add(o, key, text ? json_object_new_string(text) : NULL);
+}
+
+static void add_truth(struct json_object *o, const char *key, bool truth)
+{
+	json_object_object_add(o, key, json_object_new_boolean(truth));
+}
+
+static struct json_object *ranges(const struct pins_row *r)
+{
+	struct json_object *all = json_object_new_array();
+
+	for (size_t i = 0; i < r->ranges.n; i++) {
+		struct json_object *o = json_object_new_object();
+
+		add_number(o, "start", pins_at(&r->ranges, struct pins_range, i)->start);
+		add_number(o, "end", pins_at(&r->ranges, struct pins_range, i)->end);
+		json_object_array_add(all, o);
+	}
+	return all;
+}
+
+static struct json_object *to_json(const struct pins_row *r)
+{
+	struct json_object *o = json_object_new_object();
+
+	json_object_object_add(o, "pid", r->pid ? json_object_new_int(r->pid) : NULL);
+	add_text(o, "program", r->pid ? r->program : NULL);
+	add_text(o, "device", pins_classes[r->device].name);
+	add_truth(o, "listed", r->sure);
+	add_text(o, "memory", memories[r->memory]);
+	if (r->memory == CENSUS_FILE) {
+		add_text(o, "path", r->path);
+		add_number(o, "file_dev", makedev(r->dev >> 20, r->dev & 0xfffff));
+		add_number(o, "file_ino", r->ino);
+	}
+	add_truth(o, "mapped", r->mapped);
+	add_number(o, "bytes", r->bytes);
+	add_number(o, "pins", r->pins);
+	add_number(o, "references", r->refs);
+	json_object_object_add(o, "ranges", ranges(r));
+	add_text(o, "lease", r->lease);
+	add_text(o, "class", pins_classes[r->device].can);
+	add_text(o, "fitting_policy", pins_classes[r->device].policy);
+	return o;
+}
+
+static struct json_object *machine(const struct census *c)
+{
+	struct json_object *o = json_object_new_object();
+
+	add_number(o, "pins", c->found);
+	add_number(o, "kernel_pins", pins_counted(c));
+	add_number(o, "kernel_acquired", c->after.acquired);
+	add_number(o, "kernel_released", c->after.released);
+	add_number(o, "acquired_and_released_meanwhile", pins_meanwhile(c));
+	add_truth(o, "equal", !pins_off(c));
+	add_number(o, "unexplained_references", c->unexplained);
+	add_number(o, "pages", c->pages);
+	add_number(o, "unreadable_pages", c->unreadable);
+	add_truth(o, "huge_pages_tried", c->own.huge_seen);
+	add_truth(o, "leases_known", c->have_leases);
+	add_number(o, "scan_ns", c->scan_ns);
+	add_number(o, "processes_ns", c->who_ns);
+	add_number(o, "total_ns", c->total_ns);
+	return o;
+}
+
+void pins_print_json(const struct census *c)
+{
+	struct json_object *all = json_object_new_object(), *rows = json_object_new_array();
+
+	for (size_t i = 0; i < c->rows.n; i++)
+		json_object_array_add(rows, to_json(pins_at(&c->rows, struct pins_row, i)));
+	json_object_object_add(all, "pins", rows);
+	json_object_object_add(all, "machine", machine(c));
+	puts(json_object_to_json_string_ext(all, JSON_C_TO_STRING_PRETTY));
+	json_object_put(all);
+}
