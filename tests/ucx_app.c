@@ -342,11 +342,12 @@ static uint64_t figure(const char *name)
 	return value;
 }
 
-/* What nobody touches stays registered, whatever others unmap: each registration is two lookups. */
+/* What nobody touches stays registered, whatever others unmap: each registration is two lookups, and
+   UCX makes some for buffers of its own whenever it likes. */
 static int hit(void)
 {
 	char *at = map_anon(NULL, 0);
-	uint64_t before;
+	uint64_t before, made;
 
 	use(at, LEN);
 	before = figure("hits") + figure("misses");
@@ -354,10 +355,10 @@ static int hit(void)
 		syscall(SYS_munmap, map_anon(NULL, 0), LEN);
 		use(at, LEN);
 	}
-	if (figure("hits") + figure("misses") != before)
-		printf("%ld registrations of 200\n",
-		       (long)(figure("hits") + figure("misses") - before) / 2);
-	return figure("hits") + figure("misses") != before;
+	made = (figure("hits") + figure("misses") - before) / 2;
+	if (made >= 20)
+		printf("%llu registrations in 200 uses\n", (unsigned long long)made);
+	return made >= 20;
 }
 
 static int stopped(void)
