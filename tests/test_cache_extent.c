@@ -11,6 +11,7 @@
 #include <cmocka.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
@@ -136,22 +137,31 @@ static void a_page_mapped_while_the_rest_is_being_watched_is_watched(void **stat
 	munmap(arena, PAGES * PAGE);
 }
 
-/* Nobody hears of shmdt(). */
-static void what_shmat_has_mapped_is_refused(void **state)
+static void is_refused_by_shmat(struct rig *r)
 {
 	int id = shmget(IPC_PRIVATE, PAGE, 0600 | IPC_CREAT);
 	const struct pinl_reg *reg;
-	struct rig r;
 	char *at;
 
 	assert_true(id >= 0);
 	at = shmat(id, NULL, 0);
 	shmctl(id, IPC_RMID, NULL);
-	rig_open(&r, unmerged());
 	set_tag(at, 1);
-	assert_int_equal(pinl_get(r.dev, at, 8, 0, &reg), -EOPNOTSUPP);
-	rig_close(&r);
+	assert_int_equal(pinl_get(r->dev, at, 8, 0, &reg), -EOPNOTSUPP);
 	shmdt(at);
+}
+
+/* Nobody hears of shmdt(). The first segment of an IPC namespace (which only root can make here) has id
+   0, and so has its inode. */
+static void what_shmat_has_mapped_is_refused(void **state)
+{
+	struct rig r;
+
+	unshare(CLONE_NEWIPC);
+	rig_open(&r, unmerged());
+	is_refused_by_shmat(&r);
+	is_refused_by_shmat(&r);
+	rig_close(&r);
 }
 
 /* -------------------------------------------------------------------------------------------------- */

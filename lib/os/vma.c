@@ -300,7 +300,8 @@ static int classify(const struct vma *v, const struct pl_vma_how *how, struct pi
 
 	m->shared = v->shared;
 	m->writable = v->writable;
-	if (!v->ino) {
+	m->is_sysv = !strncmp(v->name, "/SYSV", 5);
+	if (!v->ino && !m->is_sysv) { /* an inode of System V memory has its id, and the first is 0 */
 		m->kind = v->name[0] == '[' && strncmp(v->name, "[heap", 5) &&
 					  strncmp(v->name, "[stack", 6) && strncmp(v->name, "[anon", 5)
 				  ? PINL_MEM_DEVICE
@@ -311,7 +312,6 @@ static int classify(const struct vma *v, const struct pl_vma_how *how, struct pi
 	m->ino = v->ino;
 	m->kind = kind_by_name(v);
 	m->is_memfd = !strncmp(v->name, "/memfd:", 7);
-	m->is_sysv = !strncmp(v->name, "/SYSV", 5);
 	m->fd = known_file(how, &s);
 	mine = m->fd == -1;
 	if (mine)
