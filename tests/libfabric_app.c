@@ -313,14 +313,14 @@ static int release(void)
 	long before;
 
 	key_of(other);
-	before = pinned_kib();
+	before = pinned_kb();
 	key_of(at);
 	syscall(SYS_munmap, at, LEN);
-	while (key_of(other) && pinned_kib() > before && !later_than(start))
+	while (key_of(other) && pinned_kb() > before && !later_than(start))
 		sched_yield();
-	if (pinned_kib() > before)
-		printf("%ld KiB are pinned instead of %ld\n", pinned_kib(), before);
-	return pinned_kib() > before ? 1 : 0;
+	if (pinned_kb() > before)
+		printf("%ld KiB are pinned instead of %ld\n", pinned_kb(), before);
+	return pinned_kb() > before ? 1 : 0;
 }
 
 static void *register_and_unmap(void *arg)

@@ -19,6 +19,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "proc.h"
+
 static void must(long ret, const char *what);
 static bool sent(char *at);
 static void use(char *at, size_t len);
@@ -106,19 +108,6 @@ static int changes(void (*change)(char *at, int fd), int fd, int rounds)
 	if (stale)
 		printf("%d of %d stale\n", stale, 2 * rounds);
 	return stale ? 1 : 0;
-}
-
-static long pinned_kib(void)
-{
-	FILE *f = fopen("/proc/self/status", "r");
-	char line[200];
-	long kib = -1;
-
-	while (f && fgets(line, sizeof line, f))
-		sscanf(line, "VmPin: %ld", &kib);
-	if (f)
-		fclose(f);
-	return kib;
 }
 
 /* ----------------------------------------------------- an allocator that gives blocks back late -- */

@@ -4,6 +4,7 @@
  * mappings are. test_exporter_input.c has what is refused, test_exporter_revoke.c how it is taken back.
  */
 #include "exporter_rig.h"
+#include "proc.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -66,18 +67,6 @@ static void by_addresses(void **state)
 }
 
 /* Nothing of it is pinned, by whatever flags. */
-static long pinned_kb(void)
-{
-	FILE *f = fopen("/proc/self/status", "r");
-	char line[256];
-	long kb = 0;
-
-	while (f && fgets(line, sizeof line, f))
-		sscanf(line, "VmPin: %ld", &kb);
-	fclose(f);
-	return kb;
-}
-
 static void never_pinned(void **state)
 {
 	struct rig *r = *state;

@@ -233,16 +233,16 @@ static int release(void)
 
 	for (int i = 0; i < 10; i++)
 		sent(other);
-	before = pinned_kib();
+	before = pinned_kb();
 	use(at, LEN);
-	if (pinned_kib() == before)
+	if (pinned_kb() == before)
 		printf("nothing is pinned\n");
 	syscall(SYS_munmap, at, LEN);
-	while (pinned_kib() > before && !later_than(start))
+	while (pinned_kb() > before && !later_than(start))
 		sched_yield();
-	if (pinned_kib() > before)
-		printf("%ld KiB are pinned instead of %ld\n", pinned_kib(), before);
-	return pinned_kib() != before ? 1 : 0;
+	if (pinned_kb() > before)
+		printf("%ld KiB are pinned instead of %ld\n", pinned_kb(), before);
+	return pinned_kb() != before ? 1 : 0;
 }
 
 static void *use_and_unmap(void *arg)
