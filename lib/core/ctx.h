@@ -386,6 +386,7 @@ void pl_lease_snapshot(const struct pinl_lease *lease, struct pinl_lease_info *i
 int pl_lease_watch(struct pinl_lease *lease);
 bool pl_lease_is_watched(const struct pinl_lease *lease);
 void pl_lease_unwatch(struct pinl_lease *lease);
+void pl_sources_suspend(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, int suspended);
 int pl_lease_validate(struct pinl_lease *lease);
 int pl_lease_seal(struct pinl_lease *lease);
 
@@ -440,7 +441,7 @@ struct pl_taken {
 int pl_replace(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
 bool pl_stops_first(const struct pinl_lease *lease);
 void pl_take(struct pinl_lease *lease, const struct pl_recall *recall, struct pl_taken *taken);
-void pl_sources_suspend(struct pinl_lease *lease, const struct pl_range *va, int suspended);
+void pl_lease_suspend(struct pinl_lease *lease, const struct pl_range *va, int suspended);
 void pl_orphan_begin(struct pinl_lease *lease, const struct pl_recall *lost);
 void pl_orphan_end(struct pinl_lease *lease);
 /* Found when they are over; ctx->lock held. */

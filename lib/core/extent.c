@@ -136,16 +136,9 @@ bool pl_extent_can_leave(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
 	return end - start <= MAX_LEAVE && pl_extent_has(ctx, start, end, 0);
 }
 
-static void suspend(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, int suspended)
-{
-	for (int i = 0; i < ctx->n_sources; i++)
-		if (ctx->sources[i].ops->suspend)
-			ctx->sources[i].ops->suspend(ctx->sources[i].priv, start, end, suspended);
-}
-
 void pl_extent_leave(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
 {
-	suspend(ctx, start, end, 1);
+	pl_sources_suspend(ctx, start, end, 1);
 }
 
 /* Cut once more: the mapping may have been looked at after the question, and what comes to these
@@ -153,7 +146,7 @@ void pl_extent_leave(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
 void pl_extent_left(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, bool unmapped)
 {
 	if (!unmapped)
-		suspend(ctx, start, end, 0);
+		pl_sources_suspend(ctx, start, end, 0);
 	pthread_mutex_lock(&ctx->lock);
 	pl_extents_cut(ctx, start, end);
 	pthread_mutex_unlock(&ctx->lock);

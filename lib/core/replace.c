@@ -26,14 +26,11 @@ struct replacing {
 	struct pl_taken *taken;
 };
 
-void pl_sources_suspend(struct pinl_lease *l, const struct pl_range *va, int suspended)
+void pl_lease_suspend(struct pinl_lease *l, const struct pl_range *va, int suspended)
 {
 	struct pinl_ctx *ctx = l->ctx;
 
-	for (int i = 0; i < ctx->n_sources; i++)
-		if (ctx->sources[i].ops->suspend)
-			ctx->sources[i].ops->suspend(ctx->sources[i].priv, va->start, va->end,
-						     suspended);
+	pl_sources_suspend(ctx, va->start, va->end, suspended);
 	pthread_mutex_lock(&ctx->lock);
 	pl_extents_cut(ctx, va->start, va->end);
 	pthread_mutex_unlock(&ctx->lock);
@@ -177,7 +174,7 @@ int pl_replace(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken 
 	}
 	if (err)
 		return err;
-	pl_sources_suspend(l, &r->va, 1);
+	pl_lease_suspend(l, &r->va, 1);
 	told_meanwhile(l, &x.gone);
 	err = put_all(&x, &r->va);
 	if (!err)
@@ -187,6 +184,6 @@ int pl_replace(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken 
 
 		pl_swap_unplace(p->start, p->end);
 	}
-	pl_sources_suspend(l, &r->va, 0);
+	pl_lease_suspend(l, &r->va, 0);
 	return err;
 }

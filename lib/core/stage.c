@@ -41,9 +41,7 @@ static void leave_unwatched(struct pinl_ctx *ctx, const struct pl_stage *s)
 {
 	uintptr_t start = (uintptr_t)s->file;
 
-	for (int i = 0; i < ctx->n_sources; i++)
-		if (ctx->sources[i].ops->suspend)
-			ctx->sources[i].ops->suspend(ctx->sources[i].priv, start, start + s->len, 1);
+	pl_sources_suspend(ctx, start, start + s->len, 1);
 }
 
 static bool stageable(const struct pinl_lease *l)

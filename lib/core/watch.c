@@ -53,6 +53,13 @@ static void add_coverage(struct pinl_lease *l, uint8_t to[PINL_OP_NR], const uin
 	pthread_mutex_unlock(&l->ctx->lock);
 }
 
+void pl_sources_suspend(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, int suspended)
+{
+	for (int i = 0; i < ctx->n_sources; i++)
+		if (ctx->sources[i].ops->suspend)
+			ctx->sources[i].ops->suspend(ctx->sources[i].priv, start, end, suspended);
+}
+
 void pl_lease_unwatch(struct pinl_lease *l)
 {
 	for (int i = 0; i < l->ctx->n_sources && !l->by_extent; i++)

@@ -152,7 +152,7 @@ static void follow(struct pinl_lease *l, const struct pl_range *va)
 	struct pinl_event ev;
 	int err;
 
-	pl_sources_suspend(l, va, 0); /* what has been mapped there meanwhile is to be watched, too */
+	pl_lease_suspend(l, va, 0); /* what has been mapped there meanwhile is to be watched, too */
 	err = l->dev->ops.invalidate(l->dev->priv, &l->dm, va->start, va->end);
 	pl_event_lease(l, PINL_EV_FOLLOWED, &r, &ev);
 	ev.err = err;
