@@ -63,6 +63,43 @@ int64_t vmpin(pid_t pid)
 	return kib / 4;
 }
 
+void assert_pins(const struct holder *h, int64_t pages)
+{
+	uint64_t until = in_ms(PATIENCE);
+
+	while (vmpin(h->pid) != pages && pl_clock_ns() < until)
+		pause_ms(1);
+	assert_int_equal(vmpin(h->pid), pages);
+}
+
+/* At half of the time what is in flight is cancelled, so it isn't all given at once. */
+int rig_drained(struct holder *h, unsigned flags)
+{
+	uint64_t until = in_ms(PATIENCE);
+	int err;
+
+	do
+		err = pl_outside_drained(h->o, &h->buf, flags, in_ms(2000));
+	while (err == -ETIMEDOUT && pl_clock_ns() < until);
+	return err;
+}
+
+void wait_until_in(pid_t pid, const char *function)
+{
+	char path[32], wchan[64] = "";
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof path, "/proc/%d/wchan", pid);
+	while (!strstr(wchan, function)) {
+		pause_ms(1);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		n = read(fd, wchan, sizeof wchan - 1);
+		wchan[n > 0 ? n : 0] = 0;
+		close(fd);
+	}
+}
+
 /* -------------------------------------------------------------------------------- the holder -- */
 
 static int reg(int ring, unsigned op, const void *arg, unsigned n)
@@ -323,6 +360,15 @@ void rig_truncate(struct holder *h)
 	assert_int_equal(ftruncate(h->memfd, SIZE), 0);
 }
 
+void wait_for_loops(const struct holder *h, int loops)
+{
+	uint64_t until = in_ms(6 * PATIENCE);
+
+	while (h->ctl->loops < loops && pl_clock_ns() < until)
+		pause_ms(1);
+	assert_true(h->ctl->loops >= loops);
+}
+
 /* Until it has done some I/O; what was in flight gets its byte. */
 void rig_wake(struct holder *h)
 {
@@ -333,9 +379,7 @@ void rig_wake(struct holder *h)
 	syscall(SYS_futex, &h->ctl->futex, FUTEX_WAKE, 1, NULL, NULL, 0);
 	kill(h->pid, SIGCONT);
 	assert_int_equal(write(h->ctl->quiet[1], "late", 4), 4);
-	for (int i = 0; i < 5000 && h->ctl->loops < loops + 2 * PAGES; i++)
-		pause_ms(1);
-	assert_true(h->ctl->loops >= loops + 2 * PAGES);
+	wait_for_loops(h, loops + 2 * PAGES);
 }
 
 void assert_old_pages_untouched(struct holder *h)

@@ -21,7 +21,6 @@
 #define TAG   0x70696e6c00000007ull
 
 #define PATIENCE 20000 /* ms: for what is to succeed, however slow the machine */
-#define DRAIN	 2000  /* ms: at half time what is in flight is cancelled */
 
 enum {
 	FLIGHT = 1,    /* one request waits in flight for a byte from a pipe */
@@ -73,9 +72,16 @@ void rig_suspend(struct holder *h); /* SIGSTOP; all its threads stand still */
  * pages. */
 void rig_truncate(struct holder *h);
 void rig_wake(struct holder *h);
+void wait_for_loops(const struct holder *h, int loops); /* so much I/O in all */
 void assert_old_pages_untouched(struct holder *h);
 
+/* pl_outside_drained(), where a slow machine gets more time than another needs. */
+int rig_drained(struct holder *h, unsigned flags);
+
 int64_t vmpin(pid_t pid); /* pages; -1: no such process */
+void assert_pins(const struct holder *h,
+		 int64_t pages);		     /* a tag is posted a moment before the unpinning */
+void wait_until_in(pid_t pid, const char *function); /* of the kernel's, asleep */
 
 /* A test: no descriptor and no child is left after it. */
 #define RIG_TEST(f) cmocka_unit_test_setup_teardown(f, rig_before, rig_after)

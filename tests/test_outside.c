@@ -27,15 +27,15 @@ static void force(struct holder *h, unsigned flags)
 {
 	assert_ok(pl_outside_check(h->o, &h->buf, in_ms(PATIENCE)));
 	assert_ok(pl_outside_scratch(h->o, &h->buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h->o, &h->buf, flags, in_ms(DRAIN)));
-	assert_int_equal(vmpin(h->pid), h->size / PAGE);
+	assert_ok(rig_drained(h, flags));
+	assert_pins(h, h->size / PAGE);
 	rig_truncate(h);
 	rig_wake(h);
 	assert_old_pages_untouched(h);
 	assert_int_equal(h->ctl->bad, 0);
 	assert_ok(pl_outside_empty(h->o, &h->buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h->o, &h->buf, flags, in_ms(DRAIN)));
-	assert_int_equal(vmpin(h->pid), 0);
+	assert_ok(rig_drained(h, flags));
+	assert_pins(h, 0);
 }
 
 static void forced(int what)
@@ -126,9 +126,9 @@ static void without_a_step_a_stopped_holder_is_not_drained(void **state)
 	assert_int_equal(vmpin(h.pid), 2 * PAGES);
 	rig_truncate(&h);
 	rig_wake(&h);
-	assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(DRAIN)));
+	assert_ok(rig_drained(&h, 0));
 	assert_old_pages_untouched(&h);
-	assert_int_equal(vmpin(h.pid), PAGES);
+	assert_pins(&h, PAGES);
 	rig_stop(&h);
 }
 
@@ -141,13 +141,12 @@ static void a_stepped_holder_is_still_stopped(void **state)
 	rig_suspend(&h);
 	loops = h.ctl->loops;
 	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(DRAIN)));
+	assert_ok(rig_drained(&h, PL_OUTSIDE_STEP));
 	pause_ms(20);
 	assert_int_equal(state_of(h.pid), 'T');
 	assert_int_equal(h.ctl->loops, loops);
 	kill(h.pid, SIGCONT);
-	pause_ms(50);
-	assert_true(h.ctl->loops > loops);
+	wait_for_loops(&h, loops + 1);
 	rig_stop(&h);
 }
 
@@ -160,7 +159,7 @@ static void no_signal_is_lost_or_added(void **state)
 	rig_suspend(&h);
 	kill(h.pid, SIGUSR1);
 	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(DRAIN)));
+	assert_ok(rig_drained(&h, PL_OUTSIDE_STEP));
 	rig_wake(&h);
 	assert_int_equal(h.ctl->signals, 1);
 	rig_stop(&h);
@@ -175,7 +174,7 @@ static void one_step_is_survived(void **state)
 	rig_suspend(&h);
 	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
 	assert_int_equal(write(h.ctl->quiet[1], "data", 4), 4);
-	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(DRAIN)));
+	assert_ok(rig_drained(&h, PL_OUTSIDE_STEP));
 	rig_truncate(&h);
 	rig_wake(&h);
 	assert_old_pages_untouched(&h);
@@ -189,8 +188,8 @@ static void an_empty_slot_fails_requests(void **state)
 	rig_open(&h);
 	rig_suspend(&h);
 	assert_ok(pl_outside_empty(h.o, &h.buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(DRAIN)));
-	assert_int_equal(vmpin(h.pid), 0);
+	assert_ok(rig_drained(&h, PL_OUTSIDE_STEP));
+	assert_pins(&h, 0);
 	rig_truncate(&h);
 	rig_wake(&h);
 	assert_int_equal(h.ctl->bad, -EFAULT);
@@ -205,8 +204,8 @@ static void huge_pages_are_verified_too(void **state)
 
 	rig_open(&h);
 	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(DRAIN)));
-	assert_int_equal(vmpin(h.pid), h.size / PAGE);
+	assert_ok(rig_drained(&h, 0));
+	assert_pins(&h, h.size / PAGE);
 	rig_stop(&h);
 }
 
@@ -239,7 +238,7 @@ static void verified_if_accounted(int what)
 	accounted = vmpin(h.pid) != 0;
 	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
 	if (accounted) {
-		assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(DRAIN)));
+		assert_ok(rig_drained(&h, 0));
 		rig_stop(&h);
 		return;
 	}
@@ -260,7 +259,7 @@ static void a_holder_that_isnt_accounted_needs_the_tag(void **state)
 	assert_ok(pl_outside_check(h.o, &h.buf, in_ms(PATIENCE)));
 	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
 	assert_int_equal(pl_outside_drained(h.o, &h.buf, 0, in_ms(200)), -ETIMEDOUT);
-	assert_ok(pl_outside_drained(h.o, &h.buf, PL_OUTSIDE_STEP, in_ms(DRAIN)));
+	assert_ok(rig_drained(&h, PL_OUTSIDE_STEP));
 	rig_truncate(&h);
 	rig_wake(&h);
 	assert_old_pages_untouched(&h);
@@ -282,8 +281,8 @@ static void forced_at(const char *what, uintptr_t start, uintptr_t end)
 	if (start < 0x20000000)
 		munmap(h.at, h.size); /* here; the holder has it */
 	assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
-	assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(DRAIN)));
-	assert_int_equal(vmpin(h.pid), h.size / PAGE);
+	assert_ok(rig_drained(&h, 0));
+	assert_pins(&h, h.size / PAGE);
 	rig_stop(&h);
 }
 

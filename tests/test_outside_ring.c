@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -31,12 +32,12 @@ static void kind(const char *name, unsigned setup, int what, const char *why)
 	if (!why) {
 		assert_null(pl_outside_why(h.o));
 		assert_ok(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)));
-		assert_ok(pl_outside_drained(h.o, &h.buf, 0, in_ms(DRAIN)));
-		assert_int_equal(vmpin(h.pid), PAGES);
+		assert_ok(rig_drained(&h, 0));
+		assert_pins(&h, PAGES);
 	} else {
 		assert_non_null(strstr(pl_outside_why(h.o), why));
 		assert_int_equal(pl_outside_scratch(h.o, &h.buf, in_ms(PATIENCE)), -EOPNOTSUPP);
-		assert_int_equal(pl_outside_drained(h.o, &h.buf, 0, in_ms(DRAIN)), -EOPNOTSUPP);
+		assert_int_equal(rig_drained(&h, 0), -EOPNOTSUPP);
 		assert_ok(pl_outside_kill(h.o, &h.buf, 1, in_ms(PATIENCE)));
 	}
 	rig_stop(&h);
@@ -84,7 +85,7 @@ static void what_was_not_tried_is_known_when_it_is_forced(void **state)
 static void take_the_lock(struct holder *h)
 {
 	h->ctl->wake = 1;
-	pause_ms(30);
+	wait_until_in(h->pid, "userfault");
 }
 
 /* A holder that waits for ever under its ring's lock holds nobody else up. */
@@ -92,22 +93,21 @@ static void a_ring_whose_lock_is_taken_ends_at_the_deadline(void **state)
 {
 	struct holder h = {.what = LOCKED};
 	struct pl_outside *late;
-	uint64_t start;
+	uint64_t until;
 
 	rig_open(&h);
 	take_the_lock(&h);
 	assert_int_equal(pl_outside_check(h.o, &h.buf, in_ms(50)), -ETIMEDOUT);
 	assert_int_equal(pl_outside_scratch(h.o, &h.buf, in_ms(50)), -ETIMEDOUT);
 	assert_int_equal(pl_outside_open(h.pidfd, h.pid, h.ctl->ring, in_ms(50), &late), -ETIMEDOUT);
-	start = pl_clock_ns();
 	for (int i = 0; i < 100; i++)
 		assert_int_equal(pl_outside_open(h.pidfd, h.pid, h.ctl->ring, in_ms(0), &late),
 				 -ETIMEDOUT);
 	kill(h.pid, SIGKILL);
 	waitpid(h.pid, NULL, 0);
 	pl_outside_asked();
-	while (waitpid(-1, NULL, WNOHANG | __WALL) == 0 &&
-	       pl_clock_ns() < start + 3000000000) /* the open's child */
+	until = in_ms(PATIENCE);
+	while (waitpid(-1, NULL, WNOHANG | __WALL) == 0 && pl_clock_ns() < until) /* the open's child */
 		pause_ms(1);
 	rig_stop(&h);
 }
@@ -321,6 +321,8 @@ static void heirs_are_named(void **state)
 		assert_int_equal(heir.pid, h.ctl->heir);
 		assert_string_equal(heir.name, "the-heir");
 		assert_int_equal(heir.mapped_only, i);
+		kill(h.pid, SIGKILL);
+		assert_int_equal(poll(&(struct pollfd){.fd = h.pidfd, .events = POLLIN}, 1, -1), 1);
 		assert_int_equal(pl_outside_kill(h.o, &h.buf, 1, in_ms(300)), -EBUSY);
 		assert_non_null(strstr(pinl_error(), "(the-heir)"));
 		kill(h.ctl->heir, SIGKILL);
