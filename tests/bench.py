@@ -41,7 +41,7 @@ def tiny_run():
     with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory(dir='/var/tmp') as work:
         out = pathlib.Path(directory)
         result = subprocess.run([sys.executable, tree.ROOT / 'bench/run.py', PROGRAM, '--scale', 'tiny', '--out', out, '--dir', work],
-                                capture_output=True, encoding='utf-8', timeout=100, check=False)
+                                capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
         if result.returncode:
             raise tree.Failure(f'status {result.returncode}\n{result.stdout}{result.stderr}')
         found = results.load(out / 'results.json')
@@ -87,7 +87,7 @@ def without_pinleased():
     with tempfile.TemporaryDirectory() as out, tempfile.TemporaryDirectory(dir='/var/tmp') as work:
         result = subprocess.run([sys.executable, tree.ROOT / 'bench/run.py', PROGRAM, '--scale', 'tiny', '--only', 'arbiter', '--out', out,
                                  '--dir', work], env=dict(os.environ, PINLEASED='/nonexistent'), capture_output=True, encoding='utf-8',
-                                timeout=100, check=False)
+                                timeout=tree.HANGS, check=False)
     for words in ('hold and release', 'files of other programs', 'force of a stopped holder', 'many held at once', 'many leases'):
         if f'left out: pinleased: {words}: no pinleased' not in result.stdout:
             raise tree.Failure(f'status {result.returncode}, "{words}" not in\n{result.stdout}{result.stderr}')

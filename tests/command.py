@@ -68,14 +68,14 @@ def daemon_command_lines():
                       ['--max-bytes', '16E'], ['--max-bytes', '1G1'], ['--max-leases', '1K'], ['--ceiling', '1K'], ['nonsense'], ['--nonsense'], ['--ceiling', '0'], ['--ceiling', '-5'], ['--ceiling', '86400001'], ['--ceiling', '4294967297'],
                       ['--max-bytes', '99999999999999999999'], ['--max-notices', '4294967297'], ['--max-leases', '1x'], ['--max-leases', ' 1'],
                       ['--max-bytes', ''], ['--max-bytes', '0x'], ['--after-crash', 'maybe'], ['--may-kill', '']):
-        result = subprocess.run([PINLEASED, *arguments], capture_output=True, encoding='utf-8', timeout=60, check=False)
+        result = subprocess.run([PINLEASED, *arguments], capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
         wrong = arguments[0] if len(arguments) > 1 else arguments[0].strip('-')
         if result.returncode != 64 or wrong not in result.stderr.splitlines()[0] or result.stdout:
             raise tree.Failure(f"pinleased {' '.join(arguments)}: {result}")
 
 
 def cant_listen(path, why):
-    result = subprocess.run([PINLEASED, '--socket', path], capture_output=True, encoding='utf-8', timeout=60, check=False)
+    result = subprocess.run([PINLEASED, '--socket', path], capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
     said = [line for line in result.stderr.splitlines() if "can't listen on" in line]
     if result.returncode != 1 or len(said) != 1 or f'"{path}"' not in said[0] or why not in said[0] or '--socket' not in said[0]:
         raise tree.Failure(f'a socket at {path}: {result}')
@@ -111,7 +111,7 @@ def running(path, *options, said=None):
     """A daemon that listens on path; what it says goes into the list `said`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
         ready.bind(path + '.ready')
-        ready.settimeout(60)
+        ready.settimeout(tree.HANGS)
         environment = dict(os.environ, NOTIFY_SOCKET=path + '.ready')
         environment.pop('FDSTORE', None)
         with subprocess.Popen([PINLEASED, '--socket', path, *options], env=environment, stderr=subprocess.PIPE, text=True) as daemon:
@@ -152,7 +152,7 @@ def wrong_sockets():
         deaf.bind(directory + '/deaf')
         for what in (null, stream, deaf):
             words, fds = given(what)
-            result = subprocess.run(words, pass_fds=fds, capture_output=True, encoding='utf-8', timeout=60, check=False)
+            result = subprocess.run(words, pass_fds=fds, capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
             if result.returncode != 1 or 'ListenSequentialPacket' not in result.stderr:
                 raise tree.Failure(f'{what}: {result}')
 
@@ -161,7 +161,7 @@ def demo_with_daemon():
     """What nobody waits for is told by the daemon all the same, if not before the actor goes on. Other rows depend on the machine's load."""
     with tempfile.TemporaryDirectory(dir='/var/tmp') as directory, running(directory + '/socket'):
         result = subprocess.run([PINLEASE, 'demo', '--dir', directory], env=dict(os.environ, PINLEASE_SOCKET=directory + '/socket'),
-                                capture_output=True, encoding='utf-8', timeout=100, check=False)
+                                capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
     rows = re.findall(r'second process, (\w+) \.\.\. (\w+)', result.stdout + result.stderr)
     if not {'KEEP', 'REFUSE'} <= {policy for policy, _ in rows} or any(row in rows for row in (('KEEP', 'FAILED'), ('REFUSE', 'FAILED'))):
         raise tree.Failure(result.stdout + result.stderr)
@@ -179,7 +179,7 @@ def keeps_nothing():
 
 def wrong_command_lines():
     for arguments in ([], ['nonsense'], ['demo', '--nonsense'], ['sources', 'nonsense']):
-        result = subprocess.run([PINLEASE, *arguments], capture_output=True, encoding='utf-8', timeout=60, check=False)
+        result = subprocess.run([PINLEASE, *arguments], capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
         if result.returncode != 2 or not result.stderr or result.stdout:
             raise tree.Failure(f"pinlease {' '.join(arguments)}: {result}")
 
@@ -187,7 +187,7 @@ def wrong_command_lines():
 def own_name():
     """An error and its remedy name what can be run again: ps alone is another program."""
     for command in commands():
-        result = subprocess.run([PINLEASE, command, '--nonsense'], capture_output=True, encoding='utf-8', timeout=60, check=False)
+        result = subprocess.run([PINLEASE, command, '--nonsense'], capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
         if not result.stderr.startswith(f'pinlease {command}: ') or f"`pinlease {command} --help'" not in ' '.join(result.stderr.split()):
             raise tree.Failure(f'{command}: {result.stderr}')
 
@@ -204,7 +204,7 @@ def version():
 def unwritable_output():
     for arguments in (['demo'], ['doctor', '--without'], ['sources']):
         with open('/dev/full', 'wb') as full:
-            result = subprocess.run([PINLEASE, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=200, check=False)
+            result = subprocess.run([PINLEASE, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=tree.HANGS, check=False)
         if result.returncode != 2 or b"can't write" not in result.stderr:
             raise tree.Failure(f"pinlease {' '.join(arguments)}: {result}")
 

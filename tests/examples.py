@@ -24,7 +24,7 @@ def promised(source):
 
 
 def example(program):
-    result = subprocess.run([program], capture_output=True, encoding='utf-8', timeout=20, check=False)
+    result = subprocess.run([program], capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
     if result.returncode == 77:
         raise tree.Skip(result.stdout.removeprefix('skip: ').strip())
     said = f'status {result.returncode}\n{result.stdout}{result.stderr}'
@@ -41,7 +41,7 @@ def example(program):
 
 def forgets(program):
     """An allocator that says nothing is what pool-memory is about."""
-    said = subprocess.run([program, 'forget'], capture_output=True, encoding='utf-8', timeout=20, check=False)
+    said = subprocess.run([program, 'forget'], capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
     wrong = re.search(r': (\d+) were sent', said.stdout)
     if not wrong and 'no source here tells' in said.stderr:
         raise tree.Skip(said.stderr.strip())

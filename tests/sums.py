@@ -17,7 +17,7 @@ GOOD = 'printf "1..2\\nok 1 - a\\nok 2 - b\\n"'
 
 def tap(shell):
     """(exit status, results) of a program as scripts/tap shows it."""
-    result = subprocess.run([tree.ROOT / 'scripts/tap', 'sh', '-c', shell], capture_output=True, encoding='utf-8', timeout=60, check=False)
+    result = subprocess.run([tree.ROOT / 'scripts/tap', 'sh', '-c', shell], capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
     return result.returncode, [line.split(' # ')[0] for line in result.stdout.splitlines() if line.startswith(('ok', 'not ok'))]
 
 
@@ -50,7 +50,7 @@ def tally(*suites, ci=False):
         allowed = pathlib.Path(directory) / 'allowed'
         allowed.write_text('p/known*\n', encoding='utf-8')
         result = subprocess.run([tree.ROOT / 'scripts/tally', '--allowed', allowed, *arguments], capture_output=True, encoding='utf-8',
-                                env=os.environ | {'CI': 'true' if ci else ''}, timeout=60, check=False)
+                                env=os.environ | {'CI': 'true' if ci else ''}, timeout=tree.HANGS, check=False)
     return result.returncode, result.stdout.splitlines()[-1]
 
 

@@ -14,6 +14,9 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.M)
 COMMENT = re.compile(r'/\*.*?\*/|//[^\n]*', re.S)
 
 
+HANGS = 500  # seconds; no program that a test runs takes as long, however busy the machine
+
+
 class Failure(Exception):
     """A test fails with a sentence instead of a traceback."""
 

@@ -102,14 +102,14 @@ class Arbiter:
         said = []
         with open(os.pidfd_open(self.process.pid), 'rb') as its_end:
             while expected not in said:
-                heard, _, _ = select.select([self.notify, its_end], [], [], 60)
+                heard, _, _ = select.select([self.notify, its_end], [], [], tree.HANGS)
                 if self.notify not in heard:
                     raise tree.Failure(f'no {expected}')
                 said = self.notify.recv(4096).decode().split('\n')
 
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(60)
+        status = self.process.wait(tree.HANGS)
         self.notify.close()
         left = os.path.exists(self.path)
         shutil.rmtree(self.directory)
@@ -130,12 +130,12 @@ def whole_tests():
     """Every system call that the unit doesn't allow is deadly here. The holders are root's."""
     needs_root()
     environment = dict(os.environ, PINLEASED=AS_UNIT, AS_UNIT=SERVICE, AS_UNIT_PROGRAM=PINLEASED, AS_UNIT_STRICT='1')
-    tree.run([TEST_ARBITER], env=environment, timeout=100)
+    tree.run([TEST_ARBITER], env=environment, timeout=tree.HANGS)
     for name in ('test_restart', 'test_kill', 'test_later'):
-        tree.run([str(pathlib.Path(TEST_ARBITER).with_name(name))], env=environment, timeout=100)
+        tree.run([str(pathlib.Path(TEST_ARBITER).with_name(name))], env=environment, timeout=tree.HANGS)
     for name in ('test_files', 'test_traps_file'):  # every way there is to change a file
         tree.run([str(tree.ROOT / 'tests/with-arbiter'), AS_UNIT, str(pathlib.Path(TEST_ARBITER).with_name(name))],
-                 env=environment, timeout=100)
+                 env=environment, timeout=tree.HANGS)
 
 
 # -------------------------------------------------------------------------------------------------------- a small client
@@ -143,7 +143,7 @@ def whole_tests():
 class Client:
     def __init__(self, path):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.settimeout(30)
+        self.sock.settimeout(tree.HANGS)
         self.sock.connect(path)
         self.send(HELLO, struct.pack('II32sQ', VERSION, 0, b'unit.py', 0))
         self.sock.recv(512)

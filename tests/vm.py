@@ -103,7 +103,7 @@ def runner():
 
 def vm_run(*arguments, **environment):
     return subprocess.run([sys.executable, tree.ROOT / 'vm/run', *arguments], env=os.environ | environment, capture_output=True,
-                          encoding='utf-8', timeout=60, check=False, cwd=tree.ROOT)
+                          encoding='utf-8', timeout=tree.HANGS, check=False, cwd=tree.ROOT)
 
 
 def says(words, arguments, status=1, **environment):
