@@ -183,6 +183,13 @@ long holder_pinned_kb(const struct holder *h)
 	return process_pinned_kb(h->pid) - h->s->pinned_before;
 }
 
+long holder_pinned_down_to(const struct holder *h, long kb)
+{
+	for (int ms = 0; ms < 20000 && holder_pinned_kb(h) > kb; ms++)
+		usleep(1000);
+	return holder_pinned_kb(h);
+}
+
 static void count(const struct pinl_event *ev, void *arg)
 {
 	struct shared *s = arg;
@@ -284,7 +291,7 @@ hold(const struct arbiter *a, const struct lending *what, struct shared *s)
 		give_up(s, -EIO);
 	s->connected = is_connected(ctx);
 	dev = open_device(ctx, what, s);
-	for (int i = 0; i < 5000 && process_pinned_kb(getpid()); i++) /* tried for, and let go late */
+	for (int i = 0; i < 20000 && process_pinned_kb(getpid()); i++) /* tried for, and let go late */
 		usleep(1000);
 	s->pinned_before = process_pinned_kb(getpid());
 	l = lease(dev, a, what, s);

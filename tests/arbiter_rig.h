@@ -23,6 +23,8 @@
 #define PAGES 16
 #define SIZE  (PAGES * PG)
 
+#define HANG_S 500 /* nothing takes as long, however busy the machine */
+
 struct arbiter {
 	char dir[64], socket[96], file[96];
 	pid_t pid;
@@ -84,6 +86,8 @@ void holder_end(struct holder *h);
 bool is_connected(struct pinl_ctx *ctx);       /* pinleased watches its files */
 long process_pinned_kb(pid_t pid);	       /* -1: there is none */
 long holder_pinned_kb(const struct holder *h); /* by the lease */
+/* The same when it is no more than that: a ring says a moment before that a buffer is unpinned. */
+long holder_pinned_down_to(const struct holder *h, long kb);
 
 /* A process that truncates the file to nothing; -1: still at it. */
 struct actor {

@@ -26,18 +26,18 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "check.h"
 #include "proto/wire.h"
 
-#define PG	4096ul
-#define MANY	600 /* more than a socket has room for */
-#define LONG_MS 60000
-#define SESSION 7
-#define NOBODY	65534
-#define TRIES	600
+#define PG	    4096ul
+#define MANY	    600 /* more than a socket has room for */
+#define LONG_MS	    120000
+#define SESSION	    7
+#define NOBODY	    65534
+#define TRIES	    600
+#define PATIENCE_NS 5000000000u /* the library's */
 
 /* What holder and test share. */
 struct shared {
@@ -321,6 +321,14 @@ static void until_it_ends(void)
 	end_holder();
 }
 
+static uint64_t now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
 /* -------------------------------------------------------------------------------------------------- */
 
 /* It has been asked for, and nobody knows what became of that: it is asked for again, not told. */
@@ -446,6 +454,7 @@ static void disappoint(void)
 static void trying_again_ends(void **state)
 {
 	struct pollfd p = {.fd = a.listening, .events = POLLIN};
+	uint64_t began = now();
 	int status, tries = 0;
 
 	start_holder_that(1, true);
@@ -457,7 +466,7 @@ static void trying_again_ends(void **state)
 		assert_in_range(tries++, 0, TRIES);
 	} while (waitpid(a.holder, &status, WNOHANG) != a.holder);
 	assert_int_equal(status, 0);
-	assert_in_range(tries, 2, TRIES);
+	assert_true(tries > 1 || now() - began > PATIENCE_NS);
 	a.sock = -1;
 	remove_all();
 }
@@ -515,14 +524,6 @@ static void all_told_is_said_before_all_is_told_in_full(void **state)
 	until_all_told(PL_STILL, MANY - 1);
 	until_all_told(PL_LEASE, MANY);
 	until_it_ends();
-}
-
-static uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
 static void notify(enum pl_notice_what what, uint64_t since_ns, uint64_t gone_ns)

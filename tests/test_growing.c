@@ -167,6 +167,6 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {cmocka_unit_test(what_is_new_is_not_lost)};
 
-	alarm(100);
+	alarm(HANG_S);
 	return cmocka_run_group_tests_name("growing", tests, NULL, NULL);
 }

@@ -340,7 +340,7 @@ int main(int argc, char **argv)
 	};
 
 	setenv("PINLEASE_SOCKET", "/nonexistent/pinleased.sock", 1);
-	alarm(240);
+	alarm(HANG_S);
 	if (argc > 1)
 		cmocka_set_test_filter(argv[1]);
 	return cmocka_run_group_tests_name("later", tests, NULL, NULL);

@@ -14,6 +14,8 @@
 #include "arbiter_rig.h"
 #include "core/order.h"
 
+#define PATIENT 60000 /* ms, for a holder's library to force: else it is forced from outside then */
+
 static struct arbiter a;
 
 static struct lending lending(enum pinl_policy_kind kind, enum pinl_then then, unsigned grace_ms)
@@ -85,8 +87,10 @@ static void who_does_not_answer_is_forced_by_his_own_library(void **state)
 	struct holder h;
 
 	what.uring = true;
+	what.drain_ms = PATIENT;
 	holder_of(&h, &what);
 	assert_said(command("--grace 1"), 0, " forced to a copy ");
+	holder_wait(&h, PINL_EV_RELEASED, 1);
 	assert_int_equal(h.s->events[PINL_EV_NOTICE], 1);
 	assert_int_equal(h.s->events[PINL_EV_FORCED], 1);
 	done(&h);
@@ -98,8 +102,10 @@ static void the_other_leases_of_the_process_are_left_alone(void **state)
 	struct holder h;
 
 	what.leases = 3;
+	what.drain_ms = PATIENT;
 	holder_of(&h, &what);
 	assert_said(command("--range 4096-8192 --force"), 0, " forced to fail ");
+	holder_wait(&h, PINL_EV_RELEASED, 1);
 	assert_int_equal(h.s->events[PINL_EV_RELEASED], 1);
 	assert_int_equal(h.s->events[PINL_EV_NOTICE], 1);
 	done(&h);
@@ -111,12 +117,13 @@ static void a_kept_lease_is_taken_by_force_only(void **state)
 	struct holder h;
 
 	what.uring = true;
+	what.drain_ms = PATIENT;
 	holder_of(&h, &what);
 	assert_said(command(""), 4, " kept by policy ");
 	assert_int_equal(h.s->events[PINL_EV_NOTICE], 0);
 	assert_true(holder_pinned_kb(&h) > 0);
 	assert_said(command("--force"), 0, " forced to fail ");
-	assert_true(holder_pinned_kb(&h) <=
+	assert_true(holder_pinned_down_to(&h, 0) <=
 		    0); /* a page that the ring was tried with may have been counted */
 	assert_int_equal(h.s->events[PINL_EV_ORPHAN], 0);
 	done(&h);
@@ -131,7 +138,7 @@ static void a_stopped_holder_is_forced_from_outside(void **state)
 	holder_of(&h, &what);
 	holder_stop(&h);
 	assert_said(command(""), 0, " forced from outside ");
-	assert_true(holder_pinned_kb(&h) <= 0);
+	assert_true(holder_pinned_down_to(&h, 0) <= 0);
 	kill(h.pid, SIGCONT);
 	done(&h);
 }
@@ -149,7 +156,7 @@ static void a_stopped_holder_of_before_is_forced_too(void **state)
 	arbiter_kill(&a);
 	arbiter_restart(&a, (const char *[]){"--ceiling", "100000", NULL});
 	assert_said(command(""), 0, " forced from outside ");
-	assert_true(holder_pinned_kb(&h) <= 0);
+	assert_true(holder_pinned_down_to(&h, 0) <= 0);
 	kill(h.pid, SIGCONT);
 	done(&h);
 	a.kept = false;
@@ -241,7 +248,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(an_order_at_once_grants_no_grace),
 	};
 
-	alarm(240);
+	alarm(HANG_S);
 	if (argc > 1)
 		cmocka_set_test_filter(argv[1]);
 	return cmocka_run_group_tests_name("order", tests, NULL, NULL);

@@ -44,7 +44,8 @@ static void memory_end(struct memory *m)
 
 static int memory_try(struct memory *m, const struct pinl_policy *policy, unsigned flags)
 {
-	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1};
+	/* Else it is forced from outside, where nothing can be copied, as soon as it is slow. */
+	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1, .drain_ms = 60000};
 	struct pinl_uring_arg arg = {.size = sizeof arg, .ring = &m->ring};
 
 	m->fd = memfd_create("run", MFD_CLOEXEC);
@@ -237,7 +238,7 @@ static void forced_it_has_its_copy_before_the_change(void **state)
 	struct memory m;
 
 	for (int i = 0; i < 2; i++) {
-		arbiter_start(&a, NULL);
+		arbiter_start(&a, (const char *[]){"--ceiling", "100000", NULL});
 		memory_lease(&m, &p, 0);
 		assert_device_writes(&m, 'O');
 		assert_int_equal(status_of(supervise(&m, commands[i])), 0);
@@ -336,7 +337,7 @@ static void holder_and_actor_in_one_process(void **state)
 
 	assert_true(n > 0);
 	self[n] = 0;
-	arbiter_start(&a, (const char *[]){"--ceiling", "3000", NULL});
+	arbiter_start(&a, (const char *[]){"--ceiling", "100000", NULL});
 	status = status_of(supervise(NULL, (const char *[]){self, pinlease, "inside", NULL}));
 	arbiter_stop(&a);
 	if (status == LACKING) {
