@@ -55,14 +55,18 @@ def asked(function, *arguments):
     return thread, got
 
 
+def statuses(pid):
+    """Of the process's children. Any of its threads, and of them, may end meanwhile."""
+    for task in pathlib.Path(f'/proc/{pid}/task').iterdir():
+        with contextlib.suppress(OSError):
+            for child in (task / 'children').read_text(encoding='ascii').split():
+                with contextlib.suppress(OSError):
+                    yield pathlib.Path(f'/proc/{child}/status').read_text(encoding='ascii')
+
+
 def children(arbiter, lookers=False):
     """Those that look at what clients show; or those that look at tasks."""
-    found = 0
-    for task in pathlib.Path(f'/proc/{arbiter.process.pid}/task').iterdir():
-        for child in (task / 'children').read_text().split():
-            with contextlib.suppress(OSError):
-                found += (pathlib.Path(f'/proc/{child}/comm').read_text(encoding='ascii') == 'pinl-peek\n') == lookers
-    return found
+    return sum(('Name:\tpinl-peek\n' in status) == lookers for status in statuses(arbiter.process.pid))
 
 
 def is_shown(ask, *expected):
@@ -138,7 +142,7 @@ def many():
 
 def killed():
     """Whose doorman hangs dies of SIGKILL as ever, and lets all go that it has held."""
-    arbiter = ac.Arbiter(PINLEASED, '--ceiling', '100000')
+    arbiter = ac.Arbiter(PINLEASED)
     try:
         path = arbiter.file()
         # The actor comes first: else it would close the file that nobody can close.
@@ -364,7 +368,7 @@ def flags_that_cannot_be_read():
         path = arbiter.file()
         for number in range(1, 7):
             with open(path, 'rb') as file:
-                same(holder.lease(file.fileno(), number).err, 0)
+                same(holder.lease_when_free(file.fileno(), number).err, 0)
             same(holder.handle(number).err, 0)
             with stopped(arbiter):
                 actor = other_actor(ends, OPENS, path, fd)
@@ -449,12 +453,8 @@ class Kept:
 
 def wait_for_look(pid):
     """Of the gate's child, which then waits for the silent page."""
-    while True:
-        for task in pathlib.Path(f'/proc/{pid}/task').iterdir():
-            for child in (task / 'children').read_text().split():
-                status = pathlib.Path(f'/proc/{child}/status').read_text(encoding='ascii')
-                if 'pinl-peek' in status and 'State:\tD' in status:
-                    return
+    while not any('Name:\tpinl-peek\n' in status and 'State:\tD' in status for status in statuses(pid)):
+        pass
 
 
 def cut(fd):

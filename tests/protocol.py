@@ -29,7 +29,7 @@ def same(got, expected):
 @contextlib.contextmanager
 def leased(*options, access=os.O_RDWR, **lease):
     """An arbiter, a client with a lease of a file that is good, an actor."""
-    with ac.Arbiter(PINLEASED, '--ceiling', '100000', *options) as arbiter, arbiter.client() as client, ac.Actor() as actor:
+    with ac.Arbiter(PINLEASED, *options) as arbiter, arbiter.client() as client, ac.Actor() as actor:
         path = arbiter.file()
         fd = os.open(path, access)
         reply = client.lease(fd, **lease)
@@ -145,7 +145,7 @@ def unlease():
         same(actor.do('truncate', path), 0)
         os.truncate(path, ac.SIZE)
         with open(path, 'rb') as file:
-            same(client.lease(file.fileno()).err, 0)
+            same(client.lease_when_free(file.fileno()).err, 0)
         same(client.handle().err, 0)
         actor.order('truncate', path)
         client.released(recalled(client), whole=1)
@@ -197,24 +197,33 @@ def other_range():
         same(actor.join(), 0)
 
 
-def left_with_two(arbiter):
-    """A connection that had leases 1 and 2, of two files, and has ended: its session, and the files."""
+def with_two(arbiter):
+    """A connection that has leases 1 and 2, of two files; and the files."""
     files = arbiter.file(), arbiter.file('other')
-    with arbiter.client() as client:
-        for number, path in enumerate(files, 1):
-            with open(path, 'rb') as shown:
-                same(client.lease(shown.fileno(), number).err, 0)
-            same(client.handle(number).err, 0)
-        return client.welcome.session, *files
+    client = arbiter.client()
+    for number, path in enumerate(files, 1):
+        with open(path, 'rb') as shown:
+            same(client.lease(shown.fileno(), number).err, 0)
+        same(client.handle(number).err, 0)
+    return client, *files
+
+
+@contextlib.contextmanager
+def goes_on(arbiter, client, session):
+    """Another connection, on which the session goes on when the client's has ended: at once, as its leases stay for a second."""
+    with arbiter.client(hello=False) as again:
+        client.close()
+        welcomed = again.hello(resume=session)
+        same((welcomed.resumed, welcomed.session), (1, session))
+        yield again
 
 
 def resumed():
     """Who connects again goes on with what it tells of, and what it doesn't has ended."""
-    with ac.Arbiter(PINLEASED, '--ceiling', '100000') as arbiter, ac.Actor() as actor:
-        session, path, other = left_with_two(arbiter)
-        with arbiter.client(hello=False) as again:
-            welcomed = again.hello(resume=session)
-            same((welcomed.resumed, welcomed.session), (1, session))
+    with ac.Arbiter(PINLEASED) as arbiter, ac.Actor() as actor:
+        client, path, other = with_two(arbiter)
+        session = client.welcome.session
+        with goes_on(arbiter, client, session) as again:
             again.send(ac.message(ac.STILL, 1))
             again.send(ac.message(ac.ALL_TOLD))
             same(again.ask(ac.STILL, 7).err, -errno.ENOENT)
@@ -228,23 +237,22 @@ def resumed():
 
 def resumed_without_some():
     """Of all that isn't known the first is said; one connection's ALL_TOLD isn't passed over for what another asked."""
-    with ac.Arbiter(PINLEASED, '--ceiling', '100000') as arbiter, ac.Actor() as actor:
-        session, path, other = left_with_two(arbiter)
-        with arbiter.client(hello=False) as again:
-            same(again.hello(resume=session).resumed, 1)
+    with ac.Arbiter(PINLEASED) as arbiter, ac.Actor() as actor:
+        client, path, other = with_two(arbiter)
+        session = client.welcome.session
+        with goes_on(arbiter, client, session) as once:
             for number in 7, 8, 1:
-                again.send(ac.message(ac.STILL, number, serial=number))
-            kind, serial, values = again.receive()
+                once.send(ac.message(ac.STILL, number, serial=number))
+            kind, serial, values = once.receive()
             same((kind, serial, values[0]), (ac.REPLY, 7, -errno.ENOENT))
-            same(again.handle(1).err, 0)
-        with arbiter.client(hello=False) as again:
-            same(again.hello(resume=session).resumed, 1)
-            again.send(ac.message(ac.STILL, 1))
-            again.send(ac.message(ac.ALL_TOLD))
-            same(actor.do('truncate', other), 0)
-            actor.order('truncate', path)
-            again.released(recalled(again), whole=1)
-            same(actor.join(), 0)
+            same(once.handle(1).err, 0)
+            with goes_on(arbiter, once, session) as again:
+                again.send(ac.message(ac.STILL, 1))
+                again.send(ac.message(ac.ALL_TOLD))
+                same(actor.do('truncate', other), 0)
+                actor.order('truncate', path)
+                again.released(recalled(again), whole=1)
+                same(actor.join(), 0)
 
 
 def two_of_a_file():
@@ -362,7 +370,7 @@ def reader():
         client.released(notice, whole=1)
         same(actor.join(), 0)
         with shown(path, os.O_RDWR) as fd:
-            same(client.lease(fd, 2, start=ac.START * 2, policy=ac.REFUSE, refuse=1 << ac.TRUNCATE).err, 0)
+            same(client.lease_when_free(fd, 2, start=ac.START * 2, policy=ac.REFUSE, refuse=1 << ac.TRUNCATE).err, 0)
 
 
 def has_a_doorman(arbiter, client):

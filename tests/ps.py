@@ -134,7 +134,7 @@ def state():
 
 def who_waits():
     """For whom a lease is recalled: in the JSON, and in a line below its own."""
-    with ac.Arbiter(PINLEASED, '--ceiling', '100000') as arbiter, arbiter.client() as client, ac.Actor() as actor:
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, ac.Actor() as actor:
         path = arbiter.file('f' * 100)
         leases(client, path)
         before = ps(arbiter).splitlines()
@@ -157,7 +157,7 @@ def who_waits():
 
 def asked_for():
     """Recalled by command: who asks is shown as an actor is."""
-    with ac.Arbiter(PINLEASED, '--ceiling', '100000') as arbiter, arbiter.client() as client, arbiter.client() as command:
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, arbiter.client() as command:
         path = arbiter.file()
         leases(client, path, path)
         for number, flags, waits in ((1, ac.NO_WAIT, False), (2, 0, True)):
@@ -172,7 +172,7 @@ def asked_for():
 
 def part_taken():
     """That a part of an active lease was taken back stands below its line."""
-    with ac.Arbiter(PINLEASED, '--ceiling', '100000') as arbiter, arbiter.client() as client, ac.Actor() as actor:
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, ac.Actor() as actor:
         path = arbiter.file()
         with open(path, 'r+b') as file:
             assert client.lease(file.fileno(), policy=ac.RECALL, then=ac.COPY).err == 0

@@ -31,7 +31,7 @@ def same(got, expected):
 @contextlib.contextmanager
 def leased(*options, leases=1, **lease):
     """An arbiter, a holder with leases of a file each, a command, the files."""
-    with ac.Arbiter(PINLEASED, *(options or ('--ceiling', '100000'))) as arbiter, arbiter.client() as holder, \
+    with ac.Arbiter(PINLEASED, *options) as arbiter, arbiter.client() as holder, \
             arbiter.client() as command:
         paths = [arbiter.file(f'file{n}') for n in range(leases)]
         for number, path in enumerate(paths, 1):
@@ -60,7 +60,7 @@ def one(recalled, **wanted):
 
 @contextlib.contextmanager
 def crowd(**lease):
-    with ac.Arbiter(PINLEASED, '--ceiling', '100000') as arbiter, arbiter.client() as holder, arbiter.client() as command:
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as holder, arbiter.client() as command:
         path = arbiter.file()
         with open(path, 'r+b') as file:
             for number in range(1, MANY + 1):
@@ -252,7 +252,7 @@ def asker_leaves():
 
 
 def holder_leaves():
-    with ac.Arbiter(PINLEASED, '--ceiling', '100000') as arbiter, arbiter.client() as command:
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as command:
         path = arbiter.file()
         with arbiter.client() as holder:
             with open(path, 'r+b') as file:

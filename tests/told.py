@@ -35,7 +35,7 @@ def lease(holder, path, **more):
 @contextlib.contextmanager
 def watched(*options, **more):
     """An arbiter, a holder with a lease, who watches, who changes, the file."""
-    with ac.Arbiter(PINLEASED, *(options or ('--ceiling', '100000'))) as arbiter, arbiter.client() as holder, \
+    with ac.Arbiter(PINLEASED, *options) as arbiter, arbiter.client() as holder, \
             arbiter.client() as watcher, ac.Actor() as actor:
         path = arbiter.file()
         lease(holder, path, **more)

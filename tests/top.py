@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -161,7 +162,7 @@ class Top:
 
 @contextlib.contextmanager
 def leased(files=2, **more):
-    with ac.Arbiter(PINLEASED, '--ceiling', '100000') as arbiter, arbiter.client() as holder, ac.Actor() as actor:
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as holder, ac.Actor() as actor:
         paths = [arbiter.file(f'file{n}') for n in range(files)]
         for number, path in enumerate(paths, 1):
             with open(path, 'r+b') as file:
@@ -199,8 +200,11 @@ def recalls():
             top.until('q quit')
             actor.order('truncate', paths[1])
             notice = holder.notice()
+            before = time.monotonic_ns()
             top.press(b' ')
-            top.until('RECALLED', '1 now', re.compile(r' 2 +8.0K +(8\d|90)\.\ds .*file1$'))
+            recall = re.compile(r' 2 +8.0K +(\d+\.\d)s .*file1$')
+            (left,) = [float(match[1]) * 1e9 for match in map(recall.search, top.until('RECALLED', '1 now', recall)) if match]
+            same(notice.deadline_ns - time.monotonic_ns() - 1e8 < left < notice.deadline_ns - before + 1e8, True)
             holder.released(notice, whole=1)
             same(actor.join(), 0)
             top.press(b' ')

@@ -27,7 +27,7 @@ def same(got, expected):
 
 @contextlib.contextmanager
 def everybody(*options):
-    with ac.Arbiter(PINLEASED, *(options or ('--ceiling', '100000'))) as arbiter, arbiter.client() as holder, \
+    with ac.Arbiter(PINLEASED, *options) as arbiter, arbiter.client() as holder, \
             arbiter.client() as watcher, ac.Actor() as actor:
         yield arbiter, holder, watcher, actor
 
@@ -322,7 +322,7 @@ def unwritable():
     """That it can't print is found out at once, not when something happens."""
     with ac.Arbiter(PINLEASED) as arbiter, open('/dev/full', 'wb') as full:
         result = subprocess.run([PINLEASE, 'trace'], env=dict(os.environ, PINLEASE_SOCKET=str(arbiter.path)), stdout=full,
-                                stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+                                stderr=subprocess.PIPE, text=True, check=False)
         same((result.returncode, "can't write" in result.stderr), (2, True))
 
 
