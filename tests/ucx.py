@@ -27,10 +27,10 @@ def run(pattern, program=APP, **variables):
     """Status and output of the program."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(('UCX_', 'PINLEASE_UCX'))}
     try:
-        app = subprocess.run([program, pattern], capture_output=True, encoding='utf-8', errors='replace', check=False, timeout=90,
+        app = subprocess.run([program, pattern], capture_output=True, encoding='utf-8', errors='replace', check=False, timeout=330,
                              stdin=subprocess.DEVNULL, env=env | UCX | variables)
     except subprocess.TimeoutExpired as late:
-        raise tree.Failure(f'{pattern}: no end after 90 s: {late.stdout}') from late
+        raise tree.Failure(f'{pattern}: no end after 330 s: {late.stdout}') from late
     if app.returncode == 77:
         raise tree.Skip('an RDMA device')
     return app.returncode, app.stdout + app.stderr
@@ -56,7 +56,7 @@ def never_stale_by_start(pattern):
 
 
 def is_wrong(pattern):
-    status, said = run(pattern)
+    status, said = run(pattern, PINLEASE_TEST_WAIT='5')
     if status != 1:
         raise tree.Failure(f"{pattern} with UCX's own hooks is to find what is wrong, and ended with {status}: {said}")
 
