@@ -154,7 +154,7 @@ static int try_connect(struct side *s, const struct message *other)
 			    .port_num = 1,
 			    .grh = {.dgid = other->gid, .sgid_index = s->gid_index, .hop_limit = 4}}};
 	struct ibv_qp_attr rts = {
-		.qp_state = IBV_QPS_RTS, .timeout = 14, .retry_cnt = 6, .rnr_retry = 6};
+		.qp_state = IBV_QPS_RTS, .timeout = 17, .retry_cnt = 7, .rnr_retry = 6};
 
 	return modify(s, (struct ibv_qp_attr){.qp_state = IBV_QPS_RESET}, 0) &&
 	       modify(s, init, IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS) &&
@@ -175,7 +175,7 @@ static struct message meet(struct side *s)
 
 	must(write(s->socket, &s->me, sizeof(s->me)) == sizeof(s->me), "tell");
 	must(read(s->socket, &other, sizeof(other)) == sizeof(other), "be told");
-	for (int i = 0; i < 100 && !try_connect(s, &other); i++)
+	for (int i = 0; i < 5000 && !try_connect(s, &other); i++)
 		nanosleep(&pause, NULL);
 	must(s->qp->state == IBV_QPS_RTS, "connect");
 	must(write(s->socket, &ready, 1) == 1 && read(s->socket, &ready, 1) == 1, "both are ready");

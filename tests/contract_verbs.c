@@ -52,6 +52,8 @@ void verbs_open_device(struct rig *r)
 
 	peer_open(&v->asks, NULL, SIZE);
 	peer_open(&v->answers, NULL, SIZE);
+	if (arg.means == PINL_VERBS_QP) /* what has been taken away is never answered */
+		v->asks.patience = 15;
 	connect_both(v);
 	r->verbs = v;
 	arg.pd = v->answers.pd;

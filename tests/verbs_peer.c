@@ -90,7 +90,7 @@ void peer_open(struct peer *p, const char *device, size_t len)
 			.max_recv_sge = 1},
 	};
 
-	*p = (struct peer){.ctx = open_named(device), .len = len};
+	*p = (struct peer){.ctx = open_named(device), .len = len, .patience = 17};
 	MUST(p->ctx, "open");
 	MUST(!ibv_query_port(p->ctx, 1, &p->port), "query port");
 	p->gid = choose_gid(p);
@@ -121,6 +121,14 @@ void peer_get_name(struct peer *p, struct peer_name *name)
 {
 	name->qpn = p->qp->qp_num;
 	MUST(!ibv_query_gid(p->ctx, 1, p->gid, &name->gid), "query gid");
+}
+
+static uint64_t now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
 static bool modify(struct peer *p, struct ibv_qp_attr *a, int mask)
@@ -165,8 +173,8 @@ static bool to_rts(struct peer *p, const struct peer_name *other)
 			    IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER))
 		return false;
 	a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS,
-				 .timeout = 14,
-				 .retry_cnt = 6,
+				 .timeout = p->patience,
+				 .retry_cnt = 7,
 				 .rnr_retry = 6,
 				 .sq_psn = 1,
 				 .max_rd_atomic = 4};
@@ -175,11 +183,14 @@ static bool to_rts(struct peer *p, const struct peer_name *other)
 			      IBV_QP_MAX_QP_RD_ATOMIC);
 }
 
-/* An error that soft-RoCE has yet to work off can come after the reset. */
+/* An error that soft-RoCE has yet to work off can come after the reset; and the other's address may take
+ * long to be resolved. */
 void peer_connect(struct peer *p, const struct peer_name *other)
 {
-	for (int i = 0; !(to_init(p) && to_rts(p, other)); i++) {
-		MUST(errno == EINVAL && i < 100, "connect");
+	uint64_t until = now() + LONG_NS;
+
+	while (!(to_init(p) && to_rts(p, other))) {
+		MUST(now() < until, "connect");
 		usleep(2000);
 	}
 }
@@ -197,14 +208,6 @@ void peer_post(struct peer *p, int write, size_t off, size_t len, uint64_t at, u
 
 	errno = ibv_post_send(p->qp, &wr, &bad);
 	MUST(!errno, "post send");
-}
-
-static uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
 enum ibv_wc_status peer_wait(struct peer *p)
