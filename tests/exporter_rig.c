@@ -55,7 +55,8 @@ void open_soft(struct rig *r, enum pinl_device_class device_class)
 
 int rig_up(void **state)
 {
-	struct pinl_opts opts = {.size = sizeof opts, .drain_ms = 1000, .summary_fd = -1};
+	struct pinl_opts opts = {
+		.size = sizeof opts, .ceiling_ms = LONG, .drain_ms = 1000, .summary_fd = -1};
 	struct rig *r = calloc(1, sizeof *r);
 	struct pinl_export x;
 

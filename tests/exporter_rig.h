@@ -22,7 +22,7 @@
 #define PAGE  4096u
 #define PAGES 16u
 #define SIZE  (PAGES * PAGE)
-#define LONG  20000 /* ms: nothing takes as long */
+#define LONG  60000 /* ms: nothing takes as long */
 
 struct rig {
 	struct pinl_ctx *ctx;

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -78,12 +79,20 @@ static void another_of_the_same_kind(void **state)
 	close(x.fd);
 }
 
+/* Of rings: the library's threads have others open for a moment. */
 static unsigned descriptors(void)
 {
+	char path[32], target[64];
 	unsigned n = 0;
 
-	for (int fd = 0; fd < 1024; fd++)
-		n += fcntl(fd, F_GETFD) >= 0;
+	for (int fd = 0; fd < 1024; fd++) {
+		ssize_t len;
+
+		snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+		len = readlink(path, target, sizeof target - 1);
+		target[len < 0 ? 0 : len] = 0;
+		n += !strcmp(target, "anon_inode:[io_uring]");
+	}
 	return n;
 }
 
@@ -91,11 +100,9 @@ static unsigned descriptors(void)
 static void nothing_is_owned(void **state)
 {
 	struct rig *r = *state;
-	unsigned before;
+	unsigned before = descriptors();
 
-	assert_ok(map_handle(r, recall(PINL_THEN_FAIL, 0), PINL_WRITE)); /* the engine has its own now */
-	pinl_unmap_range(r->lease);
-	before = descriptors();
+	assert_true(before > 0);
 	assert_ok(map_handle(r, recall(PINL_THEN_FAIL, 0), PINL_WRITE));
 	assert_int_equal(descriptors(), before);
 	pinl_exporter_unregister(r->exporter);

@@ -209,7 +209,7 @@ static void a_quiesced_peer_meets_no_error(void **state)
 	pthread_t thread;
 
 	SKIP_WITHOUT_DEVICE();
-	vrig_map(r, policy(PINL_RECALL, PINL_THEN_FAIL, 9000), PINL_PIN);
+	vrig_map(r, policy(PINL_RECALL, PINL_THEN_FAIL, 60000), PINL_PIN);
 	vrig_witness(r);
 	vrig_take_off(r, 1);
 	assert_int_equal(pthread_create(&thread, NULL, truncate_thread, &a), 0);

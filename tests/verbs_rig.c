@@ -167,7 +167,8 @@ static char *map_alone(int fd)
 
 static void open_all(struct vrig *r)
 {
-	struct pinl_opts opts = {.size = sizeof opts, .drain_ms = 2000, .summary_fd = -1};
+	struct pinl_opts opts = {
+		.size = sizeof opts, .ceiling_ms = 100000, .drain_ms = 2000, .summary_fd = -1};
 	struct pinl_verbs_arg arg = {
 		.size = sizeof arg,
 		.access = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ,
