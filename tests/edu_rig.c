@@ -23,7 +23,7 @@
 #define PAGE	4096u
 #define BOUNCE	EDU_OWN_FIRST /* the devices' address of e->bounce */
 #define BUFFER	0x40000u      /* where a transfer finds the device's own memory */
-#define WAIT_MS 20000
+#define WAIT_MS 60000
 
 enum { SOURCE = 0x80, TARGET = 0x88, COUNT = 0x90, COMMAND = 0x98 };
 enum { START = 1, TO_MEMORY = 2 };

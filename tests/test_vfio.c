@@ -16,7 +16,7 @@
 
 #include "check.h"
 
-#define TRIES 20
+#define TRIES 200
 
 static void addresses_work(void **state)
 {

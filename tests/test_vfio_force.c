@@ -21,7 +21,7 @@
 #include "arbiter_rig.h"
 #include "vfio_modes.h"
 
-#define TRIES 20
+#define TRIES 60
 #define AT    1024 /* where in the first page */
 
 /* What holder and test share. */

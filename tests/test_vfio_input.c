@@ -17,7 +17,7 @@
 #include "check.h"
 #include "proc.h"
 
-#define LONG 20000
+#define LONG 60000
 
 /* --------------------------------------------------------------------------------- arguments -- */
 
@@ -320,8 +320,8 @@ static void without_reading_back(void **state)
 	assert_int_equal(try_lease(r, &copy, FLAGS), -EOPNOTSUPP);
 	assert_non_null(strstr(pinl_error(), "PINL_DMA_NO_READ"));
 	lease(r, keep);
-	if (r->mode->space == EDU_TYPE1) /* which counts its pins as locked memory */
-		assert_int_equal(pinned_kb(), pinned);
+	if (r->mode->space == EDU_TYPE1)	    /* which counts its pins as locked memory */
+		assert_true(pinned_kb() <= pinned); /* a closed ring's may go only now */
 	assert_int_equal(pinl_lease_read(r->lease, 0, 1, &byte), -EOPNOTSUPP);
 	unlease(r);
 	/* And what io_uring can't pin will do. */
