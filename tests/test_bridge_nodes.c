@@ -17,7 +17,8 @@
 #include "bridge/common/nodes.h"
 #include "check.h"
 
-#define PAGE 4096ul
+#define PAGE  4096ul
+#define TRIES 600 /* of 100 ms at most: so long a busy machine may take for a change */
 
 static atomic_int n_told;
 static struct pl_watched *_Atomic last;
@@ -73,7 +74,7 @@ static bool watch(struct pl_watched *w, void *addr, size_t len)
 
 	do
 		err = pl_node_get(addr, len, &reg, &node);
-	while (err == -EAGAIN && ++tries < 40);
+	while (err == -EAGAIN && ++tries < TRIES);
 	assert_ok(err);
 	*w = (struct pl_watched){.addr = addr, .len = len};
 	pthread_mutex_lock(&pl_nodes_lock);
@@ -227,7 +228,7 @@ static void threads_change_their_own(void **state)
 	pthread_t two[2];
 	void *failed;
 
-	alarm(120);
+	alarm(240);
 	for (int i = 0; i < 2; i++)
 		assert_int_equal(pthread_create(&two[i], NULL, watch_and_change, NULL), 0);
 	for (int i = 0; i < 2; i++) {

@@ -19,7 +19,10 @@
 
 #define PAGE 4096ul
 
-enum { MAX_TOLD = 4096 };
+enum {
+	MAX_TOLD = 4096,
+	TRIES = 600, /* of 100 ms at most: so long a busy machine may take for a change */
+};
 
 /* libfabric's: around all it calls, and taken in what we call. */
 static pthread_mutex_t theirs = PTHREAD_MUTEX_INITIALIZER;
@@ -56,16 +59,24 @@ static int teardown(void **state)
 	return 0;
 }
 
-/* -EAGAIN: the machine is so busy that a change takes 100 ms. */
-static int add(const void *at, size_t len)
+/* -EAGAIN: the machine is so busy that a change takes 100 ms. Their lock is taken. */
+static int add_locked(const void *at, size_t len)
 {
 	int err, tries = 0;
 
-	do {
-		pthread_mutex_lock(&theirs);
+	do
 		err = pl_watch_add(at, len);
-		pthread_mutex_unlock(&theirs);
-	} while (err == -EAGAIN && ++tries < 40);
+	while (err == -EAGAIN && ++tries < TRIES);
+	return err;
+}
+
+static int add(const void *at, size_t len)
+{
+	int err;
+
+	pthread_mutex_lock(&theirs);
+	err = add_locked(at, len);
+	pthread_mutex_unlock(&theirs);
 	return err;
 }
 
@@ -83,9 +94,9 @@ static bool still_valid(const void *at, size_t len)
 {
 	int tries = 0;
 
-	while (!valid(at, len) && tries < 40)
+	while (!valid(at, len) && tries < TRIES)
 		tries++;
-	return tries < 40;
+	return tries < TRIES;
 }
 
 /* Far below where anybody maps unasked, and never the same twice: a hole there stays one. */
@@ -248,7 +259,7 @@ static void no_thread_waits_for_libfabrics_lock(void **state)
 	struct side side[2] = {{.seed = 1}, {.seed = 2}};
 	void *failed;
 
-	alarm(120);
+	alarm(240);
 	for (int i = 0; i < 2; i++)
 		assert_int_equal(pthread_create(&side[i].thread, NULL, add_and_unmap, &side[i]), 0);
 	for (int i = 0; i < 2; i++) {
@@ -272,10 +283,10 @@ static void the_cleaner_takes_no_lock_of_libfabrics(void **state)
 {
 	char *at = pages(1);
 
-	alarm(60);
+	alarm(240);
 	pthread_mutex_lock(&theirs);
 	for (uint64_t i = deregistered() + 1; i < 20; i++) {
-		assert_ok(pl_watch_add(at, PAGE));
+		assert_ok(add_locked(at, PAGE));
 		over(at);
 		while (deregistered() < i)
 			sched_yield();
