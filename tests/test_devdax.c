@@ -259,7 +259,7 @@ static void unbound_while_leased(void **state)
 	munmap(r->va, LEN);
 	close(r->fd);
 	assert_int_equal(write_to(DRIVER "bind", "dax0.0"), 0);
-	for (int i = 0; i < 2000 && access(DEVICE, R_OK | W_OK); i++)
+	for (int i = 0; i < 12000 && access(DEVICE, R_OK | W_OK); i++)
 		usleep(5000); /* the device's file comes with no other word */
 	open_dax(r);
 	export_dax(r);
