@@ -38,7 +38,7 @@ GROUPS = [word for option, group in (('--vfio', os.environ.get('PINLEASE_TEST_VF
 
 
 def doctor(*arguments, **options):
-    return subprocess.run([PINLEASE, 'doctor', *arguments], capture_output=True, encoding='utf-8', timeout=600,
+    return subprocess.run([PINLEASE, 'doctor', *arguments], capture_output=True, encoding='utf-8', timeout=1800,
                           check=False, **options)
 
 
