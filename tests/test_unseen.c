@@ -11,9 +11,12 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "arbiter_rig.h"
+
+#define PATIENCE_S 5 /* pinleased's */
 
 static struct arbiter a;
 static const char *const patient[] = {"--ceiling", "100000", NULL};
@@ -120,18 +123,31 @@ static void end(struct holder *h)
 	arbiter_stop(&a);
 }
 
-static void a_reader_recalls_nothing(void **state)
+/* False: it has been taken for a change, as it was not to be seen for as long as pinleased waits. */
+static bool recalls_nothing(void)
 {
+	time_t began = time(NULL);
 	struct holder h;
 	struct task t;
+	bool nothing;
 
 	start(&h);
 	task_start(&t, false);
 	is_met();
 	over(&t, show);
+	if (time(NULL) - began >= PATIENCE_S)
+		h.s->quiesce = 1;
 	assert_int_equal(task_join(&t), 0);
-	assert_int_equal(h.s->events[PINL_EV_NOTICE], 0);
+	nothing = !h.s->events[PINL_EV_NOTICE];
+	assert_true(nothing || h.s->quiesce);
 	end(&h);
+	return nothing;
+}
+
+static void a_reader_recalls_nothing(void **state)
+{
+	while (!recalls_nothing()) /* on a busy machine */
+		;
 }
 
 static void who_is_never_seen_is_held(void **state)
@@ -175,6 +191,6 @@ int main(void)
 		cmocka_unit_test(a_restart_lets_nobody_go),
 	};
 
-	alarm(100);
+	alarm(HANG_S);
 	return cmocka_run_group_tests_name("unseen", tests, NULL, NULL);
 }
