@@ -164,7 +164,7 @@ static void without(struct doctor *d)
 
 static int with_leases(struct doctor *d)
 {
-	struct pinl_opts opts = {.size = sizeof(opts), .summary_fd = -1};
+	struct pinl_opts opts = {.size = sizeof(opts), .summary_fd = -1, .ceiling_ms = 60000};
 	int err = pinl_open(&opts, &d->ctx);
 
 	if (err) {
