@@ -7,7 +7,7 @@
 
 #include "proto/wire.h"
 
-#define ARBITER_PATIENCE_MS 10000 /* for an answer that comes at once */
+#define ARBITER_PATIENCE_MS 30000 /* for an answer that comes at once */
 
 /* Zeroed, but for what it says. */
 struct arbiter {
