@@ -292,6 +292,12 @@ static void let_go(struct search *s, int fd)
 		pl_aside_close(s->aside, s->real);
 }
 
+/* The inode number alone doesn't say: System V's first segment has 0, its identifier. */
+static bool is_file(const struct vma *v)
+{
+	return v->ino || v->major || v->minor;
+}
+
 static int classify(const struct vma *v, const struct pl_vma_how *how, struct pinl_memory *m, int *real)
 {
 	struct search s = {.v = v, .aside = how->aside, .real = -1};
@@ -300,8 +306,7 @@ static int classify(const struct vma *v, const struct pl_vma_how *how, struct pi
 
 	m->shared = v->shared;
 	m->writable = v->writable;
-	m->is_sysv = !strncmp(v->name, "/SYSV", 5);
-	if (!v->ino && !m->is_sysv) { /* an inode of System V memory has its id, and the first is 0 */
+	if (!is_file(v)) {
 		m->kind = v->name[0] == '[' && strncmp(v->name, "[heap", 5) &&
 					  strncmp(v->name, "[stack", 6) && strncmp(v->name, "[anon", 5)
 				  ? PINL_MEM_DEVICE
@@ -312,6 +317,9 @@ static int classify(const struct vma *v, const struct pl_vma_how *how, struct pi
 	m->ino = v->ino;
 	m->kind = kind_by_name(v);
 	m->is_memfd = !strncmp(v->name, "/memfd:", 7);
+	m->is_sysv = !strncmp(v->name, "/SYSV", 5);
+	if (!v->ino) /* elsewhere that stands for no file; nobody truncates a segment */
+		return 0;
 	m->fd = known_file(how, &s);
 	mine = m->fd == -1;
 	if (mine)
@@ -349,8 +357,8 @@ static int classify(const struct vma *v, const struct pl_vma_how *how, struct pi
 static bool continues(const struct vma *a, const struct vma *b)
 {
 	return a->end == b->start && a->ino == b->ino && a->major == b->major && a->minor == b->minor &&
-	       a->shared == b->shared && (!a->ino || a->offset + (a->end - a->start) == b->offset) &&
-	       (a->ino || (a->name[0] == '[') == (b->name[0] == '['));
+	       a->shared == b->shared && (!is_file(a) || a->offset + (a->end - a->start) == b->offset) &&
+	       (is_file(a) || (a->name[0] == '[') == (b->name[0] == '['));
 }
 
 static struct pl_vma_whose whose(const struct vma *v, const struct pinl_memory *m)
