@@ -143,22 +143,24 @@ static void a_hanging_backend_delays_a_change_until_ceiling_and_grace_only(void 
 	pinl_close(ctx);
 }
 
-/* One after the other would take twice as long as the actor may be held, and he would be let go early.
- */
+/* One after the other would take longer than the actor may be held, and he would be let go early. */
 static void devices_that_hang_are_waited_for_together(void **state)
 {
-	struct pinl_opts opts = {
-		.size = sizeof opts, .ceiling_ms = 800, .drain_ms = 200, .summary_fd = -1};
+	enum { HANG = 8, DRAIN_MS = 1000 };
+	struct pinl_opts opts = {.size = sizeof opts,
+				 .ceiling_ms = (HANG - 1) * DRAIN_MS,
+				 .drain_ms = DRAIN_MS,
+				 .summary_fd = -1};
 	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL};
 	void *mem = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct pinl_counters c = {.size = sizeof c};
 	struct pinl_event ev = {.size = sizeof ev};
-	struct pinl_lease *lease[16];
+	struct pinl_lease *lease[HANG];
 	struct pinl_device *dev;
 	struct pinl_ctx *ctx;
 
 	assert_int_equal(pinl_open(&opts, &ctx), 0);
-	for (int i = 0; i < 16; i++) {
+	for (int i = 0; i < HANG; i++) {
 		assert_int_equal(pinl_device_open_ops(ctx, &hang_ops, NULL, &dev), 0);
 		assert_int_equal(pinl_map_range(dev, (uintptr_t)mem, (uintptr_t)mem + PAGE, FLAGS,
 						&policy, NULL, &lease[i]),
@@ -168,8 +170,8 @@ static void devices_that_hang_are_waited_for_together(void **state)
 	while (!pinl_next_event(ctx, &ev))
 		assert_false(ev.type == PINL_EV_DEGRADED && ev.err == -EINTR);
 	assert_int_equal(pinl_counters(ctx, &c), 0);
-	assert_int_equal(c.forced, 16);
-	assert_int_equal(c.drains_unconfirmed, 16);
+	assert_int_equal(c.forced, HANG);
+	assert_int_equal(c.drains_unconfirmed, HANG);
 	pinl_close(ctx);
 }
 
