@@ -267,12 +267,12 @@ void open_device(struct rig *r)
 
 int rig_up(void **state)
 {
-	struct pinl_opts opts = {.size = sizeof opts, .drain_ms = 400, .summary_fd = -1};
+	/* On a busy machine transfers take a while to end, or to be cancelled. */
+	struct pinl_opts opts = {
+		.size = sizeof opts, .ceiling_ms = 3 * LONG, .drain_ms = 3000, .summary_fd = -1};
 	struct rig *r = calloc(1, sizeof *r);
 
 	r->f = *state;
-	if (is_uring(r)) /* on a busy machine requests take a while to end */
-		opts.drain_ms = 3000;
 	others_kb = is_verbs(r)			    ? 2 * SIZE / 1024
 		    : space_of(r->f) == EDU_IOMMUFD ? EDU_MAX * PAGE / 1024
 						    : 0;
