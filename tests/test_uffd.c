@@ -22,7 +22,7 @@ static void recall_once(const struct kind *kind, enum pinl_op op)
 	char buf[8];
 
 	rig_open(&r, kind, NULL);
-	assert_ok(rig_lease(&r, PINL_RECALL, 50000));
+	assert_ok(rig_lease(&r, PINL_RECALL, LONG));
 	assert_ok(settled_check(r.lease));
 	actor_start(&a, op, r.va, SIZE, &quiesced);
 	ev = await(&r, PINL_EV_NOTICE);
@@ -161,9 +161,9 @@ static void free_and_quiesce(const struct pinl_event *ev, void *arg)
  */
 static void handler_frees(const struct pinl_policy *second)
 {
-	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL, .grace_ms = 300000};
+	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL, .grace_ms = LONG};
 	struct handler h = {0};
-	struct pinl_opts opts = {.ceiling_ms = 600000, .on_event = free_and_quiesce, .on_event_arg = &h};
+	struct pinl_opts opts = {.on_event = free_and_quiesce, .on_event_arg = &h};
 	struct pinl_lease *other = NULL;
 	struct actor a;
 	struct rig r;
@@ -205,7 +205,6 @@ static void a_handler_may_free_leased_memory(void **state)
  */
 static void a_second_mapping_waits_for_no_stranger(void **state)
 {
-	struct pinl_opts opts = {.ceiling_ms = 600000};
 	struct pinl_policy keep = {.size = sizeof keep, .kind = PINL_KEEP};
 	struct pinl_lease *other;
 	struct pinl_event ev;
@@ -214,8 +213,8 @@ static void a_second_mapping_waits_for_no_stranger(void **state)
 	char *va, *again;
 	int fd;
 
-	rig_open(&r, ANON, &opts);
-	assert_ok(rig_lease(&r, PINL_RECALL, 300000));
+	rig_open(&r, ANON, NULL);
+	assert_ok(rig_lease(&r, PINL_RECALL, LONG));
 	fd = make_file("");
 	va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	assert_ok(
@@ -242,7 +241,7 @@ static void a_second_mapping_waits_for_no_stranger(void **state)
 static void actors_are_held_each_for_his_own(void **state)
 {
 	enum { N = 4 };
-	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL, .grace_ms = 9000};
+	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL, .grace_ms = LONG};
 	struct pinl_lease *lease[N];
 	atomic_int quiesced[N] = {0};
 	struct actor a[N];

@@ -216,7 +216,7 @@ static void fork_in_the_middle_of_a_recall(void **state)
 	pid_t pid;
 
 	rig_open(&r, ANON, NULL);
-	assert_ok(rig_lease(&r, PINL_RECALL, 50000));
+	assert_ok(rig_lease(&r, PINL_RECALL, LONG));
 	actor_start(&a, PINL_OP_UNMAP, r.va, SIZE, &quiesced);
 	await(&r, PINL_EV_NOTICE);
 	pid = fork();
@@ -263,7 +263,7 @@ static void close_lets_the_held_go(void **state)
 	struct rig r;
 
 	rig_open(&r, ANON, NULL);
-	assert_ok(rig_lease(&r, PINL_RECALL, 50000));
+	assert_ok(rig_lease(&r, PINL_RECALL, LONG));
 	actor_start(&a, PINL_OP_DONTNEED, r.va, SIZE, NULL);
 	await(&r, PINL_EV_NOTICE);
 	pinl_device_close(r.dev);

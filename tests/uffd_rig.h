@@ -28,7 +28,8 @@
 #define PAGE	4096ul
 #define PAGES	16ul
 #define SIZE	(PAGES * PAGE)
-#define HANG_S	120 /* a test that takes longer hangs */
+#define HANG_S	120		    /* a test that takes longer hangs */
+#define LONG	(5 * HANG_S * 1000) /* ms of grace or ceiling */
 #define MAX_EVS 64
 
 /* What a kind of memory is, and what can be done to it. */
@@ -107,6 +108,8 @@ static inline void rig_open(struct rig *r, const struct kind *kind, const struct
 	if (more)
 		opts = *more;
 	opts.size = sizeof opts;
+	if (!opts.ceiling_ms)
+		opts.ceiling_ms = LONG;
 	opts.sources = PINL_SOURCE_UFFD;
 	opts.summary_fd = -1;
 	memset(r, 0, sizeof *r);
