@@ -62,8 +62,11 @@ static inline struct pinl_policy recall(enum pinl_then then, unsigned grace_ms)
 
 static inline void trap_open_with(struct trap *t, int kind, unsigned sources)
 {
-	struct pinl_opts opts = {
-		.size = sizeof opts, .summary_fd = -1, .drain_ms = 5000, .sources = sources};
+	struct pinl_opts opts = {.size = sizeof opts,
+				 .summary_fd = -1,
+				 .ceiling_ms = 3 * LONG,
+				 .drain_ms = LONG,
+				 .sources = sources};
 	struct pinl_uring_arg uring = {.size = sizeof uring, .ring = &t->ring, .slots = 16};
 
 	alarm(HANG_S);
