@@ -171,11 +171,24 @@ static inline char *map_fresh(void)
 	return map_at((char *)atomic_fetch_add(&next, 2 * PAGE), MAP_FIXED_NOREPLACE);
 }
 
-static inline const struct pinl_reg *got(struct rig *r, const void *at, size_t len, unsigned access)
+/* Until the changes of before are applied: on a busy machine that takes longer than pinl_get() waits. */
+static inline const struct pinl_reg *got_of(struct pinl_device *dev, const void *at, size_t len,
+					    unsigned access)
 {
 	const struct pinl_reg *reg = NULL;
+	int err;
 
-	assert_ok(pinl_get(r->dev, at, len, access, &reg));
+	do
+		err = pinl_get(dev, at, len, access, &reg);
+	while (err == -EAGAIN || err == -EBUSY);
+	assert_ok(err);
+	return reg;
+}
+
+static inline const struct pinl_reg *got(struct rig *r, const void *at, size_t len, unsigned access)
+{
+	const struct pinl_reg *reg = got_of(r->dev, at, len, access);
+
 	assert_true(reg->start <= (uintptr_t)at && (uintptr_t)at + len <= reg->end);
 	return reg;
 }

@@ -168,7 +168,7 @@ static void *get_it(void *arg)
 	struct getter *g = arg;
 
 	for (int i = 0; i < 3; i++)
-		assert_ok(pinl_get(g->r->dev, g->at, 8, 0, &g->reg));
+		g->reg = got(g->r, g->at, 8, 0);
 	return NULL;
 }
 
@@ -188,7 +188,7 @@ static void a_thread_may_end_with_what_it_has(void **state)
 	munmap(at, PAGE);
 	pinl_put(g.reg);
 	pinl_put(g.reg);
-	assert_ok(pinl_cache_drop(r.dev, NULL, 0));
+	dropped(&r, NULL, 0);
 	assert_int_equal(r.tagger.unmaps, 0);
 	pinl_put(g.reg);
 	settled(&r);
@@ -335,7 +335,6 @@ static void caches_do_not_meet(void **state)
 {
 	char *at = pages_new(1);
 	struct pinl_device *other;
-	const struct pinl_reg *reg;
 	struct tagger g = {0};
 	struct rig r;
 
@@ -344,9 +343,7 @@ static void caches_do_not_meet(void **state)
 		assert_ok(pinl_device_open_ops(r.ctx, &tagger_ops, &g, &other));
 		set_tag(at, 1000 + i);
 		if (i % 2)
-			assert_ok(pinl_get(other, at, 8, 0, &reg));
-		if (i % 2)
-			pinl_put(reg);
+			pinl_put(got_of(other, at, 8, 0));
 		set_tag(at, i + 1);
 		assert_int_equal(tag_at(&r, at), i + 1);
 		assert_int_equal(tag_at(&r, at), i + 1);
