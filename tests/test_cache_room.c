@@ -68,6 +68,17 @@ static void what_cannot_be_one_stays_apart(void **state)
 	munmap(at, 3 * PAGE);
 }
 
+/* Into one huge page; somebody may have a page just now, and no huge one may be free. */
+static bool collapsed(char *at, size_t huge)
+{
+	for (int i = 0; i < 50; i++, usleep(100000))
+		if (!madvise(at, huge, 25))
+			return true;
+		else if (errno == EINVAL)
+			return false;
+	return false;
+}
+
 static void huge_pages_are_taken_whole(void **state)
 {
 	size_t huge = 2 << 20;
@@ -78,7 +89,7 @@ static void huge_pages_are_taken_whole(void **state)
 
 	at = (char *)(((uintptr_t)map + huge - 1) & ~(huge - 1));
 	rig_open(&r, NULL);
-	if (madvise(at, huge, MADV_HUGEPAGE) || (memset(at, 1, huge), madvise(at, huge, 25))) {
+	if (madvise(at, huge, MADV_HUGEPAGE) || (memset(at, 1, huge), !collapsed(at, huge))) {
 		print_message("skip: transparent huge pages on demand (MADV_COLLAPSE)\n");
 		rig_close(&r);
 		munmap(map, 2 * huge);
@@ -206,9 +217,9 @@ static void drop_gives_back_what_nobody_has(void **state)
 	tag_at(&r, at);
 	reg = got(&r, at + PAGE, 8, 0);
 	tag_at(&r, at + 2 * PAGE);
-	assert_ok(pinl_cache_drop(r.dev, at, 2 * PAGE));
+	dropped(&r, at, 2 * PAGE);
 	assert_int_equal(r.tagger.unmaps, 1);
-	assert_ok(pinl_cache_drop(r.dev, NULL, 0));
+	dropped(&r, NULL, 0);
 	assert_int_equal(r.tagger.unmaps, 2);
 	assert_ptr_equal(got(&r, at + PAGE, 8, 0), reg);
 	pinl_put(reg);
