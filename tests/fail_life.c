@@ -61,7 +61,7 @@ static bool again(struct run *r, int err)
 static int open_ctx(struct run *r)
 {
 	struct pinl_opts opts = {
-		.size = sizeof opts, .drain_ms = 400, .ceiling_ms = 2000, .summary_fd = -1};
+		.size = sizeof opts, .drain_ms = 2000, .ceiling_ms = 10000, .summary_fd = -1};
 
 	return pinl_open(&opts, &r->ctx);
 }
@@ -278,7 +278,8 @@ static bool told(const struct run *r)
 	}
 }
 
-/* What a holder does while a change is under way: read events, answer, take completions. */
+/* What a holder does while a change is under way: read events, answer, take completions. That of a raw
+ * change may never be told, when something fails. */
 static void hold_on(struct run *r)
 {
 	struct pollfd p = {.fd = pinl_fd(r->ctx), .events = POLLIN};
@@ -286,7 +287,7 @@ static void hold_on(struct run *r)
 	int late = 0;
 
 	while (!r->actor.done || !settled(r) ||
-	       (!told(r) && !r->actor.err && (!fired() || late++ < 50))) {
+	       (!told(r) && !r->actor.err && (!fired() || !is_raw(r) || late++ < 50))) {
 		poll(&p, 1, 2);
 		note_events(r);
 		reap_all(r);

@@ -25,9 +25,9 @@
 #include "fail_rig.h"
 #include "failnth.h"
 
-#define JOBS	   8	 /* lives at a time: most of one is waiting */
-#define MAX_POINTS 3000	 /* a sweep ends before */
-#define STUCK_MS   30000 /* for one life */
+#define JOBS	   8	  /* lives at a time: most of one is waiting */
+#define MAX_POINTS 3000	  /* a sweep ends before */
+#define STUCK_MS   120000 /* for one life, however busy the machine is */
 
 #define PIN PINL_PIN
 
