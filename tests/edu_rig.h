@@ -12,8 +12,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define EDU_MAX	  8
-#define EDU_CHUNK 2048u /* QEMU 7.2 aborts on a transfer of all 4096 bytes of the device's buffer */
+#define EDU_MAX	      8
+#define EDU_FLIGHT_NS 100000000ull
+#define EDU_CHUNK     2048u /* QEMU 7.2 aborts on a transfer of all 4096 bytes of the device's buffer */
 
 /* What the devices address: 28 bits. The rig's own memory lies above what leases may use. */
 #define EDU_IOVA_FIRST 0x100000u
