@@ -10,6 +10,8 @@
 #include <linux/falloc.h>
 #include <sys/uio.h>
 
+#include "proc.h"
+
 /* ---------------------------------------------------------------------------------------- lookups -- */
 
 /* I1: the call has returned, so the very first lookup says it. */
@@ -111,12 +113,12 @@ struct runs {
 	int nr;
 	struct {
 		pid_t tid;
-		char name[32];
+		char name[32], state;
 		long times;
 	} thread[MAX_THREADS];
 };
 
-static void read_status(const char *task, char name[32], long *times)
+static void read_status(const char *task, char name[32], char *state, long *times)
 {
 	char path[300], line[128];
 	FILE *f;
@@ -127,6 +129,7 @@ static void read_status(const char *task, char name[32], long *times)
 	f = fopen(path, "re");
 	while (f && fgets(line, sizeof line, f)) {
 		sscanf(line, "Name: %31s", name);
+		sscanf(line, "State: %c", state);
 		if (sscanf(line, "voluntary_ctxt_switches: %ld", &n) == 1 ||
 		    sscanf(line, "nonvoluntary_ctxt_switches: %ld", &n) == 1)
 			*times += n;
@@ -143,7 +146,8 @@ static bool among(const struct runs *r, pid_t tid)
 	return false;
 }
 
-/* Those that are not in `others`: a sanitizer has a thread of its own, which runs all the time. */
+/* Those that are not in `others`: a sanitizer has a thread of its own, which runs all the time. Nor are
+ * those of the kernel's for a ring. */
 static void count_runs(struct runs *r, const struct runs *others)
 {
 	DIR *dir = opendir("/proc/self/task");
@@ -152,16 +156,25 @@ static void count_runs(struct runs *r, const struct runs *others)
 	for (struct dirent *e; (e = readdir(dir)) && r->nr < MAX_THREADS;) {
 		pid_t tid = atoi(e->d_name);
 
-		if (!tid || among(others, tid))
+		if (!tid || among(others, tid) || is_uring_worker(e->d_name))
 			continue;
 		r->thread[r->nr].tid = tid;
-		read_status(e->d_name, r->thread[r->nr].name, &r->thread[r->nr].times);
+		read_status(e->d_name, r->thread[r->nr].name, &r->thread[r->nr].state,
+			    &r->thread[r->nr].times);
 		r->nr++;
 	}
 	closedir(dir);
 }
 
-/* Nobody has run for a while: what was begun is over. */
+static bool all_sleep(const struct runs *r)
+{
+	for (int i = 0; i < r->nr; i++)
+		if (r->thread[i].state != 'S')
+			return false;
+	return true;
+}
+
+/* Nobody has run for a while, nor would have on a free processor: what was begun is over. */
 static void await_rest(struct runs *now, const struct runs *others)
 {
 	struct runs before;
@@ -171,7 +184,7 @@ static void await_rest(struct runs *now, const struct runs *others)
 		before = *now;
 		usleep(300000);
 		count_runs(now, others);
-	} while (memcmp(&before, now, sizeof before));
+	} while (!all_sleep(now) || memcmp(&before, now, sizeof before));
 }
 
 static void assert_nobody_ran(const struct runs *before, const struct runs *others)
