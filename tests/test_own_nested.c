@@ -211,15 +211,16 @@ ISOLATED(no_lease_is_made_while_a_change_is_held)
 }
 
 /* Leases are made while another thread discards all the time: each is recalled, none is left. */
-static atomic_int rounds, stop;
+static atomic_int rounds, since_lease, stop;
 
+/* With room to make a lease in: a change is over when a look says so. A slow machine gets more of it. */
 static void discard_on(void *arg)
 {
 	while (!stop) {
 		memset(arg, 1, SIZE);
 		must_ok(madvise(arg, SIZE, MADV_DONTNEED));
 		rounds++;
-		usleep(3000); /* room to make a lease in: a change is over when a look says so */
+		usleep(3000 * (1 + since_lease++ / 8));
 	}
 }
 
@@ -237,6 +238,7 @@ ISOLATED(no_change_is_missed)
 		struct pinl_lease *lease = own_lease_again(&o, m.va, SIZE, m.flags, &policy);
 		int seen = rounds;
 
+		since_lease = 0;
 		while (rounds < seen + 2) /* one was begun after the lease was made */
 			sched_yield();
 		must(settled_check(lease) == -ESTALE);
