@@ -246,8 +246,9 @@ static void who_can_be_forced_lives(void **state)
 	arbiter_stop(&a);
 }
 
-/* What pinleased says goes to a file; this is waited for. */
-static void wait_for_words(const char *words)
+/* What pinleased says goes to a file, where it is waited for. False: who has the ring couldn't be looked
+   at in time, which then is nobody; a busy machine may do that. */
+static bool heir_is_named(void)
 {
 	char text[8192];
 	ssize_t n;
@@ -258,8 +259,10 @@ static void wait_for_words(const char *words)
 		n = read(fd, text, sizeof text - 1);
 		close(fd);
 		text[n > 0 ? n : 0] = 0;
-		if (strstr(text, words))
-			return;
+		if (strstr(text, "(the-heir)"))
+			return true;
+		if (strstr(text, "nobody has the ring"))
+			return false;
 		usleep(1000);
 	}
 }
@@ -286,37 +289,50 @@ static void another_one_dies(void)
 	unlink(other);
 }
 
-static void an_heir_is_named_and_waited_for(void **state)
+static bool try_an_heir(void)
 {
-	char dir[] = "/var/tmp/pinlease-kill-XXXXXX";
-	int out = dup(2), said, here = open(".", O_RDONLY | O_CLOEXEC);
 	struct victim v;
 	struct actor t;
+	bool named;
 
-	skip_unless_changes_are_held();
-	assert_non_null(mkdtemp(dir));
-	assert_int_equal(chdir(dir), 0);
-	said = open("said", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-	dup2(said, 2);
-	arbiter_start(&a, (const char *[]){"--ceiling", "100000", NULL});
-	dup2(out, 2);
 	victim_start(&v, &own_ops, HEIR);
 	must_be_leased(&v);
 	stop(&v);
 	actor_start(&t, &a);
 	must_die(&v);
-	wait_for_words("(the-heir)");
-	another_one_dies();
-	assert_true(actor_waits(&t));
-	assert_int_equal(size_of_file(), SIZE);
+	named = heir_is_named();
+	if (named) {
+		another_one_dies();
+		assert_true(actor_waits(&t));
+		assert_int_equal(size_of_file(), SIZE);
+	}
 	kill(v.s->heir, SIGKILL);
 	assert_int_equal(actor_join(&t), 0);
 	victim_free(&v);
-	arbiter_stop(&a);
+	return named;
+}
+
+static void an_heir_is_named_and_waited_for(void **state)
+{
+	char dir[] = "/var/tmp/pinlease-kill-XXXXXX";
+	int out = dup(2), said, here = open(".", O_RDONLY | O_CLOEXEC);
+	bool named;
+
+	skip_unless_changes_are_held();
+	assert_non_null(mkdtemp(dir));
+	assert_int_equal(chdir(dir), 0);
+	do {
+		said = open("said", O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+		dup2(said, 2);
+		arbiter_start(&a, (const char *[]){"--ceiling", "100000", NULL});
+		dup2(out, 2);
+		named = try_an_heir();
+		arbiter_stop(&a);
+		close(said);
+	} while (!named);
 	unlink("said");
 	assert_int_equal(fchdir(here), 0);
 	rmdir(dir);
-	close(said);
 	close(out);
 	close(here);
 }
