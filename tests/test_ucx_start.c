@@ -12,6 +12,8 @@
 #include <errno.h>
 #include <pinlease/cache.h>
 #include <pinlease/ucx.h>
+#include <pthread.h>
+#include <stdbool.h>
 #include <stdatomic.h>
 #include <sys/syscall.h>
 #include <ucm/api/ucm.h>
@@ -216,6 +218,33 @@ static void when_it_is_stopped_nothing_is_kept(void **state)
 	munmap(at, LEN);
 }
 
+static atomic_bool enough;
+
+static void *register_all_the_time(void *at)
+{
+	while (!enough)
+		ibv_dereg_mr(ibv_reg_mr(NULL, at, LEN, 0));
+	return NULL;
+}
+
+/* UCX has a thread of its own, which registers when it likes. */
+static void it_is_stopped_while_others_register(void **state)
+{
+	char *at = map();
+	pthread_t thread;
+
+	enough = false;
+	assert_int_equal(pthread_create(&thread, NULL, register_all_the_time, at), 0);
+	for (int i = 0; i < 100; i++) {
+		usleep(1000);
+		assert_ok(pinl_ucx_stop());
+		assert_ok(pinl_ucx_start(NULL));
+	}
+	enough = true;
+	pthread_join(thread, NULL);
+	munmap(at, LEN);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -231,6 +260,7 @@ int main(void)
 		TEST(what_cannot_be_registered_is_not_watched),
 		TEST(on_demand_memory_is_left_alone),
 		TEST(when_it_is_stopped_nothing_is_kept),
+		TEST(it_is_stopped_while_others_register),
 	};
 
 	return cmocka_run_group_tests_name("ucx_start", tests, NULL, NULL);

@@ -41,6 +41,9 @@ enum { OFF, LATER, ON, OVER };
 static struct region *bucket[BUCKETS]; /* pl_nodes_lock */
 static atomic_int state;
 static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
+/* Read by who registers, UCX's own thread too, as long as he uses the nodes; written by who starts and
+ * stops. Before `opening`. */
+static pthread_rwlock_t changing = PTHREAD_RWLOCK_INITIALIZER;
 static pl_forget_fn forget;
 
 static struct {
@@ -150,11 +153,13 @@ struct watching {
 	const struct pinl_reg *reg; /* held meanwhile, so that the node stays */
 };
 
+/* Until end(). */
 static void begin(struct watching *w, const void *addr, size_t len)
 {
 	struct region *r;
 
 	*w = (struct watching){0};
+	pthread_rwlock_rdlock(&changing);
 	if (!is_on())
 		return;
 	r = calloc(1, sizeof *r);
@@ -191,6 +196,7 @@ static struct ibv_mr *end(struct watching *w, struct ibv_mr *mr, const void *add
 		forget(addr, len);
 	if (w->reg)
 		pinl_put(w->reg);
+	pthread_rwlock_unlock(&changing);
 	errno = err;
 	return mr;
 }
@@ -268,19 +274,23 @@ int pl_regions_start(struct pinl_ctx *ctx, bool later, pl_forget_fn fn)
 		return pinl_set_error(
 			-ENOSYS, "UCX's calls of ibv_reg_mr() don't come to pinlease: link the program "
 				 "with -lpinlease-ucx before -libverbs, or preload it");
+	pthread_rwlock_wrlock(&changing);
 	forget = fn;
 	if (!later)
 		err = pl_nodes_open(ctx, &opts);
 	if (!err)
 		atomic_store(&state, later ? LATER : ON);
+	pthread_rwlock_unlock(&changing);
 	return err;
 }
 
 /* What is registered still is told when its lease ends. */
 void pl_regions_stop(void)
 {
+	pthread_rwlock_wrlock(&changing);
 	pthread_mutex_lock(&opening);
 	if (atomic_exchange(&state, OVER) == ON)
 		pl_nodes_close();
 	pthread_mutex_unlock(&opening);
+	pthread_rwlock_unlock(&changing);
 }
