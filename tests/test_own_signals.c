@@ -146,8 +146,7 @@ static void cancel_held(char kind, void (*call)(void *arg), long nr)
 	own_wait(&o.noticed);
 	own_wait_blocked(t.tid, nr);
 	pthread_cancel(t.thread);
-	for (int i = 0; i < 200; i++) /* time to go on, if it could */
-		sched_yield();
+	usleep(10000); /* time to go on, if it could */
 	must(!c.came_back && pthread_tryjoin_np(t.thread, NULL) == EBUSY);
 	must_ok(pinl_quiesced(c.lease));
 	own_join(&t);
@@ -209,8 +208,7 @@ static void cancel_inside(void (*call)(void *arg), const char *stop_at)
 	own_start(&t, call, &c);
 	own_wait(&device.entered);
 	pthread_cancel(t.thread);
-	for (int i = 0; i < 200; i++)
-		sched_yield();
+	usleep(10000);
 	must_ok(pinl_counters(o.ctx, &counters));
 	pinl_unmap_range(own_lease(&o, other.va, SIZE, other.flags, &policy));
 	must(!c.came_back);
@@ -351,8 +349,7 @@ ISOLATED(a_handler_inside_a_call_is_held_like_anybody)
 	own_start(&t, unmap, &c);
 	own_wait(&device.entered);
 	must_ok(pthread_kill(t.thread, SIGUSR1));
-	for (int i = 0; i < 200; i++)
-		sched_yield();
+	usleep(10000);
 	sem_post(&device.go);
 	own_wait(&o.noticed);
 	must(!handler.ran);
