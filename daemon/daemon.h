@@ -194,6 +194,12 @@ struct server {
 	pthread_t reaper;
 };
 
+/* For sentences: "1 lease", "2 leases". */
+static inline const char *s_of(uint64_t n)
+{
+	return n == 1 ? "" : "s";
+}
+
 /* server.c */
 int server_new(sd_event *event, const struct limits *limits, struct server **out);
 int server_listen(struct server *s, int sock); /* takes it */

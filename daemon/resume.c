@@ -264,11 +264,6 @@ static unsigned adopt_holders(struct server *s, struct holder **holders)
 	return n;
 }
 
-static const char *s_of(unsigned n)
-{
-	return n == 1 ? "" : "s";
-}
-
 void resume_all(struct server *s)
 {
 	struct holder **holders = calloc(STORE_HOLDERS, sizeof(*holders));

@@ -159,9 +159,9 @@ int user_charge(struct server *s, struct user *u, uint64_t bytes)
 	if (u->leases == s->limits.leases || bytes > s->limits.bytes - u->bytes) {
 		err = pinl_set_error(
 			-EDQUOT,
-			"user %u has %lu leases of %lu bytes here and may have %lu of %lu; end "
+			"user %u has %lu lease%s of %lu bytes here and may have %lu of %lu; end "
 			"some, or have pinleased's limits raised",
-			u->uid, u->leases, u->bytes, s->limits.leases, s->limits.bytes);
+			u->uid, u->leases, s_of(u->leases), u->bytes, s->limits.leases, s->limits.bytes);
 	} else {
 		u->leases++;
 		u->bytes += bytes;

@@ -452,6 +452,9 @@ def limits():
         client.unlease(0)
         refuses(client, fd, errno.EDQUOT, number=4, start=ac.START * 5, size=2 * ac.SIZE)
         same(client.lease(fd, 4, ac.START * 5).err, 0)
+    with ac.Arbiter(PINLEASED, '--max-leases', '1') as arbiter, arbiter.client() as client, shown(arbiter.file(), os.O_RDWR) as fd:
+        same(client.lease(fd).err, 0)
+        same('has 1 lease of 65536 bytes' in client.lease(fd, 2, ac.START * 2).text, True)
 
 
 TESTS = [

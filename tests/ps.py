@@ -155,6 +155,24 @@ def who_waits():
         assert 'recall' not in json.loads(ps(arbiter, '--json'))[0]
 
 
+def has_ended():
+    """Who has had a change deferred need not be there any more."""
+    with ac.Arbiter(PINLEASED, '--ceiling', '100000') as arbiter, arbiter.client() as client:
+        ac.skip_unless_changes_are_held()
+        path = arbiter.file()
+        leases(client, path)
+        pid = os.fork()
+        if not pid:
+            with arbiter.client() as caller, open(path, 'r+b') as file:
+                os._exit(-caller.truncate_later(file.fileno()).err)
+        assert os.waitpid(pid, 0)[1] == 0
+        notice = client.notice()
+        line = ps(arbiter).splitlines()[2].strip()
+        if not line.startswith(f'waits: truncate by {pid} (ended), 4.0K, '):
+            raise tree.Failure(line)
+        client.released(notice, whole=1)
+
+
 def asked_for():
     """Recalled by command: who asks is shown as an actor is."""
     with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, arbiter.client() as command:
@@ -239,6 +257,7 @@ if __name__ == '__main__':
         ('by file, by process, sorted', chosen),
         ('a lease that is recalled says so', state),
         ('who waits for it is said', who_waits),
+        ('that he has ended is said', has_ended),
         ('who has asked for it, too', asked_for),
         ('a part that was taken back is said', part_taken),
         ('thousands of leases are listed', many),

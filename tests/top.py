@@ -211,6 +211,18 @@ def recalls():
             top.until('0 now')
 
 
+def part():
+    """The size is that of what is recalled, not of all that is leased; and who waits stands below."""
+    with leased(grace_ms=90000) as (arbiter, holder, paths, actor):
+        actor.order('punch', paths[1], ac.PAGE, ac.PAGE)
+        notice = holder.notice()
+        lines = run(arbiter.path, '--once')[1]
+        at = next(n for n, line in enumerate(lines) if line.endswith('file1'))
+        same((lines[at].split()[2:4], lines[at + 1].split()[:4]), (['2', '4.0K'], ['waits:', 'punch', 'by', str(actor.process.pid)]))
+        holder.released(notice, whole=1)
+        same(actor.join(), 0)
+
+
 def crowd():
     """More than a terminal has lines, and a narrow one."""
     with leased(files=40) as (arbiter, holder, paths, actor):
@@ -311,6 +323,7 @@ if __name__ == '__main__':
     ac.main([
         ('80x24, and its keys', keys),
         ('what is being recalled, and how long yet', recalls),
+        ('what of a lease is being recalled', part),
         ('more than fits, terminals of any size', crowd),
         ('it looks again', refreshed),
         ('the arbiter goes', arbiter_goes),

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Leases as a table that fits the terminal, or as JSON. */
+#include <errno.h>
 #include <json-c/json.h>
 #include <limits.h>
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -45,10 +47,23 @@ static const char *op_words(const struct pl_entry_msg *e)
 	return e->op < PINL_OP_NR ? pinl_op_name(e->op) : e->source;
 }
 
+void ps_actor_words(const struct pl_entry_msg *e, char *buf, size_t len)
+{
+	char name[64];
+
+	snprintf(buf, len, "%s%s", e->held ? "waits: " : "", op_words(e));
+	if (!e->actor_pid)
+		return;
+	actor_name(e, name, sizeof name);
+	if (!*name && kill(e->actor_pid, 0) && errno == ESRCH) /* one that didn't wait */
+		strcpy(name, "(ended)");
+	tool_append(buf, len, " by %d%s%s", e->actor_pid, *name ? " " : "", name);
+}
+
 /* What isn't in the line: a part that was taken back, and who waits for what. */
 static void print_recall(const struct pl_entry_msg *e, bool exact, int width)
 {
-	char size[24], left[32] = "being taken", name[64], text[256] = "        ";
+	char size[24], left[32] = "being taken", who[160], text[256];
 	uint64_t now = tool_now();
 
 	tool_size_words(e->detached, exact, size, sizeof size);
@@ -57,14 +72,11 @@ static void print_recall(const struct pl_entry_msg *e, bool exact, int width)
 	if (e->state != PINL_NOTICED && e->state != PINL_FORCING)
 		return;
 	tool_size_words(e->recall_end - e->recall_start, exact, size, sizeof size);
-	actor_name(e, name, sizeof name);
+	ps_actor_words(e, who, sizeof who);
 	if (e->state == PINL_NOTICED)
 		snprintf(left, sizeof left, "%.1fs left",
 			 e->deadline_ns > now ? (double)(e->deadline_ns - now) / 1e9 : 0.0);
-	tool_append(text, sizeof text, "%s%s", e->held ? "waits: " : "", op_words(e));
-	if (e->actor_pid)
-		tool_append(text, sizeof text, " by %d %s", e->actor_pid, name);
-	tool_append(text, sizeof text, ", %s%s, %s", size, exact ? " bytes" : "", left);
+	snprintf(text, sizeof text, "        %s, %s%s, %s", who, size, exact ? " bytes" : "", left);
 	printf("%.*s\n", width, text);
 }
 

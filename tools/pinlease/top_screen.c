@@ -100,12 +100,15 @@ static void put_recall(struct sheet *s, const struct top_picture *p, const struc
 	if (e->state == PINL_NOTICED)
 		snprintf(left, sizeof left, "%.1fs",
 			 e->deadline_ns > now ? (double)(e->deadline_ns - now) / 1e9 : 0.0);
-	tool_size_words(e->end - e->start, p->exact, size, sizeof size);
+	tool_size_words(e->recall_end - e->recall_start, p->exact, size, sizeof size);
 	used = snprintf(s->line, sizeof s->line, "%7d %-10.10s %7lu %*s %8s ", e->pid, e->program,
 			(unsigned long)e->lease, p->exact ? 15 : 6, size, left);
 	tool_path_words(e->path, s->cols - used, path, sizeof path);
 	tool_append(s->line, sizeof s->line, "%s", path);
 	put(s, A_BOLD);
+	ps_actor_words(e, path, sizeof path);
+	snprintf(s->line, sizeof s->line, "        %s", path);
+	put(s, A_NORMAL);
 }
 
 static void put_recalls(struct sheet *s, const struct top_picture *p, size_t n)
@@ -123,16 +126,17 @@ static void put_recalls(struct sheet *s, const struct top_picture *p, size_t n)
 
 /* ------------------------------------------------------------------------------------- the whole -- */
 
-/* Recalls have at most half of the room, holders what is left; the last row is for the keys. */
+/* Recalls have at most half of the room, two rows each, holders what is left; the last row is for the
+ * keys. */
 static void put_all(struct sheet *s, const struct top_picture *p)
 {
 	size_t room = terminal ? (size_t)(s->rows > 5 ? s->rows - 5 : 0) : SIZE_MAX;
-	size_t recalls = p->n_recalls, most = room > 4 ? room / 2 - 2 : 0;
+	size_t recalls = p->n_recalls, most = room > 4 ? (room / 2 - 2) / 2 : 0;
 
 	if (terminal && recalls > most)
 		recalls = most;
 	if (terminal && recalls)
-		room -= recalls + 2;
+		room -= 2 * recalls + 2;
 	put_head(s, p);
 	put_title(s, p);
 	for (size_t i = 0; i < p->n_groups && i < room; i++)
