@@ -180,7 +180,8 @@ struct server {
 	pthread_t main;
 	pthread_mutex_t answers; /* the next one; nothing is called under it */
 	struct change *answered;
-	int spare; /* let go to turn somebody away where there is no other descriptor; -1 */
+	int spare;	  /* let go to turn somebody away where there is no other descriptor; -1 */
+	atomic_bool ends; /* holders are let go because of that */
 
 	pthread_mutex_t lock; /* the users, the reaper's list, and up to `ended` */
 	struct target *done;  /* recalls that are over and not told yet */

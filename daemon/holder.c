@@ -342,11 +342,11 @@ void holder_gone(struct holder *h)
 
 void holder_end(struct holder *h)
 {
-	if (h->left)
+	if (h->left && !h->server->ends)
 		fprintf(stderr,
-			"pinleased: %s (%d) lives and has left its connection with leases on it: files "
-			"are "
-			"no longer guarded for it\n",
+			"pinleased: %s (%d) has closed its connection with leases on it and hasn't "
+			"ended "
+			"within a second: files are no longer guarded for it\n",
 			h->name, h->pid);
 	pinl_device_close(h->device); /* with the leases that are left */
 	while (h->leases.root)

@@ -250,9 +250,26 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 	return 0;
 }
 
+static void say_end(const struct server *s)
+{
+	const struct holder *h;
+	unsigned n = 0;
+
+	LIST_FOREACH(h, &s->holders, link)
+	n += h->leases.root != NULL;
+	LIST_FOREACH(h, &s->leaving, link)
+	n += h->leases.root != NULL;
+	if (n)
+		fprintf(stderr,
+			"pinleased: ends: files are no longer guarded for %u holder%s with leases\n", n,
+			s_of(n));
+}
+
 /* Whoever waits is let go: the files source answers all before it ends. */
 void server_free(struct server *s)
 {
+	say_end(s);
+	s->ends = true;
 	while (!LIST_EMPTY(&s->holders))
 		holder_gone(LIST_FIRST(&s->holders));
 	endings_await(s);

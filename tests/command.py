@@ -12,9 +12,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import arbiter_client as ac
 import tree
 
 PINLEASE, PINLEASED = sys.argv[1:]
@@ -177,6 +179,23 @@ def keeps_nothing():
             raise tree.Failure(f'pinleased {options} says {said}')
 
 
+def leavers():
+    """Who closes its connection and stays is named; of its own end the daemon says how many it leaves."""
+    said = []
+    with tempfile.TemporaryDirectory(dir='/var/tmp') as directory, open(directory + '/file', 'w+b') as file, \
+            contextlib.ExitStack() as later, running(directory + '/socket', said=said):
+        file.truncate(ac.SIZE)
+        stays = later.enter_context(ac.Client(directory + '/socket'))
+        with ac.Client(directory + '/socket', name=b'leaver') as leaves:
+            errors = [client.lease(file.fileno()).err for client in (stays, leaves)]
+        while stays.status()[2][0].leases > 1:
+            time.sleep(0.01)
+    lines = [line for line in said[0].splitlines() if 'no longer guarded' in line]
+    if errors != [0, 0] or len(lines) != 2 or f'leaver ({os.getpid()}) has closed its connection' not in lines[0] or \
+            lines[1] != 'pinleased: ends: files are no longer guarded for 1 holder with leases':
+        raise tree.Failure(f'{errors} {said[0]}')
+
+
 def wrong_command_lines():
     for arguments in ([], ['nonsense'], ['demo', '--nonsense'], ['sources', 'nonsense']):
         result = subprocess.run([PINLEASE, *arguments], capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
@@ -228,6 +247,7 @@ if __name__ == '__main__':
         ('the daemon takes the place of a socket that nobody listens on', old_socket),
         ('the daemon takes no socket of another kind from the service manager', wrong_sockets),
         ('the daemon says that nothing is kept over its death', keeps_nothing),
+        ('the daemon says whom it guards no longer', leavers),
         ('the demo where a daemon runs', demo_with_daemon),
         ('they say their version', version),
         ("output that can't be written is an error", unwritable_output),
