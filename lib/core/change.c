@@ -298,7 +298,7 @@ void pl_change_submit_since(struct pinl_ctx *ctx, struct pinl_change *ch, uint64
 	ch->id = ++ctx->next_id;
 	ch->since_ns = since_ns < now ? since_ns : now;
 	ch->ceiling_ns = now + ctx->opts.ceiling_ms * 1000000ull;
-	ch->recalled = 0;
+	ch->recalled = !!(ch->can & PL_HAS_WAITED); /* they may be off by now; that it goes on is said */
 	ch->waits_for = NULL;
 	if (ch->on_file && (ch->can & PINL_CAN_BEFORE) && !pl_is_order(ch))
 		ch->can |= PINL_WILL_SAY_DONE;

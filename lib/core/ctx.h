@@ -37,8 +37,10 @@
 #include "os/swap.h"
 #include "os/thread.h"
 
-/* Beside PINL_CAN_* in pinl_change.can: it is in a pl_order; order.h. */
+/* Beside PINL_CAN_* in pinl_change.can. It is in a pl_order; order.h. */
 #define PL_CAN_ORDER 0x100u
+/* It has waited for leases already, of which a process knew that isn't there any more. */
+#define PL_HAS_WAITED 0x200u
 
 #define PL_MAX_SOURCES	8
 #define PL_MAX_DETACHED 8
