@@ -93,6 +93,7 @@ struct held_lease {
 	} of;
 	struct held_lease *ended_next, *end_next;
 	bool ending;	    /* it is in no index any more */
+	bool gone;	    /* `lease` is, or is about to be; server->reaping */
 	struct notice *own; /* where what finds no room is merged; ctx->lock */
 };
 
@@ -164,6 +165,8 @@ struct server {
 	int given;			      /* the service manager's socket; -1: none */
 	int wake;			      /* eventfd: notices have come */
 	LIST_HEAD(, holder) holders, leaving; /* leaving: no connection, may be about to end */
+	pthread_mutex_t reaping;	      /* the next, and their leases' `gone` */
+	LIST_HEAD(, holder) reaped;	      /* the reaper's; their leases are there till it is done */
 	uint64_t since_ns;
 	LIST_HEAD(, request) requests;
 	LIST_HEAD(, watcher) watchers;

@@ -112,6 +112,15 @@ static int holder_drain(void *dev, struct pinl_mapping *m, uint64_t deadline_ns)
 	return err;
 }
 
+static void holder_forget(void *dev, struct pinl_mapping *m)
+{
+	struct server *s = ((struct holder *)dev)->server;
+
+	pthread_mutex_lock(&s->reaping);
+	((struct held_lease *)m->priv)->gone = true;
+	pthread_mutex_unlock(&s->reaping);
+}
+
 const struct pinl_device_ops holder_device_ops = {
 	.size = sizeof(struct pinl_device_ops),
 	.name = "holder",
@@ -119,4 +128,5 @@ const struct pinl_device_ops holder_device_ops = {
 	.map = holder_map,
 	.stop = holder_stop,
 	.drain = holder_drain,
+	.forget = holder_forget,
 };

@@ -286,6 +286,9 @@ void holder_leave(struct holder *h)
 	h->left = h->leases.root && h->pidfd >= 0 && !poll(&p, 1, 0);
 	recall_pass(h);
 	LIST_REMOVE(h, link);
+	pthread_mutex_lock(&s->reaping);
+	LIST_INSERT_HEAD(&s->reaped, h, link);
+	pthread_mutex_unlock(&s->reaping);
 	pthread_mutex_lock(&s->lock);
 	h->reap_next = s->reap;
 	s->reap = h;
@@ -349,6 +352,9 @@ void holder_end(struct holder *h)
 			"within a second: files are no longer guarded for it\n",
 			h->name, h->pid);
 	pinl_device_close(h->device); /* with the leases that are left */
+	pthread_mutex_lock(&h->server->reaping);
+	LIST_REMOVE(h, link);
+	pthread_mutex_unlock(&h->server->reaping);
 	while (h->leases.root)
 		lease_forget(h, (struct held_lease *)h->leases.root);
 	store_drop_holder(&h->server->store, h->stored);

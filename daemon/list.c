@@ -43,7 +43,7 @@ static void describe_recall(const struct held_lease *hl, struct pl_entry_msg *e)
 	e->state = l->state;
 	e->op = PINL_OP_NR;
 	e->deadline_ns = l->state == PINL_NOTICED ? r->deadline_ns : 0;
-	if (l->state == PINL_NOTICED || l->state == PINL_FORCING) {
+	if ((l->state == PINL_NOTICED || l->state == PINL_FORCING) && (r->since_ns || !l->ending)) {
 		e->recall_start = r->va.start;
 		e->recall_end = r->va.end;
 		e->actor_pid = r->actor_pid;
@@ -113,6 +113,8 @@ static int add_all(struct listing *list, const struct holder *of, const struct p
 	for (; n && !err; n = pl_index_next(n, 0, UINTPTR_MAX)) {
 		const struct held_lease *hl = (const struct held_lease *)n;
 
+		if (hl->gone)
+			continue;
 		if (m->file_ino &&
 		    (hl->lease->mem.ino != m->file_ino || hl->lease->mem.dev != m->file_dev))
 			continue;
@@ -153,6 +155,11 @@ int list_begin(struct holder *h, const struct pl_list_msg *m)
 	LIST_FOREACH(of, &h->server->leaving, link) /* one that is stopped may be there for long */
 	if (!err && fits(h, of, m))
 		err = add_all(list, of, m);
+	pthread_mutex_lock(&h->server->reaping);
+	LIST_FOREACH(of, &h->server->reaped, link) /* until their pins are gone, changes wait for them */
+	if (!err && fits(h, of, m))
+		err = add_all(list, of, m);
+	pthread_mutex_unlock(&h->server->reaping);
 	h->listing = list;
 	list_send(h);
 	return err;

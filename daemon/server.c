@@ -101,6 +101,7 @@ static bool end_one(struct server *s, struct holder *h)
 	bool gone = s->stop;
 
 	pthread_mutex_unlock(&s->lock);
+	h->left |= gone; /* nothing is guarded any more, so nobody waits for its device */
 	gone = gone || kill_pins_gone(h);
 	if (gone)
 		holder_end(h);
@@ -209,6 +210,7 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 	s->main = pthread_self();
 	pthread_mutex_init(&s->answers, NULL);
 	pthread_mutex_init(&s->lock, NULL);
+	pthread_mutex_init(&s->reaping, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&s->work, &attr);

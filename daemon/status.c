@@ -43,7 +43,7 @@ static uint32_t after_crash(const struct server *s)
 	return s->store.image ? PL_AFTER_CRASH_CLOSED : PL_AFTER_CRASH_LOST;
 }
 
-static void describe(const struct server *s, union pl_message *m)
+static void describe(struct server *s, union pl_message *m)
 {
 	const struct holder *h;
 
@@ -67,6 +67,10 @@ static void describe(const struct server *s, union pl_message *m)
 	}
 	LIST_FOREACH(h, &s->leaving, link)
 	m->status.holders += h->leases.root != NULL;
+	pthread_mutex_lock(&s->reaping);
+	LIST_FOREACH(h, &s->reaped, link)
+	m->status.holders += h->leases.root != NULL;
+	pthread_mutex_unlock(&s->reaping);
 	count(s, &m->status);
 }
 

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -162,6 +163,30 @@ static void a_holder_that_ends_its_lease_has_answered(void **state)
 		asker_close(&d);
 		finish(&h, &c);
 	}
+}
+
+/* Its ring has a request in flight that nobody ends: it takes a while to see what became of the pins. */
+static void the_leases_of_a_killed_holder_are_listed_until_they_end(void **state)
+{
+	struct lending what = lending_recall(PINL_THEN_FAIL, 60000);
+	uint64_t listed, counted;
+	struct holder h;
+	struct asker c;
+
+	what.uring = what.flight = true;
+	start(&h, &c, &what, patient);
+	kill(h.pid, SIGKILL);
+	assert_int_equal(waitpid(h.pid, NULL, 0), h.pid);
+	do {
+		listed = entry().lease != 0;
+		counted = status().leases;
+		assert_true(listed >= counted);
+	} while (counted);
+	asker_event(&c, PL_EVENT_ENDED);
+	assert_int_equal(status().holders, 0);
+	munmap(h.s, sizeof *h.s);
+	asker_close(&c);
+	arbiter_stop(&a);
 }
 
 /* --------------------------------------------------------------------------------- let go -- */
@@ -446,6 +471,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_the_holder_answers_is_quiesced),
 		cmocka_unit_test(what_is_forced_from_outside_is_said_to_be),
 		cmocka_unit_test(a_holder_that_ends_its_lease_has_answered),
+		cmocka_unit_test(the_leases_of_a_killed_holder_are_listed_until_they_end),
 		cmocka_unit_test(a_stopped_holder_hears_what_it_has_missed),
 		cmocka_unit_test(orphans_last_until_the_device_is_off),
 		cmocka_unit_test(what_was_taken_meanwhile_is_known),

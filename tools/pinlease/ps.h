@@ -16,6 +16,8 @@ struct ps_found {
 int ps_collect(const union pl_message *m, void *found); /* for arbiter_list() */
 const char *ps_policy_words(const struct pl_entry_msg *entry);
 const char *ps_state_words(const struct pl_entry_msg *entry);
+/* Not, although it is being taken, if it just ends. */
+bool ps_is_recalled(const struct pl_entry_msg *entry);
 /* For whom it is recalled, and whether he waits. */
 void ps_actor_words(const struct pl_entry_msg *entry, char *buf, size_t len);
 void ps_print_table(const struct ps_found *found, bool exact);

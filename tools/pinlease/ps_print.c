@@ -27,6 +27,11 @@ const char *ps_state_words(const struct pl_entry_msg *e)
 	return e->state <= PINL_RELEASED ? pinl_state_name(e->state) : "?";
 }
 
+bool ps_is_recalled(const struct pl_entry_msg *e)
+{
+	return (e->state == PINL_NOTICED || e->state == PINL_FORCING) && e->recall_end;
+}
+
 /* What the actor calls itself; "": not known, or gone. */
 static void actor_name(const struct pl_entry_msg *e, char *buf, size_t len)
 {
@@ -69,7 +74,7 @@ static void print_recall(const struct pl_entry_msg *e, bool exact, int width)
 	tool_size_words(e->detached, exact, size, sizeof size);
 	if (e->detached && e->state != PINL_RELEASED)
 		printf("        %s%s of it taken back before\n", size, exact ? " bytes" : "");
-	if (e->state != PINL_NOTICED && e->state != PINL_FORCING)
+	if (!ps_is_recalled(e))
 		return;
 	tool_size_words(e->recall_end - e->recall_start, exact, size, sizeof size);
 	ps_actor_words(e, who, sizeof who);
@@ -165,7 +170,7 @@ static struct json_object *to_json(const struct pl_entry_msg *e)
 	if (e->deadline_ns)
 		add_number(o, "deadline_in_ns",
 			   e->deadline_ns > tool_now() ? e->deadline_ns - tool_now() : 0);
-	if (e->state == PINL_NOTICED || e->state == PINL_FORCING)
+	if (ps_is_recalled(e))
 		add_recall(o, e);
 	json_object_object_add(o, "can_be_forced", json_object_new_boolean(e->forced));
 	return o;

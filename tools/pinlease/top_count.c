@@ -11,18 +11,13 @@ static int order(uint64_t a, uint64_t b)
 	return a < b ? -1 : a > b;
 }
 
-static bool is_recalled(const struct pl_entry_msg *e)
-{
-	return e->state == PINL_NOTICED || e->state == PINL_FORCING;
-}
-
 /* What is being taken has no deadline any more, so it comes first. */
 static int by_urgency(const void *a, const void *b)
 {
 	const struct pl_entry_msg *x = a, *y = b;
 
-	if (is_recalled(x) != is_recalled(y))
-		return is_recalled(x) ? -1 : 1;
+	if (ps_is_recalled(x) != ps_is_recalled(y))
+		return ps_is_recalled(x) ? -1 : 1;
 	return order(x->deadline_ns, y->deadline_ns);
 }
 
@@ -68,7 +63,7 @@ static void add(struct top_group *g, const struct pl_entry_msg *e)
 	g->leases++;
 	g->leased += bytes;
 	g->pinned += e->flags & PINL_PIN ? bytes : 0;
-	g->recalls += is_recalled(e);
+	g->recalls += ps_is_recalled(e);
 	if (e->since_ns < g->oldest_ns)
 		g->oldest_ns = e->since_ns;
 }
@@ -104,7 +99,7 @@ int top_count(struct top_picture *p)
 		return -ENOMEM;
 	}
 	qsort(p->found.entries, n, sizeof *p->found.entries, by_urgency);
-	while (p->n_recalls < n && is_recalled(&p->found.entries[p->n_recalls]))
+	while (p->n_recalls < n && ps_is_recalled(&p->found.entries[p->n_recalls]))
 		p->n_recalls++;
 	for (size_t i = 0; i < n; i++)
 		sorted[i] = &p->found.entries[i];
