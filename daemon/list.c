@@ -42,7 +42,7 @@ static void describe_recall(const struct held_lease *hl, struct pl_entry_msg *e)
 	pthread_mutex_lock(&l->ctx->lock);
 	e->state = l->state;
 	e->op = PINL_OP_NR;
-	e->deadline_ns = l->state == PINL_NOTICED ? r->deadline_ns : 0;
+	e->deadline_ns = l->state == PINL_NOTICED ? pl_foreign_deadline(l) : 0;
 	if ((l->state == PINL_NOTICED || l->state == PINL_FORCING) && (r->since_ns || !l->ending)) {
 		e->recall_start = r->va.start;
 		e->recall_end = r->va.end;

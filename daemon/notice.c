@@ -66,7 +66,7 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell h
 	struct held_lease *hl = l->cookie;
 	struct notice *n = notice_for(hl->holder, hl);
 
-	if (what == PL_TELL_RECALL)
+	if (what == PL_TELL_RECALL && !r->again)
 		share_noticed(hl->holder->user);
 	if (what == PL_TELL_FORCED)
 		hl->holder->server->outside++;

@@ -110,6 +110,25 @@ def command():
             same((words, words in ' '.join(said.split())), (words, True))
 
 
+# ------------------------------------------------------------------------------------------------ in vain
+
+def in_vain():
+    """What can't be forced is told of again, as the same recall; what is left is the time until the actor goes on."""
+    ceiling = 100000 * 1000000
+    before = time.monotonic_ns()
+    with watched(grace_ms=1) as (arbiter, holder, watcher, actor, path):
+        actor.order('truncate', path)
+        first = watcher.until_event(ac.E_NOTICE)[-1]
+        again = watcher.until_event(ac.E_FORCED, ac.E_NOTICE)[-1]
+        same((again.what, again.change), (ac.E_NOTICE, first.change))
+        with arbiter.client() as command:
+            deadline = command.listed(ac.LIST, 0, 0, 0, 0)[0][0][1][21]
+        same((again.deadline_ns, before + 2 * ceiling <= deadline <= first.time_ns + 2 * ceiling), (deadline, True))
+        same(status(arbiter).notices, 1)
+        holder.unlease()
+        same(actor.join(), 0)
+
+
 # ------------------------------------------------------------------------------------------------ unasked
 
 def unasked():
@@ -249,6 +268,7 @@ if __name__ == '__main__':
         ('ended after a force', ended_after_force),
         ('no such outcome', wrong_outcomes),
         ('the commands', command),
+        ('a force in vain', in_vain),
         ('a lease is told with what is off its device', unasked),
         ('that is an answer', unasked_in_a_recall),
         ('that is said over and over', unasked_again),

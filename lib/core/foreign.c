@@ -86,6 +86,13 @@ static void rearm(struct pinl_lease *l)
 		pl_recall_rearm(l, until);
 }
 
+uint64_t pl_foreign_deadline(const struct pinl_lease *l)
+{
+	uint64_t cut = l->recall.ceiling_ns + l->ctx->opts.ceiling_ms * 1000000ull;
+
+	return l->stuck && cut < l->recall.deadline_ns ? cut : l->recall.deadline_ns;
+}
+
 /* ctx->lock held; in state NOTICED. */
 static void answered(struct pinl_lease *l, uint64_t seq, const struct pl_range *va, bool whole,
 		     enum pinl_outcome outcome)

@@ -61,6 +61,10 @@ bool pl_foreign_known(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino);
 int pl_foreign_lease(struct pinl_device *device, const struct pl_foreign *foreign,
 		     struct pinl_lease **lease);
 
+/* In state NOTICED, ctx->lock held: when it will be forced, or, if that has been tried in vain, when who
+ * waits goes on. */
+uint64_t pl_foreign_deadline(const struct pinl_lease *lease);
+
 /* A force is at it, or about to be: its end would take as long. */
 bool pl_foreign_busy(struct pinl_lease *lease);
 

@@ -139,8 +139,9 @@ static void notice(struct pinl_lease *l)
 
 	arm(l);
 	pl_recall_tell(l, &l->recall, PL_TELL_RECALL);
-	l->ctx->counters.notices++;
+	l->ctx->counters.notices += !l->recall.again;
 	pl_event_lease(l, PINL_EV_NOTICE, &l->recall, &ev);
+	ev.deadline_ns = pl_foreign_deadline(l);
 	pl_event_push(l->ctx, &ev);
 }
 
@@ -256,6 +257,7 @@ void pl_recall_apply(struct pinl_lease *l, struct pinl_change *ch, const struct 
  * late has been kept by recall() or late_recall(). */
 void pl_recall_rest(struct pinl_lease *l)
 {
+	uint64_t told = l->stuck ? l->recall.last_id : 0;
 	struct pl_range va;
 	enum pl_effect effect;
 	struct pl_recall r;
@@ -268,6 +270,7 @@ void pl_recall_rest(struct pinl_lease *l)
 		if (!is_recalled(l, pl_recall_ask(l, ch, &effect).action))
 			continue;
 		pl_recall_make(l, ch, &va, effect, &r);
+		r.again = ch->id <= told;
 		recall(l, &r);
 	}
 }
