@@ -78,11 +78,13 @@ struct held_lease {
 	struct ring *_Atomic
 		ring; /* buf is set before; by which it can be taken from outside; NULL: by none */
 	struct pl_outside_buf buf;
-	int stopped;  /* device.c: what has come of stopping it */
-	bool drains;  /* device.c: since then; lease busy, as the next */
-	bool drained; /* it was waited for to the end */
-	bool made;    /* the device has it */
-	bool told;    /* on this connection */
+	int stopped;	 /* device.c: what has come of stopping it */
+	bool drains;	 /* device.c: since then; lease busy, as the next */
+	bool drained;	 /* it was waited for to the end */
+	bool made;	 /* the device has it */
+	bool told;	 /* on this connection */
+	bool shown;	 /* watch.c: to who watches; main loop, as the next */
+	unsigned unseen; /* PINL_OPBIT()s, to be told then */
 	struct stored_lease *stored;
 	uint32_t grace_ms, agent_ms; /* as the holder has said */
 	struct {		     /* for those who watch, when holder and lease are gone */
@@ -295,6 +297,7 @@ void list_free(struct listing *list);
 
 struct listing *list_new(uint64_t serial); /* then list_add(), and into holder->listing */
 int list_add(struct listing *list, const union pl_message *m);
+void list_path(const struct held_lease *hl, char *path, size_t len); /* its end, if it is too long */
 void list_entry(const struct held_lease *hl, union pl_message *m);
 
 /* recall.c: main loop */
@@ -308,7 +311,8 @@ void recall_go_on(struct server *s);
 int watch_begin(struct holder *h, const struct pl_watch_msg *m);
 void watch_send(struct holder *h); /* it takes messages again */
 void watch_gone(struct holder *h);
-void watch_leased(const struct held_lease *hl);
+void watch_leased(struct held_lease *hl);	/* it is whole */
+void watch_ending(const struct held_lease *hl); /* it is there still */
 void watch_ended(struct held_lease *hl, struct server *s);
 void watch_stop(struct server *s);
 

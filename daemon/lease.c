@@ -236,6 +236,7 @@ static int make(struct holder *h, const struct pl_lease_msg *m, int fd,
 	hl->agent_ms = m->agent_ms;
 	holder_copy_text(hl->device, m->device, sizeof hl->device);
 	hl->bytes = m->end - m->start;
+	hl->shown = adopted;
 	hl->of.start = m->start;
 	hl->node.start = m->lease;
 	hl->node.end = m->lease + 1;
@@ -272,6 +273,7 @@ static bool is_same(const struct held_lease *hl, const struct pl_lease_msg *m, i
 
 void lease_end(struct held_lease *hl)
 {
+	watch_ending(hl);
 	if (pl_foreign_busy(hl->lease)) {
 		pl_index_remove(&hl->holder->leases, &hl->node);
 		hl->ending = true;
@@ -285,14 +287,12 @@ void lease_end(struct held_lease *hl)
 static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 {
 	struct held_lease *hl = lease_find(h, m->lease);
-	bool known;
 	int err;
 
 	if (hl && !is_same(hl, m, fd)) {
 		lease_end(hl);
 		hl = NULL;
 	}
-	known = hl;
 	err = hl ? 0 : make(h, m, fd, NULL);
 	if (!err) {
 		hl = lease_find(h, m->lease);
@@ -300,8 +300,6 @@ static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 		if (hl->then == PINL_THEN_KILL) /* it was adopted, and is there still */
 			kill_prepare(h);
 	}
-	if (!err && !known)
-		watch_leased(hl);
 	return holder_reply(h, &m->head, err, err ? 0 : coverage(h->server, &hl->lease->mem));
 }
 
@@ -402,6 +400,7 @@ static int on_handle(struct holder *h, const struct pl_handle_msg *m)
 						   "the memory was taken back while it was being "
 						   "leased; try again"),
 				    0);
+	watch_leased(hl);
 	return holder_reply(h, &m->head, 0, 0);
 }
 

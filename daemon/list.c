@@ -17,8 +17,7 @@ struct listing {
 	union pl_message *entries;
 };
 
-/* The end of it, if it is too long. */
-static void path_of(const struct held_lease *hl, char *path, size_t len)
+void list_path(const struct held_lease *hl, char *path, size_t len)
 {
 	char link[32], full[4096];
 	ssize_t n;
@@ -82,7 +81,7 @@ void list_entry(const struct held_lease *hl, union pl_message *m)
 	e->forced = hl->ring && !pl_outside_why(hl->ring->outside);
 	memcpy(e->device, hl->device, sizeof e->device);
 	memcpy(e->program, hl->holder->name, sizeof e->program);
-	path_of(hl, e->path, sizeof e->path);
+	list_path(hl, e->path, sizeof e->path);
 	e->orphaned = i.orphan_bytes;
 	describe_recall(hl, e);
 }

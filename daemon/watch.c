@@ -121,6 +121,71 @@ static bool is_mappings(const struct pinl_event *ev)
 	       !(PINL_OPS_FILE & PINL_OPBIT(ev->op));
 }
 
+/* About all of it. */
+static struct pinl_event lease_event(struct held_lease *hl, enum pinl_event_type type)
+{
+	return (struct pinl_event){
+		.size = sizeof(struct pinl_event),
+		.type = type,
+		.op = PINL_OP_NR,
+		.cookie = hl,
+		.start = hl->of.start,
+		.end = hl->of.start + hl->bytes,
+		.file_dev = hl->of.dev,
+		.file_ino = hl->of.ino,
+		.file_start = hl->of.offset,
+		.file_end = hl->of.offset + hl->bytes,
+		.bytes = hl->bytes,
+	};
+}
+
+/* That it is leased, and what of it nobody sees. */
+static void show(struct server *s, struct held_lease *hl, bool lives)
+{
+	struct pinl_event ev = lease_event(hl, (enum pinl_event_type)PL_EVENT_LEASED);
+	union pl_message m;
+
+	hl->shown = true;
+	ev.time_ns = pl_clock_ns();
+	describe(&ev, &m);
+	if (lives)
+		list_path(hl, m.event.path, sizeof m.event.path);
+	tell_all(s, &m, hl);
+	ev.type = PINL_EV_DEGRADED;
+	ev.err = -EOPNOTSUPP;
+	for (int op = 0; op < PINL_OP_NR; op++) {
+		if (!(hl->unseen & PINL_OPBIT(op)))
+			continue;
+		ev.op = op;
+		describe(&ev, &m);
+		tell_all(s, &m, hl);
+	}
+}
+
+/* No other thread can end it now. */
+static bool is_in(const struct server *s, const struct held_lease *hl)
+{
+	struct holder *h;
+
+	LIST_FOREACH(h, &s->holders, link)
+	if (h == hl->holder)
+		return lease_find(h, hl->number) == hl;
+	return false;
+}
+
+/* What isn't whole yet is said to be leased when it is, or when something happens to it; what comes to
+ * nothing before that is not mentioned. False: not now. */
+static bool may_tell(struct server *s, struct held_lease *hl, const struct pinl_event *ev)
+{
+	if (hl->shown)
+		return true;
+	if (ev->type == PINL_EV_DEGRADED && !ev->change_id && ev->op < PINL_OP_NR)
+		hl->unseen |= PINL_OPBIT(ev->op);
+	else if (ev->type != (enum pinl_event_type)PL_EVENT_ENDED)
+		show(s, hl, is_in(s, hl));
+	return hl->shown;
+}
+
 static void take(struct server *s, const struct pinl_event *ev)
 {
 	struct watcher *w;
@@ -131,7 +196,7 @@ static void take(struct server *s, const struct pinl_event *ev)
 		lose(w, ev->bytes);
 		return;
 	}
-	if (is_mappings(ev))
+	if (is_mappings(ev) || (ev->cookie && !may_tell(s, ev->cookie, ev)))
 		return;
 	describe(ev, &m);
 	tell_all(s, &m, ev->cookie);
@@ -185,49 +250,31 @@ static int on_events(sd_event_source *source, int fd, uint32_t revents, void *ar
 
 /* ---------------------------------------------------------------------------------------- leases -- */
 
-void watch_leased(const struct held_lease *hl)
+static void catch_up(struct server *s)
+{
+	if (!LIST_EMPTY(&s->watchers))
+		take_events(s, UINT32_MAX);
+}
+
+void watch_leased(struct held_lease *hl)
 {
 	struct server *s = hl->holder->server;
-	struct pl_event_msg *e;
-	union pl_message m, entry;
 
-	if (LIST_EMPTY(&s->watchers))
-		return;
-	take_events(s, UINT32_MAX); /* the number may have been another lease's */
-	list_entry(hl, &entry);
-	pl_message_init(&m, PL_EVENT);
-	e = &m.event;
-	e->what = PL_EVENT_LEASED;
-	e->op = PINL_OP_NR;
-	e->time_ns = pl_clock_ns();
-	e->start = entry.entry.start;
-	e->end = entry.entry.end;
-	e->bytes = hl->bytes;
-	e->file_dev = entry.entry.file_dev;
-	e->file_ino = entry.entry.file_ino;
-	e->file_start = entry.entry.file_offset;
-	e->file_end = e->file_start + hl->bytes;
-	memcpy(e->path, entry.entry.path, sizeof e->path);
-	whose(hl, e);
-	tell_all(s, &m, hl);
+	catch_up(s); /* the number may have been another lease's */
+	if (!hl->shown)
+		show(s, hl, true);
+}
+
+void watch_ending(const struct held_lease *hl)
+{
+	if (!hl->shown)
+		catch_up(hl->holder->server);
 }
 
 /* Any thread. Ends it; the core knows it no more. */
 void watch_ended(struct held_lease *hl, struct server *s)
 {
-	struct pinl_event ev = {
-		.size = sizeof ev,
-		.type = (enum pinl_event_type)PL_EVENT_ENDED,
-		.op = PINL_OP_NR,
-		.cookie = hl,
-		.start = hl->of.start,
-		.end = hl->of.start + hl->bytes,
-		.file_dev = hl->of.dev,
-		.file_ino = hl->of.ino,
-		.file_start = hl->of.offset,
-		.file_end = hl->of.offset + hl->bytes,
-		.bytes = hl->bytes,
-	};
+	struct pinl_event ev = lease_event(hl, (enum pinl_event_type)PL_EVENT_ENDED);
 
 	pthread_mutex_lock(&s->lock);
 	if (s->watched && hl->lease) {

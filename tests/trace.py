@@ -18,6 +18,7 @@ PINLEASED, PINLEASE = sys.argv[1:3]
 del sys.argv[2]
 NOBODY = 65534
 MANY = 3000
+DEGRADED = 9
 
 
 def same(got, expected):
@@ -64,6 +65,43 @@ def a_life():
         same(whats(events), [ac.E_QUIESCED, ac.E_RELEASED, ac.E_ANSWERED, ac.E_ENDED])
         same([(e.lease, e.pid) for e in events], [(1, os.getpid()), (1, os.getpid()), (0, 0), (1, os.getpid())])
         same(events[2].waited_ns > 0, True)
+
+
+def comes_to_nothing():
+    """What its holder couldn't have mapped is not mentioned, but for what has happened to it."""
+    with everybody() as (arbiter, holder, watcher, actor):
+        path = arbiter.file()
+        same(watcher.watch().err, 0)
+        with open(path, 'r+b') as file:
+            for number in (1, 2):
+                same(holder.lease(file.fileno(), number, start=ac.START * number).err, 0)
+            holder.unlease(1)
+            actor.order('truncate', path)
+            notice = holder.notice()
+            holder.unlease(2)
+            same((notice.lease, actor.join()), (2, 0))
+        lease(holder, path, 3)
+        events = watcher.until_event(ac.E_LEASED) + watcher.until_event(ac.E_ENDED)
+        same([(e.what, e.path) for e in events if e.lease == 2 and e.what in (ac.E_LEASED, ac.E_NOTICE)],
+             [(ac.E_LEASED, str(path)), (ac.E_NOTICE, '')])
+        same([e.lease for e in events if e.what in (ac.E_LEASED, ac.E_ENDED)], [2, 2])
+        same(watcher.until_event(ac.E_LEASED)[-1].lease, 3)
+
+
+def weak_from_the_start():
+    """What nobody sees of a lease is said when it is there, not before."""
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as holder, arbiter.client() as watcher, \
+            os.fdopen(os.memfd_create('weak'), 'r+b') as file:
+        same(watcher.watch().err, 0)
+        file.truncate(ac.SIZE)
+        for number in (1, 2):
+            same(holder.lease(file.fileno(), number, start=ac.START * number, policy=ac.KEEP).err, 0)
+        holder.unlease(1)
+        same(holder.handle(2).err, 0)
+        with arbiter.client() as other:
+            same(other.status()[0].leases, 1)
+        events = [watcher.event() for _ in range(2)]
+        same([(e.what, e.lease, e.path) for e in events], [(ac.E_LEASED, 2, '/memfd:weak (deleted)'), (DEGRADED, 2, '')])
 
 
 def ended_by_exit():
@@ -123,7 +161,7 @@ def same_number():
             lease(holder, path)
             for _ in range(20):
                 holder.unlease()
-                same(holder.lease(file.fileno()).err, 0)
+                same((holder.lease(file.fileno()).err, holder.handle().err), (0, 0))
         same([watcher.event().what for _ in range(41)], [ac.E_LEASED] + [ac.E_ENDED, ac.E_LEASED] * 20)
 
 
@@ -156,6 +194,7 @@ def slow_reader():
         with open(path, 'r+b') as file:
             for number in range(1, MANY + 1):
                 same(holder.lease(file.fileno(), number, start=ac.START * number, policy=ac.KEEP).err, 0)
+                same(holder.handle(number).err, 0)
         with arbiter.client() as other:
             same(other.status()[0].events_lost > 0, True)
         got = watcher.until_event(ac.E_DROPPED)
@@ -338,6 +377,8 @@ def command_ends():
 if __name__ == '__main__':
     ac.main([
         ('a lease from its making to its end', a_life),
+        ('a lease that comes to nothing', comes_to_nothing),
+        ('a lease that is weaker from the start', weak_from_the_start),
         ('a lease that its process leaves', ended_by_exit),
         ('refused, forced', others_ways),
         ('by file, by process', filtered),
