@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """usage: given.py PINLEASED PINLEASE - who has no privilege is told what the pinleased that runs gives him, and what it can't know."""
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -81,6 +84,33 @@ def doctor():
         same([gap['reason'] for gap in found['gaps'] if 'files source is missing' in gap['reason']], [])
 
 
+def arbiter_line(path):
+    environment = dict(os.environ, PINLEASE_SOCKET=str(path))
+    result = subprocess.run([PINLEASE, 'sources'], env=environment, capture_output=True, text=True, check=True)
+    return line_of('arbiter', result.stdout.splitlines())
+
+
+def refused():
+    """That a pinleased refuses is said in its words, which have the remedy."""
+    with ac.Arbiter(PINLEASED, '--max-connections', '1') as arbiter, arbiter.client():
+        line = arbiter_line(arbiter.path)
+        same(('refuses: ' in line, 'no more connections of this user; close some' in line), (True, True))
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+        other.bind(directory + '/other')
+        other.listen()
+
+        def be_another_version():
+            client = other.accept()[0]
+            client.recv(4096)
+            client.send(ac.message(ac.REPLY, -errno.EPROTONOSUPPORT, 0, 0, b'install the same release of both'))
+            client.close()
+        thread = threading.Thread(target=be_another_version)
+        thread.start()
+        line = arbiter_line(directory + '/other')
+        thread.join()
+        same((f"{directory}/other refuses: install the same release of both" in line, 'not supported' in line), (True, False))
+
+
 # ---------------------------------------------------------------------------------------------- recalls
 
 def recall(arbiter, *words):
@@ -121,6 +151,7 @@ if __name__ == '__main__':
         ('sources say what pinleased gives', sources),
         ('sources say what pinleased does not give', sources_of_a_powerless_one),
         ('doctor says what pinleased gives', doctor),
+        ('sources say why pinleased gives nothing', refused),
         ('a recall says of what leases pinleased is not told', unknown_leases),
         ('a recall says nothing where it is told of all', known_leases),
     ])

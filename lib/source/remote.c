@@ -409,6 +409,14 @@ static int start_threads(struct pl_remote *s)
 				     "no pinleased at %s; files are watched by this "
 				     "process itself",
 				     s->path);
+	else if (s->start_err && *s->refused)
+		err = pinl_set_error(s->start_err, "pinleased at %s refuses: %s", s->path, s->refused);
+	else if (s->start_err == -EPROTO)
+		err = pinl_set_error(
+			-EPROTO,
+			"what listens at %s isn't this release's pinleased; install the same "
+			"release of both",
+			s->path);
 	else if (s->start_err)
 		err = pinl_set_error(s->start_err, "can't connect to pinleased at %s: %s", s->path,
 				     strerror(-s->start_err));

@@ -131,6 +131,7 @@ struct pl_remote {
 	unsigned let_go;    /* 0, or who was held for a connection before that isn't since lost_ns */
 	bool started, stop;
 	int start_err;
+	char refused[sizeof((struct pl_reply *)0)->text]; /* with that, by pinleased */
 
 	/* The link's own. */
 	int sock;

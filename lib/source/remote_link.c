@@ -28,10 +28,11 @@
 
 /* ------------------------------------------------------------------------------------ connection -- */
 
-static int wait_for_welcome(struct pl_remote *s, uint64_t until)
+/* A refusal may stand behind the end of the connection: then the first look gets only that. */
+static int wait_for_answer(struct pl_remote *s, uint64_t until, union pl_message *m)
 {
 	struct pollfd p = {.fd = s->sock, .events = POLLIN};
-	union pl_message m;
+	bool ended = false, again;
 	const char *why;
 	int fd, err;
 
@@ -39,13 +40,25 @@ static int wait_for_welcome(struct pl_remote *s, uint64_t until)
 		if (pl_clock_ns() > until)
 			return -ETIMEDOUT;
 		poll(&p, 1, 100);
-		err = pl_message_receive(s->sock, &m, &fd, &why);
+		err = pl_message_receive(s->sock, m, &fd, &why);
 		if (fd >= 0)
 			pl_remote_close_fd(fd);
-	} while (err == -EAGAIN);
-	if (!err && m.head.type == PL_REPLY)
+		again = err == -EAGAIN || (err == -EPIPE && !ended);
+		ended = err == -EPIPE;
+	} while (again);
+	return err;
+}
+
+static int wait_for_welcome(struct pl_remote *s, uint64_t until)
+{
+	union pl_message m;
+	int err = wait_for_answer(s, until, &m);
+
+	*s->refused = 0;
+	if (!err && m.head.type == PL_REPLY) {
 		err = m.reply.err ? m.reply.err : -EPROTO;
-	else if (!err && (m.head.type != PL_WELCOME || m.welcome.version != PL_PROTO_VERSION))
+		memcpy(s->refused, m.reply.text, sizeof s->refused);
+	} else if (!err && (m.head.type != PL_WELCOME || m.welcome.version != PL_PROTO_VERSION))
 		err = -EPROTO;
 	if (!err && (m.welcome.boot != s->boot || m.welcome.session != s->session))
 		s->connection++;
@@ -70,7 +83,7 @@ static int hello(struct pl_remote *s, uint64_t until)
 	prctl(PR_GET_NAME, m.hello.name);
 	snprintf(m.hello.name, sizeof m.hello.name, "%s", program_invocation_short_name);
 	err = pl_message_send(s->sock, &m, -1);
-	return err ? err : wait_for_welcome(s, until);
+	return err && err != -EPIPE ? err : wait_for_welcome(s, until); /* it may have said why */
 }
 
 static int make_connection(struct pl_remote *s, uint64_t until)
