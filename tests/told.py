@@ -106,7 +106,7 @@ def command():
             trace.kill()
         same(lines[1], ['forced', 'truncate', 'scratch'])
         said = subprocess.run([PINLEASE, 'status'], env=environment, capture_output=True, text=True, check=True).stdout
-        for words in ('0 quiesced', '1 forced', '0 from outside'):
+        for words in ('0 quiesced', '1 forced (0 from outside)', "0 times a device wasn't known to be off"):
             same((words, words in ' '.join(said.split())), (words, True))
 
 
@@ -143,6 +143,8 @@ def unasked():
         same(entry(arbiter)[0], RELEASED)
         same(actor.do('truncate', path), 0)
         same(len(holder.notices), 0)
+        now = status(arbiter)
+        same((now.notices, now.quiesced, now.forced), (1, 0, 1))
 
 
 def unasked_in_a_recall():
@@ -167,7 +169,8 @@ def unasked_again():
             holder.send(ac.message(ac.RELEASED, 1, 0, 0, 0, 1, 2))
         while entry(arbiter)[0] != RELEASED:
             pass
-        same(status(arbiter).forced, 1)
+        now = status(arbiter)
+        same((now.notices, now.forced), (1, 1))
 
 
 # ------------------------------------------------------------------------------------------------ let go

@@ -148,8 +148,10 @@ int pl_foreign_taken(struct pinl_lease *l, const struct pl_range *va, bool whole
 	} else if (!whole) {
 		taken_in_part(l, va);
 	} else {
-		if (l->state == PINL_ACTIVE && !l->stuck)
+		if (l->state == PINL_ACTIVE && !l->stuck) { /* a recall that began elsewhere */
 			l->recall = (struct pl_recall){.va = {l->m.start, l->m.end}, .op = PINL_OP_NR};
+			l->ctx->counters.notices++;
+		}
 		l->recall.quiesced = true;
 		l->recall.part = false;
 		l->recall.outcome = outcome;

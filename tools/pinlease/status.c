@@ -138,11 +138,13 @@ static void print_totals(const struct found *f, bool exact)
 	put("waiting", "%lu change%s or recall%s held now", (unsigned long)s->held, tool_s(s->held),
 	    tool_s(s->held));
 	put("since start",
-	    "%lu recall%s: %lu quiesced, %lu forced (%lu from outside, %lu not confirmed); %lu change%s "
-	    "refused, %lu went on",
+	    "%lu recall%s: %lu quiesced, %lu forced (%lu from outside); %lu change%s refused, %lu went "
+	    "on; "
+	    "%lu time%s a device wasn't known to be off",
 	    (unsigned long)s->notices, tool_s(s->notices), (unsigned long)s->quiesced,
-	    (unsigned long)s->forced, (unsigned long)s->outside, (unsigned long)s->unconfirmed,
-	    (unsigned long)s->refused, tool_s(s->refused), (unsigned long)s->answered);
+	    (unsigned long)s->forced, (unsigned long)s->outside, (unsigned long)s->refused,
+	    tool_s(s->refused), (unsigned long)s->answered, (unsigned long)s->unconfirmed,
+	    tool_s(s->unconfirmed));
 	put("watchers", "%u, %lu event%s lost", s->watchers, (unsigned long)s->events_lost,
 	    tool_s(s->events_lost));
 	put("ceiling", "%u ms", s->ceiling_ms);
