@@ -116,7 +116,7 @@ def in_vain():
     """What can't be forced is told of again, as the same recall; what is left is the time until the actor goes on."""
     ceiling = 100000 * 1000000
     before = time.monotonic_ns()
-    with watched(grace_ms=1) as (arbiter, holder, watcher, actor, path):
+    with watched('--ceiling', '100000', grace_ms=1) as (arbiter, holder, watcher, actor, path):
         actor.order('truncate', path)
         first = watcher.until_event(ac.E_NOTICE)[-1]
         again = watcher.until_event(ac.E_FORCED, ac.E_NOTICE)[-1]

@@ -198,9 +198,9 @@ def recalls():
     with leased(grace_ms=90000) as (arbiter, holder, paths, actor):
         with Top(arbiter, '--delay', '3600', '--by', 'file') as top:
             top.until('q quit')
+            before = time.monotonic_ns()
             actor.order('truncate', paths[1])
             notice = holder.notice()
-            before = time.monotonic_ns()
             top.press(b' ')
             recall = re.compile(r' 2 +8.0K +(\d+\.\d)s .*file1$')
             (left,) = [float(match[1]) * 1e9 for match in map(recall.search, top.until('RECALLED', '1 now', recall)) if match]
