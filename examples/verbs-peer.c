@@ -154,7 +154,7 @@ static int try_connect(struct side *s, const struct message *other)
 			    .port_num = 1,
 			    .grh = {.dgid = other->gid, .sgid_index = s->gid_index, .hop_limit = 4}}};
 	struct ibv_qp_attr rts = {
-		.qp_state = IBV_QPS_RTS, .timeout = 17, .retry_cnt = 7, .rnr_retry = 6};
+		.qp_state = IBV_QPS_RTS, .timeout = 17, .retry_cnt = 6, .rnr_retry = 6};
 
 	return modify(s, (struct ibv_qp_attr){.qp_state = IBV_QPS_RESET}, 0) &&
 	       modify(s, init, IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS) &&

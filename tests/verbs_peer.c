@@ -174,7 +174,7 @@ static bool to_rts(struct peer *p, const struct peer_name *other)
 		return false;
 	a = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS,
 				 .timeout = p->patience,
-				 .retry_cnt = 7,
+				 .retry_cnt = 6,
 				 .rnr_retry = 6,
 				 .sq_psn = 1,
 				 .max_rd_atomic = 4};

@@ -16,7 +16,7 @@ struct peer {
 	struct ibv_qp *qp;
 	struct ibv_port_attr port;
 	int gid; /* index */
-	/* For an answer, seven times: 17 is half a second, 15 an eighth of one. A busy machine's
+	/* For an answer, six times and one: 17 is half a second, 15 an eighth of one. A busy machine's
 	 * soft-RoCE answers late, which isn't to be taken for an error. Counts when it is connected. */
 	int patience;
 	char *buf;
