@@ -204,8 +204,10 @@ def kernel_logs():
         console = f'[    1.0] pinlease-vm: test a\r\n[    2.0] {line}\r\n'
         same(end(console=console)[0], [f'kernel log: {line} (in: test a)'])
         same(end(console=console, allow=[(re.escape(line), 'known')])[0], [])
-    for line in ('Command line: rcupdate.rcu_cpu_stall_timeout=120', 'RCU CPU stall warnings timeout set to 120', 'debug: all is well'):
+    for line in ('Command line: rcupdate.rcu_cpu_stall_timeout=120', 'RCU CPU stall warnings timeout set to 120', 'debug: all is well',
+                 'rcu: INFO: rcu_preempt self-detected stall on CPU'):  # while it boots
         same(end(console=line)[0], [])
+    same(end(console='BUG: kernel NULL pointer dereference')[0], ['kernel log: BUG: kernel NULL pointer dereference (in: booting)'])
 
 
 def expected():

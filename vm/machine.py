@@ -91,7 +91,7 @@ def command(job, kernel, folder, initrd, kvm):
     accel = ['-accel', 'kvm', '-cpu', 'host'] if kvm else ['-accel', 'tcg,thread=multi', '-cpu', 'max']
     # no_timer_check: a busy machine that emulates fails the kernel's test of its timer, which is deadly where there is an IOMMU.
     append = ' '.join(['console=ttyS0 loglevel=7 panic=-1 printk.devkmsg=on watchdog_thresh=60 no_timer_check',
-                       'rcupdate.rcu_cpu_stall_timeout=120', *job.args])
+                       'rcupdate.rcu_cpu_stall_timeout=300', *job.args])
     return ['setpriv', '--pdeathsig', 'KILL', 'qemu-system-x86_64', '-M', job.machine, *accel, '-m', job.memory,
             '-smp', str(job.cpus), '-nodefaults', '-display', 'none', '-no-reboot', '-serial', f'file:{folder}/console.log',
             '-kernel', str(kernel / 'vmlinuz'), '-initrd', str(initrd), *share('host', '/'), *share('kernel', kernel),
