@@ -435,8 +435,10 @@ def in_one_of(ceilings, function):
     for ceiling in ceilings[:-1]:
         try:
             return function(ceiling)
-        except tree.Failure as failure:
-            print(f'# with a ceiling of {ceiling} ms: {failure}', flush=True)
+        except TimeoutError:
+            raise
+        except (tree.Failure, AssertionError, Gone, OSError) as failure:
+            print(f'# with a ceiling of {ceiling} ms: {failure!r}', flush=True)
     return function(ceilings[-1])
 
 

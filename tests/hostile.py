@@ -508,13 +508,15 @@ def stopped(ceiling):
                 same(client.handle().err, 0)
                 os.kill(os.getpid(), signal.SIGSTOP)
             os._exit(0)
-        same(os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1]), True)
-        actor.order('truncate', path)
-        for _ in range(10):
-            good.is_served()
-        same(actor.join(), 0)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        try:
+            same(os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1]), True)
+            actor.order('truncate', path)
+            for _ in range(10):
+                good.is_served()
+            same(actor.join(), 0)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 TESTS = [
