@@ -140,13 +140,15 @@ static struct pinl_event lease_event(struct held_lease *hl, enum pinl_event_type
 }
 
 /* That it is leased, and what of it nobody sees. */
-static void show(struct server *s, struct held_lease *hl, bool lives)
+static void show(struct server *s, struct held_lease *hl, bool lives, uint64_t when_ns)
 {
 	struct pinl_event ev = lease_event(hl, (enum pinl_event_type)PL_EVENT_LEASED);
 	union pl_message m;
 
 	hl->shown = true;
-	ev.time_ns = pl_clock_ns();
+	if (LIST_EMPTY(&s->watchers))
+		return;
+	ev.time_ns = when_ns;
 	describe(&ev, &m);
 	if (lives)
 		list_path(hl, m.event.path, sizeof m.event.path);
@@ -182,7 +184,7 @@ static bool may_tell(struct server *s, struct held_lease *hl, const struct pinl_
 	if (ev->type == PINL_EV_DEGRADED && !ev->change_id && ev->op < PINL_OP_NR)
 		hl->unseen |= PINL_OPBIT(ev->op);
 	else if (ev->type != (enum pinl_event_type)PL_EVENT_ENDED)
-		show(s, hl, is_in(s, hl));
+		show(s, hl, is_in(s, hl), ev->time_ns);
 	return hl->shown;
 }
 
@@ -262,7 +264,7 @@ void watch_leased(struct held_lease *hl)
 
 	catch_up(s); /* the number may have been another lease's */
 	if (!hl->shown)
-		show(s, hl, true);
+		show(s, hl, true, pl_clock_ns());
 }
 
 void watch_ending(const struct held_lease *hl)

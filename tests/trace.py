@@ -76,6 +76,7 @@ def comes_to_nothing():
             for number in (1, 2):
                 same(holder.lease(file.fileno(), number, start=ac.START * number).err, 0)
             holder.unlease(1)
+            same(holder.handle(1).err, -errno.ENOENT)  # that has been read
             actor.order('truncate', path)
             notice = holder.notice()
             holder.unlease(2)

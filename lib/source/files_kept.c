@@ -67,7 +67,7 @@ static void take_over_held(struct pl_files *s, struct pl_held *h)
 	h->new_size = -1; /* the number is occupied by something else than the file */
 	h->change.source = "files";
 	h->change.newer_than = 0;
-	if (h->state == PL_HELD_ASKED)
+	if (h->state == PL_HELD_ASKED && h->change.recalled)
 		h->change.can |= PL_HAS_WAITED;
 	if (h->state == PL_HELD_DONE || (h->state == PL_HELD_UNSEEN && is_double(s, h)))
 		h->state = PL_HELD_FREE;
