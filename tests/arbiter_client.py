@@ -136,8 +136,11 @@ class Client:
         """(type, serial, fields) of the next message."""
         try:
             packet = self.sock.recv(4096)
-        except ConnectionResetError as error:
-            raise Gone from error
+        except ConnectionResetError as error:  # once, and before what has come till then
+            try:
+                packet = self.sock.recv(4096)
+            except ConnectionResetError:
+                raise Gone from error
         if not packet:
             raise Gone
         size, kind, flags, serial = HEAD.unpack_from(packet)
