@@ -105,7 +105,7 @@ struct notice {
 	struct held_lease *hl; /* NULL: free */
 	enum pl_notice_what what;
 	const char *source;
-	uint64_t seq, deadline_ns, since_ns, gone_ns, force_ns;
+	uint64_t seq, deadline_ns, since_ns, gone_ns, force_ns, taken_ns;
 	struct pl_range va;
 	enum pinl_op op;
 	unsigned also;

@@ -59,6 +59,17 @@ static void gone(struct held_lease *hl, struct notice *n)
 	atomic_store(&hl->holder->server->cut, true);
 }
 
+/* Also for the recall that waits here to be told: who hears of that is not to force anything. */
+static void taken(struct held_lease *hl, struct notice *forced, uint64_t when_ns)
+{
+	struct notice *pool = hl->holder->pool;
+
+	forced->taken_ns = when_ns;
+	for (int i = 0; i < NOTICES; i++)
+		if (pool[i].hl == hl && pool[i].what == PL_NOTICE_RECALL)
+			pool[i].taken_ns = when_ns;
+}
+
 /* ctx->lock held, by the core. */
 static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell how)
 {
@@ -82,6 +93,8 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell h
 	}
 	if (how == PL_TELL_GONE)
 		gone(hl, n);
+	if (what == PL_TELL_FORCED)
+		taken(hl, n, l->taken_ns);
 	n->op = r->op;
 	n->also = r->also;
 	n->actor_pid = r->actor_pid;
@@ -109,6 +122,7 @@ static void describe_notice(const struct notice *n, union pl_message *m)
 	m->notice.since_ns = n->since_ns;
 	m->notice.gone_ns = n->gone_ns;
 	m->notice.force_ns = n->force_ns;
+	m->notice.taken_ns = n->taken_ns;
 }
 
 /* ctx->lock held */

@@ -228,6 +228,7 @@ struct pl_notice_msg {
 	uint64_t since_ns; /* recall: the actor waits; these three: CLOCK_MONOTONIC */
 	uint64_t gone_ns;  /* the actor has waited for the lease, and was let go then; 0: wasn't */
 	uint64_t force_ns; /* of no operation: when the holder's library forces; else 0 */
+	uint64_t taken_ns; /* all of the lease was taken from outside then; 0: it wasn't */
 };
 
 struct pl_entry_msg {

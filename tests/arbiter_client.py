@@ -49,7 +49,7 @@ BODY = {
     TRUNCATE_FILE: struct.Struct('=QqqIi'),
     CHANGED: struct.Struct('=QiI'),
     REPLY: struct.Struct('=iIQ216s'),
-    NOTICE: struct.Struct('=QQQQQIIIii12sQQQ'),
+    NOTICE: struct.Struct('=QQQQQIIIii12sQQQQ'),
 }
 # What commands ask, and are told.
 LIST, RECALL_LEASES, WATCH, ASK_STATUS = range(7, 11)
@@ -90,7 +90,8 @@ Status = collections.namedtuple('Status', 'version pid ceiling_ms boot since_ns 
                                 'holders watchers leases bytes held notices quiesced forced refused answered unconfirmed events_lost '
                                  'outside hold_ms max_notices may_kill after_crash')
 User = collections.namedtuple('User', 'uid connections leases bytes hold_ns notices')
-Notice = collections.namedtuple('Notice', 'lease seq start end deadline_ns what op also pid tid source since_ns gone_ns force_ns')
+Notice = collections.namedtuple('Notice', 'lease seq start end deadline_ns what op also pid tid source since_ns gone_ns force_ns '
+                                'taken_ns')
 
 
 class Gone(Exception):

@@ -57,7 +57,7 @@ static struct pl_entry_msg entry(void)
 	return e;
 }
 
-static uint64_t now(void)
+static uint64_t now_ns(void)
 {
 	struct timespec t;
 
@@ -348,7 +348,7 @@ static void nobody_has_waited_for_a_pinleased_that_is_gone(void **state)
 	struct pinl_event *answered;
 	struct holder h;
 	struct asker c;
-	uint64_t waited, began = now();
+	uint64_t waited, began = now_ns();
 
 	restart_in_a_recall(&h, &c, 60000);
 	usleep(500000 +
@@ -443,6 +443,86 @@ static void who_waits_over_a_restart_has_waited_all_the_time(void **state)
 	a.kept = false;
 }
 
+/* ------------------------------------------------------------------ forced while it is stopped -- */
+
+static const enum pinl_then moving[] = {PINL_THEN_SCRATCH, PINL_THEN_COPY};
+
+/* Its library can only learn of it, when it moves again. */
+static void has_been_forced_once(struct holder *h)
+{
+	kill(h->pid, SIGCONT);
+	holder_wait(h, PINL_EV_RELEASED, 1);
+	holder_wait(h, PINL_EV_ANSWERED, 1);
+	h->s->leave = 1;
+	while (h->s->leave)
+		usleep(1000);
+	assert_int_equal(h->s->events[PINL_EV_NOTICE], 1);
+	assert_int_equal(h->s->events[PINL_EV_FORCED], 1);
+	assert_int_equal(h->s->last[PINL_EV_FORCED].outcome, PINL_OUT_FAIL);
+	assert_int_equal(h->s->last[PINL_EV_FORCED].err, -EOPNOTSUPP);
+	assert_int_equal(h->s->events[PINL_EV_ANSWERED], 1);
+}
+
+static void who_waits_for_a_stopped_holder_waits_until_the_force(void **state)
+{
+	struct pl_event_msg e;
+	struct holder h;
+	struct asker c;
+	struct actor t;
+
+	for (int i = 0; i < 2; i++) {
+		struct lending what = lending_recall(moving[i], 50);
+
+		what.uring = true;
+		start(&h, &c, &what, patient);
+		holder_stop(&h);
+		actor_start(&t, &a);
+		e = asker_event(&c, PINL_EV_ANSWERED);
+		assert_int_equal(actor_join(&t), 0);
+		status(); /* the notice has been sent when this is answered */
+		has_been_forced_once(&h);
+		assert_true(h.s->last[PINL_EV_ANSWERED].waited_ns <= e.waited_ns);
+		assert_true(h.s->last[PINL_EV_ANSWERED].waited_ns >= 50000000);
+		finish(&h, &c);
+	}
+}
+
+/* The notice of the first pinleased is still in the old connection, and overdue. */
+static void what_the_next_pinleased_has_forced_is_not_forced_again(void **state)
+{
+	static const char *const soon[] = {"--ceiling", "50", NULL};
+	struct pl_event_msg notice;
+	struct holder h;
+	struct asker c;
+	struct actor t;
+	uint64_t held;
+
+	a.kept = true;
+	for (int i = 0; i < 2; i++) {
+		struct lending what = lending_recall(moving[i], 1000);
+
+		what.uring = true;
+		start(&h, &c, &what, patient);
+		holder_stop(&h);
+		held = now_ns();
+		actor_start(&t, &a);
+		notice = asker_event(&c, PINL_EV_NOTICE);
+		status();
+		asker_close(&c);
+		arbiter_kill(&a);
+		arbiter_restart(&a, soon);
+		assert_int_equal(actor_join(&t), 0);
+		held = now_ns() - held;
+		asker_open(&c, &a);
+		while (now_ns() <= notice.deadline_ns)
+			usleep(1000);
+		has_been_forced_once(&h);
+		assert_true(h.s->last[PINL_EV_ANSWERED].waited_ns <= held);
+		finish(&h, &c);
+	}
+	a.kept = false;
+}
+
 /* ------------------------------------------------------------------------------------- grace -- */
 
 /* Half of it, where the ceiling leaves no more than the library wants for itself. */
@@ -481,6 +561,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_was_taken_meanwhile_is_known_where_all_is_kept),
 		cmocka_unit_test(who_has_all_connections_he_may_have_comes_back),
 		cmocka_unit_test(who_waits_over_a_restart_has_waited_all_the_time),
+		cmocka_unit_test(who_waits_for_a_stopped_holder_waits_until_the_force),
+		cmocka_unit_test(what_the_next_pinleased_has_forced_is_not_forced_again),
 		cmocka_unit_test(a_low_ceiling_leaves_some_grace),
 	};
 

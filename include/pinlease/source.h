@@ -69,6 +69,10 @@ struct pinl_change {
 	/* Set by the source: no grace lasts longer than until this (CLOCK_MONOTONIC), as it then does
 	 * something itself; 0: as long as it is. */
 	uint64_t force_by_ns;
+
+	/* Set by the source: since when nobody waits for it any more, though leases are to be taken back
+	 * for it; 0: somebody does, or it can't be held. */
+	uint64_t over_ns;
 };
 
 struct pinl_source_ops {

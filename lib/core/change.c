@@ -168,7 +168,7 @@ static void let_go(struct pinl_ctx *ctx, struct pinl_change *ch, struct pinl_cha
 		for_each_lease(l, ctx, ch) for (int i = 0; i < l->n_detached; i++)
 			pl_recall_detached(l, ch, &l->detached[i]);
 	if (ch->recalled && !pl_is_order(ch)) /* by an order nothing changes */
-		answered_event(ctx, ch, pl_clock_ns());
+		answered_event(ctx, ch, ch->over_ns ? ch->over_ns : pl_clock_ns());
 	pl_gate_add(ctx, ch);
 	ch->next = *answered;
 	*answered = ch;

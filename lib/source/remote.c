@@ -447,6 +447,7 @@ static void init(struct pl_remote *s, struct pinl_ctx *ctx)
 	s->asks_tail = &s->asks;
 	s->untold = UINT64_MAX;
 	s->unguarded = s->unseen = UINT64_MAX;
+	s->got_tail = &s->got;
 	s->reports_tail = &s->reports;
 	s->answers_tail = &s->answers;
 	s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -4,7 +4,8 @@
  * the core calls, remote_link.c the thread that talks to the arbiter (the link), remote_send.c what it
  * says, remote_report.c the thread that calls the core for it.
  *
- *	pinleased -> link -> reports -> reporter -> core -> answer() -> answers -> link -> pinleased
+ *	pinleased -> link -> got -> reports -> reporter -> core -> answer() -> answers -> link ->
+ *pinleased
  *
  * The link has a descriptor table of its own, so that no child inherits the connection, which would keep
  * the holder alive for the arbiter, and so that it can open the leased files to show them without
@@ -48,6 +49,7 @@ struct pl_remote_notice {
 	enum pinl_outcome outcome;
 	uint64_t since_ns;   /* the actor waits */
 	uint64_t gone_ns;    /* and was let go then; 0: wasn't */
+	uint64_t over_ns;    /* recall: since then he waits no more, for whatever reason; 0: he may */
 	unsigned connection; /* it came by; the answer to it goes nowhere else */
 };
 
@@ -135,9 +137,11 @@ struct pl_remote {
 
 	/* The link's own. */
 	int sock;
-	unsigned connection;	/* the same one to the same arbiter counts as one */
-	unsigned connections;	/* that there have been */
-	unsigned unanswered;	/* leases and handles told again */
+	struct pl_remote_notice *got, **got_tail; /* and not with the reporter yet */
+	struct pl_remote_notice *stale; /* recalls of before, that the resumed session tells of again */
+	unsigned connection;		/* the same one to the same arbiter counts as one */
+	unsigned connections;		/* that there have been */
+	unsigned unanswered;		/* leases and handles told again */
 	uint64_t answered;	/* a lease told again that got a reply: they come in that order */
 	bool resumed;		/* the arbiter knows the leases of before */
 	bool missing;		/* but not all, so they are told in full after ALL_TOLD */

@@ -175,7 +175,7 @@ static bool is_earlier(const struct pinl_change *ch, void *arg)
 	struct past *p = arg;
 	const struct pl_remote_notice *n = ours(p, ch);
 
-	if (!n || n->connection == p->connection)
+	if (!n || n->connection == p->connection || ch->over_ns)
 		return false;
 	p->lease = n->lease;
 	p->va = n->va;
