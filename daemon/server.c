@@ -267,9 +267,20 @@ static void say_end(const struct server *s)
 			s_of(n));
 }
 
+/* While there are connections. */
+static void tell_of_end(struct server *s)
+{
+	struct holder *h;
+
+	pl_foreign_let_go(s->ctx);
+	LIST_FOREACH(h, &s->holders, link)
+	holder_send_notices(h);
+}
+
 /* Whoever waits is let go: the files source answers all before it ends. */
 void server_free(struct server *s)
 {
+	tell_of_end(s);
 	say_end(s);
 	s->ends = true;
 	while (!LIST_EMPTY(&s->holders))

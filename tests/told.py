@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -216,6 +217,17 @@ def let_go_in_part():
         same(entry(arbiter), (ACTIVE, ac.SIZE // 2, 0))
 
 
+def let_go_at_the_end():
+    """So it is when pinleased ends, as nobody keeps who waits."""
+    with watched(flags=ac.PINNED | ac.WRITE) as (arbiter, holder, _, actor, path):
+        actor.order('truncate', path)
+        notice = holder.notice()
+        arbiter.process.send_signal(signal.SIGTERM)
+        last = holder.notice()
+        same((last.what, last.seq, last.since_ns, last.gone_ns > notice.since_ns), (ac.LOST, notice.seq, notice.since_ns, True))
+        same(actor.join(), 0)
+
+
 def not_pinned():
     """An on-demand device has no page that the file has let go."""
     with watched('--ceiling', '100') as (arbiter, holder, watcher, actor, path):
@@ -277,6 +289,7 @@ if __name__ == '__main__':
         ('that is said over and over', unasked_again),
         ('a change is let go', let_go),
         ('a change of a part is let go', let_go_in_part),
+        ('pinleased ends in a recall', let_go_at_the_end),
         ('no orphans without pins', not_pinned),
         ('what the journal has', log),
         ("the library's own deadline", own_deadline),

@@ -250,6 +250,17 @@ static void cut_foreign(struct pinl_ctx *ctx, struct pinl_change *ch)
 	}
 }
 
+void pl_foreign_let_go(struct pinl_ctx *ctx)
+{
+	pthread_mutex_lock(&ctx->lock);
+	for (struct pinl_change *ch = ctx->held; ch; ch = ch->next)
+		if (!pl_is_order(ch) && ch->recalled) {
+			cut_foreign(ctx, ch);
+			pinl_change_cut(ctx, ch);
+		}
+	pthread_mutex_unlock(&ctx->lock);
+}
+
 /* I2 is bounded even where a backend hangs: the ceiling and one grace, then the actor goes on. */
 uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered)
 {
