@@ -102,8 +102,28 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell h
 	pl_wake(hl->holder->server->wake);
 }
 
-const struct pl_foreign_ops holder_foreign_ops = {
-	.tell = tell, .grace = share_grace, .held = share_held, .drained = holder_drained};
+/* The same holds. */
+static void orphan(struct pinl_lease *l, const struct pl_recall *lost, uint64_t since_ns)
+{
+	const struct held_lease *hl = l->cookie;
+	struct pl_foreign_orphan o;
+
+	if (!hl->stored)
+		return;
+	if (lost)
+		o = (struct pl_foreign_orphan){.start = lost->va.start,
+					       .end = lost->va.end,
+					       .since_ns = since_ns,
+					       .op = lost->op,
+					       .actor_pid = lost->actor_pid};
+	store_orphan(hl->stored, lost ? &o : NULL);
+}
+
+const struct pl_foreign_ops holder_foreign_ops = {.tell = tell,
+						  .grace = share_grace,
+						  .held = share_held,
+						  .orphan = orphan,
+						  .drained = holder_drained};
 
 static void describe_notice(const struct notice *n, union pl_message *m)
 {

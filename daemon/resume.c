@@ -226,6 +226,8 @@ static int adopt_lease(struct holder *h, struct stored_lease *l)
 	hl = lease_find(h, l->msg.lease);
 	if (l->handle.head.type)
 		lease_take_handle(hl, &l->handle);
+	for (uint32_t i = 0; i < l->n_orphans && i < STORE_ORPHANS; i++)
+		pl_foreign_is_orphan(hl->lease, &l->orphans[i]);
 	if (l->state == STORED_TAKEN)
 		take_again(h->server, hl);
 	return 0;

@@ -336,6 +336,31 @@ struct stored_lease *store_lease(struct store *st, const struct stored_holder *o
 	return l;
 }
 
+static void widen(struct pl_foreign_orphan *o, const struct pl_foreign_orphan *more)
+{
+	o->start = more->start < o->start ? more->start : o->start;
+	o->end = more->end > o->end ? more->end : o->end;
+}
+
+void store_orphan(struct stored_lease *l, const struct pl_foreign_orphan *o)
+{
+	uint32_t n = l->n_orphans;
+
+	if (!o) {
+		l->n_orphans = 0;
+		return;
+	}
+	for (uint32_t i = 0; i < n; i++)
+		if (l->orphans[i].start <= o->start && l->orphans[i].end >= o->end)
+			return;
+	if (n == STORE_ORPHANS) {
+		widen(&l->orphans[n - 1], o);
+		return;
+	}
+	l->orphans[n] = *o;
+	__atomic_store_n(&l->n_orphans, n + 1, __ATOMIC_RELEASE);
+}
+
 void store_drop_holder(struct store *st, struct stored_holder *h)
 {
 	if (!h)

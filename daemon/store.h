@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "core/foreign.h"
 #include "proto/messages.h"
 #include "source/files.h"
 
@@ -33,6 +34,8 @@ enum stored_state {
 	STORED_TAKEN /* a force has begun: it may be over */
 };
 
+#define STORE_ORPHANS 4
+
 struct stored_lease {
 	uint32_t state;
 	uint32_t holder;
@@ -40,6 +43,8 @@ struct stored_lease {
 	int64_t fs_magic;
 	struct pl_lease_msg msg;
 	struct pl_handle_msg handle; /* its lease 0: none */
+	uint32_t n_orphans, unused;
+	struct pl_foreign_orphan orphans[STORE_ORPHANS]; /* if there are more, the last covers them */
 };
 
 struct store_image {
@@ -84,6 +89,8 @@ struct process_seen process_look(pid_t pid);
 struct stored_holder *store_holder(struct store *st, const struct stored_holder *what);
 struct stored_lease *store_lease(struct store *st, const struct stored_holder *of,
 				 const struct pl_lease_msg *msg, const struct pinl_memory *mem);
+/* NULL: it has none any more. ctx->lock keeps callers apart. */
+void store_orphan(struct stored_lease *l, const struct pl_foreign_orphan *orphan);
 void store_drop_holder(struct store *st, struct stored_holder *h);
 void store_drop_lease(struct store *st, struct stored_lease *l);
 

@@ -105,6 +105,10 @@ static void held(struct pinl_lease *l, uint64_t since)
 {
 }
 
+static void orphan(struct pinl_lease *l, const struct pl_recall *lost, uint64_t since_ns)
+{
+}
+
 static int drained(struct pinl_lease *l, uint64_t deadline_ns)
 {
 	struct hung *h = l->dm.priv;
@@ -121,7 +125,7 @@ static int drained(struct pinl_lease *l, uint64_t deadline_ns)
 }
 
 static const struct pl_foreign_ops foreign_ops = {
-	.tell = tell, .grace = no_grace, .held = held, .drained = drained};
+	.tell = tell, .grace = no_grace, .held = held, .orphan = orphan, .drained = drained};
 
 static void scene_open(struct scene *s)
 {

@@ -253,6 +253,58 @@ static void orphans_last_until_the_device_is_off(void **state)
 	finish(&h, &c);
 }
 
+/* How long it was one is known, as is what it was; not what was written there. */
+static void a_holder_says_of_an_orphan_what_it_knows(void **state)
+{
+	unsigned counts[64] = {0};
+	const struct pinl_event *end;
+	struct holder h;
+	struct asker c;
+	uint64_t since;
+
+	stop_through_a_change(&h, &c, PINL_THEN_FAIL, counts);
+	since = now_ns();
+	usleep(100000);
+	since = now_ns() - since;
+	kill(h.pid, SIGCONT);
+	holder_wait(&h, PINL_EV_ORPHAN_END, 1);
+	end = &h.s->last[PINL_EV_ORPHAN_END];
+	assert_int_equal(end->err, -EOPNOTSUPP);
+	assert_true(end->waited_ns >= since);
+	finish(&h, &c);
+}
+
+static void orphans_last_over_a_restart(void **state)
+{
+	unsigned counts[64] = {0};
+	struct pl_event_msg e;
+	struct holder h;
+	struct asker c;
+	uint64_t since;
+
+	a.kept = true;
+	stop_through_a_change(&h, &c, PINL_THEN_FAIL, counts);
+	since = now_ns();
+	asker_close(&c);
+	arbiter_kill(&a);
+	arbiter_restart(&a, patient);
+	asker_open(&c, &a);
+	asker_watch(&c);
+	while (entry().orphaned != SIZE)
+		usleep(1000);
+	assert_int_not_equal(entry().state, PINL_RELEASED);
+	since = now_ns() - since;
+	kill(h.pid, SIGCONT);
+	e = asker_event(&c, PINL_EV_ORPHAN_END);
+	assert_int_equal(e.bytes, 0);
+	assert_int_equal(e.err, -EOPNOTSUPP);
+	assert_true(e.waited_ns >= since);
+	while (entry().orphaned)
+		usleep(1000);
+	finish(&h, &c);
+	a.kept = false;
+}
+
 /* ------------------------------------------------------------------------- while nobody was there -- */
 
 /* By who makes the file so small. */
@@ -595,6 +647,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(the_leases_of_a_killed_holder_are_listed_until_they_end),
 		cmocka_unit_test(a_stopped_holder_hears_what_it_has_missed),
 		cmocka_unit_test(orphans_last_until_the_device_is_off),
+		cmocka_unit_test(a_holder_says_of_an_orphan_what_it_knows),
+		cmocka_unit_test(orphans_last_over_a_restart),
 		cmocka_unit_test(what_was_taken_meanwhile_is_known),
 		cmocka_unit_test(parts_that_were_taken_meanwhile_are_known),
 		cmocka_unit_test(what_is_taken_afterwards_is_known),

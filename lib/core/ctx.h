@@ -103,7 +103,7 @@ struct pl_orphan {
 	enum pinl_op op;
 	uint64_t since_ns;
 	pid_t actor;
-	void *baseline; /* their content when found; NULL: the device can't be read */
+	void *baseline; /* their content when found; NULL: that isn't known */
 };
 
 struct pl_recall {
@@ -122,6 +122,7 @@ struct pl_recall {
 	uint64_t since_ns;			  /* a change waits for it since then */
 	uint64_t ceiling_ns;			  /* of the first: no answer moves the deadline beyond */
 	uint64_t force_ns;			  /* by an order: when its holder's library forces */
+	uint64_t lost_ns;			  /* heard of late: the pages went then; else 0 */
 	pid_t actor_pid, actor_tid;
 	const char *source;
 };

@@ -34,6 +34,19 @@ static void fill_memory(struct pinl_lease *l, const struct pl_foreign *f)
 	l->resumed = f->resumed;
 }
 
+void pl_foreign_is_orphan(struct pinl_lease *l, const struct pl_foreign_orphan *o)
+{
+	struct pl_recall lost = {.va = {o->start, o->end},
+				 .op = o->op,
+				 .lost_ns = o->since_ns,
+				 .actor_pid = o->actor_pid,
+				 .source = "restart"};
+
+	pthread_mutex_lock(&l->ctx->lock);
+	pl_lost_add(l, &lost);
+	pthread_mutex_unlock(&l->ctx->lock);
+}
+
 bool pl_foreign_known(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino)
 {
 	struct pl_inode *i;

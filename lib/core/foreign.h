@@ -30,6 +30,9 @@ struct pl_foreign_ops {
 	uint64_t (*grace)(struct pinl_lease *lease, uint64_t now_ns);
 	void (*held)(struct pinl_lease *lease, uint64_t since_ns);
 
+	/* Some of it is an orphan since then; NULL: nothing of it any more. The same holds. */
+	void (*orphan)(struct pinl_lease *lease, const struct pl_recall *lost, uint64_t since_ns);
+
 	/* After the device's stop() for a force: -EAGAIN while drain() would have to wait for it, though
 	 * no longer than till then. Worker, the lease busy, no lock. */
 	int (*drained)(struct pinl_lease *lease, uint64_t deadline_ns);
@@ -53,6 +56,14 @@ struct pl_foreign {
 
 /* From now on what is leased to the device is its holder's. */
 void pl_device_foreign(struct pinl_device *device, const struct pl_foreign_ops *ops);
+
+/* It has been an orphan since then, as an earlier process has found. */
+struct pl_foreign_orphan {
+	uint64_t start, end, since_ns;
+	uint32_t op;
+	int32_t actor_pid;
+};
+void pl_foreign_is_orphan(struct pinl_lease *lease, const struct pl_foreign_orphan *orphan);
 
 /* Has the file leases? */
 bool pl_foreign_known(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino);

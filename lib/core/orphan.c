@@ -16,7 +16,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include "core/ctx.h"
+#include "core/foreign.h"
 
 #define STEP  (64ul << 10)
 #define BLOCK 512ul
@@ -70,7 +70,20 @@ static void pool_free(struct pl_pool *p)
 	}
 }
 
-/* NULL: no memory. Without a baseline the device can't be read. */
+/* What the device wrote before it was heard of is not known, so of what is heard of late nothing is. */
+static bool is_baseline(struct pinl_lease *l, const struct pl_recall *lost, size_t off, void *to)
+{
+	size_t len = lost->va.end - lost->va.start;
+
+	return !lost->lost_ns && !l->dev->ops.read(l->dev->priv, &l->dm, off, len, to);
+}
+
+static uint64_t since(const struct pl_recall *lost)
+{
+	return lost->lost_ns ? lost->lost_ns : pl_clock_ns();
+}
+
+/* NULL: no memory. */
 static struct pl_orphan *record(struct pinl_lease *l, const struct pl_recall *lost)
 {
 	size_t len = lost->va.end - lost->va.start, off = lost->va.start - l->m.start;
@@ -81,10 +94,10 @@ static struct pl_orphan *record(struct pinl_lease *l, const struct pl_recall *lo
 	*o = (struct pl_orphan){.node = {.start = lost->va.start, .end = lost->va.end},
 				.va = lost->va,
 				.op = lost->op,
-				.since_ns = pl_clock_ns(),
+				.since_ns = since(lost),
 				.actor = lost->actor_pid,
 				.baseline = o + 1};
-	if (l->dev->ops.read(l->dev->priv, &l->dm, off, len, o->baseline))
+	if (!is_baseline(l, lost, off, o->baseline))
 		o->baseline = NULL;
 	return o;
 }
@@ -111,7 +124,7 @@ static void unrecorded(struct pinl_lease *l, const struct pl_recall *lost)
 
 	if (o->va.start == o->va.end)
 		*o = (struct pl_orphan){
-			.op = lost->op, .since_ns = pl_clock_ns(), .actor = lost->actor_pid};
+			.op = lost->op, .since_ns = since(lost), .actor = lost->actor_pid};
 	pl_range_widen(&o->va, &lost->va);
 }
 
@@ -133,14 +146,32 @@ static void begin(struct pinl_lease *l, const struct pl_recall *lost)
 	ctx->counters.orphans++;
 	ctx->counters.orphan_bytes += lost->va.end - lost->va.start;
 	l->orphan_bytes += lost->va.end - lost->va.start;
+	if (l->dev->foreign)
+		l->dev->foreign->orphan(l, lost, since(lost));
 	pthread_mutex_unlock(&ctx->lock);
 	pl_event_push(ctx, &ev);
+}
+
+/* What of it is known is older than was known. */
+static void predate(struct pinl_lease *l, const struct pl_recall *lost)
+{
+	struct pl_node *n = pl_index_first(&l->known, lost->va.start, lost->va.end);
+
+	for (; lost->lost_ns && n; n = pl_index_next(n, lost->va.start, lost->va.end)) {
+		struct pl_orphan *o = (struct pl_orphan *)n;
+
+		if (o->since_ns > lost->lost_ns) {
+			o->since_ns = lost->lost_ns;
+			o->baseline = NULL;
+		}
+	}
 }
 
 void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
 {
 	struct pl_recall lost = *given;
 
+	predate(l, given);
 	if (l->stage && (lost.op == PINL_OP_COLLAPSE || lost.op == PINL_OP_INSERT))
 		pl_stage_cut(l->stage, lost.va.start - l->m.start, lost.va.end - lost.va.start);
 	while (first_unknown(l, &lost.va)) {
@@ -306,6 +337,8 @@ void pl_orphan_end(struct pinl_lease *l)
 	l->known.root = NULL;
 	l->pool = NULL;
 	l->unrecorded.va = (struct pl_range){0, 0};
+	if (l->dev->foreign && l->orphan_bytes)
+		l->dev->foreign->orphan(l, NULL, 0);
 	l->orphan_bytes = 0;
 	pthread_mutex_unlock(&l->ctx->lock);
 	room = list ? pl_buffer(STEP) : NULL;

@@ -98,6 +98,7 @@ static void lost(const struct past *p, struct pinl_lease *l, const struct pl_ran
 
 	ch.can = PINL_CAN_TELL;
 	pl_recall_make(l, &ch, live ? va : &p->va, PL_NO_EFFECT, &r);
+	r.lost_ns = p->when_ns;
 	if (live)
 		pl_lost_add(l, &r);
 	else
