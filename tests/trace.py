@@ -345,6 +345,34 @@ def command_json():
             same(json.loads(process.stdout.readline())['outcome'], 'quiesced')
 
 
+def command_orphans():
+    """What was written to an orphan is not known here, and nothing else is said."""
+    with everybody('--ceiling', '100') as (arbiter, holder, watcher, actor):
+        path = arbiter.file()
+        lease(holder, path, flags=ac.PINNED | ac.WRITE)
+        with running(arbiter) as text, running(arbiter, '--json') as process:
+            while watcher.status()[0].watchers < 2:
+                pass
+            same(watcher.watch().err, 0)
+            text.stdout.readline()
+            same(actor.do('truncate', path), 0)
+            last = holder.notice()
+            while last.what != ac.LOST:
+                last = holder.notice()
+            watcher.until_event(ac.E_ORPHAN)
+            while watcher.until_event(ac.E_FORCED)[-1].err != -errno.EOPNOTSUPP:
+                pass
+            holder.released(last, whole=1)
+            event = json.loads(process.stdout.readline())
+            while event['event'] != 'orphan end':
+                event = json.loads(process.stdout.readline())
+            same((event['bytes'], event['error'], event['waited_ns'] > 0), (None, 'EOPNOTSUPP', True))
+            line = text.stdout.readline()
+            while 'orphan end' not in line:
+                line = text.stdout.readline()
+            same(line.split()[3:9], ['orphan', 'end', 'truncate', '?', 'written', '64K'])
+
+
 def command_wrong():
     with ac.Arbiter(PINLEASED) as arbiter:
         for arguments, because in ((['--pid', '-1'], 'no process'), (['--file', '/nonexistent'], 'No such'), (['x'], '"x"')):
@@ -390,6 +418,7 @@ if __name__ == '__main__':
         ("others' leases are not seen", others_leases),
         ('the command', command),
         ('the command, JSON', command_json),
+        ('the command and orphans', command_orphans),
         ('the command, a change that goes on', command_goes_on),
         ('a recall lets nobody go on', no_actor),
         ('the command with wrong arguments', command_wrong),

@@ -605,7 +605,9 @@ enum pinl_event_type {
 	PINL_EV_FOLLOWED,   /* an on-demand device was invalidated */
 	PINL_EV_ORPHAN,	    /* the device has pages that file or mapping let go; err -ENODATA: bytes
 			       that a staged device wrote have no place in the file any more */
-	PINL_EV_ORPHAN_END, /* they are released; bytes = what the device wrote there meanwhile */
+	PINL_EV_ORPHAN_END, /* they are released; bytes = what the device wrote there since they were
+			       found, waited_ns how long they were orphans; err: what was written isn't
+			       known */
 	PINL_EV_DEGRADED,   /* a guarantee is weaker than asked for: err -EBUSY could not be refused,
 			       -EALREADY told only after it took effect, -EOPNOTSUPP op is not seen
 			       raw, -EINTR let go before the recall was over (start, end or file_*: the

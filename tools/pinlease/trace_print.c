@@ -53,6 +53,9 @@ static void detail(const struct pl_event_msg *e, char *buf, size_t len)
 	case PINL_EV_ANSWERED:
 		snprintf(buf, len, "held %.1fms", ms);
 		break;
+	case PINL_EV_ORPHAN_END: /* what only its holder could know */
+		snprintf(buf, len, "%s", e->err ? "? written" : "");
+		break;
 	case PINL_EV_REFUSED:
 	case PINL_EV_DEGRADED:
 	case PINL_EV_FOLLOWED:
@@ -83,10 +86,18 @@ static bool to_end_of_file(const struct pl_event_msg *e)
 	return e->file_end > INT64_MAX / 2;
 }
 
+/* Its bytes are what was written to it. */
+static bool is_unknown(const struct pl_event_msg *e)
+{
+	return e->what == PINL_EV_ORPHAN_END && e->err;
+}
+
 /* Of the lease; of a change that goes on, its own bytes. */
 static void size_words(const struct pl_event_msg *e, bool exact, char *buf, size_t len)
 {
-	uint64_t bytes = e->pid ? e->bytes : e->file_end - e->file_start;
+	uint64_t bytes = !e->pid	 ? e->file_end - e->file_start
+			 : is_unknown(e) ? e->end - e->start
+					 : e->bytes;
 
 	if (!e->pid && to_end_of_file(e))
 		snprintf(buf, len, "rest");
@@ -182,7 +193,10 @@ void trace_print_json(const struct pl_event_msg *e, struct trace_paths *paths)
 			json_object_object_add(o, "to_end_of_file", json_object_new_boolean(true));
 		text(o, "path", trace_path_of(paths, e->file_dev, e->file_ino));
 	}
-	number(o, "bytes", e->bytes);
+	if (is_unknown(e))
+		json_object_object_add(o, "bytes", NULL);
+	else
+		number(o, "bytes", e->bytes);
 	puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
 	json_object_put(o);
 }
