@@ -44,7 +44,7 @@ struct shared {
 	atomic_int end, drop;  /* the test's orders; drop: becomes 0 when that is done */
 	atomic_int unguarded;  /* leases of which that was said */
 	atomic_bool must_fail; /* to lease */
-	atomic_int let_go, orphans, orphan_ends;
+	atomic_int let_go, orphans, orphan_ends, answered;
 };
 
 static struct {
@@ -57,6 +57,7 @@ static struct {
 	uint64_t serial;	   /* of the last message */
 	int handles;		   /* that came */
 	bool pinned;		   /* leases are to be */
+	uint64_t boot;		   /* another one after a restart */
 	struct pl_lease_msg lease; /* the last that came */
 } a;
 
@@ -79,6 +80,7 @@ static void look(struct pinl_ctx *ctx)
 		a.s->unguarded += ev.type == PINL_EV_DEGRADED && ev.lease_id && ev.err == -ENOTCONN;
 		a.s->let_go += ev.type == PINL_EV_DEGRADED && ev.err == -EINTR;
 		a.s->orphans += ev.type == PINL_EV_ORPHAN;
+		a.s->answered += ev.type == PINL_EV_ANSWERED;
 		a.s->orphan_ends += ev.type == PINL_EV_ORPHAN_END && ev.err == -EOPNOTSUPP;
 	}
 }
@@ -257,7 +259,7 @@ static void say_welcome(bool resumed)
 
 	pl_message_init(&m, PL_WELCOME);
 	m.welcome.version = PL_PROTO_VERSION;
-	m.welcome.boot = 1;
+	m.welcome.boot = a.boot;
 	m.welcome.session = SESSION;
 	m.welcome.resumed = resumed;
 	pl_message_send(a.sock, &m, -1); /* it may have gone */
@@ -570,6 +572,76 @@ static void what_was_let_go_before_the_force_was_an_orphan_until_then(void **sta
 	until_it_ends();
 }
 
+/* A lease's recall and the end of the connection are there when it moves again. */
+static void leave_a_recall_unheard(void)
+{
+	int status;
+
+	a.pinned = true;
+	start_holder(1);
+	a.pinned = false;
+	welcome(false);
+	serve_until(PL_HANDLE, 1);
+	reply(&(union pl_message){.head.serial = a.serial}, 0, 0);
+	kill(a.holder, SIGSTOP);
+	assert_int_equal(waitpid(a.holder, &status, WUNTRACED), a.holder);
+	notify(PL_NOTICE_RECALL, now(), 0);
+	close(a.sock);
+	a.boot++;
+	kill(a.holder, SIGCONT);
+}
+
+static void until_it_is_released(void)
+{
+	union pl_message m;
+
+	for (next(&m); m.head.type != PL_RELEASED; next(&m))
+		answer(&m);
+	assert_int_equal(m.released.whole, 1);
+}
+
+/* Nobody waits for it any more. */
+static void what_is_left_unheard_by_one_that_knows_nothing_was_let_go(void **state)
+{
+	leave_a_recall_unheard();
+	welcome(false);
+	until_it_is_released();
+	while (!a.s->orphan_ends)
+		usleep(1000);
+	assert_int_equal(a.s->let_go, 1);
+	assert_int_equal(a.s->orphans, 1);
+	until_it_ends();
+}
+
+/* It tells of the recall again, or that it has been forced. */
+static void what_is_left_unheard_is_told_again(void **state)
+{
+	leave_a_recall_unheard();
+	welcome(true);
+	until_all_told(PL_STILL, 1);
+	assert_int_equal(a.s->answered, 0);
+	notify(PL_NOTICE_RECALL, now(), 0);
+	until_it_is_released();
+	while (!a.s->answered)
+		usleep(1000);
+	assert_int_equal(a.s->answered, 1);
+	until_it_ends();
+}
+
+/* But not of a lease that it couldn't take over. */
+static void what_is_left_unheard_of_an_unknown_lease_is_done(void **state)
+{
+	union pl_message m;
+
+	leave_a_recall_unheard();
+	welcome(true);
+	next(&m);
+	assert_int_equal(m.head.type, PL_STILL);
+	reply(&m, -ENOENT, 0);
+	until_it_is_released();
+	until_it_ends();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -583,6 +655,9 @@ int main(void)
 		cmocka_unit_test(telling_goes_on_when_there_is_room),
 		cmocka_unit_test(all_told_is_said_before_all_is_told_in_full),
 		cmocka_unit_test(what_was_let_go_before_the_force_was_an_orphan_until_then),
+		cmocka_unit_test(what_is_left_unheard_by_one_that_knows_nothing_was_let_go),
+		cmocka_unit_test(what_is_left_unheard_is_told_again),
+		cmocka_unit_test(what_is_left_unheard_of_an_unknown_lease_is_done),
 	};
 
 	return cmocka_run_group_tests_name("again", tests, NULL, NULL);
