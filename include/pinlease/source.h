@@ -73,6 +73,10 @@ struct pinl_change {
 	/* Set by the source: since when nobody waits for it any more, though leases are to be taken back
 	 * for it; 0: somebody does, or it can't be held. */
 	uint64_t over_ns;
+
+	/* Of the library's own sources: from then on somebody else may have forced the leases, which is
+	 * heard of first; 0: nobody does. */
+	uint64_t outside_ns;
 };
 
 struct pinl_source_ops {

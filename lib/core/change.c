@@ -191,6 +191,16 @@ bool pl_change_gone(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *c
 	return ch;
 }
 
+void pl_change_over(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
+		    void *arg, uint64_t when_ns)
+{
+	pthread_mutex_lock(&ctx->lock);
+	for (struct pinl_change *ch = ctx->held; ch; ch = ch->next)
+		if (ch->recalled && !ch->over_ns && is(ch, arg))
+			ch->over_ns = when_ns;
+	pthread_mutex_unlock(&ctx->lock);
+}
+
 void pl_settle(struct pinl_ctx *ctx, struct pinl_change **answered)
 {
 	for (struct pinl_change **p = &ctx->held; *p;) {

@@ -13,6 +13,7 @@ void pl_recall_make(struct pinl_lease *lease, const struct pinl_change *change,
 		    const struct pl_range *va, enum pl_effect effect, struct pl_recall *recall);
 void pl_recall_tell(struct pinl_lease *lease, const struct pl_recall *recall, enum pl_tell what);
 void pl_recall_rearm(struct pinl_lease *lease, uint64_t deadline_ns); /* in state NOTICED */
+void pl_recall_put_off(struct pinl_lease *lease, uint64_t until_ns);  /* not the deadline; the same */
 bool pl_recall_pending(const struct pinl_lease *lease);
 void pl_recall_apply(struct pinl_lease *lease, struct pinl_change *change, const struct pl_range *va);
 void pl_recall_detached(struct pinl_lease *lease, const struct pinl_change *change,
@@ -23,6 +24,9 @@ void pl_recall_detached(struct pinl_lease *lease, const struct pinl_change *chan
  * it asks.
  */
 bool pl_change_gone(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
+		    void *arg, uint64_t when_ns);
+/* All held changes that are: they were over then, which is said when they are answered. As above. */
+void pl_change_over(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
 		    void *arg, uint64_t when_ns);
 /* As pinl_change_submit(), of an actor who waits since then. Takes ctx->lock. */
 void pl_change_submit_since(struct pinl_ctx *ctx, struct pinl_change *change, uint64_t since_ns);

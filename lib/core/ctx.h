@@ -123,6 +123,8 @@ struct pl_recall {
 	uint64_t ceiling_ns;			  /* of the first: no answer moves the deadline beyond */
 	uint64_t force_ns;			  /* by an order: when its holder's library forces */
 	uint64_t lost_ns;			  /* heard of late: the pages went then; else 0 */
+	uint64_t outside_ns;			  /* as in pinl_change */
+	uint64_t late_ns; /* its deadline was found to be over after that; 0: it wasn't */
 	pid_t actor_pid, actor_tid;
 	const char *source;
 };
@@ -295,6 +297,10 @@ struct pinl_ctx {
 	unsigned long extent_cuts; /* ever */
 	unsigned wide_gates;	   /* that found no room in gates */
 	uint64_t next_id;
+	/* By a source: have all been told that it had by then? If not, it will have them told. ctx->lock
+	 * held: no call of the core's. */
+	bool (*caught_up)(void *src, uint64_t since_ns);
+	void *caught_up_arg;
 	bool stopping, worker_started;
 	pthread_t worker;
 

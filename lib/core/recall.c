@@ -71,6 +71,7 @@ void pl_recall_make(struct pinl_lease *l, const struct pinl_change *ch, const st
 		.change_id = ch->id,
 		.last_id = ch->id,
 		.ceiling_ns = ch->ceiling_ns,
+		.outside_ns = ch->outside_ns,
 		.actor_pid = ch->actor_pid,
 		.actor_tid = ch->actor_tid,
 		.source = ch->source,
@@ -117,6 +118,14 @@ static void arm(struct pinl_lease *l)
 static void disarm(struct pinl_lease *l)
 {
 	pl_index_remove(&l->ctx->noticed, &l->notice_node);
+}
+
+void pl_recall_put_off(struct pinl_lease *l, uint64_t until_ns)
+{
+	disarm(l);
+	l->notice_node.start = until_ns;
+	l->notice_node.end = until_ns + 1;
+	pl_index_insert(&l->ctx->noticed, &l->notice_node);
 }
 
 void pl_recall_rearm(struct pinl_lease *l, uint64_t deadline_ns)

@@ -11,7 +11,9 @@
 #include "core/foreign.h"
 #include "core/order.h"
 
-#define AHEAD 256 /* leases that a look ahead goes over */
+#define AHEAD	      256	  /* leases that a look ahead goes over */
+#define HEAR_NS	      2000000000u /* who has nothing to say by then is gone */
+#define HEAR_AGAIN_NS 2000000u
 
 void pl_job_add(struct pinl_lease *l, unsigned jobs)
 {
@@ -42,6 +44,19 @@ static struct pinl_lease *job_pop(struct pinl_ctx *ctx)
 	return l;
 }
 
+/* Who was stopped at the deadline may have been forced from outside meanwhile: that is heard first. */
+static bool is_to_hear(struct pinl_lease *l, uint64_t now)
+{
+	struct pinl_ctx *ctx = l->ctx;
+	struct pl_recall *r = &l->recall;
+
+	if (!r->outside_ns || now < r->outside_ns || !ctx->caught_up)
+		return false;
+	if (!r->late_ns)
+		r->late_ns = now;
+	return now < r->late_ns + HEAR_NS && !ctx->caught_up(ctx->caught_up_arg, r->late_ns);
+}
+
 /* Returns the next deadline, UINT64_MAX for none. */
 static uint64_t expire(struct pinl_ctx *ctx)
 {
@@ -49,7 +64,11 @@ static uint64_t expire(struct pinl_ctx *ctx)
 	struct pl_node *first;
 
 	while ((first = pl_index_first(&ctx->noticed, 0, UINTPTR_MAX)) && first->start <= now)
-		pl_lease_input(pl_lease_of_notice_node(first), PL_IN_DEADLINE); /* takes it out */
+		if (is_to_hear(pl_lease_of_notice_node(first), now))
+			pl_recall_put_off(pl_lease_of_notice_node(first), now + HEAR_AGAIN_NS);
+		else
+			pl_lease_input(pl_lease_of_notice_node(first),
+				       PL_IN_DEADLINE); /* takes it out */
 	return first ? first->start : UINT64_MAX;
 }
 

@@ -458,6 +458,21 @@ static void init(struct pl_remote *s, struct pinl_ctx *ctx)
 	}
 }
 
+/* ctx->lock held */
+static bool caught_up(void *src, uint64_t since_ns)
+{
+	struct pl_remote *s = src;
+	bool is;
+
+	pthread_mutex_lock(&s->lock);
+	is = s->told_ns > since_ns;
+	s->to_catch_up |= !is;
+	pthread_mutex_unlock(&s->lock);
+	if (!is)
+		pl_remote_wake(s);
+	return is;
+}
+
 static int remote_open(struct pinl_ctx *ctx, const void *arg, void **src)
 {
 	struct pl_remote *s = calloc(1, sizeof *s);
@@ -477,6 +492,10 @@ static int remote_open(struct pinl_ctx *ctx, const void *arg, void **src)
 		remote_free(s);
 		return err;
 	}
+	pthread_mutex_lock(&ctx->lock);
+	ctx->caught_up = caught_up;
+	ctx->caught_up_arg = s;
+	pthread_mutex_unlock(&ctx->lock);
 	*src = s;
 	return 0;
 }

@@ -131,6 +131,9 @@ struct pl_remote {
 	uint64_t unguarded; /* no lease before this is; the last number: none at all */
 	uint64_t unseen;    /* from this one on the reporter is to look what is taken; as above */
 	unsigned let_go;    /* 0, or who was held for a connection before that isn't since lost_ns */
+	uint64_t read_ns;   /* all that was in the socket then is with the reporter, */
+	uint64_t told_ns;   /* or with the core; */
+	bool to_catch_up;   /* these are wanted: the link is to read */
 	bool started, stop;
 	int start_err;
 	char refused[sizeof((struct pl_reply *)0)->text]; /* with that, by pinleased */
@@ -174,6 +177,7 @@ void pl_remote_answer(struct pinl_change *change, int err); /* of a notice's cha
 
 /* remote_past.c: the reporter's; no lock. What was let go although a lease was not off its device. */
 void pl_remote_gone(struct pl_remote_notice *notice);
+void pl_remote_over(struct pl_remote_notice *notice); /* what it was told of before was over then */
 void pl_remote_let_go(struct pl_remote *s, unsigned connection, uint64_t when_ns);
 void pl_remote_look(struct pl_remote *s); /* at some of the leases, before they are told again */
 /* ctx->lock and s->lock held. */

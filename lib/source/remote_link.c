@@ -411,12 +411,14 @@ static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
 	n->silent = false;
 	n->since_ns = m->since_ns ? m->since_ns : UINT64_MAX;
 	n->gone_ns = m->gone_ns;
-	n->over_ns = m->what == PL_NOTICE_RECALL ? m->taken_ns : 0;
+	n->over_ns = m->taken_ns;
 	n->outcome = PINL_OUT_QUIESCED;
 	n->connection = s->connection;
 	lives = fill_change(s, n, m);
 	if (lives && m->what == PL_NOTICE_FORCED)
 		end_at_once(s, n, m);
+	if (lives && m->what == PL_NOTICE_RECALL && pl_remote_find(s, m->lease)->handle.kind)
+		n->order.change.outside_ns = m->deadline_ns;
 	if (lives && (m->taken_ns || m->what == PL_NOTICE_FORCED)) /* nothing there may be copied */
 		atomic_store(&pl_remote_find(s, m->lease)->lease->va_lost, true);
 	note_over(s, m);
@@ -530,6 +532,29 @@ static void look_for_loss(struct pl_remote *s)
 	pthread_mutex_unlock(&s->lock);
 }
 
+/* Nothing that came before now is unread: the core asks for that. False: the connection is over. */
+static bool catch_up(struct pl_remote *s)
+{
+	uint64_t now = pl_clock_ns();
+	bool asked;
+
+	pthread_mutex_lock(&s->lock);
+	asked = s->to_catch_up;
+	pthread_mutex_unlock(&s->lock);
+	if (!asked || s->sock < 0)
+		return true;
+	if (!receive_all(s))
+		return false;
+	pthread_mutex_lock(&s->lock);
+	if (s->free) {
+		s->to_catch_up = false;
+		s->read_ns = now;
+	}
+	pthread_cond_signal(&s->work);
+	pthread_mutex_unlock(&s->lock);
+	return true;
+}
+
 static void loop(struct pl_remote *s)
 {
 	struct pollfd fds[2] = {{.fd = s->wake, .events = POLLIN}, {0}};
@@ -548,6 +573,8 @@ static void loop(struct pl_remote *s)
 		if (fds[0].revents & POLLIN)
 			syscall(SYS_read, s->wake, &woken, sizeof woken);
 		if (s->sock >= 0 && fds[1].revents && !receive_all(s))
+			disconnect(s);
+		if (!catch_up(s))
 			disconnect(s);
 	}
 }

@@ -171,6 +171,14 @@ void pl_remote_gone(struct pl_remote_notice *n)
 		say(&p);
 }
 
+void pl_remote_over(struct pl_remote_notice *n)
+{
+	struct past p = {
+		.src = n->src, .notice = n, .connection = n->connection, .lease = n->lease, .va = n->va};
+
+	pl_change_over(n->src->ctx, is_of_notice, &p, n->over_ns);
+}
+
 static bool is_earlier(const struct pinl_change *ch, void *arg)
 {
 	struct past *p = arg;

@@ -117,6 +117,8 @@ static void tell_core(struct pl_remote_notice *n)
 		done_with(n);
 		return;
 	}
+	if (n->what == PL_NOTICE_FORCED && n->over_ns)
+		pl_remote_over(n);
 	if (n->gone_ns)
 		pl_remote_gone(n);
 	if (n->gone_ns && n->what == PL_NOTICE_LOST) {
@@ -214,6 +216,8 @@ void *pl_remote_reporter(void *src)
 				: s->let_go; /* it may wait for a force; the link waits for the look */
 		s->let_go = unseen ? s->let_go : 0;
 		lost_ns = s->lost_ns;
+		if (!n)
+			s->told_ns = s->read_ns;
 		if (!n && !lost && !later && !some && !unseen && !let_go) {
 			pthread_cond_wait(&s->work, &s->lock);
 			continue;
