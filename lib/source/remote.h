@@ -2,7 +2,7 @@
 /*
  * Inside of the remote source: files that pinleased watches for all programs. remote.c is the side that
  * the core calls, remote_link.c the thread that talks to the arbiter (the link), remote_send.c what it
- * says, remote_report.c the thread that calls the core for it.
+ * says, remote_got.c what it has heard, remote_report.c the thread that calls the core for it.
  *
  *	pinleased -> link -> got -> reports -> reporter -> core -> answer() -> answers -> link ->
  *pinleased
@@ -168,6 +168,16 @@ static inline void pl_remote_close_fd(int fd)
 void pl_remote_finish(struct pl_remote *s, struct pl_remote_ask *a, int err);
 void pl_remote_tell_in_full(struct pl_remote *s);
 void pl_remote_unguarded(struct pl_remote *s, struct pl_remote_lease *r);
+
+/* remote_got.c: the link's own. With the lock: */
+void pl_remote_append(struct pl_remote_notice ***tail, struct pl_remote_notice *n);
+void pl_remote_note_over(struct pl_remote *s, const struct pl_notice_msg *m);
+void pl_remote_pass_on_stale(struct pl_remote *s);
+void pl_remote_keep_stale(struct pl_remote *s); /* the connection is over */
+/* Without: */
+void pl_remote_pass_on(struct pl_remote *s, bool broken);
+void pl_remote_pass_on_left(struct pl_remote *s); /* there is another connection */
+bool pl_remote_has_room(struct pl_remote *s);
 
 /* True: something is left that there was no room for. Not with the lock. */
 bool pl_remote_send_all(struct pl_remote *s);

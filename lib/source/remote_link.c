@@ -135,6 +135,7 @@ static void forget_connection(struct pl_remote *s)
 		s->waiting = a->next;
 		pl_remote_finish(s, a, -ENOTCONN);
 	}
+	pl_remote_keep_stale(s);
 	s->untold = 0;
 	s->unanswered = 0;
 	s->missing = false;
@@ -162,97 +163,6 @@ static void disconnect(struct pl_remote *s)
 	pthread_mutex_lock(&s->lock);
 	forget_connection(s);
 	pthread_mutex_unlock(&s->lock);
-}
-
-/* --------------------------------------------------------------------------- what has been got -- */
-
-static void append(struct pl_remote_notice ***tail, struct pl_remote_notice *n)
-{
-	n->next = NULL;
-	**tail = n;
-	*tail = &n->next;
-}
-
-/*
- * Of a stopped holder's recalls pinleased has said more by the time that it moves again. It is to be
- * known before they are recalls to the core, which would force at once. lock held
- */
-static void note_over(struct pl_remote *s, const struct pl_notice_msg *m)
-{
-	uint64_t over = m->taken_ns ? m->taken_ns : m->gone_ns;
-
-	for (struct pl_remote_notice *n = s->got; over && n; n = n->next)
-		if (n->what == PL_NOTICE_RECALL && n->lease == m->lease && n->seq <= m->seq &&
-		    !n->over_ns)
-			n->over_ns = over;
-}
-
-static bool is_open(const struct pl_remote_notice *n)
-{
-	return n->what == PL_NOTICE_RECALL && !n->over_ns;
-}
-
-/* To the reporter; of a connection that is broken not what the next one may say more of. */
-static void pass_on(struct pl_remote *s, bool broken)
-{
-	struct pl_remote_notice *n = s->got, *next;
-
-	pthread_mutex_lock(&s->lock);
-	s->got = NULL;
-	s->got_tail = &s->got;
-	for (; n; n = next) {
-		next = n->next;
-		n->order.change.over_ns = n->over_ns;
-		append(broken && is_open(n) ? &s->got_tail : &s->reports_tail, n);
-	}
-	pthread_cond_signal(&s->work);
-	pthread_mutex_unlock(&s->lock);
-}
-
-/*
- * Recalls that an earlier connection has left. A pinleased that knows the leases tells of them again, or
- * has forced them meanwhile and says that; they are kept as long as it may turn out not to know one.
- * For another nobody waits any more.
- */
-static void pass_on_left(struct pl_remote *s)
-{
-	struct pl_remote_notice *n = s->got;
-
-	if (n && n->connection != s->connection && s->resumed) {
-		*s->got_tail = s->stale;
-		s->stale = n;
-		s->got = NULL;
-		s->got_tail = &s->got;
-		return;
-	}
-	for (; n && n->connection != s->connection; n = n->next) {
-		n->over_ns = s->lost_ns;
-		if (strcmp(n->source, "later")) /* such a change is never made then */
-			n->gone_ns = s->lost_ns;
-	}
-	pass_on(s, false);
-}
-
-/* lock held */
-static void pass_on_stale(struct pl_remote *s)
-{
-	struct pl_remote_notice *n;
-
-	while ((n = s->stale)) {
-		s->stale = n->next;
-		append(&s->reports_tail, n);
-	}
-	pthread_cond_signal(&s->work);
-}
-
-/* Is there a notice for what comes? */
-static bool has_room(struct pl_remote *s)
-{
-	if (!s->free) {
-		s->free = s->stale;
-		s->stale = NULL;
-	}
-	return s->free;
 }
 
 /* ------------------------------------------------------------------------------------- receiving -- */
@@ -301,7 +211,7 @@ static void on_told(struct pl_remote *s, const struct pl_reply *m)
 
 	if (m->err == -ENOENT && !r && s->resumed) {
 		s->missing = true;
-		pass_on_stale(s);
+		pl_remote_pass_on_stale(s);
 		if (s->untold == UINT64_MAX)
 			pl_remote_tell_in_full(s);
 		return;
@@ -421,8 +331,8 @@ static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
 		n->order.change.outside_ns = m->deadline_ns;
 	if (lives && (m->taken_ns || m->what == PL_NOTICE_FORCED)) /* nothing there may be copied */
 		atomic_store(&pl_remote_find(s, m->lease)->lease->va_lost, true);
-	note_over(s, m);
-	append(lives ? &s->got_tail : &s->answers_tail, n);
+	pl_remote_note_over(s, m);
+	pl_remote_append(lives ? &s->got_tail : &s->answers_tail, n);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -463,9 +373,9 @@ static bool receive_all(struct pl_remote *s)
 {
 	int err = 0;
 
-	while (!err && has_room(s))
+	while (!err && pl_remote_has_room(s))
 		err = receive_one(s);
-	pass_on(s, err && err != -EAGAIN);
+	pl_remote_pass_on(s, err && err != -EAGAIN);
 	return !err || err == -EAGAIN;
 }
 
@@ -507,7 +417,7 @@ static void reconnect(struct pl_remote *s)
 {
 	if (make_connection(s, pl_clock_ns() + RECONNECT_NS))
 		return;
-	pass_on_left(s);
+	pl_remote_pass_on_left(s);
 	pthread_mutex_lock(&s->lock);
 	s->connected = true;
 	if (!s->resumed) {
@@ -526,7 +436,7 @@ static void look_for_loss(struct pl_remote *s)
 {
 	if (!s->unsaid || pl_clock_ns() < s->lost_ns + PL_REMOTE_RESTART_MS * 1000000ull)
 		return;
-	pass_on(s, false); /* the recalls as they are */
+	pl_remote_pass_on(s, false); /* the recalls as they are */
 	pthread_mutex_lock(&s->lock);
 	say_lost(s);
 	pthread_mutex_unlock(&s->lock);
@@ -568,7 +478,7 @@ static void loop(struct pl_remote *s)
 			look_for_loss(s);
 		left = pl_remote_send_all(s);
 		fds[1].fd = s->sock;
-		fds[1].events = (has_room(s) ? POLLIN : 0) | (left ? POLLOUT : 0);
+		fds[1].events = (pl_remote_has_room(s) ? POLLIN : 0) | (left ? POLLOUT : 0);
 		poll(fds, 2, s->sock < 0 ? RETRY_MS : -1);
 		if (fds[0].revents & POLLIN)
 			syscall(SYS_read, s->wake, &woken, sizeof woken);
