@@ -484,6 +484,7 @@ static void who_waits_over_a_restart_has_waited_all_the_time(void **state)
 	arbiter_restart(&a, patient);
 	asker_open(&c, &a);
 	asker_watch(&c);
+	await_state(PINL_NOTICED); /* the change is known again, else nobody waits for the answer */
 	h.s->quiesce = 1;
 	e = asker_event(&c, PINL_EV_ANSWERED);
 	assert_true(e.time_ns - e.waited_ns <= told);
