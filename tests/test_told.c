@@ -593,6 +593,33 @@ static void what_the_next_pinleased_has_forced_is_not_forced_again(void **state)
 	a.kept = false;
 }
 
+/* Who runs under `pinlease run` isn't kept: he goes on when pinleased is killed. */
+static void what_went_on_with_the_arbiters_end_is_recalled_all_the_same(void **state)
+{
+	struct lending what = lending_recall(PINL_THEN_FAIL, 500);
+	struct asker c, supervisor;
+	struct holder h;
+
+	a.kept = true;
+	what.uring = true;
+	start(&h, &c, &what, patient);
+	holder_stop(&h);
+	asker_truncates(&supervisor, &a);
+	asker_event(&c, PINL_EV_NOTICE);
+	status();
+	asker_close(&c);
+	arbiter_kill(&a);
+	arbiter_restart(&a, patient);
+	asker_close(&supervisor);
+	kill(h.pid, SIGCONT);
+	holder_wait(&h, PINL_EV_ORPHAN, 1);
+	holder_wait(&h, PINL_EV_RELEASED, 1);
+	assert_true(holder_pinned_down_to(&h, 0) <= 0);
+	asker_open(&c, &a);
+	finish(&h, &c);
+	a.kept = false;
+}
+
 /* pinleased ends in order, and nobody keeps who waits; the holder is told, for when it moves again. */
 static void who_is_let_go_at_the_end_is_said_to_be(void **state)
 {
@@ -675,6 +702,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(who_waits_over_a_restart_has_waited_all_the_time),
 		cmocka_unit_test(who_waits_for_a_stopped_holder_waits_until_the_force),
 		cmocka_unit_test(what_the_next_pinleased_has_forced_is_not_forced_again),
+		cmocka_unit_test(what_went_on_with_the_arbiters_end_is_recalled_all_the_same),
 		cmocka_unit_test(who_is_let_go_at_the_end_is_said_to_be),
 		cmocka_unit_test(a_low_ceiling_leaves_some_grace),
 	};

@@ -2,6 +2,7 @@
 #include "told_rig.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -34,7 +35,7 @@ static void hear_one(struct asker *c, union pl_message *m, unsigned type)
 	while (m->head.type != type);
 }
 
-void asker_open(struct asker *c, const struct arbiter *a)
+static void join(struct asker *c, const struct arbiter *a, unsigned role)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
 	union pl_message m;
@@ -44,9 +45,28 @@ void asker_open(struct asker *c, const struct arbiter *a)
 	assert_int_equal(connect(c->sock, (void *)&addr, sizeof addr), 0);
 	pl_message_init(&m, PL_HELLO);
 	m.hello.version = PL_PROTO_VERSION;
-	m.hello.role = PL_ROLE_COMMAND;
+	m.hello.role = role;
 	say(c, &m);
 	hear_one(c, &m, PL_WELCOME);
+}
+
+void asker_open(struct asker *c, const struct arbiter *a)
+{
+	join(c, a, PL_ROLE_COMMAND);
+}
+
+void asker_truncates(struct asker *c, const struct arbiter *a)
+{
+	int file = open(a->file, O_WRONLY | O_CLOEXEC);
+	union pl_message m;
+
+	join(c, a, PL_ROLE_SUPERVISOR);
+	pl_message_init(&m, PL_CHANGE);
+	m.head.serial = ++c->serial;
+	m.change.op = PINL_OP_TRUNCATE;
+	m.change.pid = m.change.tid = getpid();
+	assert_int_equal(pl_message_send(c->sock, &m, file), 0);
+	close(file);
 }
 
 void asker_close(struct asker *c)

@@ -462,13 +462,14 @@ static void init(struct pl_remote *s, struct pinl_ctx *ctx)
 static bool caught_up(void *src, uint64_t since_ns)
 {
 	struct pl_remote *s = src;
-	bool is;
+	bool is, asked;
 
 	pthread_mutex_lock(&s->lock);
 	is = s->told_ns > since_ns;
+	asked = s->to_catch_up;
 	s->to_catch_up |= !is;
 	pthread_mutex_unlock(&s->lock);
-	if (!is)
+	if (!is && !asked)
 		pl_remote_wake(s);
 	return is;
 }

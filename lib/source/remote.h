@@ -4,8 +4,8 @@
  * the core calls, remote_link.c the thread that talks to the arbiter (the link), remote_send.c what it
  * says, remote_got.c what it has heard, remote_report.c the thread that calls the core for it.
  *
- *	pinleased -> link -> got -> reports -> reporter -> core -> answer() -> answers -> link ->
- *pinleased
+ *	pinleased -> link -> got -> reports -> reporter -> core
+ *	pinleased <- link <- answers <- answer() <- core
  *
  * The link has a descriptor table of its own, so that no child inherits the connection, which would keep
  * the holder alive for the arbiter, and so that it can open the leased files to show them without

@@ -62,27 +62,38 @@ void pl_remote_pass_on(struct pl_remote *s, bool broken)
 	pthread_mutex_unlock(&s->lock);
 }
 
+/* pinleased keeps who waits for its own files, and what it has begun itself: the next one tells again.
+ */
+static bool is_told_again(const struct pl_remote *s, const struct pl_remote_notice *n)
+{
+	return s->resumed && (!strcmp(n->source, "files") || !strcmp(n->source, "restart"));
+}
+
 /*
  * Recalls that an earlier connection has left. A pinleased that knows the leases tells of them again, or
  * has forced them meanwhile and says that; they are kept as long as it may turn out not to know one.
- * For another nobody waits any more.
+ * For another, and for those who have gone on by themselves, nobody waits any more.
  */
 void pl_remote_pass_on_left(struct pl_remote *s)
 {
-	struct pl_remote_notice *n = s->got;
+	struct pl_remote_notice *n = s->got, *next, **tail = &s->got;
 
-	if (n && n->connection != s->connection && s->resumed) {
-		*s->got_tail = s->stale;
-		s->stale = n;
-		s->got = NULL;
-		s->got_tail = &s->got;
-		return;
+	s->got = NULL;
+	for (; n; n = next) {
+		next = n->next;
+		if (n->connection != s->connection && is_told_again(s, n)) {
+			n->next = s->stale;
+			s->stale = n;
+			continue;
+		}
+		if (n->connection != s->connection) {
+			n->over_ns = s->lost_ns;
+			if (strcmp(n->source, "later")) /* such a change is never made then */
+				n->gone_ns = s->lost_ns;
+		}
+		pl_remote_append(&tail, n);
 	}
-	for (; n && n->connection != s->connection; n = n->next) {
-		n->over_ns = s->lost_ns;
-		if (strcmp(n->source, "later")) /* such a change is never made then */
-			n->gone_ns = s->lost_ns;
-	}
+	s->got_tail = tail;
 	pl_remote_pass_on(s, false);
 }
 
