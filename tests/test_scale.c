@@ -350,7 +350,7 @@ static void memory_per_lease(void **state)
 					 PINL_WRITE | PINL_COOPERATIVE, &at_once, NULL, &l));
 	bytes = (mallinfo2().uordblks - before) / n;
 	print_message("# %zu bytes per lease of one page\n", bytes);
-	assert_in_range(bytes, 0, 1792);
+	assert_in_range(bytes, 0, 1920);
 	pinl_device_close(r->dev);
 	munmap(m, n * PAGE);
 }
