@@ -136,9 +136,8 @@ static inline uint64_t stat_of(struct rig *r, const char *name)
 
 static inline char *pages_new(size_t pages)
 {
-	char *at = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *at = with_room(pages * PAGE);
 
-	assert_ptr_not_equal(at, MAP_FAILED);
 	madvise(at, pages * PAGE, MADV_NOHUGEPAGE);
 	return at;
 }

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "room.h"
+
 /* Failing calls say why. */
 #define assert_ok(call)                                                                                 \
 	do {                                                                                            \
@@ -43,19 +45,12 @@ static inline struct pinl_event event_of(struct pinl_ctx *ctx, enum pinl_event_t
 	}
 }
 
-/* Anonymous memory with room to grow in place: in the middle of a gap, which the kernel fills from
- * above.
- */
+/* Anonymous memory with room to grow in place, whose holes stay holes. */
 static inline char *with_room(size_t len)
 {
-	const int flags = MAP_PRIVATE | MAP_ANONYMOUS;
-	size_t gap = 64 << 20;
-	char *at = mmap(NULL, gap, PROT_NONE, flags | MAP_NORESERVE, -1, 0), *va;
+	char *va = map_alone(len, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 
-	assert_ptr_not_equal(at, MAP_FAILED);
-	munmap(at, gap);
-	va = mmap(at + gap / 2, len, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE, -1, 0);
-	assert_ptr_equal(va, at + gap / 2);
+	assert_ptr_not_equal(va, MAP_FAILED);
 	return va;
 }
 

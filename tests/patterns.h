@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "proc.h"
+#include "room.h"
 
 static void must(long ret, const char *what);
 static bool sent(char *at);
@@ -99,9 +100,10 @@ static bool later_than(time_t start)
 
 static int changes(void (*change)(char *at, int fd), int fd, int rounds)
 {
-	char *at = fd < 0 ? map_anon(NULL, 0) : map(NULL, MAP_SHARED, fd);
+	char *at = fd < 0 ? map_alone(LEN, MAP_PRIVATE | MAP_ANONYMOUS, -1) : map(NULL, MAP_SHARED, fd);
 	int stale = 0;
 
+	must(at == MAP_FAILED ? -errno : 0, "mmap");
 	for (int i = 1; i <= rounds; i++) {
 		memset(at, i, LEN);
 		stale += !sent(at);

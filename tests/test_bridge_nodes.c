@@ -57,11 +57,7 @@ static int teardown(void **state)
 
 static char *pages(size_t n)
 {
-	char *at = mmap(NULL, n * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	assert_ptr_not_equal(at, MAP_FAILED);
-	memset(at, 1, n * PAGE);
-	return at;
+	return memset(with_room(n * PAGE), 1, n * PAGE);
 }
 
 /* A registration as UCX makes it, kept if the memory didn't change meanwhile. */

@@ -63,7 +63,8 @@ static struct rig *open_rig(void (*on_event)(const struct pinl_event *, void *))
 	assert_int_equal(write(r->source, page, PAGE), PAGE);
 	assert_int_equal(ftruncate(r->fd, SIZE), 0);
 	assert_int_equal(fstat(r->fd, &r->st), 0);
-	r->mem = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
+	r->mem = map_alone(SIZE, MAP_SHARED, r->fd);
+	assert_ptr_not_equal(r->mem, MAP_FAILED);
 	memset(r->mem, 'a', SIZE);
 	assert_int_equal(io_uring_queue_init(16, &r->ring, 0), 0);
 	assert_int_equal(pinl_open(&opts, &r->ctx), 0);

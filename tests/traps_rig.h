@@ -306,6 +306,12 @@ static inline char *anon(size_t len)
 	return memset(anon_at(NULL, len, 0), 'a', len);
 }
 
+/* Whose holes nobody else maps into. */
+static inline char *anon_alone(size_t len)
+{
+	return memset(with_room(len), 'a', len);
+}
+
 static inline int madvise_by_other(char *at, size_t len, int how)
 {
 	struct raw r = {.fn = raw_advise, .at = at, .len = len, .how = how};

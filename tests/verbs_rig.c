@@ -153,18 +153,6 @@ void vrig_assert_old_untouched(struct vrig *r)
 
 /* ---------------------------------------------------------------------------------------- set-up -- */
 
-/* In the middle of a gap: tests unmap it, and nobody else's mapping may get there meanwhile. */
-static char *map_alone(int fd)
-{
-	size_t gap = 16 * LEN;
-	char *at = mmap(NULL, gap, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	assert_ptr_not_equal(at, MAP_FAILED);
-	munmap(at, gap);
-	return mmap(at + gap / 2, LEN, PROT_READ | PROT_WRITE,
-		    MAP_SHARED | MAP_POPULATE | MAP_FIXED_NOREPLACE, fd, 0);
-}
-
 static void open_all(struct vrig *r)
 {
 	struct pinl_opts opts = {
@@ -194,7 +182,7 @@ int vrig_up(void **state)
 	open_all(r);
 	r->fd = memfd_create("leased", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	assert_int_equal(ftruncate(r->fd, LEN), 0);
-	r->va = map_alone(r->fd);
+	r->va = map_alone(LEN, MAP_SHARED | MAP_POPULATE, r->fd);
 	r->alias = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
 	assert_true(r->va != MAP_FAILED && r->alias != MAP_FAILED);
 	return 0;

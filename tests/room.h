@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Memory whose holes nobody else maps into. */
+#ifndef TESTS_ROOM_H
+#define TESTS_ROOM_H
+
+#include <sys/mman.h>
+
+/* In the middle of a gap, which the kernel fills from above: it can grow in place, and a hole that a
+ * test makes in it stays one, whatever other threads map, a sanitizer's too. MAP_FAILED: failed. */
+static inline char *map_alone(size_t len, int flags, int fd)
+{
+	size_t gap = len + (64 << 20), room = (len + 4095) / 4096 * 4096;
+	char *at = mmap(NULL, gap, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (at == MAP_FAILED)
+		return at;
+	munmap(at, gap);
+	return mmap(at + (gap / 2 - room / 2) / 4096 * 4096, len, PROT_READ | PROT_WRITE,
+		    flags | MAP_FIXED_NOREPLACE, fd, 0);
+}
+
+#endif
