@@ -282,7 +282,7 @@ int rig_up(void **state)
 	open_device(r);
 	r->fd = memfd_create("leased", MFD_CLOEXEC);
 	assert_int_equal(ftruncate(r->fd, SIZE), 0);
-	r->va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
+	r->va = map_alone(SIZE, MAP_SHARED, r->fd);
 	assert_ptr_not_equal(r->va, MAP_FAILED);
 	memset(r->va, 'F', SIZE);
 	*state = r;

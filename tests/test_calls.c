@@ -120,7 +120,7 @@ static void a_cancelled_caller_ends_his_call(void **state)
 		pinl_unmap_range(r.lease);
 		munmap(c.target, SIZE);
 		assert_int_equal(ftruncate(r.fd, SIZE), 0);
-		r.va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, r.fd, 0);
+		r.va = map_alone(SIZE, MAP_SHARED, r.fd);
 		memset(r.va, 'a', SIZE);
 	}
 	assert_ok(lease(r.va, SIZE, policy_of(PINL_KEEP), &r.lease));

@@ -35,8 +35,7 @@ static int setup(void **state)
 	struct pinl_policy keep = {.size = sizeof keep, .kind = PINL_KEEP};
 
 	*state = r;
-	r->mem = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	assert_true(r->mem != MAP_FAILED);
+	r->mem = with_room(SIZE);
 	memset(r->mem, 'a', SIZE);
 	assert_int_equal(io_uring_queue_init(8, &r->ring, 0), 0);
 	assert_ok(pinl_open(&opts, &r->ctx));

@@ -27,7 +27,7 @@ static char *memfd(size_t pages)
 
 	fd = memfd_create("parts", MFD_CLOEXEC);
 	assert_int_equal(ftruncate(fd, pages * PG), 0);
-	va = mmap(NULL, pages * PG, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	va = map_alone(pages * PG, MAP_SHARED, fd);
 	assert_ptr_not_equal(va, MAP_FAILED);
 	return memset(va, 'O', pages * PG);
 }
@@ -334,7 +334,7 @@ static void a_change_that_waits_for_a_lease_being_made_goes_on(void **state)
 
 	maker_open_ctx();
 	shared = memfd(N);
-	private = mmap(NULL, N * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	private = map_alone(N * PG, MAP_PRIVATE, fd);
 	lend(&t, &l, shared, N * PG, FLAGS, recall(PINL_THEN_FAIL, 0));
 	maker.stop = 1;
 	assert_int_equal(pthread_create(&mapper, NULL, lease_private, private), 0);

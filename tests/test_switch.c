@@ -26,6 +26,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "room.h"
+
 #define PAGE  4096ul
 #define PAGES 256
 #define SIZE  (PAGES * PAGE)
@@ -111,7 +113,7 @@ static void begin(struct rig *r)
 	device.stopped = 0;
 	r->fd = memfd_create("switched", 0);
 	assert_int_equal(ftruncate(r->fd, SIZE), 0);
-	r->mem = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
+	r->mem = map_alone(SIZE, MAP_SHARED, r->fd);
 	assert_int_equal(pinl_open(&opts, &r->ctx), 0);
 	assert_int_equal(pinl_device_open_ops(r->ctx, &dev_ops, NULL, &r->dev), 0);
 	assert_int_equal(pinl_map_range(r->dev, (uintptr_t)r->mem, (uintptr_t)r->mem + SIZE, FLAGS,

@@ -98,7 +98,7 @@ static void a_file_without_a_name_is_held(void **state)
 		assert_int_equal(pwrite(r->fd, memset(page, 'a' + i, P), P, i * P), P);
 	snprintf(r->path, sizeof r->path, "/proc/%d/fd/%d", getpid(), r->fd);
 	order(r, OPEN);
-	r->va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
+	r->va = map_alone(SIZE, MAP_SHARED, r->fd);
 	assert_ok(pinl_device_open(r->ctx, "soft", NULL, &r->dev));
 	assert_ok(map(r, FIRST, LAST, PINL_WRITE, &policy, &r->lease));
 	held(r, TRUNCATE);
@@ -189,7 +189,7 @@ static void an_inode_number_is_not_reused_while_leased(void **state)
 
 	open_ctx(r, test_dir());
 	make_file(r, test_dir());
-	r->va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, r->fd, 0);
+	r->va = map_alone(SIZE, MAP_PRIVATE, r->fd);
 	open_uring(r);
 	assert_ok(map(r, FIRST, LAST, PINL_WRITE | PINL_PIN, &policy, &r->lease));
 	assert_int_equal(fstat(r->fd, &st), 0);

@@ -109,7 +109,7 @@ static void found_late(struct rig *r, int first, int last)
 
 static void map_file(struct rig *r, int flags)
 {
-	r->va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, flags, r->fd, 0);
+	r->va = map_alone(SIZE, flags, r->fd);
 	assert_ptr_not_equal(r->va, MAP_FAILED);
 	if (flags == MAP_PRIVATE)
 		open_uring(r);

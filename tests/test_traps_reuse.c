@@ -39,7 +39,7 @@ static void reused_addresses_are_no_concern_of_the_old_lease(void **state)
 
 	for (int i = 0; i < 2 * 3; i++) {
 		trap_open(&t, i / 3);
-		va = anon_alone(4 * PG);
+		va = anon(4 * PG);
 		lend(&t, &l, va, 4 * PG, PINNED, recall(i % 3, 1));
 		assert_int_equal(munmap(va, 4 * PG), 0);
 		assert_ptr_equal(anon_at(va, 4 * PG, MAP_FIXED_NOREPLACE), va);
@@ -246,7 +246,7 @@ static void memory_put_there_during_a_force_is_left_alone(void **state)
 
 	for (int overmap = 0; overmap < 2; overmap++) {
 		trap_open(&t, SOFT);
-		trigger.at = change.at = anon_alone(4 * PG);
+		trigger.at = change.at = anon(4 * PG);
 		dma = begin_force(&trigger);
 		put_another_there(&change, overmap);
 		pinl_soft_pause(t.dev, 0);
@@ -276,7 +276,7 @@ static void a_hole_made_during_a_force_stays_a_hole(void **state)
 	pthread_t dma;
 
 	trap_open(&t, SOFT);
-	trigger.at = unmap.at = anon_alone(4 * PG);
+	trigger.at = unmap.at = anon(4 * PG);
 	dma = begin_force(&trigger);
 	raw_start(&unmap);
 	do

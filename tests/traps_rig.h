@@ -301,13 +301,8 @@ static inline char *anon_at(char *at, size_t len, int flags)
 	return va;
 }
 
-static inline char *anon(size_t len)
-{
-	return memset(anon_at(NULL, len, 0), 'a', len);
-}
-
 /* Whose holes nobody else maps into. */
-static inline char *anon_alone(size_t len)
+static inline char *anon(size_t len)
 {
 	return memset(with_room(len), 'a', len);
 }

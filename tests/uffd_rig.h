@@ -96,7 +96,7 @@ static inline void rig_map_memory(struct rig *r, const struct kind *kind)
 {
 	r->kind = kind;
 	r->fd = kind->dir ? make_file(kind->dir) : -1;
-	r->va = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, kind->map_flags, r->fd, 0);
+	r->va = map_alone(SIZE, kind->map_flags, r->fd);
 	assert_true(r->va != MAP_FAILED);
 	memset(r->va, 'a', SIZE);
 }
