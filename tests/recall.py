@@ -260,7 +260,8 @@ def holder_leaves():
             same(holder.handle().err, 0)
             command.order_recall(path)
             told(holder)
-        one(command.recalled(), err=0)
+        one(command.recalled(), err=0, outcome=0)
+        same(command.status()[0].quiesced, 0)  # he hasn't answered
 
 
 def holders_leave_on_the_way():
@@ -425,6 +426,33 @@ def command_again():
         same((status, len(lines), 'quiesced' in lines[1]), (RELEASED, 2, True))
 
 
+def command_gone():
+    """A holder that ends hasn't answered, but its lease is over."""
+    with leased() as (arbiter, _, _, (path,)):
+        end, start = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                with arbiter.client() as holder:
+                    with open(path, 'r+b') as file:
+                        same((holder.lease(file.fileno()).err, holder.handle().err), (0, 0))
+                    os.write(start, b'1')
+                    holder.notice()
+                    signal.pause()
+            finally:
+                os._exit(1)
+        os.close(start)
+        same(os.read(end, 1), b'1')
+        os.close(end)
+        with running(arbiter, '--pid', pid) as process, arbiter.client() as other:
+            while not other.status()[0].notices:
+                pass
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            status, lines, err = result(process)
+        same((status, len(lines), ' holder gone ' in lines[1], err), (RELEASED, 2, True, ''))
+
+
 def command_policy():
     with leased(policy=ac.KEEP, agent_ms=60000) as (arbiter, holder, _, (path,)):
         status, lines, err = run(arbiter, '--lease', f'{os.getpid()}:1', '--bytes')
@@ -522,6 +550,7 @@ if __name__ == '__main__':
         ("others' leases are not recalled", others_leases),
         ('the command says what happened', command_line),
         ('the command when all is released already', command_again),
+        ('the command when a holder ends', command_gone),
         ('the command and policies', command_policy),
         ('the command and a part of a lease', command_part),
         ('the command when a lease stays', command_fails),

@@ -18,7 +18,7 @@ PINLEASED, PINLEASE = sys.argv[1:3]
 del sys.argv[2]
 NOBODY = 65534
 MANY = 3000
-DEGRADED = 9
+DEGRADED, LEAK = 9, 10
 
 
 def same(got, expected):
@@ -113,6 +113,22 @@ def ended_by_exit():
             lease(other, arbiter.file(), 7)
         events = watcher.until_event(ac.E_ENDED)
         same((events[-1].lease, events[-1].program), (7, 'short-lived'))
+
+
+def unanswered():
+    """Who is gone has a leak, and has answered nothing."""
+    with everybody() as (arbiter, _, watcher, actor):
+        path = arbiter.file()
+        same(watcher.watch().err, 0)
+        with arbiter.client() as other:
+            lease(other, path)
+            actor.order('truncate', path)
+            other.notice()
+        same(actor.join(), 0)
+        events = watcher.until_event(ac.E_ENDED, ac.E_ANSWERED)
+        same(sorted(whats(events)), sorted([ac.E_LEASED, ac.E_NOTICE, LEAK, ac.E_ANSWERED, ac.E_ENDED]))
+        with arbiter.client() as command:
+            same(command.status()[0].quiesced, 0)
 
 
 def others_ways():
@@ -409,6 +425,7 @@ if __name__ == '__main__':
         ('a lease that comes to nothing', comes_to_nothing),
         ('a lease that is weaker from the start', weak_from_the_start),
         ('a lease that its process leaves', ended_by_exit),
+        ('a lease that its process leaves without an answer', unanswered),
         ('refused, forced', others_ways),
         ('by file, by process', filtered),
         ('a number is given again', same_number),

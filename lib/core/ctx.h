@@ -203,6 +203,7 @@ struct pinl_lease {
 	bool resumed;	   /* foreign: older than the changes that are under way */
 	bool stuck;	   /* foreign: a force hasn't done it; its holder's answer or a cut will */
 	bool killed;	   /* foreign: its holder has been, for this lease; lease busy */
+	bool gone;	   /* foreign: it ends because its holder has */
 	bool unproven;	   /* the device isn't known to be off what was taken last */
 	uint64_t taken_ns; /* when that was */
 	uint64_t followed; /* foreign: changes up to this one it has followed */

@@ -9,6 +9,7 @@
 #include "core/change.h"
 #include "core/export.h"
 #include "core/fault.h"
+#include "core/order.h"
 
 static void unpublish_locked(struct pinl_lease *l)
 {
@@ -40,6 +41,8 @@ void pl_lease_withdraw(struct pinl_lease *l)
 	pthread_mutex_lock(&ctx->lock);
 	if (l->state == PINL_NOTICED)
 		pl_lease_input(l, PL_IN_UNMAP);
+	if (l->gone)
+		pl_order_gone(l);
 	pl_recall_over(l);
 	unpublish_locked(l);
 	pl_lost_put(ctx, &l->lost);
@@ -61,7 +64,7 @@ void pl_lease_free(struct pinl_lease *l)
 }
 
 /* Take the lease for ourselves: the worker is off it and stays off. */
-static enum pinl_state claim(struct pinl_lease *l)
+static enum pinl_state claim(struct pinl_lease *l, bool leaked)
 {
 	struct pinl_ctx *ctx = l->ctx;
 	enum pinl_state before;
@@ -72,6 +75,7 @@ static enum pinl_state claim(struct pinl_lease *l)
 	before = l->state;
 	pl_lease_input(l, PL_IN_UNMAP);
 	l->busy = true;
+	l->gone = leaked && l->dev->foreign;
 	l->inside_ns = pl_clock_ns();
 	if (ctx->held)
 		pthread_cond_signal(&ctx->work); /* a change may have to be let go earlier now */
@@ -89,7 +93,7 @@ static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked,
 		ev.err = drained;
 		pl_event_push(l->ctx, &ev);
 	}
-	if (before == PINL_NOTICED) {
+	if (before == PINL_NOTICED && !l->gone) {
 		pl_event_lease(l, PINL_EV_QUIESCED, &l->recall, &ev);
 		ev.outcome = PINL_OUT_QUIESCED;
 		pl_event_push(l->ctx, &ev);
@@ -155,7 +159,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 
 	pl_inside_begin(ctx, &in);
 	pl_wait_applied(ctx); /* a change whose caller has been let go is this lease's to report */
-	before = claim(l);
+	before = claim(l, leaked);
 	deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
 	if (before != PINL_RELEASED && !l->idle)
 		pl_orphan_check(l);
@@ -171,7 +175,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	say_ended(l, before, leaked, drained);
 	pthread_mutex_lock(&ctx->lock);
 	ctx->counters.leaks += leaked;
-	ctx->counters.quiesced += before == PINL_NOTICED;
+	ctx->counters.quiesced += before == PINL_NOTICED && !l->gone;
 	ctx->counters.drains_unconfirmed += drained == -ETIMEDOUT;
 	pthread_mutex_unlock(&ctx->lock);
 	pl_lease_withdraw(l);

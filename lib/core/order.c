@@ -42,6 +42,13 @@ void pl_order_taken(const struct pinl_lease *l, bool outside)
 				(struct pl_order_result){.outcome = l->outcome, .outside = outside};
 }
 
+void pl_order_gone(const struct pinl_lease *l)
+{
+	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next)
+		if (pl_is_order(ch) && order_of(ch)->lease_id == l->id)
+			((struct pl_order *)order_of(ch))->gone = true;
+}
+
 /* A device that only its holder can take off would be said to be off it. */
 struct pl_verdict pl_order_ask(const struct pinl_lease *l)
 {
@@ -95,6 +102,8 @@ void pl_order_result(struct pinl_ctx *ctx, const struct pl_order *o, struct pl_o
 		out->outside = !l->recall.quiesced;
 	} else if (o->taken.outcome) {
 		*out = o->taken;
+	} else if (o->gone) {
+		out->outcome = PINL_OUT_NONE;
 	}
 	pthread_mutex_unlock(&ctx->lock);
 }

@@ -13,9 +13,9 @@
 #define PL_ORDER_SOURCE "recall" /* pinl_change.source, and that of its notices and events */
 
 struct pl_order_result {
-	enum pinl_outcome outcome;
-	bool outside; /* taken from outside of its holder */
-	int err;      /* 0: released; -EOPNOTSUPP: the device can't be taken off; -ETIMEDOUT */
+	enum pinl_outcome outcome; /* NONE without err: a foreign holder has gone, and so its lease */
+	bool outside;		   /* taken from outside of its holder */
+	int err; /* 0: released; -EOPNOTSUPP: the device can't be taken off; -ETIMEDOUT */
 };
 
 struct pl_order {
@@ -25,6 +25,7 @@ struct pl_order {
 	uint64_t grace_until_ns,
 		agent_ns;	      /* of a foreign one: its holder's, if there is that much time */
 	struct pl_order_result taken; /* the lease, while it was held; it may have ended since */
+	bool gone;		      /* so it has, with its holder, who hasn't answered */
 };
 
 /* Of the bytes [start, end) of the lease's file. `wait`: answered when the recall is over, else at once.
@@ -36,6 +37,7 @@ void pl_order_result(struct pinl_ctx *ctx, const struct pl_order *order, struct 
 /* For the core; ctx->lock held. */
 bool pl_order_means(const struct pinl_change *change, const struct pinl_lease *lease);
 void pl_order_taken(const struct pinl_lease *lease, bool outside); /* for those that are held for it */
+void pl_order_gone(const struct pinl_lease *lease);		   /* the same */
 struct pl_verdict pl_order_ask(const struct pinl_lease *lease);
 bool pl_order_has_deadline(const struct pinl_change *change, uint64_t *deadline_ns);
 /* When the holder's own library forces, if its arbiter does at the deadline; 0: it isn't said. */

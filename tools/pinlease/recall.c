@@ -35,7 +35,7 @@ struct options {
 };
 
 struct outcome {
-	bool exact;
+	bool exact, waited;
 	uint64_t start, end; /* of the file, what was asked for */
 	int width;
 	unsigned not_taken, not_allowed, taken; /* taken: before */
@@ -150,7 +150,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	}
 }
 
-static const char *result_words(const struct pl_event_msg *e)
+static const char *result_words(const struct pl_event_msg *e, bool waited)
 {
 	if (e->err == -EPERM)
 		return "kept by policy";
@@ -167,8 +167,10 @@ static const char *result_words(const struct pl_event_msg *e)
 		return "forced to a copy";
 	case PINL_OUT_FAIL:
 		return e->outside ? "forced from outside" : "forced to fail";
+	case PINL_OUT_KILLED:
+		return "holder killed";
 	}
-	return "told";
+	return waited ? "holder gone" : "told";
 }
 
 /* Of the lease: what was asked for, in whole pages. Where it ends in errors, that is all of it. */
@@ -204,7 +206,7 @@ static int print(const union pl_message *m, void *arg)
 	snprintf(time, sizeof time, "%.1fms", (double)e->waited_ns / 1e6);
 	tool_put_path(e->path, o->width - printf("%7d %-10.10s %5lu %*s %9s %-19s ", e->pid, e->program,
 						 (unsigned long)e->lease, o->exact ? 13 : 4, size, time,
-						 result_words(e)));
+						 result_words(e, o->waited)));
 	fflush(stdout);
 	return 0;
 }
@@ -301,6 +303,7 @@ int cmd_recall(int argc, char **argv)
 	opts.m.head = m.head;
 	m.recall = opts.m;
 	o.exact = opts.exact;
+	o.waited = !(opts.m.flags & PL_RECALL_NO_WAIT);
 	o.start = opts.m.file_start;
 	o.end = opts.m.file_end;
 	err = arbiter_ask(&a, &m, print, &o, -1, &matched);
