@@ -8,8 +8,11 @@ import mmap
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 sys.dont_write_bytecode = True
@@ -339,6 +342,40 @@ def no_arbiter():
         same(actor.said.count("can't reach pinleased"), 1)
 
 
+def full():
+    """Who is refused says why, once, and all goes on until he is let in."""
+    with memory() as (path, fd), ac.Arbiter(PINLEASED, '--max-connections', '1') as arbiter:
+        with arbiter.client() as client:
+            same(client.lease(fd, policy=ac.REFUSE, refuse=ALL).err, 0)
+            with Supervised(arbiter) as actor:
+                same(actor.do('truncate', path, ac.PAGE), 0)
+                same(actor.do('truncate', path, ac.SIZE), 0)
+            same([actor.said.count(words) for words in ('serves no more connections of this user', 'pinlease run:')], [1, 1])
+
+
+def refused_at_once():
+    """Also when the connection has ended before anything was said."""
+    with memory() as (path, _), tempfile.TemporaryDirectory() as directory, \
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door, contextlib.ExitStack() as left:
+        door.bind(f'{directory}/socket')
+        door.listen()
+        said = ac.message(ac.REPLY, -errno.EPROTONOSUPPORT, 0, 0, b'it speaks another version')
+
+        def refuse():
+            with contextlib.suppress(OSError):
+                while True:
+                    with door.accept()[0] as one, contextlib.suppress(ConnectionError):
+                        one.send(said)
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        left.callback(thread.join)
+        left.callback(lambda: door.shutdown(socket.SHUT_RDWR))
+        for _ in range(20):
+            result = run('truncate', '-s', '0', path, arbiter=f'{directory}/socket')
+            same((result.returncode, [words in result.stderr for words in ('it speaks another version', 'broken', "can't reach")]),
+                 (0, [True, False, False]))
+
+
 def run(*arguments, options=(), arbiter='/nonexistent', **more):
     return subprocess.run([PINLEASE, 'run', *options, '--', *arguments], env=environment(arbiter), capture_output=True, text=True,
                           check=False, **more)
@@ -567,6 +604,8 @@ TESTS = [(f'{name} is held', held(name)) for name in CUTS] + [
     ('who is killed while it waits changes nothing', killed),
     ('the arbiter is killed: who waits goes on', arbiter_killed),
     ('no arbiter: said once, and all goes on', no_arbiter),
+    ('no room at the arbiter: why is said once, and all goes on', full),
+    ('refused at once: why is said', refused_at_once),
     ('exit status and signals are the command\'s', status),
     ('signals are passed on', signals),
     ('who outlives the command is supervised', outlived),

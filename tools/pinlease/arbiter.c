@@ -63,7 +63,7 @@ int arbiter_connect(enum pl_role role, int flags)
 		err = -errno;
 	if (!err)
 		err = say_hello(sock, role);
-	if (!err || (err == -EPIPE && role == PL_ROLE_COMMAND)) /* refused: welcome() reads why */
+	if (!err || err == -EPIPE) /* refused: why is to be read */
 		return sock;
 	close(sock);
 	return err;

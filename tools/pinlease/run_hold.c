@@ -146,13 +146,54 @@ static void let_all_go(struct run_hold *h)
 		}
 }
 
-static void lost(struct run_hold *h)
+static bool is_refusal(const union pl_message *m)
+{
+	return m->head.type == PL_REPLY && !m->head.serial && m->reply.err;
+}
+
+/* It stands before the end, and that may be seen once before it. */
+static bool find_refusal(struct run_hold *h, union pl_message *m)
+{
+	const char *why;
+	int fd, err, ends = 0;
+
+	while (ends < 2) {
+		err = pl_message_receive(h->sock, m, &fd, &why);
+		if (fd >= 0)
+			close(fd);
+		if (!err && is_refusal(m))
+			return true;
+		if (err && err != -EPIPE)
+			return false;
+		ends += err != 0;
+	}
+	return false;
+}
+
+static void disconnect(struct run_hold *h)
 {
 	close(h->sock);
 	h->sock = -1;
 	h->full = false;
-	run_say("the connection to pinleased is broken: until it is back, nothing waits for leases");
 	let_all_go(h);
+}
+
+static void refused(struct run_hold *h, const union pl_message *m)
+{
+	run_say("%s: until it lets us in, nothing waits for leases", m->reply.text);
+	disconnect(h);
+}
+
+static void lost(struct run_hold *h)
+{
+	union pl_message m;
+
+	if (find_refusal(h, &m)) {
+		refused(h, &m);
+		return;
+	}
+	run_say("the connection to pinleased is broken: until it is back, nothing waits for leases");
+	disconnect(h);
 }
 
 static bool connected(struct run_hold *h)
@@ -325,6 +366,8 @@ void run_hold_answers(struct run_hold *h)
 			h->limit_ns = (2ull * m.welcome.ceiling_ms + SLACK_MS) * 1000000;
 		else if (m.head.type == PL_REPLY && m.head.serial)
 			on_reply(h, &m.reply);
+		else if (is_refusal(&m))
+			refused(h, &m);
 		else
 			err = -EPROTO;
 		if (err)
