@@ -51,11 +51,17 @@ static struct notice *notice_for(struct holder *h, struct held_lease *hl)
 	return n;
 }
 
-/* For the log, too. */
+static bool is_pinned(const struct held_lease *hl)
+{
+	return hl->lease->flags & PINL_PIN;
+}
+
+/* For the log, too: of several one that matters most. */
 static void gone(struct held_lease *hl, struct notice *n)
 {
 	n->gone_ns = pl_clock_ns();
-	hl->holder->cut = hl;
+	if (!hl->holder->cut || is_pinned(hl))
+		hl->holder->cut = hl;
 	atomic_store(&hl->holder->server->cut, true);
 }
 
@@ -185,8 +191,8 @@ void notices_drop(struct holder *h, const struct held_lease *hl)
 	pthread_mutex_unlock(&h->server->ctx->lock);
 }
 
-/* The number of one that it is time to say it of. */
-static bool take_cut(struct holder *h, uint64_t *number)
+/* The number of one that it is time to say it of, and whether its device has pages of its own. */
+static bool take_cut(struct holder *h, uint64_t *number, bool *pinned)
 {
 	uint64_t now = pl_clock_ns();
 	bool some;
@@ -195,6 +201,7 @@ static bool take_cut(struct holder *h, uint64_t *number)
 	some = h->cut && (!h->cut_said_ns || now - h->cut_said_ns > AGAIN_NS);
 	if (some) {
 		*number = h->cut->number;
+		*pinned = is_pinned(h->cut);
 		h->cut_said_ns = now;
 	}
 	h->cut = NULL;
@@ -205,13 +212,14 @@ static bool take_cut(struct holder *h, uint64_t *number)
 static void complain(struct holder *h)
 {
 	uint64_t number;
+	bool pinned;
 
-	if (take_cut(h, &number))
+	if (take_cut(h, &number, &pinned))
 		fprintf(stderr,
 			"pinleased: a change was let go although lease %lu of %s (%d) is on the file: "
-			"the holder doesn't answer, and its device can't be taken off from outside; it "
-			"may have pages that the file has let go\n",
-			number, h->name, h->pid);
+			"the holder doesn't answer, and its device can't be taken off from outside%s\n",
+			number, h->name, h->pid,
+			pinned ? "; it may have pages that the file has let go" : "");
 }
 
 /* A stopped one may have been adopted, and have no connection. */

@@ -240,23 +240,29 @@ def not_pinned():
 
 
 def log():
-    """The journal says that a lease can't be forced, and when that has mattered."""
-    with tempfile.NamedTemporaryFile('r') as said:
-        with ac.Arbiter('sh', '--ceiling', '100', words=('-c', f'exec "$0" "$@" 2>{said.name}', PINLEASED)) as arbiter, \
+    """The journal says that a lease can't be forced, and when that has mattered. Only one that is pinned may have pages of its own."""
+    for flags in (0, ac.PINNED):
+        journal(flags)
+
+
+def journal(flags):
+    with tempfile.NamedTemporaryFile('r') as log_file:
+        with ac.Arbiter('sh', '--ceiling', '100', words=('-c', f'exec "$0" "$@" 2>{log_file.name}', PINLEASED)) as arbiter, \
                 arbiter.client() as holder, arbiter.client() as keeper, ac.Actor() as actor:
             path = arbiter.file()
             lease(keeper, path, policy=ac.KEEP, flags=ac.PINNED)
             for number in (1, 2):
                 with open(path, 'r+b') as file:
-                    same(holder.lease(file.fileno(), number, start=ac.START * number).err, 0)
+                    same(holder.lease(file.fileno(), number, start=ac.START * number, flags=flags).err, 0)
                 same(holder.handle(number).err, 0)
             for _ in range(2):
                 same(actor.do('truncate', path), 0)
                 path.write_bytes(b'O' * ac.SIZE)
-        lines = said.read().splitlines()
+        lines = log_file.read().splitlines()
     me = f'of python ({os.getpid()}) '
     same(len([line for line in lines if f'lease 1 {me}can\'t be forced from outside: its device "soft"' in line]), 1)
-    same(len([line for line in lines if 'a change was let go' in line and me in line]), 1)
+    let_gone = [line for line in lines if 'a change was let go' in line and me in line]
+    same((len(let_gone), 'it may have pages' in let_gone[0]), (1, flags == ac.PINNED))
     same(len([line for line in lines if me in line and 'forced' in line]), 1)
 
 
