@@ -32,6 +32,21 @@ void list_path(const struct held_lease *hl, char *path, size_t len)
 		snprintf(path, len, "...%s", full + n - len + 4);
 }
 
+/* The first it is recalled for; but who waits before who doesn't. */
+static void describe_actor(const struct pinl_lease *l, struct pl_entry_msg *e)
+{
+	const struct pl_recall *r = &l->recall;
+	const struct pinl_change *waits = r->held ? NULL : pl_foreign_waiter(l);
+	const char *source = waits ? waits->source : r->source ? r->source : "";
+
+	e->actor_pid = waits ? waits->actor_pid : r->actor_pid;
+	e->actor_tid = waits ? waits->actor_tid : r->actor_tid;
+	e->op = waits ? waits->op : r->op;
+	e->also = waits ? waits->also : r->also;
+	e->held = r->held || waits;
+	strncpy(e->source, source, sizeof e->source - 1);
+}
+
 /* The state, and what goes with it: from one moment. */
 static void describe_recall(const struct held_lease *hl, struct pl_entry_msg *e)
 {
@@ -45,12 +60,7 @@ static void describe_recall(const struct held_lease *hl, struct pl_entry_msg *e)
 	if ((l->state == PINL_NOTICED || l->state == PINL_FORCING) && (r->since_ns || !l->ending)) {
 		e->recall_start = r->va.start;
 		e->recall_end = r->va.end;
-		e->actor_pid = r->actor_pid;
-		e->actor_tid = r->actor_tid;
-		e->op = r->op;
-		e->also = r->also;
-		e->held = r->held;
-		strncpy(e->source, r->source ? r->source : "", sizeof e->source - 1);
+		describe_actor(l, e);
 	}
 	pthread_mutex_unlock(&l->ctx->lock);
 }

@@ -246,11 +246,12 @@ struct pl_entry_msg {
 	char path[152];	      /* of the file, as the arbiter sees it; cut at the front if it is longer */
 	uint64_t deadline_ns; /* noticed: CLOCK_MONOTONIC; else 0 */
 	uint64_t orphaned;    /* bytes of it that the file has let go, and the device may still have */
-	/* Noticed or being taken: for whom, the first of them. Else 0, and PINL_OP_NR. */
+	/* Noticed or being taken: for whom, the first of them, or of those who wait. Else 0, and
+	 * PINL_OP_NR. */
 	uint64_t recall_start, recall_end; /* addresses in the holder */
 	int32_t actor_pid, actor_tid;	   /* 0: not known */
 	uint32_t op;			   /* enum pinl_op; PINL_OP_NR: RECALL_LEASES */
-	uint32_t held;			   /* 1: the actor waits; each, if there are several */
+	uint32_t held;			   /* 1: the actor waits; 0: nobody does */
 	char source[12];
 	uint32_t also; /* PINL_OPBIT()s: it may be one of these instead */
 };

@@ -188,6 +188,27 @@ def asked_for():
                 assert command.recalled()[1].err == 0
 
 
+def among_others():
+    """Who waits is shown, also if others don't, whoever was first."""
+    for first in (False, True):
+        with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, arbiter.client() as command, ac.Actor() as actor:
+            path = arbiter.file()
+            leases(client, path)
+            if first:
+                assert command.recall(path, flags=ac.NO_WAIT)[1].err == 0
+                client.notice()
+            actor.order('truncate', path)
+            notice = client.notice()
+            if not first:
+                assert command.recall(path, flags=ac.NO_WAIT)[1].err == 0
+                notice = client.notice()
+            recall = json.loads(ps(arbiter, '--json'))[0]['recall']
+            got = [recall[key] for key in ('actor_pid', 'by', 'source', 'waits')]
+            assert got == [actor.process.pid, 'truncate', 'files', True], recall
+            client.released(notice, whole=1)
+            assert actor.join() == 0
+
+
 def part_taken():
     """That a part of an active lease was taken back stands below its line."""
     with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, ac.Actor() as actor:
@@ -259,6 +280,7 @@ if __name__ == '__main__':
         ('who waits for it is said', who_waits),
         ('that he has ended is said', has_ended),
         ('who has asked for it, too', asked_for),
+        ('who waits is shown before who does not', among_others),
         ('a part that was taken back is said', part_taken),
         ('thousands of leases are listed', many),
         ("who isn't root sees his own leases only", others),

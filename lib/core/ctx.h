@@ -112,7 +112,7 @@ struct pl_recall {
 	unsigned also; /* for who is told elsewhere: what else the first change may be */
 	enum pl_effect effect;
 	bool late;     /* the pages were detached before the notice */
-	bool held;     /* the actor waits, so it is looked at again after a force */
+	bool held;     /* the first actor waits, so it is looked at again after a force */
 	bool again;    /* noticed before, and a force hasn't done it: not one more recall */
 	bool quiesced; /* by the holder */
 	bool part;     /* and only va of it, ending in `outcome`: a foreign one's answer */

@@ -106,6 +106,18 @@ uint64_t pl_foreign_deadline(const struct pinl_lease *l)
 	return l->stuck && cut < l->recall.deadline_ns ? cut : l->recall.deadline_ns;
 }
 
+/* The newest is the first of the list. */
+const struct pinl_change *pl_foreign_waiter(const struct pinl_lease *l)
+{
+	const struct pinl_change *oldest = NULL;
+	struct pl_range va;
+
+	for (const struct pinl_change *ch = l->ctx->held; ch; ch = ch->next)
+		if (pl_lease_overlap(l, ch, &va))
+			oldest = ch;
+	return oldest;
+}
+
 /* ctx->lock held; in state NOTICED. */
 static void answered(struct pinl_lease *l, uint64_t seq, const struct pl_range *va, bool whole,
 		     enum pinl_outcome outcome)

@@ -91,7 +91,6 @@ static void merge_recall(struct pl_recall *r, const struct pl_recall *more)
 	r->late |= more->late;
 	if (!r->since_ns)
 		r->since_ns = more->since_ns;
-	r->held &= more->held;
 	pl_range_widen(&r->gone, &more->gone);
 	if (more->effect == PL_GONE)
 		r->effect = PL_GONE;
