@@ -314,6 +314,7 @@ void watch_gone(struct holder *h);
 void watch_leased(struct held_lease *hl);	/* it is whole */
 void watch_ending(const struct held_lease *hl); /* it is there still */
 void watch_ended(struct held_lease *hl, struct server *s);
+void watch_catch_up(struct server *s); /* with what has happened till now */
 void watch_stop(struct server *s);
 
 /* status.c: main loop */

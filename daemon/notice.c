@@ -217,8 +217,11 @@ static void complain(struct holder *h)
 	if (take_cut(h, &number, &pinned))
 		fprintf(stderr,
 			"pinleased: a change was let go although lease %lu of %s (%d) is on the file: "
-			"the holder doesn't answer, and its device can't be taken off from outside%s\n",
+			"%s%s\n",
 			number, h->name, h->pid,
+			h->server->ends ? "pinleased ends"
+					: "the holder doesn't answer, and its device can't be taken off "
+					  "from outside",
 			pinned ? "; it may have pages that the file has let go" : "");
 }
 

@@ -275,14 +275,16 @@ static void tell_of_end(struct server *s)
 	pl_foreign_let_go(s->ctx);
 	LIST_FOREACH(h, &s->holders, link)
 	holder_send_notices(h);
+	watch_catch_up(s);
+	notices_complain(s);
 }
 
 /* Whoever waits is let go: the files source answers all before it ends. */
 void server_free(struct server *s)
 {
+	s->ends = true;
 	tell_of_end(s);
 	say_end(s);
-	s->ends = true;
 	while (!LIST_EMPTY(&s->holders))
 		holder_gone(LIST_FIRST(&s->holders));
 	endings_await(s);

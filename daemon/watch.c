@@ -252,7 +252,7 @@ static int on_events(sd_event_source *source, int fd, uint32_t revents, void *ar
 
 /* ---------------------------------------------------------------------------------------- leases -- */
 
-static void catch_up(struct server *s)
+void watch_catch_up(struct server *s)
 {
 	if (!LIST_EMPTY(&s->watchers))
 		take_events(s, UINT32_MAX);
@@ -262,7 +262,7 @@ void watch_leased(struct held_lease *hl)
 {
 	struct server *s = hl->holder->server;
 
-	catch_up(s); /* the number may have been another lease's */
+	watch_catch_up(s); /* the number may have been another lease's */
 	if (!hl->shown)
 		show(s, hl, true, pl_clock_ns());
 }
@@ -270,7 +270,7 @@ void watch_leased(struct held_lease *hl)
 void watch_ending(const struct held_lease *hl)
 {
 	if (!hl->shown)
-		catch_up(hl->holder->server);
+		watch_catch_up(hl->holder->server);
 }
 
 /* Any thread. Ends it; the core knows it no more. */

@@ -219,10 +219,15 @@ def let_go_in_part():
 
 def let_go_at_the_end():
     """So it is when pinleased ends, as nobody keeps who waits."""
-    with watched(flags=ac.PINNED | ac.WRITE) as (arbiter, holder, _, actor, path):
+    with watched(flags=ac.PINNED | ac.WRITE) as (arbiter, holder, watcher, actor, path):
         actor.order('truncate', path)
         notice = holder.notice()
         arbiter.process.send_signal(signal.SIGTERM)
+        events = watcher.until_event(ac.E_ANSWERED)
+        while events[-1].change != notice.seq:
+            events += watcher.until_event(ac.E_ANSWERED)
+        same([(e.what, e.err) for e in events if e.change == notice.seq],
+             [(ac.E_NOTICE, 0), (DEGRADED, -errno.EINTR), (ac.E_ANSWERED, 0)])
         last = holder.notice()
         same((last.what, last.seq, last.since_ns, last.gone_ns > notice.since_ns), (ac.LOST, notice.seq, notice.since_ns, True))
         same(actor.join(), 0)
@@ -243,6 +248,22 @@ def log():
     """The journal says that a lease can't be forced, and when that has mattered. Only one that is pinned may have pages of its own."""
     for flags in (0, ac.PINNED):
         journal(flags)
+
+
+def log_at_the_end():
+    """The journal says what pinleased leaves, when it ends."""
+    with tempfile.NamedTemporaryFile('r') as log_file:
+        with ac.Arbiter('sh', words=('-c', f'exec "$0" "$@" 2>{log_file.name}', PINLEASED)) as arbiter, \
+                arbiter.client() as holder, ac.Actor() as actor:
+            path = arbiter.file()
+            lease(holder, path, flags=ac.PINNED)
+            actor.order('truncate', path)
+            holder.notice()
+            arbiter.process.send_signal(signal.SIGTERM)
+            same(actor.join(), 0)
+            arbiter.process.wait()
+        lines = [line for line in log_file.read().splitlines() if 'a change was let go although lease 1' in line]
+    same((len(lines), 'is on the file: pinleased ends; it may have pages' in lines[0]), (1, True))
 
 
 def journal(flags):
@@ -298,5 +319,6 @@ if __name__ == '__main__':
         ('pinleased ends in a recall', let_go_at_the_end),
         ('no orphans without pins', not_pinned),
         ('what the journal has', log),
+        ('what the journal has at the end', log_at_the_end),
         ("the library's own deadline", own_deadline),
     ])

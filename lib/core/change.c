@@ -267,6 +267,8 @@ void pl_foreign_let_go(struct pinl_ctx *ctx)
 		if (!pl_is_order(ch) && ch->recalled) {
 			cut_foreign(ctx, ch);
 			pinl_change_cut(ctx, ch);
+			answered_event(ctx, ch, pl_clock_ns());
+			ch->recalled = 0; /* that was its end */
 		}
 	pthread_mutex_unlock(&ctx->lock);
 }

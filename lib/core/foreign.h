@@ -109,7 +109,8 @@ int pl_foreign_answer(struct pinl_lease *lease, uint64_t seq, const struct pl_ra
 int pl_foreign_taken(struct pinl_lease *lease, const struct pl_range *va, bool whole,
 		     enum pinl_outcome outcome);
 
-/* Who waits is about to be let go, as the context is closed: those whose leases are in the way are told.
+/* Who waits is about to be let go, as the context is closed: those whose leases are in the way are told,
+ * and that he goes on.
  */
 void pl_foreign_let_go(struct pinl_ctx *ctx);
 
