@@ -199,7 +199,9 @@ static void say(const struct held_lease *hl, const char *why, int err)
 	fprintf(stderr,
 		"pinleased: killed %s (%d) of user %u, as the policy of its lease %lu says: %s; %s\n",
 		h->name, h->pid, h->user->uid, hl->number, why,
-		err ? pinl_error() : "its pins are gone");
+		err			      ? pinl_error()
+		: hl->lease->flags & PINL_PIN ? "its pins are gone"
+					      : "the lease had no pins");
 }
 
 /* k->lock and the ring's held. */

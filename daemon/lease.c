@@ -387,10 +387,11 @@ static int on_handle(struct holder *h, const struct pl_handle_msg *m)
 	err = lease_take_handle(hl, m);
 	if (!err && m->kind == PL_HANDLE_NONE && hl->lease->policy.kind == PINL_RECALL)
 		err = pinl_set_error(
-			-EOPNOTSUPP,
-			"its device \"%s\" can be reached by its own process only; a change "
-			"waits for that, and not longer than twice the ceiling",
-			hl->device);
+			-EOPNOTSUPP, "its device \"%s\" can be reached by its own process only; %s",
+			hl->device,
+			hl->then == PINL_THEN_KILL
+				? "if that doesn't answer it is killed, as the lease's policy says"
+				: "a change waits for that, and not longer than twice the ceiling");
 	if (err && !h->unforced++) /* once, as it is the holder who says how often */
 		fprintf(stderr, "pinleased: lease %lu of %s (%d) can't be forced from outside: %s\n",
 			hl->number, h->name, h->pid, pinl_error());

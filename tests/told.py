@@ -266,6 +266,15 @@ def log_at_the_end():
     same((len(lines), 'is on the file: pinleased ends; it may have pages' in lines[0]), (1, True))
 
 
+def log_of_a_kill():
+    """What becomes of who can't be forced is his policy's affair."""
+    with tempfile.NamedTemporaryFile('r') as log_file:
+        with ac.Arbiter('sh', words=('-c', f'exec "$0" "$@" 2>{log_file.name}', PINLEASED)) as arbiter, arbiter.client() as holder:
+            lease(holder, arbiter.file(), then=ac.KILL)
+        lines = [line for line in log_file.read().splitlines() if "lease 1 of python" in line and "can't be forced" in line]
+    same((len(lines), 'it is killed, as the lease\'s policy says' in lines[0], 'twice the ceiling' in lines[0]), (1, True, False))
+
+
 def journal(flags):
     with tempfile.NamedTemporaryFile('r') as log_file:
         with ac.Arbiter('sh', '--ceiling', '100', words=('-c', f'exec "$0" "$@" 2>{log_file.name}', PINLEASED)) as arbiter, \
@@ -320,5 +329,6 @@ if __name__ == '__main__':
         ('no orphans without pins', not_pinned),
         ('what the journal has', log),
         ('what the journal has at the end', log_at_the_end),
+        ('what the journal has of a lease with KILL', log_of_a_kill),
         ("the library's own deadline", own_deadline),
     ])

@@ -208,8 +208,8 @@ struct pinl_opts {
  *
  * opts may be NULL. A source that this kernel or these privileges don't give is left out; that is
  * not an error here, but pinl_sources() says it and pinl_map_range() counts on what is there. Where
- * something listens at pinleased's socket its welcome is waited for, ten seconds at most: it may be
- * starting, and busy.
+ * something listens at pinleased's socket its welcome is waited for, ten seconds: it may be starting,
+ * and busy; and up to a minute where it breaks off again and again.
  * Errors: -EINVAL opts->size or a flag unknown; -ENOMEM; -EMFILE/-ENFILE no descriptors left;
  * -EAGAIN no thread could be started.
  */
