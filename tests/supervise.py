@@ -353,27 +353,37 @@ def full():
             same([actor.said.count(words) for words in ('serves no more connections of this user', 'pinlease run:')], [1, 1])
 
 
-def refused_at_once():
-    """Also when the connection has ended before anything was said."""
-    with memory() as (path, _), tempfile.TemporaryDirectory() as directory, \
-            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door, contextlib.ExitStack() as left:
-        door.bind(f'{directory}/socket')
-        door.listen()
-        said = ac.message(ac.REPLY, -errno.EPROTONOSUPPORT, 0, 0, b'it speaks another version')
+@contextlib.contextmanager
+def door(said):
+    """Who says that to everybody who comes, and closes: the socket's path."""
+    with tempfile.TemporaryDirectory(dir='/var/tmp') as directory, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(f'{directory}/socket')
+        listening.listen()
 
-        def refuse():
+        def answer():
             with contextlib.suppress(OSError):
                 while True:
-                    with door.accept()[0] as one, contextlib.suppress(ConnectionError):
+                    with listening.accept()[0] as one, contextlib.suppress(ConnectionError):
                         one.send(said)
-        thread = threading.Thread(target=refuse)
+        thread = threading.Thread(target=answer)
         thread.start()
-        left.callback(thread.join)
-        left.callback(lambda: door.shutdown(socket.SHUT_RDWR))
-        for _ in range(20):
-            result = run('truncate', '-s', '0', path, arbiter=f'{directory}/socket')
-            same((result.returncode, [words in result.stderr for words in ('it speaks another version', 'broken', "can't reach")]),
-                 (0, [True, False, False]))
+        try:
+            yield f'{directory}/socket'
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def refused_at_once():
+    """Why is said also when the connection has ended before anything was asked."""
+    other, old = "another version's", "isn't this release's pinleased"
+    with memory() as (path, _):
+        for said, words in ((ac.message(ac.REPLY, -errno.EPROTONOSUPPORT, 0, 0, other.encode()), other),
+                            (ac.message(ac.WELCOME, ac.VERSION + 1, *[0] * 6), old), (b'hello', old)):
+            with door(said) as arbiter:
+                for _ in range(10):
+                    result = run('truncate', '-s', '0', path, arbiter=arbiter)
+                    same((result.returncode, words in result.stderr, result.stderr.count('pinlease run:')), (0, True, 1))
 
 
 def run(*arguments, options=(), arbiter='/nonexistent', **more):

@@ -151,23 +151,31 @@ static bool is_refusal(const union pl_message *m)
 	return m->head.type == PL_REPLY && !m->head.serial && m->reply.err;
 }
 
-/* It stands before the end, and that may be seen once before it. */
-static bool find_refusal(struct run_hold *h, union pl_message *m)
+static int receive(struct run_hold *h, union pl_message *m)
 {
 	const char *why;
-	int fd, err, ends = 0;
+	int fd, err = pl_message_receive(h->sock, m, &fd, &why);
 
-	while (ends < 2) {
-		err = pl_message_receive(h->sock, m, &fd, &why);
-		if (fd >= 0)
-			close(fd);
+	if (fd >= 0)
+		close(fd);
+	if (!err && m->head.type == PL_WELCOME && m->welcome.version != PL_PROTO_VERSION)
+		err = -EPROTO;
+	return err;
+}
+
+/* 0, or why there is none. It stands before the end, which may be seen once before it. */
+static int find_refusal(struct run_hold *h, union pl_message *m)
+{
+	int ends = 0;
+
+	for (;;) {
+		int err = receive(h, m);
+
 		if (!err && is_refusal(m))
-			return true;
-		if (err && err != -EPIPE)
-			return false;
-		ends += err != 0;
+			return 0;
+		if (err && (err != -EPIPE || ends++))
+			return err;
 	}
-	return false;
 }
 
 static void disconnect(struct run_hold *h)
@@ -184,15 +192,23 @@ static void refused(struct run_hold *h, const union pl_message *m)
 	disconnect(h);
 }
 
-static void lost(struct run_hold *h)
+static void lost(struct run_hold *h, int err)
 {
 	union pl_message m;
 
-	if (find_refusal(h, &m)) {
+	if (err != -EPROTO)
+		err = find_refusal(h, &m);
+	if (!err) {
 		refused(h, &m);
 		return;
 	}
-	run_say("the connection to pinleased is broken: until it is back, nothing waits for leases");
+	if (err == -EPROTO)
+		run_say("what listens at %s isn't this release's pinleased; install the same release of "
+			"both: until then, nothing waits for leases",
+			arbiter_path());
+	else
+		run_say("the connection to pinleased is broken: until it is back, nothing waits for "
+			"leases");
 	disconnect(h);
 }
 
@@ -239,7 +255,7 @@ static bool send_parts(struct run_hold *h, struct stopped *s)
 			return false;
 		}
 		if (err) {
-			lost(h);
+			lost(h, err);
 			return false;
 		}
 	}
@@ -355,13 +371,10 @@ static void on_reply(struct run_hold *h, const struct pl_reply *r)
 void run_hold_answers(struct run_hold *h)
 {
 	union pl_message m;
-	const char *why;
-	int fd, err;
+	int err = 0;
 
 	h->full = false;
-	while (h->sock >= 0 && !(err = pl_message_receive(h->sock, &m, &fd, &why))) {
-		if (fd >= 0)
-			close(fd);
+	while (h->sock >= 0 && !err && !(err = receive(h, &m))) {
 		if (m.head.type == PL_WELCOME)
 			h->limit_ns = (2ull * m.welcome.ceiling_ms + SLACK_MS) * 1000000;
 		else if (m.head.type == PL_REPLY && m.head.serial)
@@ -370,11 +383,9 @@ void run_hold_answers(struct run_hold *h)
 			refused(h, &m);
 		else
 			err = -EPROTO;
-		if (err)
-			break;
 	}
 	if (h->sock >= 0 && err != -EAGAIN)
-		lost(h);
+		lost(h, err);
 }
 
 /* -------------------------------------------------------------------------------------- stopped calls
