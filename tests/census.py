@@ -463,6 +463,8 @@ def rude():
         said = run('--pid', str(os.getpid())).stdout
         assert '\x1b' not in said and ' a?[2J' in said and 'memfd:c?[2Jd' in said, said
         assert only(census()[0])['path'] == 'memfd:c\x1b[2Jd'
+    with called(b'a\xe2\x82b\x90c'), memfd(PAGE, 'd') as fd, Memory(PAGE, fd) as memory, Ring(of(memory)):
+        assert only(census()[0])['program'] == 'a\ufffd\ufffdb\ufffdc'
     gone()
 
 

@@ -2,6 +2,7 @@
 #include "common.h"
 
 #include <errno.h>
+#include <json-c/json.h>
 #include <linux/magic.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -163,6 +164,41 @@ void tool_put_path(const char *path, int room)
 
 	tool_path_words(path, room, words, sizeof words);
 	puts(words);
+}
+
+/* The bytes of the letter there; 0: there is none. */
+static int letter(const unsigned char *s)
+{
+	static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+	int n = *s < 0x80 ? 1 : *s < 0xc0 ? 0 : *s < 0xe0 ? 2 : *s < 0xf0 ? 3 : *s < 0xf8 ? 4 : 0;
+	uint32_t c = n == 1 ? *s : *s & (0x7f >> n);
+
+	for (int i = 1; i < n; i++) {
+		if ((s[i] & 0xc0) != 0x80)
+			return 0;
+		c = c << 6 | (s[i] & 0x3f);
+	}
+	return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) ? 0 : n;
+}
+
+struct json_object *tool_json_text(const char *text)
+{
+	size_t len = strlen(text), at = 0;
+	char *out = malloc(3 * len + 1);
+	struct json_object *o;
+
+	if (!out)
+		return NULL;
+	while (*text) {
+		int n = letter((const unsigned char *)text);
+
+		memcpy(out + at, n ? text : "\xef\xbf\xbd", n ? n : 3);
+		at += n ? n : 3;
+		text += n ? n : 1;
+	}
+	o = json_object_new_string_len(out, (int)at);
+	free(out);
+	return o;
 }
 
 int tool_number(const char *text, uint64_t max, uint64_t *n)

@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+struct json_object;
+
 uint64_t tool_now(void); /* CLOCK_MONOTONIC, ns */
 const char *tool_errno_name(int err);
 void tool_append(char *buf, size_t len, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
@@ -42,6 +44,10 @@ void tool_path_words(const char *path, int room, char *buf, size_t len);
 
 /* The same as the end of a line. */
 void tool_put_path(const char *path, int room);
+
+/* With U+FFFD for each byte that is of no letter of UTF-8: names are anybody's bytes, and JSON's aren't.
+ */
+struct json_object *tool_json_text(const char *text);
 
 /* All of `text` is a number from 0 to `max`, decimal or 0x: 0, or -EINVAL. */
 int tool_number(const char *text, uint64_t max, uint64_t *n);

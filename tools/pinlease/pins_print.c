@@ -160,7 +160,7 @@ static void add_number(struct json_object *o, const char *key, uint64_t n)
 
 static void add_text(struct json_object *o, const char *key, const char *text)
 {
-	json_object_object_add(o, key, text ? json_object_new_string(text) : NULL);
+	json_object_object_add(o, key, text ? tool_json_text(text) : NULL);
 }
 
 static void add_truth(struct json_object *o, const char *key, bool truth)

@@ -122,7 +122,7 @@ static void add_number(struct json_object *o, const char *key, uint64_t n)
 
 static void add_text(struct json_object *o, const char *key, const char *text)
 {
-	json_object_object_add(o, key, json_object_new_string(text));
+	json_object_object_add(o, key, tool_json_text(text));
 }
 
 /* Who has caused it, and whether he waits. */

@@ -143,7 +143,7 @@ static void number(struct json_object *o, const char *key, uint64_t n)
 
 static void text(struct json_object *o, const char *key, const char *s)
 {
-	json_object_object_add(o, key, json_object_new_string(s));
+	json_object_object_add(o, key, tool_json_text(s));
 }
 
 static void who(struct json_object *o, const struct pl_event_msg *e)
