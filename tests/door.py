@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -452,8 +453,9 @@ class Kept:
 
 
 def wait_for_look(pid):
-    """Of the gate's child, which then waits for the silent page."""
-    while not any('Name:\tpinl-peek\n' in status and 'State:\tD' in status for status in statuses(pid)):
+    """Of the gate's child, which then waits for the silent page; it may be over before it is seen, on a busy machine."""
+    until = time.monotonic() + 5
+    while time.monotonic() < until and not any('Name:\tpinl-peek\n' in status and 'State:\tD' in status for status in statuses(pid)):
         pass
 
 
