@@ -226,14 +226,28 @@ static void on_answer(struct change *c)
 	}
 }
 
+/* Whose lease has been taken hears it before he can see the change. What can't be sent stays there. */
+static void tell_holders(struct server *s)
+{
+	struct holder *h;
+
+	LIST_FOREACH(h, &s->holders, link)
+	holder_send_notices(h);
+}
+
 void changes_answer(struct server *s)
 {
 	struct change *c, *next;
+	bool recalled = false;
 
 	pthread_mutex_lock(&s->answers);
 	c = s->answered;
 	s->answered = NULL;
 	pthread_mutex_unlock(&s->answers);
+	for (next = c; next; next = next->next)
+		recalled |= next->core.recalled;
+	if (recalled)
+		tell_holders(s);
 	for (; c; c = next) {
 		next = c->next;
 		on_answer(c);

@@ -523,6 +523,18 @@ def messages():
         same(supervisor.cover(fd).err, 0)
 
 
+def told_first():
+    """Who sees the change by himself knows what has become of his lease."""
+    with ac.Arbiter(PINLEASED, '--ceiling', '100') as arbiter, arbiter.client() as client, arbiter.client() as supervisor, \
+            memory() as (_, fd):
+        same(client.lease(fd).err, 0)
+        same(client.handle().err, 0)
+        same(supervisor.answer(supervisor.change(fd))[:2], (0, 1))
+        client.sock.setblocking(False)
+        while client.notice().what != ac.LOST:
+            pass
+
+
 def forgotten():
     """A change that is never said to be done keeps nobody out for long."""
     with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, arbiter.client() as supervisor, memory() as (_, fd):
@@ -624,6 +636,7 @@ TESTS = [(f'{name} is held', held(name)) for name in CUTS] + [
     ('without privilege', unprivileged),
     ('who has less than its supervisor', less_than_root),
     ('CHANGE, REPLY, DONE', messages),
+    ('the holder is told before', told_first),
     ('a change that is never done is forgotten', forgotten),
     ('a change that is withdrawn', withdrawn),
     ('changes that make no sense', wrong_messages),
