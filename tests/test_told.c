@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -556,6 +557,37 @@ static void who_waits_for_a_stopped_holder_waits_until_the_force(void **state)
 			;
 }
 
+/* Of a memory file, whose changes the library sees by itself, too, as soon as it moves. */
+static void what_was_taken_before_its_pages_went_is_no_orphan(void **state)
+{
+	struct lending what = lending_recall(PINL_THEN_FAIL, 50);
+	int memory = memfd_create("told", MFD_CLOEXEC);
+	struct asker c, supervisor;
+	struct arbiter of_memory;
+	struct holder h;
+
+	assert_int_equal(ftruncate(memory, SIZE), 0);
+	what.uring = true;
+	arbiter_start(&a, patient);
+	of_memory = a;
+	snprintf(of_memory.file, sizeof of_memory.file, "/proc/%d/fd/%d", getpid(), memory);
+	holder_lease(&h, &of_memory, &what);
+	asker_open(&c, &a);
+	asker_watch(&c);
+	holder_stop(&h);
+	asker_truncates(&supervisor, &of_memory);
+	assert_int_equal(asker_event(&c, PINL_EV_FORCED).outside, 1);
+	asker_event(&c, PINL_EV_ANSWERED);
+	status();
+	assert_int_equal(ftruncate(memory, 0), 0);
+	has_been_forced_once(&h);
+	assert_int_equal(h.s->events[PINL_EV_ORPHAN], 0);
+	assert_int_equal(h.s->events[PINL_EV_DEGRADED], 0);
+	asker_close(&supervisor);
+	finish(&h, &c);
+	close(memory);
+}
+
 /* The notice of the first pinleased is still in the old connection, and overdue. */
 static void what_the_next_pinleased_has_forced_is_not_forced_again(void **state)
 {
@@ -701,6 +733,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(who_has_all_connections_he_may_have_comes_back),
 		cmocka_unit_test(who_waits_over_a_restart_has_waited_all_the_time),
 		cmocka_unit_test(who_waits_for_a_stopped_holder_waits_until_the_force),
+		cmocka_unit_test(what_was_taken_before_its_pages_went_is_no_orphan),
 		cmocka_unit_test(what_the_next_pinleased_has_forced_is_not_forced_again),
 		cmocka_unit_test(what_went_on_with_the_arbiters_end_is_recalled_all_the_same),
 		cmocka_unit_test(who_is_let_go_at_the_end_is_said_to_be),

@@ -209,11 +209,12 @@ struct pinl_lease {
 	uint64_t followed; /* foreign: changes up to this one it has followed */
 	struct pl_range detached[PL_MAX_DETACHED];
 	int n_detached;
-	atomic_bool va_lost;	  /* part of the addresses went: what is there is not ours to pin. As
-				     `changed`. */
-	struct pl_range follow;	  /* PL_JOB_FOLLOW */
-	struct pl_lost_list lost; /* PL_JOB_ORPHAN */
-	struct pl_recall parted;  /* PL_JOB_PARTED: a copy that the program has discarded */
+	atomic_bool va_lost;	   /* part of the addresses went: what is there is not ours to pin. As
+				      `changed`. */
+	atomic_bool taken_outside; /* all of it, which is yet to be told. The same */
+	struct pl_range follow;	   /* PL_JOB_FOLLOW */
+	struct pl_lost_list lost;  /* PL_JOB_ORPHAN */
+	struct pl_recall parted;   /* PL_JOB_PARTED: a copy that the program has discarded */
 	struct pl_orphan *orphans, unrecorded; /* newest first */
 	struct pl_index known;		       /* orphans, by address */
 	struct pl_pool *pool;		       /* where they are; orphan.c */
@@ -298,9 +299,9 @@ struct pinl_ctx {
 	unsigned long extent_cuts; /* ever */
 	unsigned wide_gates;	   /* that found no room in gates */
 	uint64_t next_id;
-	/* By a source: have all been told that it had by then? If not, it will have them told. ctx->lock
-	 * held: no call of the core's. */
-	bool (*caught_up)(void *src, uint64_t since_ns);
+	/* By a source: 1 if all have been told that it had by then; 0: not yet, and it will have them
+	 * told; -ENOTCONN: nor will it, for nobody is there. ctx->lock held: no call of the core's. */
+	int (*caught_up)(void *src, uint64_t since_ns);
 	void *caught_up_arg;
 	bool stopping, worker_started;
 	pthread_t worker;

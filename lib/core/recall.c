@@ -243,6 +243,11 @@ void pl_recall_apply(struct pinl_lease *l, struct pinl_change *ch, const struct 
 		return;
 	if (l->cached && pl_cached_changed(l))
 		return;
+	if (atomic_load(&l->taken_outside) &&
+	    !(ch->can & PINL_CAN_BEFORE)) { /* it was when that happened */
+		atomic_store(&l->changed, true);
+		return;
+	}
 	pl_recall_make(l, ch, va, effect, &r);
 	ch->recalled = 1;
 	if (v.degraded)

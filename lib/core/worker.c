@@ -54,7 +54,7 @@ static bool is_to_hear(struct pinl_lease *l, uint64_t now)
 		return false;
 	if (!r->late_ns)
 		r->late_ns = now;
-	return now < r->late_ns + HEAR_NS && !ctx->caught_up(ctx->caught_up_arg, r->late_ns);
+	return now < r->late_ns + HEAR_NS && ctx->caught_up(ctx->caught_up_arg, r->late_ns) <= 0;
 }
 
 /* Returns the next deadline, UINT64_MAX for none. */

@@ -19,7 +19,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define GAP_MS 2 /* between two scans of files that are written all the time */
+#define GAP_MS	2    /* between two scans of files that are written all the time */
+#define HEAR_MS 2000 /* who has nothing to say by then is gone */
 
 void pl_notify_wake(struct pl_notify *s)
 {
@@ -49,6 +50,37 @@ static void submit_all(struct pl_notify *s, struct pl_told *found)
 	}
 }
 
+static bool stopping(struct pl_notify *s)
+{
+	bool stop;
+
+	pthread_mutex_lock(&s->lock);
+	stop = s->stop;
+	pthread_mutex_unlock(&s->lock);
+	return stop;
+}
+
+/*
+ * It may be that pinleased had the file's leases taken from outside before it let the change go, as it
+ * does while this process is stopped: that is to be heard first. The inode is still in `scanning`, so
+ * that no new lease gets what was found for one of before.
+ */
+static void hear_first(struct pl_notify *s)
+{
+	struct pinl_ctx *ctx = s->ctx;
+	uint64_t found = pl_clock_ns();
+	bool hear = true;
+
+	for (int ms = 0; hear && ms < HEAR_MS; ms++) {
+		pthread_mutex_lock(&ctx->lock);
+		hear = ctx->caught_up && !ctx->caught_up(ctx->caught_up_arg, found);
+		pthread_mutex_unlock(&ctx->lock);
+		hear = hear && !stopping(s);
+		if (hear)
+			poll(NULL, 0, 1);
+	}
+}
+
 /* Scan one dirty inode, or part of it; false: there is none, or nothing to report with. */
 static bool scan_one(struct pl_notify *s)
 {
@@ -72,6 +104,8 @@ static bool scan_one(struct pl_notify *s)
 	pthread_mutex_unlock(&s->lock);
 
 	scanned = pl_noted_scan(s->ctx->aside, n, &mine, &found);
+	if (found)
+		hear_first(s);
 
 	pthread_mutex_lock(&s->lock);
 	if (scanned != PL_SCANNED)
@@ -146,16 +180,6 @@ static bool is_young(struct pl_notify *s)
 	young = pl_clock_ns() < s->young_until;
 	pthread_mutex_unlock(&s->lock);
 	return young;
-}
-
-static bool stopping(struct pl_notify *s)
-{
-	bool stop;
-
-	pthread_mutex_lock(&s->lock);
-	stop = s->stop;
-	pthread_mutex_unlock(&s->lock);
-	return stop;
 }
 
 void *pl_notify_thread(void *src)

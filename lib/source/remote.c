@@ -459,19 +459,20 @@ static void init(struct pl_remote *s, struct pinl_ctx *ctx)
 }
 
 /* ctx->lock held */
-static bool caught_up(void *src, uint64_t since_ns)
+static int caught_up(void *src, uint64_t since_ns)
 {
 	struct pl_remote *s = src;
-	bool is, asked;
+	bool is, asked, gone;
 
 	pthread_mutex_lock(&s->lock);
 	is = s->told_ns > since_ns;
 	asked = s->to_catch_up;
 	s->to_catch_up |= !is;
+	gone = !s->connected && pl_clock_ns() > s->lost_ns + PL_REMOTE_RESTART_MS * 1000000ull;
 	pthread_mutex_unlock(&s->lock);
 	if (!is && !asked)
 		pl_remote_wake(s);
-	return is;
+	return is ? 1 : gone ? -ENOTCONN : 0;
 }
 
 static int remote_open(struct pinl_ctx *ctx, const void *arg, void **src)

@@ -331,6 +331,8 @@ static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
 		n->order.change.outside_ns = m->deadline_ns;
 	if (lives && (m->taken_ns || m->what == PL_NOTICE_FORCED)) /* nothing there may be copied */
 		atomic_store(&pl_remote_find(s, m->lease)->lease->va_lost, true);
+	if (lives && m->what == PL_NOTICE_FORCED)
+		atomic_store(&pl_remote_find(s, m->lease)->lease->taken_outside, true);
 	pl_remote_note_over(s, m);
 	pl_remote_append(lives ? &s->got_tail : &s->answers_tail, n);
 	pthread_mutex_unlock(&s->lock);
