@@ -44,7 +44,9 @@ struct shared {
 	atomic_int end, drop;  /* the test's orders; drop: becomes 0 when that is done */
 	atomic_int unguarded;  /* leases of which that was said */
 	atomic_bool must_fail; /* to lease */
-	atomic_int let_go, orphans, orphan_ends, answered;
+	atomic_int let_go, orphans, orphan_ends, answered, noticed, refused;
+	_Atomic uint64_t change[PINL_EV_KEYS + 1]; /* the last of each type was of that one */
+	atomic_int quiesce;			   /* the test's order */
 };
 
 static struct {
@@ -57,6 +59,7 @@ static struct {
 	uint64_t serial;	   /* of the last message */
 	int handles;		   /* that came */
 	bool pinned;		   /* leases are to be */
+	unsigned grace_ms;	   /* and are to have */
 	uint64_t boot;		   /* another one after a restart */
 	struct pl_lease_msg lease; /* the last that came */
 } a;
@@ -77,18 +80,25 @@ static void look(struct pinl_ctx *ctx)
 	struct pinl_event ev = {.size = sizeof ev};
 
 	while (!pinl_next_event(ctx, &ev)) {
+		if (ev.type != PINL_EV_DEGRADED || ev.err == -EINTR)
+			a.s->change[ev.type] = ev.change_id;
 		a.s->unguarded += ev.type == PINL_EV_DEGRADED && ev.lease_id && ev.err == -ENOTCONN;
 		a.s->let_go += ev.type == PINL_EV_DEGRADED && ev.err == -EINTR;
 		a.s->orphans += ev.type == PINL_EV_ORPHAN;
 		a.s->answered += ev.type == PINL_EV_ANSWERED;
+		a.s->noticed += ev.type == PINL_EV_NOTICE;
+		a.s->refused += ev.type == PINL_EV_REFUSED;
 		a.s->orphan_ends += ev.type == PINL_EV_ORPHAN_END && ev.err == -EOPNOTSUPP;
 	}
 }
 
-static void lease(struct pinl_device *dev, uintptr_t at)
+static struct pinl_lease *lease(struct pinl_device *dev, uintptr_t at)
 {
-	struct pinl_policy policy = {.size = sizeof policy, .kind = PINL_RECALL, .then = PINL_THEN_FAIL};
-	struct pinl_lease *l;
+	struct pinl_policy policy = {.size = sizeof policy,
+				     .kind = PINL_RECALL,
+				     .then = PINL_THEN_FAIL,
+				     .grace_ms = a.grace_ms};
+	struct pinl_lease *l = NULL;
 	int err = pinl_map_range(dev, at, at + PG, PINL_WRITE | (a.pinned ? PINL_PIN : 0), &policy, NULL,
 				 &l);
 
@@ -96,13 +106,15 @@ static void lease(struct pinl_device *dev, uintptr_t at)
 		fprintf(stderr, "# %s\n", pinl_error());
 		_exit(102);
 	}
+	return l;
 }
 
 /* Makes so many leases, a page each. */
 static void __attribute__((noreturn)) hold(int leases)
 {
-	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1};
+	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1, .ceiling_ms = a.grace_ms};
 	int fd = open(a.file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	struct pinl_lease *last = NULL;
 	struct pinl_device *dev;
 	struct pinl_ctx *ctx;
 	char *va;
@@ -114,12 +126,15 @@ static void __attribute__((noreturn)) hold(int leases)
 	va = mmap(NULL, leases * PG, PROT_READ | PROT_WRITE, a.pinned ? MAP_PRIVATE : MAP_SHARED, fd, 0);
 	close(fd);
 	for (uintptr_t at = (uintptr_t)va; at < (uintptr_t)va + leases * PG; at += PG)
-		lease(dev, at);
+		last = lease(dev, at);
 	for (; !a.s->end && !a.s->must_fail; usleep(1000)) {
 		look(ctx);
 		if (a.s->drop)
 			drop_privileges();
 		a.s->drop = 0;
+		if (a.s->quiesce)
+			pinl_quiesced(last);
+		a.s->quiesce = 0;
 	}
 	pinl_close(ctx);
 	_exit(0);
@@ -528,22 +543,28 @@ static void all_told_is_said_before_all_is_told_in_full(void **state)
 	until_it_ends();
 }
 
-static void notify(enum pl_notice_what what, uint64_t since_ns, uint64_t gone_ns)
+static void notify_by(enum pl_notice_what what, uint64_t seq, uint64_t since_ns, uint64_t gone_ns,
+		      uint64_t deadline_ns)
 {
 	union pl_message m;
 
 	pl_message_init(&m, PL_NOTICE);
 	m.notice.lease = a.last;
-	m.notice.seq = 5;
+	m.notice.seq = seq;
 	m.notice.start = a.lease.start;
 	m.notice.end = a.lease.end;
 	m.notice.what = what;
 	m.notice.op = PINL_OP_TRUNCATE;
 	m.notice.since_ns = since_ns;
-	m.notice.deadline_ns = since_ns;
+	m.notice.deadline_ns = deadline_ns;
 	m.notice.gone_ns = gone_ns;
 	strcpy(m.notice.source, "files");
 	assert_int_equal(pl_message_send(a.sock, &m, -1), 0);
+}
+
+static void notify(enum pl_notice_what what, uint64_t since_ns, uint64_t gone_ns)
+{
+	notify_by(what, 5, since_ns, gone_ns, since_ns);
 }
 
 /* What was let go when the library had taken the device off was no orphan. */
@@ -610,6 +631,9 @@ static void what_is_left_unheard_by_one_that_knows_nothing_was_let_go(void **sta
 		usleep(1000);
 	assert_int_equal(a.s->let_go, 1);
 	assert_int_equal(a.s->orphans, 1);
+	assert_int_not_equal(a.s->change[PINL_EV_NOTICE], 0);
+	assert_int_equal(a.s->change[PINL_EV_DEGRADED], a.s->change[PINL_EV_NOTICE]);
+	assert_int_equal(a.s->change[PINL_EV_ORPHAN], a.s->change[PINL_EV_NOTICE]);
 	until_it_ends();
 }
 
@@ -642,6 +666,118 @@ static void what_is_left_unheard_of_an_unknown_lease_is_done(void **state)
 	until_it_ends();
 }
 
+/* ------------------------------------------------------------------------------- what goes on -- */
+
+static void start_patient_holder(void)
+{
+	a.pinned = true;
+	a.grace_ms = LONG_MS;
+	start_holder(1);
+	a.pinned = false;
+	a.grace_ms = 0;
+	welcome(false);
+	serve_until(PL_HANDLE, 1);
+	reply(&(union pl_message){.head.serial = a.serial}, 0, 0);
+}
+
+static void notify_patiently(enum pl_notice_what what, uint64_t seq, uint64_t since_ns, uint64_t gone_ns)
+{
+	notify_by(what, seq, since_ns, gone_ns, since_ns + 2 * LONG_MS * 1000000ull);
+}
+
+static void until_it_is_noticed(void)
+{
+	while (!a.s->noticed)
+		usleep(1000);
+}
+
+/* One notice after the other is heard, and this one can be seen to be. */
+static void until_all_is_heard(void)
+{
+	int refused = a.s->refused;
+
+	notify_patiently(PL_NOTICE_REFUSED, 9, now(), 0);
+	while (a.s->refused == refused)
+		usleep(1000);
+}
+
+static void who_is_told_of_again_goes_on_once(void **state)
+{
+	uint64_t since = now();
+
+	start_patient_holder();
+	notify_patiently(PL_NOTICE_RECALL, 5, since, 0);
+	until_it_is_noticed();
+	break_off(true);
+	until_all_told(PL_STILL, 1);
+	notify_patiently(PL_NOTICE_RECALL, 1, since, 0);
+	until_all_is_heard();
+	assert_int_equal(a.s->answered, 0);
+	a.s->quiesce = 1;
+	until_it_is_released();
+	until_all_is_heard();
+	assert_int_equal(a.s->answered, 1);
+	assert_int_equal(a.s->change[PINL_EV_ANSWERED], a.s->change[PINL_EV_NOTICE]);
+	until_it_ends();
+}
+
+/* In vain, so that it was told of twice. */
+static void what_was_let_go_is_what_was_noticed(void **state)
+{
+	uint64_t since = now();
+
+	start_patient_holder();
+	notify_patiently(PL_NOTICE_RECALL, 5, since, 0);
+	until_it_is_noticed();
+	notify_patiently(PL_NOTICE_RECALL, 5, since, 0);
+	notify_patiently(PL_NOTICE_LOST, 5, since, now());
+	until_all_is_heard();
+	assert_int_equal(a.s->let_go, 1);
+	assert_int_equal(a.s->answered, 1);
+	assert_int_equal(a.s->change[PINL_EV_ANSWERED], a.s->change[PINL_EV_NOTICE]);
+	assert_int_equal(a.s->change[PINL_EV_DEGRADED], a.s->change[PINL_EV_NOTICE]);
+	a.s->quiesce = 1;
+	until_it_is_released();
+	until_all_is_heard();
+	assert_int_equal(a.s->answered, 1);
+	until_it_ends();
+}
+
+static void each_who_is_let_go_goes_on(void **state)
+{
+	uint64_t since = now();
+
+	start_patient_holder();
+	notify_patiently(PL_NOTICE_RECALL, 5, since, 0);
+	notify_patiently(PL_NOTICE_RECALL, 6, since + 1, 0);
+	notify_patiently(PL_NOTICE_LOST, 6, since + 1, now());
+	until_all_is_heard();
+	assert_int_equal(a.s->answered, 1);
+	assert_int_not_equal(a.s->change[PINL_EV_ANSWERED], a.s->change[PINL_EV_NOTICE]);
+	notify_patiently(PL_NOTICE_LOST, 5, since, now());
+	until_all_is_heard();
+	assert_int_equal(a.s->answered, 2);
+	assert_int_equal(a.s->change[PINL_EV_ANSWERED], a.s->change[PINL_EV_NOTICE]);
+	a.s->quiesce = 1;
+	until_it_is_released();
+	until_all_is_heard();
+	assert_int_equal(a.s->answered, 2);
+	until_it_ends();
+}
+
+/* pinleased numbers its changes for itself. */
+static void what_was_refused_is_another_change(void **state)
+{
+	start_patient_holder();
+	notify_patiently(PL_NOTICE_RECALL, 5, now(), 0);
+	until_it_is_noticed();
+	notify_patiently(PL_NOTICE_REFUSED, a.s->change[PINL_EV_NOTICE], now(), 0);
+	while (!a.s->refused)
+		usleep(1000);
+	assert_int_not_equal(a.s->change[PINL_EV_REFUSED], a.s->change[PINL_EV_NOTICE]);
+	until_it_ends();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -658,6 +794,10 @@ int main(void)
 		cmocka_unit_test(what_is_left_unheard_by_one_that_knows_nothing_was_let_go),
 		cmocka_unit_test(what_is_left_unheard_is_told_again),
 		cmocka_unit_test(what_is_left_unheard_of_an_unknown_lease_is_done),
+		cmocka_unit_test(who_is_told_of_again_goes_on_once),
+		cmocka_unit_test(what_was_let_go_is_what_was_noticed),
+		cmocka_unit_test(each_who_is_let_go_goes_on),
+		cmocka_unit_test(what_was_refused_is_another_change),
 	};
 
 	return cmocka_run_group_tests_name("again", tests, NULL, NULL);

@@ -493,6 +493,10 @@ static void who_waits_over_a_restart_has_waited_all_the_time(void **state)
 	holder_wait(&h, PINL_EV_ANSWERED, 1);
 	answered = &h.s->last[PINL_EV_ANSWERED];
 	assert_true(answered->time_ns - answered->waited_ns <= told);
+	h.s->leave = 1;
+	while (h.s->leave)
+		usleep(1000);
+	assert_int_equal(h.s->events[PINL_EV_ANSWERED], 1); /* who was told of twice */
 	finish(&h, &c);
 	a.kept = false;
 }

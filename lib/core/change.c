@@ -191,6 +191,28 @@ bool pl_change_gone(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *c
 	return ch;
 }
 
+bool pl_change_held(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
+		    void *arg)
+{
+	const struct pinl_change *ch;
+
+	pthread_mutex_lock(&ctx->lock);
+	for (ch = ctx->held; ch && (!ch->recalled || !is(ch, arg));)
+		ch = ch->next;
+	pthread_mutex_unlock(&ctx->lock);
+	return ch;
+}
+
+uint64_t pl_change_number(struct pinl_ctx *ctx)
+{
+	uint64_t id;
+
+	pthread_mutex_lock(&ctx->lock);
+	id = ++ctx->next_id;
+	pthread_mutex_unlock(&ctx->lock);
+	return id;
+}
+
 void pl_change_over(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
 		    void *arg, uint64_t when_ns)
 {
@@ -315,10 +337,11 @@ void pl_change_submit_since(struct pinl_ctx *ctx, struct pinl_change *ch, uint64
 	struct pinl_change *answered = NULL;
 	struct pl_range va;
 	uint64_t now = pl_clock_ns();
-	bool no;
+	bool no, hold;
 
 	pthread_mutex_lock(&ctx->lock);
-	ch->id = ++ctx->next_id;
+	if (!(ch->can & PL_HAS_NUMBER))
+		ch->id = ++ctx->next_id;
 	ch->since_ns = since_ns < now ? since_ns : now;
 	ch->ceiling_ns = now + ctx->opts.ceiling_ms * 1000000ull;
 	ch->recalled = !!(ch->can & PL_HAS_WAITED); /* they may be off by now; that it goes on is said */
@@ -329,7 +352,10 @@ void pl_change_submit_since(struct pinl_ctx *ctx, struct pinl_change *ch, uint64
 	no = refused(ctx, ch);
 	if (!no) {
 		for_each_lease(l, ctx, ch) if (pl_lease_overlap(l, ch, &va)) pl_recall_apply(l, ch, &va);
-		if ((ch->can & PINL_CAN_HOLD) && ch->recalled && !ctx->stopping && blocked(ctx, ch)) {
+		hold = (ch->can & PINL_CAN_HOLD) && ch->recalled && !ctx->stopping && blocked(ctx, ch);
+		if (ch->can & PL_IS_SAID)
+			ch->recalled = 0;
+		if (hold) {
 			ch->next = ctx->held;
 			ctx->held = ch;
 			pthread_cond_signal(&ctx->work);

@@ -25,6 +25,11 @@ void pl_recall_detached(struct pinl_lease *lease, const struct pinl_change *chan
  */
 bool pl_change_gone(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
 		    void *arg, uint64_t when_ns);
+/* Is there one, of which it is to be told that it goes on? As above. */
+bool pl_change_held(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
+		    void *arg);
+/* For one that is told of before it is submitted; with PL_HAS_NUMBER, as its id. Takes ctx->lock. */
+uint64_t pl_change_number(struct pinl_ctx *ctx);
 /* All held changes that are: they were over then, which is said when they are answered. As above. */
 void pl_change_over(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
 		    void *arg, uint64_t when_ns);

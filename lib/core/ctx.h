@@ -41,6 +41,10 @@
 #define PL_CAN_ORDER 0x100u
 /* It has waited for leases already, of which a process knew that isn't there any more. */
 #define PL_HAS_WAITED 0x200u
+/* Its number is pl_change_number()'s, given before. */
+#define PL_HAS_NUMBER 0x400u
+/* What becomes of it is said of another one that is held, and that is the same to the actor. */
+#define PL_IS_SAID 0x800u
 
 #define PL_MAX_SOURCES	8
 #define PL_MAX_DETACHED 8

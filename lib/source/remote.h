@@ -187,7 +187,8 @@ void pl_remote_answer(struct pinl_change *change, int err); /* of a notice's cha
 
 /* remote_past.c: the reporter's; no lock. What was let go although a lease was not off its device. */
 void pl_remote_gone(struct pl_remote_notice *notice);
-void pl_remote_over(struct pl_remote_notice *notice); /* what it was told of before was over then */
+bool pl_remote_is_held(struct pl_remote_notice *notice); /* it was told of before, and waits */
+void pl_remote_over(struct pl_remote_notice *notice);	 /* what it was told of before was over then */
 void pl_remote_let_go(struct pl_remote *s, unsigned connection, uint64_t when_ns);
 void pl_remote_look(struct pl_remote *s); /* at some of the leases, before they are told again */
 /* ctx->lock and s->lock held. */

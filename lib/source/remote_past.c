@@ -146,11 +146,27 @@ static bool is_of_notice(const struct pinl_change *ch, void *arg)
 	struct past *p = arg;
 	const struct pl_remote_notice *n = ours(p, ch);
 
-	if (!n || pl_is_order(ch) || n->lease != p->lease || n->va.start >= p->va.end ||
-	    n->va.end <= p->va.start || (n->connection == p->connection && n->seq > p->notice->seq))
+	return n && !pl_is_order(ch) && n->lease == p->lease && n->va.start < p->va.end &&
+	       n->va.end > p->va.start && (n->connection != p->connection || n->seq <= p->notice->seq);
+}
+
+/* Each actor has begun to wait at a time of his own, by which he is known to the next pinleased, too. */
+static bool is_same(const struct pinl_change *ch, void *arg)
+{
+	struct past *p = arg;
+	const struct pl_remote_notice *n = ours(p, ch);
+
+	if (!n || pl_is_order(ch) || n->lease != p->lease || n->since_ns != p->notice->since_ns)
 		return false;
 	p->change.id = ch->id;
 	return true;
+}
+
+bool pl_remote_is_held(struct pl_remote_notice *n)
+{
+	struct past p = {.src = n->src, .notice = n, .lease = n->lease};
+
+	return n->since_ns != UINT64_MAX && pl_change_held(p.src->ctx, is_same, &p);
 }
 
 void pl_remote_gone(struct pl_remote_notice *n)
@@ -164,9 +180,12 @@ void pl_remote_gone(struct pl_remote_notice *n)
 			 .change = n->order.change};
 
 	p.change.source = lasting(n->source);
-	if (pl_change_gone(p.src->ctx, is_of_notice, &p, p.when_ns))
-		while (pl_change_gone(p.src->ctx, is_of_notice, &p, 0)) /* told of again since */
-			;
+	if (pl_change_gone(p.src->ctx, is_same, &p, p.when_ns)) {
+		n->order.change.can |= PL_IS_SAID;
+	} else {
+		p.change.id = n->order.change.id = pl_change_number(p.src->ctx);
+		n->order.change.can |= PL_HAS_NUMBER;
+	}
 	if (!pl_is_order(&p.change))
 		say(&p);
 }

@@ -91,7 +91,7 @@ static void say_refused(struct pl_remote_notice *n)
 				.op = ch->op,
 				.err = -EBUSY,
 				.lease_id = n->lease,
-				.change_id = n->seq,
+				.change_id = pl_change_number(n->src->ctx),
 				.holder = getpid(),
 				.actor_pid = ch->actor_pid,
 				.actor_tid = ch->actor_tid,
@@ -125,6 +125,8 @@ static void tell_core(struct pl_remote_notice *n)
 		done_with(n);
 		return;
 	}
+	if (n->what == PL_NOTICE_RECALL && !pl_is_order(&n->order.change) && pl_remote_is_held(n))
+		n->order.change.can |= PL_IS_SAID;
 	n->order.change.answer = pl_remote_answer;
 	n->order.change.arg = n;
 	pl_change_submit_since(n->src->ctx, &n->order.change,
