@@ -47,6 +47,7 @@ struct shared {
 	atomic_int let_go, orphans, orphan_ends, answered, noticed, refused;
 	_Atomic uint64_t change[PINL_EV_KEYS + 1]; /* the last of each type was of that one */
 	atomic_int quiesce;			   /* the test's order */
+	_Atomic uint64_t waited_ns;		   /* of the last ANSWERED */
 };
 
 static struct {
@@ -60,6 +61,7 @@ static struct {
 	int handles;		   /* that came */
 	bool pinned;		   /* leases are to be */
 	unsigned grace_ms;	   /* and are to have */
+	unsigned ceiling_ms;	   /* that is said */
 	uint64_t boot;		   /* another one after a restart */
 	struct pl_lease_msg lease; /* the last that came */
 } a;
@@ -85,6 +87,8 @@ static void look(struct pinl_ctx *ctx)
 		a.s->unguarded += ev.type == PINL_EV_DEGRADED && ev.lease_id && ev.err == -ENOTCONN;
 		a.s->let_go += ev.type == PINL_EV_DEGRADED && ev.err == -EINTR;
 		a.s->orphans += ev.type == PINL_EV_ORPHAN;
+		if (ev.type == PINL_EV_ANSWERED)
+			a.s->waited_ns = ev.waited_ns;
 		a.s->answered += ev.type == PINL_EV_ANSWERED;
 		a.s->noticed += ev.type == PINL_EV_NOTICE;
 		a.s->refused += ev.type == PINL_EV_REFUSED;
@@ -277,6 +281,7 @@ static void say_welcome(bool resumed)
 	m.welcome.boot = a.boot;
 	m.welcome.session = SESSION;
 	m.welcome.resumed = resumed;
+	m.welcome.ceiling_ms = a.ceiling_ms;
 	pl_message_send(a.sock, &m, -1); /* it may have gone */
 }
 
@@ -606,7 +611,7 @@ static void leave_a_recall_unheard(void)
 	reply(&(union pl_message){.head.serial = a.serial}, 0, 0);
 	kill(a.holder, SIGSTOP);
 	assert_int_equal(waitpid(a.holder, &status, WUNTRACED), a.holder);
-	notify(PL_NOTICE_RECALL, now(), 0);
+	notify(PL_NOTICE_RECALL, now() / 2, 0);
 	close(a.sock);
 	a.boot++;
 	kill(a.holder, SIGCONT);
@@ -624,7 +629,9 @@ static void until_it_is_released(void)
 /* Nobody waits for it any more. */
 static void what_is_left_unheard_by_one_that_knows_nothing_was_let_go(void **state)
 {
+	a.ceiling_ms = 1;
 	leave_a_recall_unheard();
+	a.ceiling_ms = 0;
 	welcome(false);
 	until_it_is_released();
 	while (!a.s->orphan_ends)
@@ -634,6 +641,9 @@ static void what_is_left_unheard_by_one_that_knows_nothing_was_let_go(void **sta
 	assert_int_not_equal(a.s->change[PINL_EV_NOTICE], 0);
 	assert_int_equal(a.s->change[PINL_EV_DEGRADED], a.s->change[PINL_EV_NOTICE]);
 	assert_int_equal(a.s->change[PINL_EV_ORPHAN], a.s->change[PINL_EV_NOTICE]);
+	while (!a.s->answered)
+		usleep(1000);
+	assert_int_equal(a.s->waited_ns, 2000000); /* not until it was heard of */
 	until_it_ends();
 }
 

@@ -175,7 +175,7 @@ static void let_go(struct pinl_ctx *ctx, struct pinl_change *ch, struct pinl_cha
 }
 
 bool pl_change_gone(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
-		    void *arg, uint64_t when_ns)
+		    void *arg, const uint64_t *when_ns)
 {
 	struct pinl_change *ch;
 
@@ -183,8 +183,7 @@ bool pl_change_gone(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *c
 	for (ch = ctx->held; ch && (!ch->recalled || !is(ch, arg));)
 		ch = ch->next;
 	if (ch) {
-		if (when_ns)
-			answered_event(ctx, ch, when_ns);
+		answered_event(ctx, ch, *when_ns);
 		ch->recalled = 0; /* so that no other end of it is told */
 	}
 	pthread_mutex_unlock(&ctx->lock);

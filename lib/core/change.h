@@ -19,12 +19,12 @@ void pl_recall_apply(struct pinl_lease *lease, struct pinl_change *change, const
 void pl_recall_detached(struct pinl_lease *lease, const struct pinl_change *change,
 			const struct pl_range *part);
 /*
- * The first held change that `is`: its actor waits no more since then, which is told; 0: that was told.
- * Its source wants the answer still, when it is due. False: there is none. Takes ctx->lock, under which
- * it asks.
+ * The first held change that `is`, which may set the time: its actor waits no more since then, which is
+ * told. Its source wants the answer still, when it is due. False: there is none. Takes ctx->lock, under
+ * which it asks.
  */
 bool pl_change_gone(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
-		    void *arg, uint64_t when_ns);
+		    void *arg, const uint64_t *when_ns);
 /* Is there one, of which it is to be told that it goes on? As above. */
 bool pl_change_held(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
 		    void *arg);

@@ -48,6 +48,8 @@ struct pl_remote_notice {
 	bool silent; /* not released, as far as is known: KILL, so the arbiter goes on */
 	enum pinl_outcome outcome;
 	uint64_t since_ns;   /* the actor waits */
+	uint64_t latest_ns;  /* till then: who is recalled in vain is waited for no longer than twice the
+				ceiling */
 	uint64_t gone_ns;    /* and was let go then; 0: wasn't */
 	uint64_t over_ns;    /* recall: since then he waits no more, for whatever reason; 0: he may */
 	unsigned connection; /* it came by; the answer to it goes nowhere else */
@@ -149,6 +151,7 @@ struct pl_remote {
 	bool resumed;		/* the arbiter knows the leases of before */
 	bool missing;		/* but not all, so they are told in full after ALL_TOLD */
 	uint64_t boot, session; /* the arbiter's name for us; 0: never connected */
+	uint64_t ceiling_ns;	/* the arbiter's; 0: unknown */
 	uint64_t serial;
 	struct pl_remote_ask *waiting; /* sent, to be answered */
 	struct pl_remote_notice *pool; /* [PL_REMOTE_POOL] */
@@ -157,6 +160,12 @@ struct pl_remote {
 /* The lease of that number, or NULL; lock held. */
 struct pl_remote_lease *pl_remote_find(const struct pl_remote *s, uint64_t id);
 void pl_remote_wake(struct pl_remote *s);
+
+/* Who waited for it when the connection broke, at the latest; a stopped process sees that late. */
+static inline uint64_t pl_remote_went_on(const struct pl_remote_notice *n, uint64_t lost_ns)
+{
+	return lost_ns < n->latest_ns ? lost_ns : n->latest_ns;
+}
 
 /* Of the link's own table. */
 static inline void pl_remote_close_fd(int fd)
@@ -189,7 +198,7 @@ void pl_remote_answer(struct pinl_change *change, int err); /* of a notice's cha
 void pl_remote_gone(struct pl_remote_notice *notice);
 bool pl_remote_is_held(struct pl_remote_notice *notice); /* it was told of before, and waits */
 void pl_remote_over(struct pl_remote_notice *notice);	 /* what it was told of before was over then */
-void pl_remote_let_go(struct pl_remote *s, unsigned connection, uint64_t when_ns);
+void pl_remote_let_go(struct pl_remote *s, unsigned connection, uint64_t lost_ns);
 void pl_remote_look(struct pl_remote *s); /* at some of the leases, before they are told again */
 /* ctx->lock and s->lock held. */
 void pl_remote_look_at(struct pl_remote_lease *r);

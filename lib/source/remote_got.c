@@ -87,9 +87,9 @@ void pl_remote_pass_on_left(struct pl_remote *s)
 			continue;
 		}
 		if (n->connection != s->connection) {
-			n->over_ns = s->lost_ns;
+			n->over_ns = pl_remote_went_on(n, s->lost_ns);
 			if (strcmp(n->source, "later")) /* such a change is never made then */
-				n->gone_ns = s->lost_ns;
+				n->gone_ns = n->over_ns;
 		}
 		pl_remote_append(&tail, n);
 	}

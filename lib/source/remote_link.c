@@ -65,6 +65,7 @@ static int wait_for_welcome(struct pl_remote *s, uint64_t until)
 	if (!err) {
 		s->boot = m.welcome.boot;
 		s->session = m.welcome.session;
+		s->ceiling_ns = m.welcome.ceiling_ms * 1000000ull;
 		s->resumed = m.welcome.resumed;
 		s->connections++;
 	}
@@ -320,6 +321,7 @@ static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
 	n->whole = true;
 	n->silent = false;
 	n->since_ns = m->since_ns ? m->since_ns : UINT64_MAX;
+	n->latest_ns = m->deadline_ns && s->ceiling_ns ? m->deadline_ns + 2 * s->ceiling_ns : UINT64_MAX;
 	n->gone_ns = m->gone_ns;
 	n->over_ns = m->taken_ns;
 	n->outcome = PINL_OUT_QUIESCED;

@@ -55,7 +55,7 @@ struct past {
 	struct pl_remote *src;
 	const struct pl_remote_notice *notice; /* that says so; NULL: none does */
 	unsigned connection;		       /* by which it came; or after which */
-	uint64_t lease, when_ns;
+	uint64_t lease, when_ns, lost_ns;
 	struct pl_range va;
 	struct pinl_change change; /* its source is a constant's */
 };
@@ -180,7 +180,7 @@ void pl_remote_gone(struct pl_remote_notice *n)
 			 .change = n->order.change};
 
 	p.change.source = lasting(n->source);
-	if (pl_change_gone(p.src->ctx, is_same, &p, p.when_ns)) {
+	if (pl_change_gone(p.src->ctx, is_same, &p, &p.when_ns)) {
 		n->order.change.can |= PL_IS_SAID;
 	} else {
 		p.change.id = n->order.change.id = pl_change_number(p.src->ctx);
@@ -207,17 +207,18 @@ static bool is_earlier(const struct pinl_change *ch, void *arg)
 		return false;
 	p->lease = n->lease;
 	p->va = n->va;
+	p->when_ns = pl_remote_went_on(n, p->lost_ns);
 	p->change = *ch;
 	p->change.source = lasting(n->source);
 	return true;
 }
 
 /* A deferred change is never made when its pinleased has ended, and by an order no page goes. */
-void pl_remote_let_go(struct pl_remote *s, unsigned connection, uint64_t when_ns)
+void pl_remote_let_go(struct pl_remote *s, unsigned connection, uint64_t lost_ns)
 {
-	struct past p = {.src = s, .connection = connection, .when_ns = when_ns};
+	struct past p = {.src = s, .connection = connection, .lost_ns = lost_ns};
 
-	while (pl_change_gone(s->ctx, is_earlier, &p, when_ns))
+	while (pl_change_gone(s->ctx, is_earlier, &p, &p.when_ns))
 		if (!pl_is_order(&p.change) && strcmp(p.change.source, "later"))
 			say(&p);
 }
