@@ -561,34 +561,45 @@ static void who_waits_for_a_stopped_holder_waits_until_the_force(void **state)
 			;
 }
 
-/* Of a memory file, whose changes the library sees by itself, too, as soon as it moves. */
-static void what_was_taken_before_its_pages_went_is_no_orphan(void **state)
+/* Of a memory file, whose changes the library sees by itself, too, as soon as it moves. False: a busy
+ * machine hasn't heard the change, or couldn't force in time. */
+static bool is_taken_before_its_pages_go(int memory)
 {
+	static const char *const soon[] = {"--ceiling", "5000", NULL};
 	struct lending what = lending_recall(PINL_THEN_FAIL, 50);
-	int memory = memfd_create("told", MFD_CLOEXEC);
 	struct asker c, supervisor;
 	struct arbiter of_memory;
 	struct holder h;
+	bool taken;
 
 	assert_int_equal(ftruncate(memory, SIZE), 0);
 	what.uring = true;
-	arbiter_start(&a, patient);
+	arbiter_start(&a, soon);
 	of_memory = a;
 	snprintf(of_memory.file, sizeof of_memory.file, "/proc/%d/fd/%d", getpid(), memory);
 	holder_lease(&h, &of_memory, &what);
 	asker_open(&c, &a);
-	asker_watch(&c);
 	holder_stop(&h);
 	asker_truncates(&supervisor, &of_memory);
-	assert_int_equal(asker_event(&c, PINL_EV_FORCED).outside, 1);
-	asker_event(&c, PINL_EV_ANSWERED);
-	status();
+	taken = asker_goes_on(&supervisor) && status().outside == 1;
 	assert_int_equal(ftruncate(memory, 0), 0);
-	has_been_forced_once(&h);
-	assert_int_equal(h.s->events[PINL_EV_ORPHAN], 0);
-	assert_int_equal(h.s->events[PINL_EV_DEGRADED], 0);
+	if (taken) {
+		has_been_forced_once(&h);
+		assert_int_equal(h.s->events[PINL_EV_ORPHAN], 0);
+		assert_int_equal(h.s->events[PINL_EV_DEGRADED], 0);
+	}
+	kill(h.pid, SIGCONT);
 	asker_close(&supervisor);
 	finish(&h, &c);
+	return taken;
+}
+
+static void what_was_taken_before_its_pages_went_is_no_orphan(void **state)
+{
+	int memory = memfd_create("told", MFD_CLOEXEC);
+
+	while (!is_taken_before_its_pages_go(memory))
+		;
 	close(memory);
 }
 

@@ -69,6 +69,20 @@ void asker_truncates(struct asker *c, const struct arbiter *a)
 	close(file);
 }
 
+bool asker_goes_on(struct asker *c)
+{
+	struct pollfd p = {.fd = c->sock, .events = POLLIN};
+	union pl_message m;
+	const char *why;
+	int fd, err;
+
+	do {
+		poll(&p, 1, -1);
+		err = pl_message_receive(c->sock, &m, &fd, &why);
+	} while (err == -EAGAIN || (!err && m.head.type != PL_REPLY));
+	return !err && !m.reply.err;
+}
+
 void asker_close(struct asker *c)
 {
 	close(c->sock);

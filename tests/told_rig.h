@@ -13,6 +13,7 @@ struct asker {
 
 void asker_open(struct asker *c, const struct arbiter *a);
 void asker_truncates(struct asker *c, const struct arbiter *a); /* as pinlease run; not waited for */
+bool asker_goes_on(struct asker *c); /* who truncates; false: it was refused, or not heard in time */
 void asker_close(struct asker *c);
 void asker_watch(struct asker *c);
 /* The next event of that kind; others are passed over. */
