@@ -151,6 +151,7 @@ struct holder {
 	bool adopted;			/* it is in user->adopted */
 	struct notices notices, unused; /* ctx->lock; so the next two: */
 	const struct held_lease *cut;	/* a change of it was let go; to be said */
+	bool cut_pinned;		/* its device has pages of its own */
 	uint64_t cut_said_ns;
 	struct notice *pool;
 	LIST_HEAD(, change) changes; /* change.c: main loop */

@@ -51,18 +51,19 @@ static struct notice *notice_for(struct holder *h, struct held_lease *hl)
 	return n;
 }
 
-static bool is_pinned(const struct held_lease *hl)
-{
-	return hl->lease->flags & PINL_PIN;
-}
-
 /* For the log, too: of several one that matters most. */
-static void gone(struct held_lease *hl, struct notice *n)
+static void gone(const struct pinl_lease *l, struct notice *n)
 {
+	struct held_lease *hl = l->cookie;
+	struct holder *h = hl->holder;
+	bool pinned = l->flags & PINL_PIN;
+
 	n->gone_ns = pl_clock_ns();
-	if (!hl->holder->cut || is_pinned(hl))
-		hl->holder->cut = hl;
-	atomic_store(&hl->holder->server->cut, true);
+	if (!h->cut || pinned) {
+		h->cut = hl;
+		h->cut_pinned = pinned;
+	}
+	atomic_store(&h->server->cut, true);
 }
 
 /* Also for the recall that waits here to be told: who hears of that is not to force anything. */
@@ -98,7 +99,7 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell h
 		n->since_ns = r->since_ns;
 	}
 	if (how == PL_TELL_GONE)
-		gone(hl, n);
+		gone(l, n);
 	if (what == PL_TELL_FORCED)
 		taken(hl, n, l->taken_ns);
 	n->op = r->op;
@@ -201,7 +202,7 @@ static bool take_cut(struct holder *h, uint64_t *number, bool *pinned)
 	some = h->cut && (!h->cut_said_ns || now - h->cut_said_ns > AGAIN_NS);
 	if (some) {
 		*number = h->cut->number;
-		*pinned = is_pinned(h->cut);
+		*pinned = h->cut_pinned;
 		h->cut_said_ns = now;
 	}
 	h->cut = NULL;

@@ -339,18 +339,19 @@ def no_arbiter():
         with Supervised('/nonexistent/socket') as actor:
             same(actor.do('truncate', path, 0), 0)
             same(actor.do('truncate', path, ac.PAGE), 0)
-        same(actor.said.count("can't reach pinleased"), 1)
+        same(1 <= actor.said.count("can't reach pinleased") <= 2, True)  # once in a second
 
 
 def full():
-    """Who is refused says why, once, and all goes on until he is let in."""
+    """Who is refused says why, and all goes on until he is let in."""
     with memory() as (path, fd), ac.Arbiter(PINLEASED, '--max-connections', '1') as arbiter:
         with arbiter.client() as client:
             same(client.lease(fd, policy=ac.REFUSE, refuse=ALL).err, 0)
             with Supervised(arbiter) as actor:
                 same(actor.do('truncate', path, ac.PAGE), 0)
                 same(actor.do('truncate', path, ac.SIZE), 0)
-            same([actor.said.count(words) for words in ('serves no more connections of this user', 'pinlease run:')], [1, 1])
+            refusals = actor.said.count('serves no more connections of this user')  # once in a second
+            same((1 <= refusals <= 2, actor.said.count('pinlease run:')), (True, refusals))
 
 
 @contextlib.contextmanager

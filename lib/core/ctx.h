@@ -215,7 +215,7 @@ struct pinl_lease {
 	int n_detached;
 	atomic_bool va_lost;	   /* part of the addresses went: what is there is not ours to pin. As
 				      `changed`. */
-	atomic_bool taken_outside; /* all of it, which is yet to be told. The same */
+	atomic_bool taken_outside; /* all of it, which is yet to be told: it ends by that */
 	struct pl_range follow;	   /* PL_JOB_FOLLOW */
 	struct pl_lost_list lost;  /* PL_JOB_ORPHAN */
 	struct pl_recall parted;   /* PL_JOB_PARTED: a copy that the program has discarded */

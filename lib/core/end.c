@@ -161,7 +161,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	pl_wait_applied(ctx); /* a change whose caller has been let go is this lease's to report */
 	before = claim(l, leaked);
 	deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
-	if (before != PINL_RELEASED && !l->idle)
+	if (before != PINL_RELEASED && !l->idle && !atomic_load(&l->taken_outside))
 		pl_orphan_check(l);
 	l->dm.holder_done = !leaked;
 	drained = take_off(l, deadline);

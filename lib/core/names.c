@@ -107,9 +107,8 @@ static const char *degraded_words(int err)
 		return "not held for changes by other processes: pinleased isn't there, or can't be "
 		       "told of it again";
 	case -EINTR:
-		return "let go before the recall was over: it took too long, others waited behind it, "
-		       "or "
-		       "pinleased ended";
+		return "let go before the recall was over: it took too long, others waited behind "
+		       "it, or pinleased ended";
 	}
 	return "not held before it took effect";
 }

@@ -62,8 +62,8 @@ static bool stopping(struct pl_notify *s)
 
 /*
  * It may be that pinleased had the file's leases taken from outside before it let the change go, as it
- * does while this process is stopped: that is to be heard first. The inode is still in `scanning`, so
- * that no new lease gets what was found for one of before.
+ * does while this process is stopped: that is to be heard first. A lease made meanwhile is told of what
+ * was found, too: rather too often than too seldom.
  */
 static void hear_first(struct pl_notify *s)
 {
@@ -71,7 +71,7 @@ static void hear_first(struct pl_notify *s)
 	uint64_t found = pl_clock_ns();
 	bool hear = true;
 
-	for (int ms = 0; hear && ms < HEAR_MS; ms++) {
+	while (hear && pl_clock_ns() < found + HEAR_MS * 1000000ull) {
 		pthread_mutex_lock(&ctx->lock);
 		hear = ctx->caught_up && !ctx->caught_up(ctx->caught_up_arg, found);
 		pthread_mutex_unlock(&ctx->lock);

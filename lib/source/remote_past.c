@@ -156,7 +156,8 @@ static bool is_same(const struct pinl_change *ch, void *arg)
 	struct past *p = arg;
 	const struct pl_remote_notice *n = ours(p, ch);
 
-	if (!n || pl_is_order(ch) || n->lease != p->lease || n->since_ns != p->notice->since_ns)
+	if (!n || pl_is_order(ch) || n->lease != p->lease || n->since_ns != p->notice->since_ns ||
+	    n->since_ns == UINT64_MAX)
 		return false;
 	p->change.id = ch->id;
 	return true;
@@ -166,7 +167,7 @@ bool pl_remote_is_held(struct pl_remote_notice *n)
 {
 	struct past p = {.src = n->src, .notice = n, .lease = n->lease};
 
-	return n->since_ns != UINT64_MAX && pl_change_held(p.src->ctx, is_same, &p);
+	return pl_change_held(p.src->ctx, is_same, &p);
 }
 
 void pl_remote_gone(struct pl_remote_notice *n)
