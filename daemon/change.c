@@ -226,15 +226,6 @@ static void on_answer(struct change *c)
 	}
 }
 
-/* Whose lease has been taken hears it before he can see the change. What can't be sent stays there. */
-static void tell_holders(struct server *s)
-{
-	struct holder *h;
-
-	LIST_FOREACH(h, &s->holders, link)
-	holder_send_notices(h);
-}
-
 void changes_answer(struct server *s)
 {
 	struct change *c, *next;
@@ -246,8 +237,8 @@ void changes_answer(struct server *s)
 	pthread_mutex_unlock(&s->answers);
 	for (next = c; next; next = next->next)
 		recalled |= next->core.recalled;
-	if (recalled)
-		tell_holders(s);
+	if (recalled) /* whose lease has been taken hears it before he can see the change */
+		notices_send(s);
 	for (; c; c = next) {
 		next = c->next;
 		on_answer(c);

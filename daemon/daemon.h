@@ -268,6 +268,7 @@ void resume_bury(struct server *s); /* what is left of a connection that is anot
 extern const struct pl_foreign_ops holder_foreign_ops; /* of the core's: ctx->lock held */
 int notices_init(struct holder *h);
 int holder_send_notices(struct holder *h); /* 0; -errno: it is to go */
+void notices_send(struct server *s);	   /* main loop: to all; what can't be sent stays there */
 void notices_drop(struct holder *h, const struct held_lease *hl);
 void notices_complain(struct server *s); /* main loop: of changes that were let go */
 

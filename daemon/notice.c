@@ -179,6 +179,14 @@ int holder_send_notices(struct holder *h)
 	return err == -EAGAIN ? 0 : err;
 }
 
+void notices_send(struct server *s)
+{
+	struct holder *h;
+
+	LIST_FOREACH(h, &s->holders, link)
+	holder_send_notices(h);
+}
+
 void notices_drop(struct holder *h, const struct held_lease *hl)
 {
 	struct notice *n, *next;

@@ -270,11 +270,8 @@ static void say_end(const struct server *s)
 /* While there are connections. */
 static void tell_of_end(struct server *s)
 {
-	struct holder *h;
-
 	pl_foreign_let_go(s->ctx);
-	LIST_FOREACH(h, &s->holders, link)
-	holder_send_notices(h);
+	notices_send(s);
 	watch_catch_up(s);
 	notices_complain(s);
 }

@@ -100,7 +100,7 @@ static bool later_than(time_t start)
 
 static int changes(void (*change)(char *at, int fd), int fd, int rounds)
 {
-	char *at = fd < 0 ? map_alone(LEN, MAP_PRIVATE | MAP_ANONYMOUS, -1) : map(NULL, MAP_SHARED, fd);
+	char *at = map_alone(LEN, fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd);
 	int stale = 0;
 
 	must(at == MAP_FAILED ? -errno : 0, "mmap");

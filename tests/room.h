@@ -9,14 +9,14 @@
  * test makes in it stays one, whatever other threads map, a sanitizer's too. MAP_FAILED: failed. */
 static inline char *map_alone(size_t len, int flags, int fd)
 {
-	size_t gap = len + (64 << 20), room = (len + 4095) / 4096 * 4096;
-	char *at = mmap(NULL, gap, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	const size_t room = 32 << 20;
+	char *at = mmap(NULL, room + len + room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+			-1, 0);
 
 	if (at == MAP_FAILED)
 		return at;
-	munmap(at, gap);
-	return mmap(at + (gap / 2 - room / 2) / 4096 * 4096, len, PROT_READ | PROT_WRITE,
-		    flags | MAP_FIXED_NOREPLACE, fd, 0);
+	munmap(at, room + len + room);
+	return mmap(at + room, len, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE, fd, 0);
 }
 
 #endif

@@ -711,6 +711,13 @@ static void until_all_is_heard(void)
 		usleep(1000);
 }
 
+static void quiesce(void)
+{
+	a.s->quiesce = 1;
+	until_it_is_released();
+	until_all_is_heard();
+}
+
 static void who_is_told_of_again_goes_on_once(void **state)
 {
 	uint64_t since = now();
@@ -723,9 +730,7 @@ static void who_is_told_of_again_goes_on_once(void **state)
 	notify_patiently(PL_NOTICE_RECALL, 1, since, 0);
 	until_all_is_heard();
 	assert_int_equal(a.s->answered, 0);
-	a.s->quiesce = 1;
-	until_it_is_released();
-	until_all_is_heard();
+	quiesce();
 	assert_int_equal(a.s->answered, 1);
 	assert_int_equal(a.s->change[PINL_EV_ANSWERED], a.s->change[PINL_EV_NOTICE]);
 	until_it_ends();
@@ -746,9 +751,7 @@ static void what_was_let_go_is_what_was_noticed(void **state)
 	assert_int_equal(a.s->answered, 1);
 	assert_int_equal(a.s->change[PINL_EV_ANSWERED], a.s->change[PINL_EV_NOTICE]);
 	assert_int_equal(a.s->change[PINL_EV_DEGRADED], a.s->change[PINL_EV_NOTICE]);
-	a.s->quiesce = 1;
-	until_it_is_released();
-	until_all_is_heard();
+	quiesce();
 	assert_int_equal(a.s->answered, 1);
 	until_it_ends();
 }
@@ -768,9 +771,7 @@ static void each_who_is_let_go_goes_on(void **state)
 	until_all_is_heard();
 	assert_int_equal(a.s->answered, 2);
 	assert_int_equal(a.s->change[PINL_EV_ANSWERED], a.s->change[PINL_EV_NOTICE]);
-	a.s->quiesce = 1;
-	until_it_is_released();
-	until_all_is_heard();
+	quiesce();
 	assert_int_equal(a.s->answered, 2);
 	until_it_ends();
 }

@@ -244,6 +244,11 @@ def not_pinned():
         same((ac.E_ORPHAN in whats, DEGRADED in whats), (False, True))
 
 
+def logging_to(file, *options):
+    """An arbiter with this for its journal."""
+    return ac.Arbiter('sh', *options, words=('-c', f'exec "$0" "$@" 2>{file.name}', PINLEASED))
+
+
 def log():
     """The journal says that a lease can't be forced, and when that has mattered. Only one that is pinned may have pages of its own."""
     for flags in (0, ac.PINNED):
@@ -253,8 +258,7 @@ def log():
 def log_at_the_end():
     """The journal says what pinleased leaves, when it ends."""
     with tempfile.NamedTemporaryFile('r') as log_file:
-        with ac.Arbiter('sh', words=('-c', f'exec "$0" "$@" 2>{log_file.name}', PINLEASED)) as arbiter, \
-                arbiter.client() as holder, ac.Actor() as actor:
+        with logging_to(log_file) as arbiter, arbiter.client() as holder, ac.Actor() as actor:
             path = arbiter.file()
             lease(holder, path, flags=ac.PINNED)
             actor.order('truncate', path)
@@ -269,7 +273,7 @@ def log_at_the_end():
 def log_of_a_kill():
     """What becomes of who can't be forced is his policy's affair."""
     with tempfile.NamedTemporaryFile('r') as log_file:
-        with ac.Arbiter('sh', words=('-c', f'exec "$0" "$@" 2>{log_file.name}', PINLEASED)) as arbiter, arbiter.client() as holder:
+        with logging_to(log_file) as arbiter, arbiter.client() as holder:
             lease(holder, arbiter.file(), then=ac.KILL)
         lines = [line for line in log_file.read().splitlines() if "lease 1 of python" in line and "can't be forced" in line]
     same((len(lines), 'it is killed, as the lease\'s policy says' in lines[0], 'twice the ceiling' in lines[0]), (1, True, False))
@@ -277,7 +281,7 @@ def log_of_a_kill():
 
 def journal(flags):
     with tempfile.NamedTemporaryFile('r') as log_file:
-        with ac.Arbiter('sh', '--ceiling', '100', words=('-c', f'exec "$0" "$@" 2>{log_file.name}', PINLEASED)) as arbiter, \
+        with logging_to(log_file, '--ceiling', '100') as arbiter, \
                 arbiter.client() as holder, arbiter.client() as keeper, ac.Actor() as actor:
             path = arbiter.file()
             lease(keeper, path, policy=ac.KEEP, flags=ac.PINNED)

@@ -174,14 +174,24 @@ static void let_go(struct pinl_ctx *ctx, struct pinl_change *ch, struct pinl_cha
 	*answered = ch;
 }
 
+/* ctx->lock held */
+static struct pinl_change *held_that(struct pinl_ctx *ctx,
+				     bool (*is)(const struct pinl_change *change, void *arg), void *arg)
+{
+	struct pinl_change *ch = ctx->held;
+
+	while (ch && (!ch->recalled || !is(ch, arg)))
+		ch = ch->next;
+	return ch;
+}
+
 bool pl_change_gone(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
 		    void *arg, const uint64_t *when_ns)
 {
 	struct pinl_change *ch;
 
 	pthread_mutex_lock(&ctx->lock);
-	for (ch = ctx->held; ch && (!ch->recalled || !is(ch, arg));)
-		ch = ch->next;
+	ch = held_that(ctx, is, arg);
 	if (ch) {
 		answered_event(ctx, ch, *when_ns);
 		ch->recalled = 0; /* so that no other end of it is told */
@@ -193,13 +203,12 @@ bool pl_change_gone(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *c
 bool pl_change_held(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
 		    void *arg)
 {
-	const struct pinl_change *ch;
+	bool held;
 
 	pthread_mutex_lock(&ctx->lock);
-	for (ch = ctx->held; ch && (!ch->recalled || !is(ch, arg));)
-		ch = ch->next;
+	held = held_that(ctx, is, arg);
 	pthread_mutex_unlock(&ctx->lock);
-	return ch;
+	return held;
 }
 
 uint64_t pl_change_number(struct pinl_ctx *ctx)

@@ -46,6 +46,8 @@
 /* What becomes of it is said of another one that is held, and that is the same to the actor. */
 #define PL_IS_SAID 0x800u
 
+#define PL_HEAR_NS 2000000000u /* who has nothing to say by then is gone */
+
 #define PL_MAX_SOURCES	8
 #define PL_MAX_DETACHED 8
 #define PL_MAX_GATES	2048
@@ -303,8 +305,9 @@ struct pinl_ctx {
 	unsigned long extent_cuts; /* ever */
 	unsigned wide_gates;	   /* that found no room in gates */
 	uint64_t next_id;
-	/* By a source: 1 if all have been told that it had by then; 0: not yet, and it will have them
-	 * told; -ENOTCONN: nor will it, for nobody is there. ctx->lock held: no call of the core's. */
+	/* By a source, which is waited for no longer than PL_HEAR_NS: 1 if all have been told that it
+	 * had by then; 0: not yet, and it will have them told; -ENOTCONN: nor will it, for nobody is
+	 * there. ctx->lock held: no call of the core's. */
 	int (*caught_up)(void *src, uint64_t since_ns);
 	void *caught_up_arg;
 	bool stopping, worker_started;

@@ -34,19 +34,26 @@ bool pl_order_means(const struct pinl_change *ch, const struct pinl_lease *l)
 	return !pl_is_order(ch) || !order_of(ch)->lease_id || order_of(ch)->lease_id == l->id;
 }
 
+/* NULL: it isn't one of this lease alone. */
+static struct pl_order *order_for(const struct pinl_change *ch, const struct pinl_lease *l)
+{
+	return pl_is_order(ch) && order_of(ch)->lease_id == l->id ? (struct pl_order *)order_of(ch)
+								  : NULL;
+}
+
 void pl_order_taken(const struct pinl_lease *l, bool outside)
 {
 	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next)
-		if (pl_is_order(ch) && order_of(ch)->lease_id == l->id)
-			((struct pl_order *)order_of(ch))->taken =
+		if (order_for(ch, l))
+			order_for(ch, l)->taken =
 				(struct pl_order_result){.outcome = l->outcome, .outside = outside};
 }
 
 void pl_order_gone(const struct pinl_lease *l)
 {
 	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next)
-		if (pl_is_order(ch) && order_of(ch)->lease_id == l->id)
-			((struct pl_order *)order_of(ch))->gone = true;
+		if (order_for(ch, l))
+			order_for(ch, l)->gone = true;
 }
 
 /* A device that only its holder can take off would be said to be off it. */

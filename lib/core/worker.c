@@ -11,8 +11,7 @@
 #include "core/foreign.h"
 #include "core/order.h"
 
-#define AHEAD	      256	  /* leases that a look ahead goes over */
-#define HEAR_NS	      2000000000u /* who has nothing to say by then is gone */
+#define AHEAD	      256 /* leases that a look ahead goes over */
 #define HEAR_AGAIN_NS 2000000u
 
 void pl_job_add(struct pinl_lease *l, unsigned jobs)
@@ -54,7 +53,7 @@ static bool is_to_hear(struct pinl_lease *l, uint64_t now)
 		return false;
 	if (!r->late_ns)
 		r->late_ns = now;
-	return now < r->late_ns + HEAR_NS && ctx->caught_up(ctx->caught_up_arg, r->late_ns) <= 0;
+	return now < r->late_ns + PL_HEAR_NS && ctx->caught_up(ctx->caught_up_arg, r->late_ns) <= 0;
 }
 
 /* Returns the next deadline, UINT64_MAX for none. */

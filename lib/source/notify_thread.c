@@ -19,8 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define GAP_MS	2    /* between two scans of files that are written all the time */
-#define HEAR_MS 2000 /* who has nothing to say by then is gone */
+#define GAP_MS 2 /* between two scans of files that are written all the time */
 
 void pl_notify_wake(struct pl_notify *s)
 {
@@ -71,7 +70,7 @@ static void hear_first(struct pl_notify *s)
 	uint64_t found = pl_clock_ns();
 	bool hear = true;
 
-	while (hear && pl_clock_ns() < found + HEAR_MS * 1000000ull) {
+	while (hear && pl_clock_ns() < found + PL_HEAR_NS) {
 		pthread_mutex_lock(&ctx->lock);
 		hear = ctx->caught_up && !ctx->caught_up(ctx->caught_up_arg, found);
 		pthread_mutex_unlock(&ctx->lock);

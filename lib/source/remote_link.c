@@ -300,7 +300,10 @@ static bool fill_change(struct pl_remote *s, struct pl_remote_notice *n, const s
 /* There is no time to wait for. lock held */
 static void end_at_once(struct pl_remote *s, struct pl_remote_notice *n, const struct pl_notice_msg *m)
 {
-	fill_order(s, n, pl_remote_find(s, m->lease)->lease, m);
+	struct pinl_lease *l = pl_remote_find(s, m->lease)->lease;
+
+	atomic_store(&l->taken_outside, true);
+	fill_order(s, n, l, m);
 	n->order.deadline_ns = 0;
 	n->order.change.source = n->source;
 }
@@ -333,8 +336,6 @@ static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
 		n->order.change.outside_ns = m->deadline_ns;
 	if (lives && (m->taken_ns || m->what == PL_NOTICE_FORCED)) /* nothing there may be copied */
 		atomic_store(&pl_remote_find(s, m->lease)->lease->va_lost, true);
-	if (lives && m->what == PL_NOTICE_FORCED)
-		atomic_store(&pl_remote_find(s, m->lease)->lease->taken_outside, true);
 	pl_remote_note_over(s, m);
 	pl_remote_append(lives ? &s->got_tail : &s->answers_tail, n);
 	pthread_mutex_unlock(&s->lock);
