@@ -6,17 +6,21 @@
 #include <sys/mman.h>
 
 /* In the middle of a gap, which the kernel fills from above: it can grow in place, and a hole that a
- * test makes in it stays one, whatever other threads map, a sanitizer's too. MAP_FAILED: failed. */
+ * test makes in it stays one, whatever other threads map, a sanitizer's too. The middle is never free
+ * meanwhile, for threads that do this at the same time. MAP_FAILED: failed. */
 static inline char *map_alone(size_t len, int flags, int fd)
 {
 	const size_t room = 32 << 20;
 	char *at = mmap(NULL, room + len + room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-			-1, 0);
+			-1, 0),
+	     *middle;
 
 	if (at == MAP_FAILED)
 		return at;
-	munmap(at, room + len + room);
-	return mmap(at + room, len, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE, fd, 0);
+	middle = mmap(at + room, len, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
+	munmap(at, room);
+	munmap(at + room + len, room);
+	return middle;
 }
 
 #endif
