@@ -7,8 +7,10 @@
 #include "daemon.h"
 #include "os/clock.h"
 
-#define LOOK_NS 20000000ull  /* the main loop waits for it, so it is of the user's share */
-#define TAKE_NS 100000000ull /* the same; where nobody hangs it takes some microseconds */
+/* The main loop waits for these, so they are of the user's share. To take it is some microseconds where
+ * nobody hangs and the machine isn't busy. */
+#define LOOK_NS 20000000ull
+#define TAKE_NS 400000000ull
 
 int ring_get(struct holder *h, enum pl_outside_kind kind, int fd, struct ring **out)
 {
