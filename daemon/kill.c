@@ -22,6 +22,7 @@
 
 #define KILL_NS	 3000000000ull /* unprivileged, the machine's count of pins comes a second late */
 #define LOOK_NS	 150000000ull
+#define SAME_NS	 2000000000ull /* as a rule some microseconds */
 #define LEAST_NS 50000000ull
 #define MOST_NS	 1000000000ull
 
@@ -131,10 +132,21 @@ static int has_mappings(const void *arg)
 	return pread(*(const int *)arg, &c, 1, 0) == 1 ? 0 : -ENODATA;
 }
 
-static bool same_program(const struct killing *k)
+/* Whoever it is that can't be looked at, on a machine that doesn't let the child run, or while a server
+ * keeps its mappings locked, is neither killed nor taken for ended. */
+static int same_program(struct holder *h, bool *same)
 {
-	return !pl_outside_try(k->process, k->program, has_mappings, &k->program,
-			       pl_clock_ns() + LOOK_NS);
+	struct killing *k = h->killing;
+	int err = pl_outside_try(k->process, k->program, has_mappings, &k->program,
+				 share_work(h, pl_clock_ns() + (k->killed ? LOOK_NS : SAME_NS)));
+
+	if (err && err != -ENODATA)
+		return pinl_set_error(err,
+				      "process %d, which is to be killed, can't be looked at (%s): it "
+				      "isn't, and its lease is forced no more while somebody waits",
+				      h->pid, strerror(-err));
+	*same = !err;
+	return 0;
 }
 
 struct users {
@@ -209,14 +221,19 @@ static int kill_it(struct held_lease *hl, struct pl_outside *o, const struct pl_
 {
 	struct holder *h = hl->holder;
 	struct killing *k = h->killing;
-	uint64_t deadline = share_work(h, pl_clock_ns() + (k->killed ? LOOK_NS : KILL_NS));
+	bool same = false;
+	uint64_t deadline;
 	char why[256];
 	int err;
 
 	snprintf(why, sizeof why, "%s", pinl_error());
 	if (k->killed)
 		pl_outside_pins_were(o, k->pins);
-	if (has_ended(h) || !same_program(k))
+	err = has_ended(h) ? 0 : same_program(h, &same);
+	if (err)
+		return err;
+	deadline = share_work(h, pl_clock_ns() + (k->killed ? LOOK_NS : KILL_NS));
+	if (!same)
 		return wait_only(h, o, hl, b, n, deadline);
 	if (!is_users(h))
 		return pinl_set_error(-EPERM,
