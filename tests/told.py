@@ -280,8 +280,9 @@ def log_of_a_kill():
 
 
 def journal(flags):
+    """The ceiling is enough for what there is to do with the keeper's lease."""
     with tempfile.NamedTemporaryFile('r') as log_file:
-        with logging_to(log_file, '--ceiling', '100') as arbiter, \
+        with logging_to(log_file, '--ceiling', '500') as arbiter, \
                 arbiter.client() as holder, arbiter.client() as keeper, ac.Actor() as actor:
             path = arbiter.file()
             lease(keeper, path, policy=ac.KEEP, flags=ac.PINNED)
