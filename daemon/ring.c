@@ -14,9 +14,9 @@
 
 int ring_get(struct holder *h, enum pl_outside_kind kind, int fd, struct ring **out)
 {
-	uint64_t now = pl_clock_ns(), by;
+	uint64_t now = pl_clock_ns();
 	struct ring *r;
-	int err;
+	int err, taken;
 
 	for (r = h->rings; r && (r->fd != fd || r->kind != kind); r = r->next)
 		;
@@ -28,9 +28,9 @@ int ring_get(struct holder *h, enum pl_outside_kind kind, int fd, struct ring **
 	r = calloc(1, sizeof *r);
 	if (!r)
 		return pinl_set_error(-ENOMEM, "pinleased is out of memory");
-	by = share_patience(h, LOOK_NS);
-	err = pl_outside_open_taken(h->pidfd, h->pid, fd, kind,
-				    door_take(h, kind, fd, share_patience(h, TAKE_NS)), by, &r->outside);
+	taken = door_take(h, kind, fd, share_patience(h, TAKE_NS));
+	err = pl_outside_open_taken(h->pidfd, h->pid, fd, kind, taken, share_patience(h, LOOK_NS),
+				    &r->outside);
 	share_worked(h, now);
 	if (err) {
 		free(r);
