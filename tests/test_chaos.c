@@ -25,11 +25,12 @@
 #include "accounted.h"
 #include "arbiter_rig.h"
 
-#define HOLDERS	   6
-#define FILE_PAGES 32	/* each a lease of its own */
-#define CROWD	   2000 /* leases that nobody touches */
-#define ACTORS	   8
-#define SECONDS	   8
+#define HOLDERS	    6
+#define FILE_PAGES  32	 /* each a lease of its own */
+#define CROWD	    2000 /* leases that nobody touches */
+#define ACTORS	    8
+#define SECONDS	    8
+#define PATIENCE_MS 2000 /* with who is killed */
 
 struct told {
 	atomic_int leased; /* leases it has */
@@ -194,10 +195,23 @@ static void party_go(struct party *p)
 	p->epoch++;
 }
 
-static void party_end(struct party *p)
+/* Who has been without pinleased for too long, as where that is killed faster than it starts, watches
+ * its files itself; in its end it waits for all who were held just then, by a stopped one of the kind
+ * too. */
+static void party_kill(struct party *p)
 {
 	kill(p->pid, SIGKILL);
-	waitpid(p->pid, NULL, 0);
+	for (int ms = 0; !waitpid(p->pid, NULL, WNOHANG); ms++) {
+		for (int i = 0; i < HOLDERS && ms == PATIENCE_MS; i++)
+			if (party[i].stopped && &party[i] != p)
+				party_go(&party[i]);
+		usleep(1000);
+	}
+}
+
+static void party_end(struct party *p)
+{
+	party_kill(p);
 	munmap(p->told, PG);
 	unlink(p->file);
 }
@@ -296,8 +310,7 @@ static void step(void)
 		arbiter_restart(&a, options);
 		deaths++;
 	} else if (what < 3) {
-		kill(p->pid, SIGKILL);
-		waitpid(p->pid, NULL, 0);
+		party_kill(p);
 		revive(p, FILE_PAGES);
 		revived++;
 	} else if (what < 6) {
