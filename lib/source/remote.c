@@ -21,7 +21,7 @@
 #include "os/wake.h"
 #include "source/sources.h"
 
-#define PATIENCE_MS 5000
+#define PATIENCE_MS 10000
 #define SILENT_MS   30000 /* an arbiter that gave no answer is asked no more */
 #define CHANGE_MS   300	  /* a supervisor has given up by then to see a change happen */
 #define OPS_HELD    (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
@@ -57,15 +57,18 @@ static void give_up(struct pl_remote *s, struct pl_remote_ask *a)
 	snprintf(a->text, sizeof a->text, "pinleased gives no answer; is it stopped?");
 }
 
+/* So long a restart may take. lock held. */
+static uint64_t restarted_by(const struct pl_remote *s)
+{
+	return s->lost_ns + (s->listens ? PL_REMOTE_START_MS : PL_REMOTE_RESTART_MS) * 1000000ull;
+}
+
 /* An arbiter that is being restarted is there again at once. lock held. */
 static bool await_connection(struct pl_remote *s, uint64_t until)
 {
-	uint64_t restarted = s->lost_ns + PL_REMOTE_RESTART_MS * 1000000ull;
-
-	if (until > restarted)
-		until = restarted;
-	while (!s->connected && s->lost_ns && !s->stop && pl_clock_ns() < until)
-		sleep_on(s, until);
+	while (!s->connected && s->lost_ns && !s->stop && pl_clock_ns() < until &&
+	       pl_clock_ns() < restarted_by(s))
+		sleep_on(s, until < restarted_by(s) ? until : restarted_by(s));
 	return s->connected;
 }
 

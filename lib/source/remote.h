@@ -31,8 +31,8 @@
 
 #define PL_REMOTE_POOL	     512
 #define PL_REMOTE_UNANSWERED 64	   /* of what is told again: pinleased lets go who doesn't read */
-#define PL_REMOTE_RESTART_MS 2000  /* an arbiter that is being restarted is waited for */
-#define PL_REMOTE_START_MS   10000 /* and one that listens, when a context is opened; */
+#define PL_REMOTE_RESTART_MS 2000  /* an arbiter that is being restarted is waited for, */
+#define PL_REMOTE_START_MS   10000 /* and one that listens, then and when a context is opened; */
 #define PL_REMOTE_STARTS_MS  60000 /* as often as it has answered and broken off */
 
 /* A NOTICE, from its arrival until RELEASED has been sent. */
@@ -129,6 +129,7 @@ struct pl_remote {
 	uint64_t silent_until_ns;
 	uint64_t lost_ns;     /* when the connection broke; 0: never */
 	bool connected, lost; /* lost: to be said by the reporter */
+	bool listens;	      /* not connected: somebody does, as a restart keeps what listens */
 	bool unsaid; /* lost, but perhaps to be made good by resuming the session; the link's own */
 	uint64_t unguarded; /* no lease before this is; the last number: none at all */
 	uint64_t unseen;    /* from this one on the reporter is to look what is taken; as above */

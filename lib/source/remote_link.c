@@ -87,6 +87,14 @@ static int hello(struct pl_remote *s, uint64_t until)
 	return err && err != -EPIPE ? err : wait_for_welcome(s, until); /* it may have said why */
 }
 
+static void note_listening(struct pl_remote *s, int err)
+{
+	pthread_mutex_lock(&s->lock);
+	s->listens = !err || err == -EAGAIN;
+	pthread_cond_broadcast(&s->done); /* who waits for a connection waits longer, or not at all */
+	pthread_mutex_unlock(&s->lock);
+}
+
 static int make_connection(struct pl_remote *s, uint64_t until)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
@@ -98,6 +106,7 @@ static int make_connection(struct pl_remote *s, uint64_t until)
 		return -errno;
 	if (syscall(SYS_connect, s->sock, &addr, sizeof addr))
 		err = -errno;
+	note_listening(s, err);
 	if (!err)
 		err = hello(s, until);
 	if (err) {
