@@ -195,6 +195,13 @@ static void party_go(struct party *p)
 	p->epoch++;
 }
 
+static void all_go(void)
+{
+	for (int i = 0; i < HOLDERS; i++)
+		if (party[i].stopped)
+			party_go(&party[i]);
+}
+
 /* Who has been without pinleased for too long, as where that is killed faster than it starts, watches
  * its files itself; in its end it waits for all who were held just then, by a stopped one of the kind
  * too. */
@@ -202,9 +209,8 @@ static void party_kill(struct party *p)
 {
 	kill(p->pid, SIGKILL);
 	for (int ms = 0; !waitpid(p->pid, NULL, WNOHANG); ms++) {
-		for (int i = 0; i < HOLDERS && ms == PATIENCE_MS; i++)
-			if (party[i].stopped && &party[i] != p)
-				party_go(&party[i]);
+		if (ms == PATIENCE_MS)
+			all_go();
 		usleep(1000);
 	}
 }
@@ -335,9 +341,7 @@ static void step(void)
 
 static void settle(const struct party *crowd)
 {
-	for (int i = 0; i < HOLDERS; i++)
-		if (party[i].stopped)
-			party_go(&party[i]);
+	all_go();
 	for (int i = 0; i < ACTORS; i++)
 		while (change[i].pid)
 			change_collect(&change[i], -1);
