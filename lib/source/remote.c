@@ -57,18 +57,19 @@ static void give_up(struct pl_remote *s, struct pl_remote_ask *a)
 	snprintf(a->text, sizeof a->text, "pinleased gives no answer; is it stopped?");
 }
 
-/* So long a restart may take. lock held. */
-static uint64_t restarted_by(const struct pl_remote *s)
+/* So long a restart may take, and not longer than until then. lock held. */
+static uint64_t restarted_by(const struct pl_remote *s, uint64_t until)
 {
-	return s->lost_ns + (s->listens ? PL_REMOTE_START_MS : PL_REMOTE_RESTART_MS) * 1000000ull;
+	uint64_t by = s->lost_ns + (s->listens ? PL_REMOTE_START_MS : PL_REMOTE_RESTART_MS) * 1000000ull;
+
+	return by < until ? by : until;
 }
 
 /* An arbiter that is being restarted is there again at once. lock held. */
 static bool await_connection(struct pl_remote *s, uint64_t until)
 {
-	while (!s->connected && s->lost_ns && !s->stop && pl_clock_ns() < until &&
-	       pl_clock_ns() < restarted_by(s))
-		sleep_on(s, until < restarted_by(s) ? until : restarted_by(s));
+	while (!s->connected && s->lost_ns && !s->stop && pl_clock_ns() < restarted_by(s, until))
+		sleep_on(s, restarted_by(s, until));
 	return s->connected;
 }
 
