@@ -28,7 +28,7 @@ static bool by_ring(const struct held_lease *hl)
 {
 	return hl->stored && __atomic_load_n(&hl->stored->state, __ATOMIC_ACQUIRE) == STORED_LIVE &&
 	       hl->stored->handle.head.type && hl->stored->handle.kind == PL_HANDLE_URING &&
-	       (hl->lease->m.flags & PINL_PIN);
+	       (hl->lease->flags & PINL_PIN);
 }
 
 /* False: there may be more. */

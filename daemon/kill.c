@@ -297,7 +297,7 @@ static int all_pins(struct holder *h)
 	for (; n && !err; n = pl_index_next(n, 0, UINTPTR_MAX)) {
 		struct held_lease *hl = (struct held_lease *)n;
 
-		if (hl->then == PINL_THEN_KILL && hl->ring && (hl->lease->m.flags & PINL_PIN))
+		if (hl->then == PINL_THEN_KILL && hl->ring && (hl->lease->flags & PINL_PIN))
 			err = pins_of(hl);
 	}
 	return err;

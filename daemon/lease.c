@@ -108,7 +108,7 @@ static void keep(struct holder *h, struct held_lease *hl, const struct pl_lease_
 	}
 	msg.grace_ms = grace_ms;
 	msg.agent_ms = 0;
-	hl->stored = store_lease(&h->server->store, h->stored, &msg, &hl->lease->mem);
+	hl->stored = store_lease(&h->server->store, h->stored, &msg, &hl->lease->on->mem);
 }
 
 /* What is adopted has been proved before. */
@@ -266,9 +266,9 @@ static bool is_same(const struct held_lease *hl, const struct pl_lease_msg *m, i
 {
 	struct stat st;
 
-	return !fstat(fd, &st) && hl->lease->mem.dev == st.st_dev && hl->lease->mem.ino == st.st_ino &&
-	       hl->lease->m.start == m->start && hl->lease->m.end == m->end &&
-	       hl->lease->mem.offset == m->file_offset;
+	return !fstat(fd, &st) && hl->lease->on->mem.dev == st.st_dev &&
+	       hl->lease->on->mem.ino == st.st_ino && hl->lease->m.start == m->start &&
+	       hl->lease->m.end == m->end && hl->lease->on->mem.offset == m->file_offset;
 }
 
 void lease_end(struct held_lease *hl)
@@ -300,7 +300,7 @@ static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 		if (hl->then == PINL_THEN_KILL) /* it was adopted, and is there still */
 			kill_prepare(h);
 	}
-	return holder_reply(h, &m->head, err, err ? 0 : coverage(h->server, &hl->lease->mem));
+	return holder_reply(h, &m->head, err, err ? 0 : coverage(h->server, &hl->lease->on->mem));
 }
 
 static int on_still(struct holder *h, const struct pl_still_msg *m)

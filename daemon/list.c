@@ -22,7 +22,7 @@ void list_path(const struct held_lease *hl, char *path, size_t len)
 	char link[32], full[4096];
 	ssize_t n;
 
-	snprintf(link, sizeof link, "/proc/self/fd/%d", hl->lease->mem.fd);
+	snprintf(link, sizeof link, "/proc/self/fd/%d", hl->lease->on->mem.fd);
 	n = readlink(link, full, sizeof full - 1);
 	n = n > 0 ? n : 0;
 	full[n] = 0;
@@ -35,7 +35,7 @@ void list_path(const struct held_lease *hl, char *path, size_t len)
 /* The first it is recalled for; but who waits before who doesn't. */
 static void describe_actor(const struct pinl_lease *l, struct pl_entry_msg *e)
 {
-	const struct pl_recall *r = &l->recall;
+	const struct pl_recall *r = &l->more->recall;
 	const struct pinl_change *waits = r->held ? NULL : pl_foreign_waiter(l);
 	const char *source = waits ? waits->source : r->source ? r->source : "";
 
@@ -51,7 +51,7 @@ static void describe_actor(const struct pinl_lease *l, struct pl_entry_msg *e)
 static void describe_recall(const struct held_lease *hl, struct pl_entry_msg *e)
 {
 	struct pinl_lease *l = hl->lease;
-	const struct pl_recall *r = &l->recall;
+	const struct pl_recall *r = &l->more->recall;
 
 	pthread_mutex_lock(&l->ctx->lock);
 	e->state = l->state;
@@ -125,7 +125,7 @@ static int add_all(struct listing *list, const struct holder *of, const struct p
 		if (hl->gone)
 			continue;
 		if (m->file_ino &&
-		    (hl->lease->mem.ino != m->file_ino || hl->lease->mem.dev != m->file_dev))
+		    (hl->lease->on->mem.ino != m->file_ino || hl->lease->on->mem.dev != m->file_dev))
 			continue;
 		list_entry(hl, &entry);
 		err = list_add(list, &entry);

@@ -101,7 +101,7 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell h
 	if (how == PL_TELL_GONE)
 		gone(l, n);
 	if (what == PL_TELL_FORCED)
-		taken(hl, n, l->taken_ns);
+		taken(hl, n, l->more->taken_ns);
 	n->op = r->op;
 	n->also = r->also;
 	n->actor_pid = r->actor_pid;

@@ -89,9 +89,9 @@ static bool fits(const struct request *r, const struct held_lease *hl)
 
 	if (l->id > r->newest || ((r->m.flags & PL_RECALL_ONE) && hl->number != r->m.lease))
 		return false;
-	if (r->m.file_ino && (l->mem.ino != r->m.file_ino || l->mem.dev != r->m.file_dev))
+	if (r->m.file_ino && (l->on->mem.ino != r->m.file_ino || l->on->mem.dev != r->m.file_dev))
 		return false;
-	return l->mem.offset < end && l->mem.offset + hl->bytes > r->m.file_start;
+	return l->on->mem.offset < end && l->on->mem.offset + hl->bytes > r->m.file_start;
 }
 
 /* Those who have lost their connection come last. */

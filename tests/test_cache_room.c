@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <stdio.h>
 
 #include "cache_rig.h"
 
@@ -228,6 +229,77 @@ static void drop_gives_back_what_nobody_has(void **state)
 	munmap(at, 3 * PAGE);
 }
 
+/* ------------------------------------------------------------------------------ their memory -- */
+
+#define MANY 20000ul
+#define SOME 3000ul
+
+static size_t resident(void)
+{
+	FILE *f = fopen("/proc/self/statm", "re");
+	size_t all, pages;
+
+	assert_non_null(f);
+	assert_int_equal(fscanf(f, "%zu %zu", &all, &pages), 2);
+	fclose(f);
+	return pages * PAGE;
+}
+
+/* None beside another. */
+static void fill(struct rig *r, char *at, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		tag_at(r, at + 2 * i * PAGE);
+}
+
+static void a_registration_takes_little(void **state)
+{
+	char *at = pages_new(2 * MANY);
+	size_t before = 0;
+	struct rig r;
+
+	rig_open(&r, unmerged());
+	tag_at(&r, at);
+	before = resident();
+	fill(&r, at, MANY);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* these have memory of their own   \
+								     */
+	assert_true(resident() - before < MANY * 1000);
+#endif
+	rig_close(&r);
+	munmap(at, 2 * MANY * PAGE);
+}
+
+/* Recalled before, or in the place of one that was, or not: they are the same. */
+static void many_may_be_recalled_at_once(void **state)
+{
+	struct pinl_cache_opts opts = {.size = sizeof opts,
+				       .max_merge = 1,
+				       .policy = {.size = sizeof opts.policy,
+						  .kind = PINL_RECALL,
+						  .then = PINL_THEN_FAIL,
+						  .grace_ms = 60000}};
+	struct pinl_lease_info info = {.size = sizeof info};
+	const struct pinl_reg *reg;
+	struct rig r;
+
+	rig_open(&r, &opts);
+	for (int round = 1; round <= 3; round++) {
+		char *at = pages_new(2 * SOME);
+
+		fill(&r, at, SOME);
+		reg = got(&r, at + 2 * PAGE, 8, 0);
+		assert_int_equal(pinl_lease_check(reg->lease), 0);
+		assert_ok(pinl_lease_info(reg->lease, &info));
+		assert_int_equal(info.state, PINL_ACTIVE);
+		assert_int_equal(info.memory, PINL_MEM_ANON);
+		pinl_put(reg);
+		assert_ok(pinl_munmap(r.ctx, at, 2 * SOME * PAGE));
+		assert_int_equal(r.tagger.unmaps, round * SOME);
+	}
+	rig_close(&r);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -242,6 +314,8 @@ int main(void)
 		cmocka_unit_test(no_memory_makes_room),
 		cmocka_unit_test(no_slot_makes_room),
 		cmocka_unit_test(drop_gives_back_what_nobody_has),
+		cmocka_unit_test(a_registration_takes_little),
+		cmocka_unit_test(many_may_be_recalled_at_once),
 	};
 
 	return cmocka_run_group_tests_name("cache_room", tests, NULL, NULL);

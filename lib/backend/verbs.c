@@ -385,7 +385,8 @@ int pinl_verbs_bind(struct pinl_lease *lease, struct ibv_send_wr *wr)
 		.mr = &u->bound,
 		.addr = u->start,
 		.length = u->len,
-		.mw_access_flags = remote_rights(d, lease->m.flags) & ~IBV_ACCESS_RELAXED_ORDERING,
+		.mw_access_flags =
+			remote_rights(d, pl_lease_access(lease)) & ~IBV_ACCESS_RELAXED_ORDERING,
 	};
 	return 0;
 }

@@ -31,7 +31,8 @@ struct pinl_lease *pl_lease_first(struct pinl_ctx *ctx, const struct pinl_change
 struct pinl_lease *pl_lease_next(struct pinl_lease *l, const struct pinl_change *ch)
 {
 	if (ch->on_file)
-		return pl_lease_of_file_node(pl_index_next(&l->file_node, ch->file_start, ch->file_end));
+		return pl_lease_of_file_node(
+			pl_index_next(&l->more->file_node, ch->file_start, ch->file_end));
 	return (struct pinl_lease *)pl_index_next(&l->node, ch->start, ch->end);
 }
 
@@ -165,8 +166,8 @@ static void let_go(struct pinl_ctx *ctx, struct pinl_change *ch, struct pinl_cha
 	struct pinl_lease *l;
 
 	if (!ch->on_file)
-		for_each_lease(l, ctx, ch) for (int i = 0; i < l->n_detached; i++)
-			pl_recall_detached(l, ch, &l->detached[i]);
+		for_each_lease(l, ctx, ch) for (int i = 0; i < l->more->n_detached; i++)
+			pl_recall_detached(l, ch, &l->more->detached[i]);
 	if (ch->recalled && !pl_is_order(ch)) /* by an order nothing changes */
 		answered_event(ctx, ch, ch->over_ns ? ch->over_ns : pl_clock_ns());
 	pl_gate_add(ctx, ch);
@@ -284,7 +285,7 @@ static void cut_foreign(struct pinl_ctx *ctx, struct pinl_change *ch)
 		pl_recall_tell(l, &r, PL_TELL_GONE);
 		if (l->flags & PINL_PIN)
 			pl_lost_add(l, &r);
-		if (l->state == PINL_NOTICED && l->stuck) /* that was put off for who waited */
+		if (l->state == PINL_NOTICED && l->more->stuck) /* that was put off for who waited */
 			pl_recall_rearm(l, pl_clock_ns());
 		pl_recall_over(l);
 	}

@@ -49,13 +49,13 @@ static long first_hole(void *arg)
  */
 static void check_shmem(struct pinl_lease *l)
 {
-	off_t first = l->mem.offset, last = first + (l->m.end - l->m.start);
+	off_t first = l->on->mem.offset, last = first + (l->m.end - l->m.start);
 	struct search s;
 	struct stat st;
 
-	if (l->mem.fd < 0 || fstat(l->mem.fd, &st) ||
+	if (l->on->mem.fd < 0 || fstat(l->on->mem.fd, &st) ||
 	    (pl_all_present(l->m.start, l->m.end) &&
-	     pl_vma_same(l->ctx->maps, &l->mem, l->m.start, l->m.end)))
+	     pl_vma_same(l->ctx->maps, &l->on->mem, l->m.start, l->m.end)))
 		return;
 	st.st_size = (st.st_size + PAGE - 1) & ~(off_t)(PAGE - 1);
 	if (st.st_size < last) {
@@ -64,7 +64,7 @@ static void check_shmem(struct pinl_lease *l)
 		found(l, l->m.start + (from - first), l->m.end, PINL_OP_TRUNCATE);
 		last = from;
 	}
-	s = (struct search){.fd = l->inode->real, .at = first, .end = last, .size = st.st_size};
+	s = (struct search){.fd = l->more->inode->real, .at = first, .end = last, .size = st.st_size};
 	for (; pl_aside_run(l->ctx->aside, first_hole, &s); s.at = s.to)
 		found(l, l->m.start + (s.from - first), l->m.start + (s.to - first), PINL_OP_PUNCH);
 }
@@ -174,7 +174,8 @@ static bool differs(struct pinl_lease *l, uintptr_t at, struct views v[2])
  * private pages. */
 static bool is_suspect(const struct pinl_lease *l)
 {
-	return !(l->coverage[PINL_OP_TRUNCATE] & PINL_CAN_HOLD) || l->mem.kind == PINL_MEM_FILE_PRIVATE;
+	return !(l->on->coverage[PINL_OP_TRUNCATE] & PINL_CAN_HOLD) ||
+	       l->on->mem.kind == PINL_MEM_FILE_PRIVATE;
 }
 
 static void check_content(struct pinl_lease *l)
@@ -183,8 +184,8 @@ static void check_content(struct pinl_lease *l)
 	uintptr_t gone = 0, at;
 	struct stat st;
 
-	if (l->mem.fd < 0 || !is_suspect(l) || fstat(l->mem.fd, &st) ||
-	    !memcmp(&st.st_ctim, &l->ctime, sizeof l->ctime))
+	if (l->on->mem.fd < 0 || !is_suspect(l) || fstat(l->on->mem.fd, &st) ||
+	    !memcmp(&st.st_ctim, &l->more->ctime, sizeof l->more->ctime))
 		return;
 	for (at = l->m.start; at < l->m.end; at += PAGE) {
 		bool orphan = differs(l, at, v);
@@ -206,18 +207,18 @@ static void check_content(struct pinl_lease *l)
  */
 static bool is_taken(struct pinl_lease *l)
 {
-	return atomic_load(&l->changed) && (l->coverage[PINL_OP_TRUNCATE] & PINL_CAN_HOLD) &&
+	return atomic_load(&l->changed) && (l->on->coverage[PINL_OP_TRUNCATE] & PINL_CAN_HOLD) &&
 	       !l->dev->ops.holds(l->dev->priv, &l->dm);
 }
 
 void pl_orphan_check(struct pinl_lease *l)
 {
-	if (!(l->flags & PINL_PIN) || l->stage || is_taken(l) ||
+	if (!(l->flags & PINL_PIN) || l->more->stage || is_taken(l) ||
 	    l->dev->foreign) /* a stage finds out when it writes back */
 		return;
-	if (l->mem.kind == PINL_MEM_SHMEM && l->mem.shared)
+	if (l->on->mem.kind == PINL_MEM_SHMEM && l->on->mem.shared)
 		check_shmem(l);
-	else if (l->mem.kind == PINL_MEM_ANON || l->mem.kind == PINL_MEM_FILE_PRIVATE)
+	else if (l->on->mem.kind == PINL_MEM_ANON || l->on->mem.kind == PINL_MEM_FILE_PRIVATE)
 		check_private(l);
 	check_content(l);
 }
@@ -226,6 +227,6 @@ void pl_orphan_mark(struct pinl_lease *l)
 {
 	struct stat st;
 
-	if (l->mem.fd >= 0 && !fstat(l->mem.fd, &st))
-		l->ctime = st.st_ctim;
+	if (l->on->mem.fd >= 0 && !fstat(l->on->mem.fd, &st))
+		pl_more(l)->ctime = st.st_ctim;
 }

@@ -4,6 +4,7 @@
  * library's own threads apart.
  */
 #include "core/export.h"
+#include "core/extent.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -229,6 +230,8 @@ static void ctx_free(struct pinl_ctx *ctx)
 	pl_bounce_free(ctx->bounce);
 	pl_lost_free(&ctx->losses);
 	pl_slab_end(&ctx->slab);
+	pl_mores_end(&ctx->mores);
+	pl_extents_free(ctx);
 	if (ctx->alive)
 		munmap(ctx->alive, 4096);
 	if (ctx->maps >= 0)
@@ -290,6 +293,7 @@ int pl_open_core(const struct pinl_opts *given, struct pinl_ctx **out)
 	ctx->maps = -1;
 	init_sync(ctx);
 	pl_slab_init(&ctx->slab, sizeof(struct pinl_lease));
+	pl_mores_init(&ctx->mores);
 	ctx->summary = calloc(PL_MAX_SUMMARY, sizeof *ctx->summary);
 	err = ctx->summary ? make_alive(ctx) : -ENOMEM;
 	if (!err && !pl_lost_new(&ctx->losses))

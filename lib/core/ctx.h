@@ -6,9 +6,9 @@
  * fields, the held changes, the gates, the device list, the extents and the counters. It is held only
  * for short work on these: nothing is allocated, freed, mapped or unmapped under it, no callback,
  * backend or source is called under it (I8), so a source thread may take it at any time. events->lock
- * covers the event ring; taken inside ctx->lock, never the other way round. lease->busy: whoever set it
- * (the worker or the thread in unmap) may call the backend for this lease; it replaces a per-lease lock
- * and is waited for on pl_settled(lease).
+ * covers the event ring, mores.lock which leases have a pl_more; both are taken inside ctx->lock, never
+ * the other way round. lease->busy: whoever set it (the worker or the thread in unmap) may call the
+ * backend for this lease; it replaces a per-lease lock and is waited for on pl_settled(lease).
  *
  * Every exported call that takes a lock or has a cancellation point begins with PL_CALL (os/thread.h): a
  * signal handler that changes watched memory with a lock taken would wait for a source thread that needs
@@ -28,6 +28,7 @@
 #include <time.h>
 
 #include "core/index.h"
+#include "core/more.h"
 #include "core/policy.h"
 #include "core/revoke.h"
 #include "core/slab.h"
@@ -68,11 +69,10 @@ struct pl_past {
 	struct pinl_event event;
 };
 
-/* Where all of a mapping is watched: mem.vma_start to vma_end; extent.h. */
+/* Where all of a mapping is watched; extent.h. */
 struct pl_extent {
-	struct pinl_memory mem;
-	uint8_t coverage[PINL_OP_NR];
-	unsigned watched;
+	struct pl_range va; /* what is left of the mapping */
+	struct pl_ground *ground;
 };
 
 struct pl_foreign_ops;
@@ -103,7 +103,7 @@ struct pinl_device {
 
 /* Pages the device still has although file or mapping let them go. */
 struct pl_orphan {
-	struct pl_node node; /* in lease->known */
+	struct pl_node node; /* in lease->more->known */
 	struct pl_orphan *next;
 	struct pl_range va;
 	enum pinl_op op;
@@ -159,48 +159,40 @@ struct pl_losses {
 
 struct pl_import;
 
-struct pinl_lease {
-	struct pl_node node;
-	struct pl_node file_node;		 /* inode->leases, by file offset */
-	struct pl_inode *inode;			 /* NULL: no file */
-	struct pl_node notice_node;		 /* ctx->noticed, by deadline: while NOTICED */
-	struct pinl_lease *dev_next, **dev_prev; /* dev->leases */
-	struct pinl_lease *job_next;		 /* leases with work for the worker */
-	struct pinl_ctx *ctx;
-	struct pinl_device *dev;
-	struct pinl_mapping m;	  /* the leased range */
-	struct pinl_mapping dm;	  /* what the backend is given: the same, or the stage's copy */
-	struct pl_stage *stage;	  /* set with the lock; used by whoever has the lease busy */
-	struct pl_import *import; /* device memory; NULL: ordinary. Set before the lease is visible */
+/* What a lease stands on. A lease of the cache has the one of its extent, which doesn't change; `start`
+ * and `end` of its mem mean nothing then. */
+struct pl_ground {
 	struct pinl_memory mem;
-	struct pinl_policy policy;
-	unsigned flags;
-	struct pl_cached *cached; /* a registration of the cache's; cached.h */
-	atomic_bool idle;	  /* changed with no user of it */
-	uint64_t id, since_ns;
-	pid_t owner, owner_thread;
-	const void *caller;
-	void *_Atomic cookie; /* read and set without a lock */
 	uint8_t coverage[PINL_OP_NR];
 	uint8_t supervised[PINL_OP_NR]; /* beyond that, for changes by processes under `pinlease run` */
 	unsigned watched;		/* bit per source */
-	bool by_extent;			/* it is so without this lease */
-	bool in_slab;
-	bool alone;	       /* it isn't in ctx->others */
-	struct timespec ctime; /* of the file when it was pinned */
-	bool translated;       /* by an IOMMU, at these addresses: */
-	uint64_t iova;
+	size_t users;			/* of an extent's: the leases and the extent; ctx->lock */
+	struct pl_ground *next;		/* without any: on ctx->grounds */
+};
 
-	enum pinl_state state;
-	enum pinl_outcome outcome;
-	bool busy, queued, ending;
+/*
+ * What most leases of the cache never need: about files, and what happens to a lease after it was made.
+ * Who reads finds zeroes until somebody writes, who gets it by pl_more() (more.c); what covers a field
+ * of the lease covers one here.
+ */
+struct pl_more {
+	struct pinl_lease *lease;
+	struct pl_more *next_free;
+	struct pl_ground ground;     /* its own */
+	struct pl_node file_node;    /* inode->leases, by file offset */
+	struct pl_inode *inode;	     /* NULL: no file */
+	struct pl_node notice_node;  /* ctx->noticed, by deadline: while NOTICED */
+	struct pinl_lease *job_next; /* leases with work for the worker */
+	struct pl_stage *stage;	     /* set with the lock; used by whoever has the lease busy */
+	struct pl_import *import;    /* device memory; NULL: ordinary. Set before the lease is visible */
+	pid_t owner;		     /* foreign */
+	struct timespec ctime;	     /* of the file when it was pinned */
+	bool translated;	     /* by an IOMMU, at these addresses: */
+	uint64_t iova;
 	bool seen, stopped; /* by the look ahead for this force; the device has been stopped then */
 	bool drained;	    /* foreign: to drain it waits for nothing any more */
 	int stop_err;
 	uint64_t drain_by, look_ns;
-	unsigned jobs;	     /* to do by the worker */
-	atomic_bool changed; /* not all of it is as it was pinned; stays. Read without the lock. */
-	uint64_t inside_ns;  /* a thread makes or ends it since; 0: none does */
 	struct pl_recall recall;
 	struct pl_recall next; /* late changes that came while FORCING */
 	bool has_next;
@@ -227,6 +219,40 @@ struct pinl_lease {
 	size_t orphan_bytes;
 };
 
+/* There may be a million. */
+struct pinl_lease {
+	union {
+		struct pl_node node;
+		struct pl_range m; /* the leased range */
+	};
+	struct pinl_lease *dev_next, **dev_prev; /* dev->leases */
+	struct pinl_ctx *ctx;
+	struct pinl_device *dev;
+	struct pinl_mapping dm; /* what the backend is given: the leased range, or the stage's copy */
+	const struct pl_ground *on;
+	const struct pl_more *_Atomic more;
+	struct pinl_policy policy;
+	unsigned flags;
+	pid_t owner_thread;
+	struct pl_cached *cached; /* a registration of the cache's; cached.h */
+	uint64_t id, since_ns;
+	const void *caller;
+	void *_Atomic cookie; /* read and set without a lock */
+	uint64_t inside_ns;   /* a thread makes or ends it since; 0: none does */
+	enum pinl_state state;
+	enum pinl_outcome outcome;
+	uint8_t jobs;	/* to do by the worker */
+	bool by_extent; /* it is watched without this lease; `on` is the extent's */
+	bool in_slab;
+	bool alone; /* it isn't in ctx->others */
+	bool busy, queued, ending;
+	/* Written to without the lock, and a compiler may read all of the above at once. */
+	_Alignas(8) atomic_bool idle; /* changed with no user of it */
+	atomic_bool changed; /* not all of it is as it was pinned; stays. Read without the lock. */
+};
+
+_Static_assert(sizeof(struct pinl_lease) <= 256, "four cache lines");
+
 /* A file with leases; inode.c. */
 struct pl_inode {
 	struct pl_node node; /* ctx->inodes, by number */
@@ -239,13 +265,13 @@ struct pl_inode {
 
 static inline struct pinl_lease *pl_lease_of_notice_node(struct pl_node *node)
 {
-	return node ? (struct pinl_lease *)((char *)node - offsetof(struct pinl_lease, notice_node))
+	return node ? ((struct pl_more *)((char *)node - offsetof(struct pl_more, notice_node)))->lease
 		    : NULL;
 }
 
 static inline struct pinl_lease *pl_lease_of_file_node(struct pl_node *node)
 {
-	return node ? (struct pinl_lease *)((char *)node - offsetof(struct pinl_lease, file_node))
+	return node ? ((struct pl_more *)((char *)node - offsetof(struct pl_more, file_node)))->lease
 		    : NULL;
 }
 
@@ -299,7 +325,9 @@ struct pinl_ctx {
 	uint64_t n_devices; /* ever */
 	struct pl_losses losses;
 	struct pl_slab slab; /* of leases of the cache */
-	size_t others;	     /* leases that aren't the cache's, or that move memory */
+	struct pl_mores mores;
+	struct pl_ground *grounds; /* that no lease stands on any more */
+	size_t others;		   /* leases that aren't the cache's, or that move memory */
 	struct pl_extent extent[PL_EXTENTS];
 	int last_extent, next_extent;
 	unsigned long extent_cuts; /* ever */
@@ -341,9 +369,26 @@ struct pinl_ctx {
 	struct pinl_ctx *next_open; /* for the exit summary */
 };
 
+/* By its own ground: whoever watches for itself has that. */
 static inline struct pinl_lease *pl_lease_of_memory(const struct pinl_memory *mem)
 {
-	return (struct pinl_lease *)((char *)mem - offsetof(struct pinl_lease, mem));
+	return ((struct pl_more *)((char *)mem - offsetof(struct pl_more, ground.mem)))->lease;
+}
+
+static inline bool pl_has_more(const struct pinl_lease *lease)
+{
+	return lease->more != &pl_more_none;
+}
+
+/* What the device may do with the memory. */
+static inline unsigned pl_lease_access(const struct pinl_lease *lease)
+{
+	return lease->flags & (PINL_WRITE | PINL_PIN);
+}
+
+static inline pid_t pl_lease_owner(const struct pinl_lease *lease)
+{
+	return lease->dev->foreign ? lease->more->owner : lease->ctx->pid;
 }
 
 static inline pthread_cond_t *pl_settled(struct pinl_lease *lease)
@@ -393,9 +438,9 @@ void pl_lease_free(struct pinl_lease *lease);
 /* inode.c */
 struct pl_inode *pl_inode_find(struct pinl_ctx *ctx, uint64_t dev, uint64_t ino); /* ctx->lock held */
 int pl_inode_real(struct pinl_ctx *ctx, const struct pinl_memory *mem); /* of a leased file; or -1 */
-int pl_inode_under(struct pinl_lease *lease, uintptr_t start, uintptr_t end); /* fills lease->mem */
+int pl_inode_under(struct pinl_lease *lease, uintptr_t start, uintptr_t end); /* fills lease->on->mem */
 bool pl_inode_known(struct pinl_lease *lease); /* the file has leases: the descriptor is theirs */
-int pl_inode_of(struct pinl_lease *lease);     /* by lease->mem, whose fd becomes the inode's */
+int pl_inode_of(struct pinl_lease *lease);     /* by lease->on->mem, whose fd becomes the inode's */
 void pl_inode_put(struct pinl_lease *lease);
 
 /* query.c (ctx->lock held); all but size */
@@ -420,8 +465,8 @@ void pl_change_join(struct pinl_lease *lease);				      /* a resumed one */
 bool pl_would_refuse(struct pinl_ctx *ctx, const struct pinl_change *change); /* takes ctx->lock */
 
 /* gate.c (ctx->lock held) */
-bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem, pid_t tid);
-bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem);
+bool pl_gate_blocks(const struct pinl_lease *lease);
+bool pl_change_pending_on(const struct pinl_lease *lease);
 
 /* recall.c (ctx->lock held) */
 void pl_lease_input(struct pinl_lease *lease, enum pl_input input);

@@ -14,16 +14,16 @@
 
 static void append(struct pinl_ctx *ctx, struct pinl_lease *l)
 {
-	l->job_next = NULL;
+	pl_more(l)->job_next = NULL;
 	*ctx->draining_tail = l;
-	ctx->draining_tail = &l->job_next;
+	ctx->draining_tail = &pl_more(l)->job_next;
 }
 
 static struct pinl_lease *pop(struct pinl_ctx *ctx)
 {
 	struct pinl_lease *l = ctx->draining;
 
-	ctx->draining = l->job_next;
+	ctx->draining = l->more->job_next;
 	if (!ctx->draining)
 		ctx->draining_tail = &ctx->draining;
 	return l;
@@ -31,18 +31,18 @@ static struct pinl_lease *pop(struct pinl_ctx *ctx)
 
 bool pl_draining_add(struct pinl_lease *l)
 {
-	if (!l->dev->foreign || !(l->jobs & PL_JOB_TAKE) || l->recall.quiesced || !l->stopped ||
-	    l->stop_err || l->drained)
+	if (!l->dev->foreign || !(l->jobs & PL_JOB_TAKE) || l->more->recall.quiesced ||
+	    !l->more->stopped || l->more->stop_err || l->more->drained)
 		return false;
 	l->queued = true;
-	l->look_ns = 0;
+	pl_more(l)->look_ns = 0;
 	append(l->ctx, l);
 	return true;
 }
 
 uint64_t pl_draining_next(const struct pinl_ctx *ctx)
 {
-	return ctx->draining ? ctx->draining->look_ns : UINT64_MAX;
+	return ctx->draining ? ctx->draining->more->look_ns : UINT64_MAX;
 }
 
 /* Those that were looked at last are last, so the first is the one that is due. */
@@ -56,15 +56,15 @@ bool pl_draining_look(struct pinl_ctx *ctx)
 	l = pop(ctx);
 	l->busy = true;
 	pthread_mutex_unlock(&ctx->lock);
-	err = l->dev->foreign->drained(l, l->drain_by);
+	err = l->dev->foreign->drained(l, l->more->drain_by);
 	pthread_mutex_lock(&ctx->lock);
 	l->busy = false;
 	if (err == -EAGAIN) {
-		l->look_ns = pl_clock_ns() + LOOK_NS;
+		pl_more(l)->look_ns = pl_clock_ns() + LOOK_NS;
 		append(ctx, l);
 		return true;
 	}
-	l->drained = true;
+	pl_more(l)->drained = true;
 	l->queued = false;
 	pl_job_add(l, 0);
 	return true;

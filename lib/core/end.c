@@ -8,6 +8,7 @@
 
 #include "core/change.h"
 #include "core/export.h"
+#include "core/extent.h"
 #include "core/fault.h"
 #include "core/order.h"
 
@@ -16,11 +17,11 @@ static void unpublish_locked(struct pinl_lease *l)
 	struct pinl_ctx *ctx = l->ctx;
 
 	pl_change_leave(l);
-	if (l->translated)
+	if (l->more->translated)
 		pl_translate_end(l);
 	pl_index_remove(&ctx->index, &l->node);
-	if (l->inode)
-		pl_index_remove(&l->inode->leases, &l->file_node);
+	if (l->more->inode)
+		pl_index_remove(&l->more->inode->leases, &pl_more(l)->file_node);
 	*l->dev_prev = l->dev_next;
 	if (l->dev_next)
 		l->dev_next->dev_prev = l->dev_prev;
@@ -30,6 +31,7 @@ static void unpublish_locked(struct pinl_lease *l)
 	ctx->counters.bytes -= l->m.end - l->m.start;
 	if (!ctx->counters.leases)
 		atomic_store(&ctx->wants_hold, 0);
+	pl_extent_put(l);
 }
 
 /* Leave the index and let waiting changes look again. */
@@ -41,11 +43,11 @@ void pl_lease_withdraw(struct pinl_lease *l)
 	pthread_mutex_lock(&ctx->lock);
 	if (l->state == PINL_NOTICED)
 		pl_lease_input(l, PL_IN_UNMAP);
-	if (l->gone)
+	if (l->more->gone)
 		pl_order_gone(l);
 	pl_recall_over(l);
 	unpublish_locked(l);
-	pl_lost_put(ctx, &l->lost);
+	pl_lost_put(ctx, &l->more->lost);
 	pl_settle(ctx, &answered);
 	pthread_cond_broadcast(pl_settled(l));
 	pthread_mutex_unlock(&ctx->lock);
@@ -57,10 +59,17 @@ void pl_lease_free(struct pinl_lease *l)
 	pl_lease_unstage(l);
 	pl_inode_put(l);
 	pl_import_free(l);
-	if (l->in_slab)
-		pl_slab_free(&l->ctx->slab, l);
-	else
+	if (!l->in_slab) {
 		free(l);
+		return;
+	}
+	if (l->by_extent && l->on != &pl_more_none.ground) { /* it was never published */
+		pthread_mutex_lock(&l->ctx->lock);
+		pl_extent_put(l);
+		pthread_mutex_unlock(&l->ctx->lock);
+	}
+	pl_more_leave(&l->ctx->mores, l);
+	pl_slab_free(&l->ctx->slab, l);
 }
 
 /* Take the lease for ourselves: the worker is off it and stays off. */
@@ -75,7 +84,8 @@ static enum pinl_state claim(struct pinl_lease *l, bool leaked)
 	before = l->state;
 	pl_lease_input(l, PL_IN_UNMAP);
 	l->busy = true;
-	l->gone = leaked && l->dev->foreign;
+	if (leaked && l->dev->foreign)
+		pl_more(l)->gone = true;
 	l->inside_ns = pl_clock_ns();
 	if (ctx->held)
 		pthread_cond_signal(&ctx->work); /* a change may have to be let go earlier now */
@@ -93,8 +103,8 @@ static void say_ended(struct pinl_lease *l, enum pinl_state before, bool leaked,
 		ev.err = drained;
 		pl_event_push(l->ctx, &ev);
 	}
-	if (before == PINL_NOTICED && !l->gone) {
-		pl_event_lease(l, PINL_EV_QUIESCED, &l->recall, &ev);
+	if (before == PINL_NOTICED && !l->more->gone) {
+		pl_event_lease(l, PINL_EV_QUIESCED, &l->more->recall, &ev);
 		ev.outcome = PINL_OUT_QUIESCED;
 		pl_event_push(l->ctx, &ev);
 		ev.type = PINL_EV_RELEASED;
@@ -161,7 +171,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	pl_wait_applied(ctx); /* a change whose caller has been let go is this lease's to report */
 	before = claim(l, leaked);
 	deadline = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
-	if (before != PINL_RELEASED && !l->idle && !atomic_load(&l->taken_outside))
+	if (before != PINL_RELEASED && !l->idle && !atomic_load(&l->more->taken_outside))
 		pl_orphan_check(l);
 	l->dm.holder_done = !leaked;
 	drained = take_off(l, deadline);
@@ -175,7 +185,7 @@ void pl_lease_end(struct pinl_lease *l, bool leaked)
 	say_ended(l, before, leaked, drained);
 	pthread_mutex_lock(&ctx->lock);
 	ctx->counters.leaks += leaked;
-	ctx->counters.quiesced += before == PINL_NOTICED && !l->gone;
+	ctx->counters.quiesced += before == PINL_NOTICED && !l->more->gone;
 	ctx->counters.drains_unconfirmed += drained == -ETIMEDOUT;
 	pthread_mutex_unlock(&ctx->lock);
 	pl_lease_withdraw(l);
@@ -216,8 +226,9 @@ int pinl_quiesced(struct pinl_lease *l)
 		err = -EALREADY;
 	} else {
 		if (l->state == PINL_ACTIVE)
-			l->recall = (struct pl_recall){.va = {l->m.start, l->m.end}, .op = PINL_OP_NR};
-		l->recall.quiesced = true;
+			pl_more(l)->recall =
+				(struct pl_recall){.va = {l->m.start, l->m.end}, .op = PINL_OP_NR};
+		pl_more(l)->recall.quiesced = true;
 		pl_lease_input(l, PL_IN_QUIESCED);
 		while (l->state == PINL_FORCING)
 			pthread_cond_wait(pl_settled(l), &ctx->lock);

@@ -153,11 +153,11 @@ void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type, c
 		.type = type,
 		.lease_id = lease->id,
 		.cookie = lease->cookie,
-		.holder = lease->owner,
+		.holder = pl_lease_owner(lease),
 		.start = lease->m.start,
 		.end = lease->m.end,
-		.file_dev = lease->mem.dev,
-		.file_ino = lease->mem.ino,
+		.file_dev = lease->on->mem.dev,
+		.file_ino = lease->on->mem.ino,
 		.op = PINL_OP_NR,
 	};
 	if (r) {
@@ -171,10 +171,10 @@ void pl_event_lease(const struct pinl_lease *lease, enum pinl_event_type type, c
 		if (r->source)
 			strncpy(ev->source, r->source, sizeof ev->source - 1);
 	}
-	if (lease->import) { /* its numbers mean nothing to anybody else */
+	if (lease->more->import) { /* its numbers mean nothing to anybody else */
 		ev->file_dev = ev->file_ino = 0;
-	} else if (lease->mem.ino) {
-		ev->file_start = lease->mem.offset + (ev->start - lease->m.start);
+	} else if (lease->on->mem.ino) {
+		ev->file_start = lease->on->mem.offset + (ev->start - lease->m.start);
 		ev->file_end = ev->file_start + (ev->end - ev->start);
 	}
 	ev->bytes = ev->end - ev->start;

@@ -46,8 +46,9 @@ static int still_on(struct pinl_exporter *e, const struct pinl_change *ch, uint6
 	struct pl_range va;
 
 	for (l = pl_lease_first(e->ctx, ch); l; l = pl_lease_next(l, ch))
-		if (l->id < ch->id && (l->state == PINL_RELEASED ? l->unproven && l->import->attached
-								 : pl_lease_overlap(l, ch, &va))) {
+		if (l->id < ch->id &&
+		    (l->state == PINL_RELEASED ? l->more->unproven && l->more->import->attached
+					       : pl_lease_overlap(l, ch, &va))) {
 			*lease = l->id;
 			*device = l->dev->given->name;
 			return -ETIMEDOUT;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "core/extent.h"
 
-#include <string.h>
+#include <stdlib.h>
 
 #include "os/vma.h"
 
@@ -10,8 +10,8 @@
 
 static bool covers(const struct pl_extent *e, uintptr_t start, uintptr_t end, unsigned flags)
 {
-	return e->mem.vma_start <= start && end <= e->mem.vma_end &&
-	       (e->mem.writable || !(flags & PINL_WRITE));
+	return e->va.start <= start && end <= e->va.end &&
+	       (e->ground->mem.writable || !(flags & PINL_WRITE));
 }
 
 static struct pl_extent *find(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, unsigned flags)
@@ -31,15 +31,40 @@ bool pl_extent_take(struct pinl_lease *l)
 {
 	struct pl_extent *e = find(l->ctx, l->m.start, l->m.end, l->flags);
 
+	pl_extent_put(l);
 	if (!e)
 		return false;
-	l->mem = e->mem;
-	l->mem.start = l->m.start;
-	l->mem.end = l->m.end;
-	l->watched = e->watched;
-	memcpy(l->coverage, e->coverage, sizeof l->coverage);
-	l->by_extent = true;
+	e->ground->users++;
+	l->on = e->ground;
 	return true;
+}
+
+static void ground_put(struct pinl_ctx *ctx, struct pl_ground *g)
+{
+	if (--g->users)
+		return;
+	g->next = ctx->grounds;
+	ctx->grounds = g;
+}
+
+void pl_extent_put(struct pinl_lease *l)
+{
+	if (!l->by_extent || l->on == &pl_more_none.ground)
+		return;
+	ground_put(l->ctx, (struct pl_ground *)l->on);
+	l->on = &pl_more_none.ground;
+}
+
+void pl_extents_free(struct pinl_ctx *ctx)
+{
+	for (int i = 0; i < PL_EXTENTS; i++)
+		free(ctx->extent[i].ground);
+	while (ctx->grounds) {
+		struct pl_ground *g = ctx->grounds;
+
+		ctx->grounds = g->next;
+		free(g);
+	}
 }
 
 bool pl_extent_has(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, unsigned flags)
@@ -53,24 +78,24 @@ bool pl_extent_has(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, unsigne
 }
 
 /* What is cut out of the middle leaves the larger part. */
-static void cut(struct pinl_memory *m, uintptr_t start, uintptr_t end)
+static void cut(struct pl_range *va, uintptr_t start, uintptr_t end)
 {
-	uintptr_t below = start > m->vma_start ? start - m->vma_start : 0;
-	uintptr_t above = end < m->vma_end ? m->vma_end - end : 0;
+	uintptr_t below = start > va->start ? start - va->start : 0;
+	uintptr_t above = end < va->end ? va->end - end : 0;
 
-	if (start >= m->vma_end || end <= m->vma_start)
+	if (start >= va->end || end <= va->start)
 		return;
 	if (below >= above)
-		m->vma_end = m->vma_start + below;
+		va->end = va->start + below;
 	else
-		m->vma_start = m->vma_end - above;
+		va->start = va->end - above;
 }
 
 void pl_extents_cut(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
 {
 	ctx->extent_cuts++;
 	for (int i = 0; i < PL_EXTENTS; i++)
-		cut(&ctx->extent[i].mem, start, end);
+		cut(&ctx->extent[i].va, start, end);
 }
 
 /* What only discards pages leaves the mapping as it is. */
@@ -99,11 +124,24 @@ static bool is_watched_whole(struct pinl_lease *l)
 	for (int i = 0; i < l->ctx->n_sources; i++) {
 		const struct pl_source *s = &l->ctx->sources[i];
 
-		if (l->watched == 1u << i)
+		if (l->on->watched == 1u << i)
 			return s->ops->size > offsetof(struct pinl_source_ops, whole) && s->ops->whole &&
-			       s->ops->whole(s->priv, &l->mem);
+			       s->ops->whole(s->priv, &l->on->mem);
 	}
 	return false;
+}
+
+/* The oldest. ctx->lock held. */
+static void replace(struct pinl_ctx *ctx, const struct pinl_lease *l, struct pl_ground *g)
+{
+	struct pl_extent *e = &ctx->extent[ctx->next_extent++ % PL_EXTENTS];
+
+	*g = *l->on;
+	g->users = 1;
+	if (e->ground)
+		ground_put(ctx, e->ground);
+	e->va = (struct pl_range){g->mem.vma_start, g->mem.vma_end};
+	e->ground = g;
 }
 
 /*
@@ -113,20 +151,23 @@ static bool is_watched_whole(struct pinl_lease *l)
 void pl_extent_keep(struct pinl_lease *l, unsigned long cuts)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	struct pl_extent *e;
+	struct pl_ground *g;
 
-	if (l->mem.kind != PINL_MEM_ANON || l->mem.shared || l->import || l->dev->foreign ||
-	    l->mem.vma_end - l->mem.vma_start <= 2 * (l->m.end - l->m.start) || !is_watched_whole(l) ||
-	    !pl_vma_one(ctx->maps, &l->mem) || !pl_lease_is_watched(l))
+	if (l->on->mem.kind != PINL_MEM_ANON || l->on->mem.shared || l->more->import ||
+	    l->dev->foreign ||
+	    l->on->mem.vma_end - l->on->mem.vma_start <= 2 * (l->m.end - l->m.start) ||
+	    !is_watched_whole(l) || !pl_vma_one(ctx->maps, &l->on->mem) || !pl_lease_is_watched(l))
 		return;
+	g = malloc(sizeof *g);
 	pthread_mutex_lock(&ctx->lock);
-	if (ctx->extent_cuts == cuts && !find(ctx, l->mem.vma_start, l->mem.vma_end, l->flags)) {
-		e = &ctx->extent[ctx->next_extent++ % PL_EXTENTS];
-		e->mem = l->mem;
-		e->watched = l->watched;
-		memcpy(e->coverage, l->coverage, sizeof e->coverage);
+	if (g && ctx->extent_cuts == cuts &&
+	    !find(ctx, l->on->mem.vma_start, l->on->mem.vma_end, l->flags)) {
+		replace(ctx, l, g);
+		g = ctx->grounds;
+		ctx->grounds = g ? g->next : NULL;
 	}
 	pthread_mutex_unlock(&ctx->lock);
+	free(g);
 }
 
 /* ---------------------------------------------------------------------------- explicit calls -- */

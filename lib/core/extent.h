@@ -14,9 +14,11 @@
 
 #include "core/ctx.h"
 
-/* ctx->lock held, here and in both that cut. Fill the lease in from an extent that has all of it; false:
- * none has. */
+/* ctx->lock held, here and in both that cut. Put the lease on the ground of an extent that has all of
+ * it; false: none has. Until it is put, in which case nothing more is asked of what it stands on. */
 bool pl_extent_take(struct pinl_lease *lease);
+void pl_extent_put(struct pinl_lease *lease);
+void pl_extents_free(struct pinl_ctx *ctx); /* no lock */
 
 bool pl_extent_has(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end,
 		   unsigned flags); /* no lock; of now */

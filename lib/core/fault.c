@@ -17,8 +17,8 @@ void pl_translate(struct pinl_lease *l, uint64_t iova)
 	struct pinl_ctx *ctx = l->ctx;
 
 	pthread_mutex_lock(&ctx->lock);
-	l->translated = true;
-	l->iova = iova;
+	pl_more(l)->translated = true;
+	pl_more(l)->iova = iova;
 	pthread_mutex_unlock(&ctx->lock);
 	for (int i = 0; i < ctx->n_sources; i++) {
 		const struct pinl_source_ops *ops = ctx->sources[i].ops;
@@ -30,8 +30,9 @@ void pl_translate(struct pinl_lease *l, uint64_t iova)
 
 static struct pl_past past_of(struct pinl_lease *l)
 {
-	struct pl_past p = {
-		.dev = l->dev->number, .iova = l->iova, .last = l->iova + (l->m.end - l->m.start - 1)};
+	struct pl_past p = {.dev = l->dev->number,
+			    .iova = l->more->iova,
+			    .last = l->more->iova + (l->m.end - l->m.start - 1)};
 
 	pl_event_lease(l, PINL_EV_FAULT, NULL, &p.event);
 	p.event.source[0] = 0;
@@ -70,7 +71,7 @@ static bool find(struct pinl_ctx *ctx, uint64_t iova, struct pl_past *found)
 		for (struct pinl_lease *l = d->leases; l; l = l->dev_next) {
 			struct pl_past p;
 
-			if (!l->translated || iova - l->iova >= l->m.end - l->m.start)
+			if (!l->more->translated || iova - l->more->iova >= l->m.end - l->m.start)
 				continue;
 			p = past_of(l);
 			if (fits(&p, iova, found))

@@ -32,7 +32,7 @@ static bool fits(const struct pinl_lease *l, const struct pinl_filter *f,
 
 	return (states & PINL_STATEBIT(l->state)) &&
 	       (!f->policies || (f->policies & PINL_POLICYBIT(l->policy.kind))) &&
-	       (!f->device || l->dev == f->device) && (!f->pid || l->owner == f->pid) &&
+	       (!f->device || l->dev == f->device) && (!f->pid || pl_lease_owner(l) == f->pid) &&
 	       (!f->tid || l->owner_thread == f->tid) &&
 	       (!f->end || (l->m.start < f->end && l->m.end > f->start)) &&
 	       (!f->file_ino || pl_lease_overlap(l, place, &va));

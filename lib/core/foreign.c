@@ -12,7 +12,7 @@ void pl_device_foreign(struct pinl_device *dev, const struct pl_foreign_ops *ops
 
 static void fill_memory(struct pinl_lease *l, const struct pl_foreign *f)
 {
-	l->mem = (struct pinl_memory){
+	pl_more(l)->ground.mem = (struct pinl_memory){
 		.kind = f->kind,
 		.start = f->start,
 		.end = f->end,
@@ -27,11 +27,11 @@ static void fill_memory(struct pinl_lease *l, const struct pl_foreign *f)
 		.writable = (f->flags & PINL_WRITE) != 0,
 		.map_dev = f->file->st_dev,
 	};
-	l->owner = f->owner;
+	pl_more(l)->owner = f->owner;
 	l->owner_thread = f->owner_thread;
 	l->since_ns = f->since_ns;
 	l->cookie = f->cookie;
-	l->resumed = f->resumed;
+	pl_more(l)->resumed = f->resumed;
 }
 
 void pl_foreign_is_orphan(struct pinl_lease *l, const struct pl_foreign_orphan *o)
@@ -93,17 +93,17 @@ static void rearm(struct pinl_lease *l)
 {
 	uint64_t now = pl_clock_ns(), until = now + l->dev->foreign->grace(l, now);
 
-	if (until > l->recall.ceiling_ns)
-		until = l->recall.ceiling_ns;
-	if (until > l->recall.deadline_ns)
+	if (until > l->more->recall.ceiling_ns)
+		until = l->more->recall.ceiling_ns;
+	if (until > l->more->recall.deadline_ns)
 		pl_recall_rearm(l, until);
 }
 
 uint64_t pl_foreign_deadline(const struct pinl_lease *l)
 {
-	uint64_t cut = l->recall.ceiling_ns + l->ctx->opts.ceiling_ms * 1000000ull;
+	uint64_t cut = l->more->recall.ceiling_ns + l->ctx->opts.ceiling_ms * 1000000ull;
 
-	return l->stuck && cut < l->recall.deadline_ns ? cut : l->recall.deadline_ns;
+	return l->more->stuck && cut < l->more->recall.deadline_ns ? cut : l->more->recall.deadline_ns;
 }
 
 /* The newest is the first of the list. */
@@ -122,22 +122,24 @@ const struct pinl_change *pl_foreign_waiter(const struct pinl_lease *l)
 static void answered(struct pinl_lease *l, uint64_t seq, const struct pl_range *va, bool whole,
 		     enum pinl_outcome outcome)
 {
-	bool room = l->n_detached < PL_MAX_DETACHED;
+	bool room = l->more->n_detached < PL_MAX_DETACHED;
 
-	if (seq != l->recall.last_id && !whole) { /* he will answer the last one, too, and is not late */
+	if (seq != l->more->recall.last_id &&
+	    !whole) { /* he will answer the last one, too, and is not late */
 		if (l->state == PINL_NOTICED)
 			rearm(l);
 		if (!l->busy && room)
 			pl_lease_detach(l, va);
 		return;
 	}
-	l->recall.quiesced = true;
-	l->recall.part = !whole;
-	l->recall.outcome = outcome;
+	pl_more(l)->recall.quiesced = true;
+	pl_more(l)->recall.part = !whole;
+	pl_more(l)->recall.outcome = outcome;
 	if (!whole)
-		l->recall.va = room ? *va : (struct pl_range){0, 0}; /* a part too many: told of again */
-	if (!whole && l->recall.va.start >= l->recall.va.end)
-		l->followed = seq;
+		pl_more(l)->recall.va =
+			room ? *va : (struct pl_range){0, 0}; /* a part too many: told of again */
+	if (!whole && l->more->recall.va.start >= l->more->recall.va.end)
+		pl_more(l)->followed = seq;
 	pl_lease_input(l, PL_IN_QUIESCED);
 }
 
@@ -147,7 +149,7 @@ int pl_foreign_answer(struct pinl_lease *l, uint64_t seq, const struct pl_range 
 	int err = 0;
 
 	pthread_mutex_lock(&l->ctx->lock);
-	if (l->state == PINL_NOTICED || (l->state == PINL_ACTIVE && l->stuck))
+	if (l->state == PINL_NOTICED || (l->state == PINL_ACTIVE && l->more->stuck))
 		answered(l, seq, va, whole, outcome);
 	else
 		err = -EALREADY;
@@ -158,7 +160,7 @@ int pl_foreign_answer(struct pinl_lease *l, uint64_t seq, const struct pl_range 
 /* ctx->lock held. Some of it, of which nobody has to be told; the rest lives on. */
 static void taken_in_part(struct pinl_lease *l, const struct pl_range *va)
 {
-	if (!l->busy && l->n_detached < PL_MAX_DETACHED)
+	if (!l->busy && l->more->n_detached < PL_MAX_DETACHED)
 		pl_lease_detach(l, va);
 }
 
@@ -173,13 +175,14 @@ int pl_foreign_taken(struct pinl_lease *l, const struct pl_range *va, bool whole
 	} else if (!whole) {
 		taken_in_part(l, va);
 	} else {
-		if (l->state == PINL_ACTIVE && !l->stuck) { /* a recall that began elsewhere */
-			l->recall = (struct pl_recall){.va = {l->m.start, l->m.end}, .op = PINL_OP_NR};
+		if (l->state == PINL_ACTIVE && !l->more->stuck) { /* a recall that began elsewhere */
+			pl_more(l)->recall =
+				(struct pl_recall){.va = {l->m.start, l->m.end}, .op = PINL_OP_NR};
 			l->ctx->counters.notices++;
 		}
-		l->recall.quiesced = true;
-		l->recall.part = false;
-		l->recall.outcome = outcome;
+		pl_more(l)->recall.quiesced = true;
+		pl_more(l)->recall.part = false;
+		pl_more(l)->recall.outcome = outcome;
 		pl_lease_input(l, PL_IN_QUIESCED);
 	}
 	pthread_mutex_unlock(&l->ctx->lock);
@@ -219,7 +222,7 @@ bool pl_foreign_released(struct pinl_lease *l)
 
 void pl_foreign_killed(struct pinl_mapping *dm)
 {
-	((struct pinl_lease *)((char *)dm - offsetof(struct pinl_lease, dm)))->killed = true;
+	pl_more((struct pinl_lease *)((char *)dm - offsetof(struct pinl_lease, dm)))->killed = true;
 }
 
 bool pl_foreign_lost(struct pinl_lease *l)
@@ -227,7 +230,7 @@ bool pl_foreign_lost(struct pinl_lease *l)
 	bool lost;
 
 	pthread_mutex_lock(&l->ctx->lock);
-	lost = l->state == PINL_RELEASED || l->n_detached;
+	lost = l->state == PINL_RELEASED || l->more->n_detached;
 	pthread_mutex_unlock(&l->ctx->lock);
 	return lost;
 }

@@ -53,23 +53,26 @@ void pinl_change_done(struct pinl_ctx *ctx, uint64_t change_id)
 	pthread_mutex_unlock(&ctx->lock);
 }
 
-/* Has the range, of the file or of addresses, anything of the memory? */
-static bool meets(const struct pl_gate *g, const struct pinl_memory *mem)
+/* Has the range, of the file or of addresses, anything of the lease's memory? */
+static bool meets(const struct pl_gate *g, const struct pinl_lease *l)
 {
-	uint64_t len = mem->end - mem->start;
+	const struct pinl_memory *mem = &l->on->mem;
+	uint64_t len = l->m.end - l->m.start;
 
 	if (!g->on_file)
-		return g->start < mem->end && g->end > mem->start;
+		return g->start < l->m.end && g->end > l->m.start;
 	return mem->ino && g->dev == mem->dev && g->ino == mem->ino && g->start < mem->offset + len &&
 	       g->end > mem->offset;
 }
 
-bool pl_gate_blocks(struct pinl_ctx *ctx, const struct pinl_memory *mem, pid_t tid)
+bool pl_gate_blocks(const struct pinl_lease *l)
 {
+	const struct pinl_ctx *ctx = l->ctx;
+
 	if (ctx->wide_gates)
 		return true;
 	for (int i = 0; i < ctx->n_gates; i++) /* its own actor is back from the change */
-		if (ctx->gates[i].actor_tid != tid && meets(&ctx->gates[i], mem))
+		if (ctx->gates[i].actor_tid != l->owner_thread && meets(&ctx->gates[i], l))
 			return true;
 	return false;
 }
@@ -98,12 +101,12 @@ void pl_gate_join(struct pinl_lease *l)
 	}
 }
 
-bool pl_change_pending_on(struct pinl_ctx *ctx, const struct pinl_memory *mem)
+bool pl_change_pending_on(const struct pinl_lease *l)
 {
-	for (const struct pinl_change *ch = ctx->held; ch; ch = ch->next) {
+	for (const struct pinl_change *ch = l->ctx->held; ch; ch = ch->next) {
 		struct pl_gate range = gate_of(ch);
 
-		if (!pl_is_order(ch) && meets(&range, mem))
+		if (!pl_is_order(ch) && meets(&range, l))
 			return true;
 	}
 	return false;

@@ -13,6 +13,7 @@ static int map_handle(struct pinl_device *dev, struct pinl_exporter *e, uint64_t
 {
 	uint64_t start = e->base + offset;
 	struct pinl_lease *l = pl_lease_alloc(dev, start, start + length, flags, policy);
+	struct pinl_memory *mem;
 	struct pl_inside in;
 	int err;
 
@@ -20,10 +21,11 @@ static int map_handle(struct pinl_device *dev, struct pinl_exporter *e, uint64_t
 		pl_exporter_put(e);
 		return pinl_set_error(-ENOMEM, "out of memory for a lease");
 	}
-	l->mem.kind = PINL_MEM_DEVICE;
-	l->mem.shared = l->mem.writable = 1;
-	l->mem.start = start;
-	l->mem.end = start + length;
+	mem = &pl_more(l)->ground.mem;
+	mem->kind = PINL_MEM_DEVICE;
+	mem->shared = mem->writable = 1;
+	mem->start = start;
+	mem->end = start + length;
 	l->caller = caller;
 	err = pl_import_new(l, e, offset, true);
 	if (!err)

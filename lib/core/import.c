@@ -18,15 +18,15 @@
 
 static int no(const struct pinl_lease *l, const char *sentence)
 {
-	return pinl_set_error(-EOPNOTSUPP, "%s (%s, device %s%s%s)", sentence, l->import->exporter->name,
-			      l->dev->given->name, l->dev->info.why ? ": " : "",
-			      l->dev->info.why ? l->dev->info.why : "");
+	return pinl_set_error(-EOPNOTSUPP, "%s (%s, device %s%s%s)", sentence,
+			      l->more->import->exporter->name, l->dev->given->name,
+			      l->dev->info.why ? ": " : "", l->dev->info.why ? l->dev->info.why : "");
 }
 
 static int validate_device(struct pinl_lease *l)
 {
 	const struct pinl_device_info *info = &l->dev->info;
-	const struct pinl_exporter *e = l->import->exporter;
+	const struct pinl_exporter *e = l->more->import->exporter;
 
 	if (info->device_class < PINL_DEV_REVOCABLE)
 		return no(l,
@@ -36,13 +36,14 @@ static int validate_device(struct pinl_lease *l)
 		return 0;
 	if (!(e->flags & PINL_EXPORT_PAGES) || !e->addr || !(info->caps & PINL_DEVCAP_PIN))
 		return no(l, "this device can't map memory of another device");
-	l->import->as_memory = true;
+	l->more->import->as_memory = true;
 	return 0;
 }
 
 /* Uses up the reference. */
 int pl_import_new(struct pinl_lease *l, struct pinl_exporter *e, uint64_t offset, bool by_handle)
 {
+	struct pinl_memory *mem = &pl_more(l)->ground.mem;
 	struct pl_import *im = calloc(1, sizeof *im);
 
 	if (!im) {
@@ -58,19 +59,19 @@ int pl_import_new(struct pinl_lease *l, struct pinl_exporter *e, uint64_t offset
 					  .flags = l->flags & PINL_WRITE,
 					  .offset = offset,
 					  .length = l->m.end - l->m.start};
-	l->import = im;
+	pl_more(l)->import = im;
 	l->flags &= ~PINL_PIN; /* never pinned, whoever asks */
-	l->m.flags = l->dm.flags = l->flags & PINL_WRITE;
-	l->mem.dev = l->mem.map_dev = PL_EXPORT_DEV;
-	l->mem.ino = e->id;
-	l->mem.offset = offset;
+	l->dm.flags = pl_lease_access(l);
+	mem->dev = mem->map_dev = PL_EXPORT_DEV;
+	mem->ino = e->id;
+	mem->offset = offset;
 	return validate_device(l); /* before it is visible: a revocation can't recall such a lease */
 }
 
 int pl_import_by_range(struct pinl_lease *l, const struct pl_vma_whose *whose)
 {
 	uint64_t offset;
-	struct pinl_exporter *e = pl_exporter_find_range(l->ctx, &l->mem, &offset);
+	struct pinl_exporter *e = pl_exporter_find_range(l->ctx, &l->on->mem, &offset);
 
 	if (e)
 		return pl_import_new(l, e, offset, false);
@@ -106,7 +107,7 @@ static int validate_policy(const struct pinl_lease *l)
 	if (l->policy.then == PINL_THEN_KILL)
 		return no(l, "KILL is for files whose changes pinleased holds: use FAIL or SCRATCH");
 	if (l->policy.then == PINL_THEN_SCRATCH &&
-	    (l->import->as_memory || !(l->dev->info.caps & PINL_DEVCAP_RETARGET)))
+	    (l->more->import->as_memory || !(l->dev->info.caps & PINL_DEVCAP_RETARGET)))
 		return no(l, "this device can't be given a dummy page for SCRATCH: use FAIL");
 	return 0;
 }
@@ -115,8 +116,8 @@ static int validate_addresses(const struct pinl_lease *l)
 {
 	unsigned want = PINL_CAN_TELL | (l->flags & PINL_STRICT ? PINL_CAN_HOLD : 0);
 
-	if (l->import->by_handle || (l->flags & PINL_COOPERATIVE) ||
-	    (l->coverage[PINL_OP_UNMAP] & want) == want)
+	if (l->more->import->by_handle || (l->flags & PINL_COOPERATIVE) ||
+	    (l->on->coverage[PINL_OP_UNMAP] & want) == want)
 		return 0;
 	return no(
 		l,
@@ -181,7 +182,7 @@ static void detach(struct pl_import *im)
 
 void pl_import_detach(struct pinl_lease *l)
 {
-	struct pl_import *im = l->import;
+	struct pl_import *im = l->more->import;
 
 	if (!im || !im->attached || enter(im->exporter, false))
 		return;
@@ -209,10 +210,10 @@ static int make_dummy(struct pl_import *im)
 
 static int may_write(const struct pinl_lease *l)
 {
-	const struct pinl_exporter *e = l->import->exporter;
+	const struct pinl_exporter *e = l->more->import->exporter;
 	int mode;
 
-	if (!(l->flags & PINL_WRITE) || !l->import->by_handle)
+	if (!(l->flags & PINL_WRITE) || !l->more->import->by_handle)
 		return 0;
 	if (e->fd < 0)
 		return e->writable
@@ -230,7 +231,7 @@ static int may_write(const struct pinl_lease *l)
 
 static int as_device_memory(struct pinl_lease *l, struct pinl_addr *addrs)
 {
-	const struct pl_import *im = l->import;
+	const struct pl_import *im = l->more->import;
 	const struct pinl_exporter *e = im->exporter;
 	struct pinl_import from = {.size = sizeof from,
 				   .fd = e->fd,
@@ -243,8 +244,8 @@ static int as_device_memory(struct pinl_lease *l, struct pinl_addr *addrs)
 
 static int as_memory(struct pinl_lease *l, struct pinl_addr *addrs)
 {
-	l->dm.start = l->import->exporter->addr + l->import->attach.offset;
-	l->dm.end = l->dm.start + l->import->attach.length;
+	l->dm.start = l->more->import->exporter->addr + l->more->import->attach.offset;
+	l->dm.end = l->dm.start + l->more->import->attach.length;
 	l->dm.flags |= PINL_PIN;
 	return l->dev->ops.map(l->dev->priv, &l->dm, addrs);
 }
@@ -252,7 +253,7 @@ static int as_memory(struct pinl_lease *l, struct pinl_addr *addrs)
 /* Between enter and leave. */
 static int map(struct pinl_lease *l, struct pinl_addr *addrs)
 {
-	struct pl_import *im = l->import;
+	struct pl_import *im = l->more->import;
 	int err = may_write(l);
 
 	if (!err)
@@ -277,7 +278,7 @@ static int map(struct pinl_lease *l, struct pinl_addr *addrs)
 
 int pl_import_map(struct pinl_lease *l, struct pinl_addr *addrs)
 {
-	struct pl_import *im = l->import;
+	struct pl_import *im = l->more->import;
 	int err;
 
 	if (enter(im->exporter, true))
@@ -295,10 +296,10 @@ int pl_import_map(struct pinl_lease *l, struct pinl_addr *addrs)
 
 void pl_import_settled(struct pinl_lease *l)
 {
-	if (!l->import || !l->import->entered)
+	if (!l->more->import || !l->more->import->entered)
 		return;
-	l->import->entered = false;
-	l->import->exporter->calls--;
+	l->more->import->entered = false;
+	l->more->import->exporter->calls--;
 	pthread_cond_broadcast(&l->ctx->ended);
 }
 
@@ -306,14 +307,15 @@ void pl_import_settled(struct pinl_lease *l)
 
 int pl_import_take(struct pinl_lease *l, bool dummy)
 {
-	if (!dummy || !l->import->dummy)
+	if (!dummy || !l->more->import->dummy)
 		return -EOPNOTSUPP;
-	return l->dev->ops.dummy(l->dev->priv, &l->dm, l->import->dummy, l->import->dummy_len);
+	return l->dev->ops.dummy(l->dev->priv, &l->dm, l->more->import->dummy,
+				 l->more->import->dummy_len);
 }
 
 void pl_import_free(struct pinl_lease *l)
 {
-	struct pl_import *im = l->import;
+	struct pl_import *im = l->more->import;
 
 	if (!im)
 		return;
@@ -321,5 +323,5 @@ void pl_import_free(struct pinl_lease *l)
 		munmap(im->dummy, im->dummy_len);
 	pl_exporter_put(im->exporter);
 	free(im);
-	l->import = NULL;
+	pl_more(l)->import = NULL;
 }

@@ -46,7 +46,7 @@ static int known(void *arg, uint64_t dev, uint64_t ino)
 	i = pl_inode_find(l->ctx, dev, ino);
 	if (i && i->fd >= 0) {
 		i->refs++;
-		l->inode = i;
+		pl_more(l)->inode = i;
 		fd = i->fd;
 	}
 	pthread_mutex_unlock(&l->ctx->lock);
@@ -65,20 +65,20 @@ static void close_both(struct pinl_ctx *ctx, int fd, int real)
 static int get(struct pinl_lease *l, int real)
 {
 	struct pl_inode *fresh, *i;
-	int extra = l->mem.fd;
+	int extra = l->on->mem.fd;
 
-	if (l->inode || !l->mem.ino)
+	if (l->more->inode || !l->on->mem.ino)
 		return 0;
 	fresh = calloc(1, sizeof *fresh);
 	if (!fresh) {
 		close_both(l->ctx, extra, real);
 		return pinl_set_error(-ENOMEM, "out of memory for a lease");
 	}
-	*fresh = (struct pl_inode){.dev = l->mem.dev, .ino = l->mem.ino, .fd = -1, .real = -1};
+	*fresh = (struct pl_inode){.dev = l->on->mem.dev, .ino = l->on->mem.ino, .fd = -1, .real = -1};
 	fresh->node.start = fresh->ino;
 	fresh->node.end = fresh->ino + 1;
 	pthread_mutex_lock(&l->ctx->lock);
-	i = pl_inode_find(l->ctx, l->mem.dev, l->mem.ino);
+	i = pl_inode_find(l->ctx, l->on->mem.dev, l->on->mem.ino);
 	if (!i) {
 		i = fresh;
 		fresh = NULL;
@@ -86,13 +86,13 @@ static int get(struct pinl_lease *l, int real)
 	}
 	i->refs++;
 	if (i->fd < 0) {
-		i->fd = l->mem.fd;
+		i->fd = l->on->mem.fd;
 		i->real = real;
 		extra = real = -1;
-	} else if (l->mem.fd >= 0) {
-		l->mem.fd = i->fd;
+	} else if (l->on->mem.fd >= 0) {
+		pl_more(l)->ground.mem.fd = i->fd;
 	}
-	l->inode = i;
+	pl_more(l)->inode = i;
 	pthread_mutex_unlock(&l->ctx->lock);
 	free(fresh);
 	close_both(l->ctx, extra, real);
@@ -106,10 +106,10 @@ int pl_inode_of(struct pinl_lease *l)
 
 bool pl_inode_known(struct pinl_lease *l)
 {
-	int fd = known(l, l->mem.dev, l->mem.ino);
+	int fd = known(l, l->on->mem.dev, l->on->mem.ino);
 
 	if (fd >= 0)
-		l->mem.fd = fd;
+		pl_more(l)->ground.mem.fd = fd;
 	return fd >= 0;
 }
 
@@ -118,16 +118,16 @@ int pl_inode_under(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 	struct pl_vma_whose whose;
 	struct pl_vma_how how = {
 		.maps = l->ctx->maps, .aside = l->ctx->aside, .known = known, .arg = l, .whose = &whose};
-	int real, err = pl_vma_query(&how, start, end, &l->mem, &real);
+	int real, err = pl_vma_query(&how, start, end, &pl_more(l)->ground.mem, &real);
 
-	if (!err && l->mem.kind == PINL_MEM_DEVICE) /* no descriptor of it has been kept */
+	if (!err && l->on->mem.kind == PINL_MEM_DEVICE) /* no descriptor of it has been kept */
 		err = pl_import_by_range(l, &whose);
 	return err ? err : get(l, real);
 }
 
 void pl_inode_put(struct pinl_lease *l)
 {
-	struct pl_inode *i = l->inode;
+	struct pl_inode *i = l->more->inode;
 	bool last;
 
 	if (!i)

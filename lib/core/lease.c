@@ -79,7 +79,7 @@ static struct pinl_lease *overlapping_on_device(struct pinl_lease *l)
 
 static bool moves_memory(const struct pinl_lease *l)
 {
-	return l->policy.kind == PINL_RECALL && pl_then_moves(l->policy.then) && !l->import;
+	return l->policy.kind == PINL_RECALL && pl_then_moves(l->policy.then) && !l->more->import;
 }
 
 /* SCRATCH and COPY put other memory at the addresses of one lease: a second device there would be left
@@ -104,10 +104,12 @@ static void publish_locked(struct pinl_lease *l)
 	l->node.start = l->m.start;
 	l->node.end = l->m.end;
 	pl_index_insert(&ctx->index, &l->node);
-	if (l->inode) {
-		l->file_node.start = l->mem.offset;
-		l->file_node.end = l->mem.offset + (l->m.end - l->m.start);
-		pl_index_insert(&l->inode->leases, &l->file_node);
+	if (l->more->inode) {
+		struct pl_node *n = &pl_more(l)->file_node;
+
+		n->start = l->on->mem.offset;
+		n->end = l->on->mem.offset + (l->m.end - l->m.start);
+		pl_index_insert(&l->more->inode->leases, n);
 	}
 	l->dev_next = l->dev->leases;
 	l->dev_prev = &l->dev->leases;
@@ -115,8 +117,9 @@ static void publish_locked(struct pinl_lease *l)
 		l->dev_next->dev_prev = &l->dev_next;
 	l->dev->leases = l;
 	if (l->policy.kind == PINL_RECALL)
-		atomic_fetch_or(&ctx->wants_hold,
-				pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN));
+		atomic_fetch_or(
+			&ctx->wants_hold,
+			pl_policy_relevant_ops(l->on->mem.kind, l->on->mem.shared, l->flags & PINL_PIN));
 	l->alone = l->cached && !moves_memory(l);
 	ctx->others += !l->alone;
 	ctx->counters.leases++;
@@ -153,9 +156,9 @@ static int publish_once(struct pinl_lease *l, bool *gated)
 		err = -EOPNOTSUPP;
 	} else if (l->dev->closing) {
 		err = -ENODEV;
-	} else if (!l->resumed && pl_change_pending_on(ctx, &l->mem)) {
+	} else if (!l->more->resumed && pl_change_pending_on(l)) {
 		err = -EBUSY;
-	} else if (!l->resumed && pl_gate_blocks(ctx, &l->mem, l->owner_thread)) {
+	} else if (!l->more->resumed && pl_gate_blocks(l)) {
 		err = -EBUSY;
 		*gated = true;
 	} else {
@@ -163,7 +166,7 @@ static int publish_once(struct pinl_lease *l, bool *gated)
 		l->busy = true;
 		l->inside_ns = pl_clock_ns();
 		publish_locked(l);
-		if (l->resumed)
+		if (l->more->resumed)
 			pl_change_join(l);
 	}
 	pthread_mutex_unlock(&ctx->lock);
@@ -214,8 +217,8 @@ static int show_handle(struct pinl_lease *l)
 	if (h.kind == PINL_HANDLE_VFIO || h.kind == PINL_HANDLE_IOMMUFD)
 		pl_translate(l, h.tag);
 	for (int i = 0; i < ctx->n_sources && !err; i++)
-		if ((l->watched & (1u << i)) && ctx->sources[i].ops->pinned)
-			err = ctx->sources[i].ops->pinned(ctx->sources[i].priv, &l->mem, &h);
+		if ((l->on->watched & (1u << i)) && ctx->sources[i].ops->pinned)
+			err = ctx->sources[i].ops->pinned(ctx->sources[i].priv, &l->on->mem, &h);
 	return err;
 }
 
@@ -224,7 +227,8 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 	struct pinl_change *answered = NULL;
 	struct pinl_ctx *ctx = l->ctx;
 	struct pl_sentence why;
-	int err = l->import ? pl_import_map(l, addrs) : l->dev->ops.map(l->dev->priv, &l->dm, addrs);
+	int err =
+		l->more->import ? pl_import_map(l, addrs) : l->dev->ops.map(l->dev->priv, &l->dm, addrs);
 
 	if (err == -EOPNOTSUPP && (l->flags & PINL_STAGE))
 		err = pl_lease_stage(l, addrs);
@@ -261,11 +265,12 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 /* A lease that asked for nothing may be unseen in part: said once, at the start. */
 static void say_unseen(struct pinl_lease *l)
 {
-	unsigned relevant = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN);
+	unsigned relevant =
+		pl_policy_relevant_ops(l->on->mem.kind, l->on->mem.shared, l->flags & PINL_PIN);
 	struct pinl_event ev;
 
-	for (int op = 0; op < PINL_OP_NR && !l->import && !(l->flags & PINL_COOPERATIVE); op++) {
-		if (!(relevant & PINL_OPBIT(op)) || (l->coverage[op] & PINL_CAN_TELL))
+	for (int op = 0; op < PINL_OP_NR && !l->more->import && !(l->flags & PINL_COOPERATIVE); op++) {
+		if (!(relevant & PINL_OPBIT(op)) || (l->on->coverage[op] & PINL_CAN_TELL))
 			continue;
 		pl_event_lease(l, PINL_EV_DEGRADED, NULL, &ev);
 		ev.op = op;
@@ -276,10 +281,10 @@ static void say_unseen(struct pinl_lease *l)
 
 static int check_file_end(const struct pinl_lease *l)
 {
-	uint64_t last = l->mem.offset + (l->m.end - l->m.start);
+	uint64_t last = l->on->mem.offset + (l->m.end - l->m.start);
 	struct stat st;
 
-	if (l->mem.fd < 0 || fstat(l->mem.fd, &st) ||
+	if (l->on->mem.fd < 0 || fstat(l->on->mem.fd, &st) ||
 	    last <= (((uint64_t)st.st_size + PAGE - 1) & ~(PAGE - 1)))
 		return 0;
 	return pinl_set_error(
@@ -297,31 +302,41 @@ static void lease_init(struct pinl_lease *l, struct pinl_device *dev, uintptr_t 
 	l->policy = *policy;
 	if (l->policy.grace_ms > dev->ctx->opts.ceiling_ms)
 		l->policy.grace_ms = dev->ctx->opts.ceiling_ms;
-	l->m = (struct pinl_mapping){
-		.start = start, .end = end, .flags = flags & (PINL_WRITE | PINL_PIN)};
-	l->dm = l->m;
-	l->owner = dev->ctx->pid;
+	l->m = (struct pl_range){start, end};
+	l->dm = (struct pinl_mapping){.start = start, .end = end, .flags = pl_lease_access(l)};
 	l->owner_thread = pl_self_tid(dev->ctx);
 	l->since_ns = pl_clock_ns();
-	l->mem.fd = -1;
 }
 
 struct pinl_lease *pl_lease_alloc(struct pinl_device *dev, uintptr_t start, uintptr_t end,
 				  unsigned flags, const struct pinl_policy *policy)
 {
-	struct pinl_lease *l = calloc(1, sizeof *l);
+	struct {
+		struct pinl_lease lease;
+		struct pl_more more;
+	} *both = calloc(1, sizeof *both);
 
-	if (l)
-		lease_init(l, dev, start, end, flags, policy);
-	return l;
+	if (!both)
+		return NULL;
+	lease_init(&both->lease, dev, start, end, flags, policy);
+	pl_more_join(&both->lease, &both->more);
+	both->lease.on = &both->more.ground;
+	return &both->lease;
 }
 
 static struct pinl_lease *cached_alloc(struct pinl_device *dev, const struct pl_lease_how *how)
 {
-	struct pinl_lease *l = pl_slab_new(&dev->ctx->slab);
+	struct pinl_lease *l;
 
-	if (!l)
+	if (!pl_more_reserve(&dev->ctx->mores))
 		return NULL;
+	l = pl_slab_new(&dev->ctx->slab);
+	if (!l) {
+		atomic_fetch_sub(&dev->ctx->mores.leases, 1);
+		return NULL;
+	}
+	l->more = &pl_more_none;
+	l->on = &pl_more_none.ground;
 	lease_init(l, dev, how->start, how->end, how->flags, how->policy);
 	l->in_slab = true;
 	return l;
@@ -346,8 +361,9 @@ static int lease_new(const struct pl_lease_how *how, struct pinl_device *dev, bo
 		*out = l;
 		return 0;
 	}
+	l->on = &pl_more(l)->ground;
 	err = pl_inode_under(l, start, end);
-	if (!err && (flags & PINL_WRITE) && !l->mem.writable)
+	if (!err && (flags & PINL_WRITE) && !l->on->mem.writable)
 		err = pinl_set_error(-EACCES,
 				     "[%#lx, %#lx) is mapped read-only, and PINL_WRITE was asked for",
 				     start, end);
@@ -364,17 +380,18 @@ static int lease_new(const struct pl_lease_how *how, struct pinl_device *dev, bo
 /* Of a published lease; on failure it is nobody's any more. */
 static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 {
-	int err = l->by_extent || (l->import && l->import->by_handle) ? 0 : pl_lease_watch(l);
+	int err =
+		l->by_extent || (l->more->import && l->more->import->by_handle) ? 0 : pl_lease_watch(l);
 	struct pl_sentence why;
 
-	if (!err && !l->dev->foreign && !l->import && !l->by_extent &&
-	    (!pl_vma_same(l->ctx->maps, &l->mem, l->m.start, l->m.end) || !pl_lease_is_watched(l)))
+	if (!err && !l->dev->foreign && !l->more->import && !l->by_extent &&
+	    (!pl_vma_same(l->ctx->maps, &l->on->mem, l->m.start, l->m.end) || !pl_lease_is_watched(l)))
 		err = pinl_set_error(-EBUSY,
 				     "[%#lx, %#lx) was mapped anew while it was being leased; try again "
 				     "when that is done",
 				     l->m.start, l->m.end);
 	if (!err && !l->dev->foreign)
-		err = l->import ? pl_import_validate(l) : pl_lease_validate(l);
+		err = l->more->import ? pl_import_validate(l) : pl_lease_validate(l);
 	if (!err && !l->dev->foreign)
 		err = pl_lease_seal(l);
 	if (!err)

@@ -59,7 +59,7 @@ static struct pl_lost *record(struct pl_losses *all)
 void pl_lost_add(struct pinl_lease *l, const struct pl_recall *r)
 {
 	struct pl_lost *lost = record(&l->ctx->losses);
-	struct pl_lost_list *list = &l->lost;
+	struct pl_lost_list *list = &pl_more(l)->lost;
 
 	if (lost) {
 		*lost = (struct pl_lost){.recall = *r};
@@ -78,10 +78,12 @@ void pl_lost_add(struct pinl_lease *l, const struct pl_recall *r)
 
 struct pl_lost_list pl_lost_take(struct pinl_lease *l)
 {
-	struct pl_lost_list list = l->lost;
+	struct pl_lost_list list = l->more->lost;
 
-	l->lost.first = NULL;
-	l->lost.crowd.va = (struct pl_range){0, 0};
+	if (pl_has_more(l)) {
+		pl_more(l)->lost.first = NULL;
+		pl_more(l)->lost.crowd.va = (struct pl_range){0, 0};
+	}
 	return list;
 }
 

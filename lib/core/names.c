@@ -183,7 +183,7 @@ static void describe_supervised(const struct pinl_lease *l, struct pl_text *t)
 	int n = 0;
 
 	for (int op = 0; op < PINL_OP_NR; op++)
-		if ((l->supervised[op] & PINL_CAN_HOLD) && !(l->coverage[op] & PINL_CAN_HOLD))
+		if ((l->on->supervised[op] & PINL_CAN_HOLD) && !(l->on->coverage[op] & PINL_CAN_HOLD))
 			pl_text_add(t, "%s %s",
 				    n++ ? "," : "; held where made by a process under pinlease run:",
 				    pinl_op_name(op));
@@ -192,13 +192,14 @@ static void describe_supervised(const struct pinl_lease *l, struct pl_text *t)
 static void describe_ops(const struct pinl_lease *l, struct pl_text *t, const char *label, unsigned can,
 			 unsigned cannot)
 {
-	unsigned relevant = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN) |
-			    PINL_OPBIT(PINL_OP_GUARD);
+	unsigned relevant =
+		pl_policy_relevant_ops(l->on->mem.kind, l->on->mem.shared, l->flags & PINL_PIN) |
+		PINL_OPBIT(PINL_OP_GUARD);
 	int n = 0;
 
 	for (int op = 0; op < PINL_OP_NR; op++) {
-		if (!(relevant & PINL_OPBIT(op)) || (l->coverage[op] & can) != can ||
-		    (l->coverage[op] & cannot))
+		if (!(relevant & PINL_OPBIT(op)) || (l->on->coverage[op] & can) != can ||
+		    (l->on->coverage[op] & cannot))
 			continue;
 		pl_text_add(t, "%s %s", n++ ? "," : label, pinl_op_name(op));
 	}
@@ -210,36 +211,37 @@ int pl_describe(const struct pinl_lease *l, char *buf, size_t len)
 
 	pl_text_add(&t, "lease %lu: [%#lx, %#lx) %lu KiB of %s", (unsigned long)l->id,
 		    (unsigned long)l->m.start, (unsigned long)l->m.end,
-		    (unsigned long)(l->m.end - l->m.start) >> 10, pinl_memory_name(l->mem.kind));
-	if (l->import)
-		pl_text_add(&t, ", of %s (%s) from byte %lu", l->import->exporter->name,
-			    pinl_exporter_kind_name(l->import->exporter->kind),
-			    (unsigned long)l->mem.offset);
-	else if (l->mem.ino)
-		pl_text_add(&t, ", file %u:%u inode %lu offset %lu", major(l->mem.dev),
-			    minor(l->mem.dev), (unsigned long)l->mem.ino, (unsigned long)l->mem.offset);
+		    (unsigned long)(l->m.end - l->m.start) >> 10, pinl_memory_name(l->on->mem.kind));
+	if (l->more->import)
+		pl_text_add(&t, ", of %s (%s) from byte %lu", l->more->import->exporter->name,
+			    pinl_exporter_kind_name(l->more->import->exporter->kind),
+			    (unsigned long)l->on->mem.offset);
+	else if (l->on->mem.ino)
+		pl_text_add(&t, ", file %u:%u inode %lu offset %lu", major(l->on->mem.dev),
+			    minor(l->on->mem.dev), (unsigned long)l->on->mem.ino,
+			    (unsigned long)l->on->mem.offset);
 	pl_text_add(&t, ", device %s, %s", l->dev->given->name,
-		    l->import		  ? "imported"
+		    l->more->import	  ? "imported"
 		    : l->flags & PINL_PIN ? "pinned"
 					  : "on demand");
-	if (l->stage)
+	if (l->more->stage)
 		pl_text_add(&t,
 			    " in a staged copy at %#lx (%lu KiB more, and copying): file and device "
 			    "agree after pinl_lease_sync, pinl_quiesced, a recall and "
 			    "pinl_unmap_range, not in between",
 			    (unsigned long)l->dm.start, (unsigned long)(l->m.end - l->m.start) >> 9);
-	pl_text_add(&t, ", owner %d/%d, taken at %p", l->owner, l->owner_thread, l->caller);
+	pl_text_add(&t, ", owner %d/%d, taken at %p", pl_lease_owner(l), l->owner_thread, l->caller);
 	describe_policy(l, &t);
 	pl_text_add(&t, ", %s", pinl_state_name(l->state));
 	if (l->outcome)
 		pl_text_add(&t, " (%s)", pinl_outcome_name(l->outcome));
-	if (l->import) {
+	if (l->more->import) {
 		pl_text_add(&t, "; recalled by its exporter");
-		if (!l->import->by_handle)
+		if (!l->more->import->by_handle)
 			pl_text_add(&t, " and by pinl_ calls; raw changes of the mapping: %s",
-				    !(l->coverage[PINL_OP_UNMAP] & PINL_CAN_TELL) ? "not seen"
-				    : l->coverage[PINL_OP_UNMAP] & PINL_CAN_HOLD  ? "held"
-										  : "told");
+				    !(l->on->coverage[PINL_OP_UNMAP] & PINL_CAN_TELL) ? "not seen"
+				    : l->on->coverage[PINL_OP_UNMAP] & PINL_CAN_HOLD  ? "held"
+										      : "told");
 		return t.used;
 	}
 	pl_text_add(&t, "; changes by pinl_ calls: exact; raw changes:");

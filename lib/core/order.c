@@ -13,15 +13,15 @@ static const struct pl_order *order_of(const struct pinl_change *ch)
 void pl_order_init(struct pl_order *o, const struct pinl_lease *l, uint64_t start, uint64_t end,
 		   bool wait)
 {
-	uint64_t from = l->mem.offset, to = from + (l->m.end - l->m.start);
+	uint64_t from = l->on->mem.offset, to = from + (l->m.end - l->m.start);
 
 	*o = (struct pl_order){
 		.change = {.op = PINL_OP_NR,
 			   .can = PL_CAN_ORDER | PINL_CAN_TELL | PINL_CAN_BEFORE |
 				  (wait ? PINL_CAN_HOLD : 0),
 			   .on_file = 1,
-			   .file_dev = l->mem.dev,
-			   .file_ino = l->mem.ino,
+			   .file_dev = l->on->mem.dev,
+			   .file_ino = l->on->mem.ino,
 			   .file_start = start > from ? start : from,
 			   .file_end = end < to ? end : to,
 			   .source = PL_ORDER_SOURCE},
@@ -103,10 +103,11 @@ void pl_order_result(struct pinl_ctx *ctx, const struct pl_order *o, struct pl_o
 	l = find(ctx, o); /* NULL: its holder has ended it */
 	if (l && l->state != PINL_RELEASED && pl_lease_overlap(l, &o->change, &va)) {
 		out->outcome = PINL_OUT_NONE;
-		out->err = l->stuck || l->followed >= o->change.id ? -EOPNOTSUPP : -ETIMEDOUT;
+		out->err =
+			l->more->stuck || l->more->followed >= o->change.id ? -EOPNOTSUPP : -ETIMEDOUT;
 	} else if (l) {
 		out->outcome = l->outcome;
-		out->outside = !l->recall.quiesced;
+		out->outside = !l->more->recall.quiesced;
 	} else if (o->taken.outcome) {
 		*out = o->taken;
 	} else if (o->gone) {

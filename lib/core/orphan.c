@@ -32,7 +32,7 @@ struct pl_pool {
 /* Twice the size of the one before, until they are large enough. */
 static struct pl_pool *pool_more(struct pinl_lease *l, size_t need)
 {
-	size_t len = l->pool ? 2 * l->pool->len : PAGE;
+	size_t len = l->more->pool ? 2 * l->more->pool->len : PAGE;
 	struct pl_pool *p;
 
 	if (len > POOL)
@@ -42,14 +42,14 @@ static struct pl_pool *pool_more(struct pinl_lease *l, size_t need)
 	p = pl_buffer(len);
 	if (!p)
 		return NULL;
-	*p = (struct pl_pool){.next = l->pool, .len = len, .used = UNIT};
-	l->pool = p;
+	*p = (struct pl_pool){.next = l->more->pool, .len = len, .used = UNIT};
+	pl_more(l)->pool = p;
 	return p;
 }
 
 static void *pool_get(struct pinl_lease *l, size_t len)
 {
-	struct pl_pool *p = l->pool;
+	struct pl_pool *p = l->more->pool;
 	char *at;
 
 	len = (len + UNIT - 1) & ~(UNIT - 1);
@@ -107,7 +107,7 @@ static bool first_unknown(const struct pinl_lease *l, struct pl_range *va)
 {
 	const struct pl_node *n;
 
-	while (va->start < va->end && (n = pl_index_first(&l->known, va->start, va->end))) {
+	while (va->start < va->end && (n = pl_index_first(&l->more->known, va->start, va->end))) {
 		if (n->start > va->start)
 			va->end = n->start;
 		else
@@ -120,7 +120,7 @@ static bool first_unknown(const struct pinl_lease *l, struct pl_range *va)
  */
 static void unrecorded(struct pinl_lease *l, const struct pl_recall *lost)
 {
-	struct pl_orphan *o = &l->unrecorded;
+	struct pl_orphan *o = &pl_more(l)->unrecorded;
 
 	if (o->va.start == o->va.end)
 		*o = (struct pl_orphan){
@@ -137,15 +137,15 @@ static void begin(struct pinl_lease *l, const struct pl_recall *lost)
 	pl_event_lease(l, PINL_EV_ORPHAN, lost, &ev);
 	pthread_mutex_lock(&ctx->lock);
 	if (o) {
-		o->next = l->orphans;
-		l->orphans = o;
-		pl_index_insert(&l->known, &o->node);
+		o->next = l->more->orphans;
+		pl_more(l)->orphans = o;
+		pl_index_insert(&pl_more(l)->known, &o->node);
 	} else {
 		unrecorded(l, lost);
 	}
 	ctx->counters.orphans++;
 	ctx->counters.orphan_bytes += lost->va.end - lost->va.start;
-	l->orphan_bytes += lost->va.end - lost->va.start;
+	pl_more(l)->orphan_bytes += lost->va.end - lost->va.start;
 	if (l->dev->foreign)
 		l->dev->foreign->orphan(l, lost, since(lost));
 	pthread_mutex_unlock(&ctx->lock);
@@ -155,7 +155,7 @@ static void begin(struct pinl_lease *l, const struct pl_recall *lost)
 /* What of it is known is older than was known. */
 static void predate(struct pinl_lease *l, const struct pl_recall *lost)
 {
-	struct pl_node *n = pl_index_first(&l->known, lost->va.start, lost->va.end);
+	struct pl_node *n = pl_index_first(&l->more->known, lost->va.start, lost->va.end);
 
 	for (; lost->lost_ns && n; n = pl_index_next(n, lost->va.start, lost->va.end)) {
 		struct pl_orphan *o = (struct pl_orphan *)n;
@@ -172,8 +172,8 @@ void pl_orphan_begin(struct pinl_lease *l, const struct pl_recall *given)
 	struct pl_recall lost = *given;
 
 	predate(l, given);
-	if (l->stage && (lost.op == PINL_OP_COLLAPSE || lost.op == PINL_OP_INSERT))
-		pl_stage_cut(l->stage, lost.va.start - l->m.start, lost.va.end - lost.va.start);
+	if (l->more->stage && (lost.op == PINL_OP_COLLAPSE || lost.op == PINL_OP_INSERT))
+		pl_stage_cut(l->more->stage, lost.va.start - l->m.start, lost.va.end - lost.va.start);
 	while (first_unknown(l, &lost.va)) {
 		begin(l, &lost);
 		lost.va = (struct pl_range){lost.va.end, given->va.end};
@@ -200,7 +200,7 @@ void pl_orphan_unwritten(struct pinl_lease *l, const struct pl_recall *why, uint
 			 "lease %lu: %lu bytes that device %s wrote to its copy of file %u:%u inode %lu "
 			 "have no place in the file any more",
 			 (unsigned long)l->id, (unsigned long)bytes, l->dev->given->name,
-			 major(l->mem.dev), minor(l->mem.dev), (unsigned long)l->mem.ino);
+			 major(l->on->mem.dev), minor(l->on->mem.dev), (unsigned long)l->on->mem.ino);
 	pthread_mutex_unlock(&ctx->lock);
 	pl_event_push(ctx, &ev);
 }
@@ -256,14 +256,14 @@ static void summary_line(struct pinl_lease *l, const struct pl_orphan *o, const 
 	n = ctx->n_summary++;
 	if (n < PL_MAX_SUMMARY) {
 		line = ctx->summary[n];
-		if (l->mem.ino)
+		if (l->on->mem.ino)
 			snprintf(line, sizeof ctx->summary[n],
 				 "lease %lu: after %s device %s still had bytes %lu-%lu of file %u:%u "
 				 "inode %lu for %.1f ms; %s",
 				 (unsigned long)l->id, op_words(o->op), l->dev->given->name,
 				 (unsigned long)ev->file_start, (unsigned long)ev->file_end,
-				 major(l->mem.dev), minor(l->mem.dev), (unsigned long)l->mem.ino,
-				 ev->waited_ns / 1e6, what);
+				 major(l->on->mem.dev), minor(l->on->mem.dev),
+				 (unsigned long)l->on->mem.ino, ev->waited_ns / 1e6, what);
 		else
 			snprintf(line, sizeof ctx->summary[n],
 				 "lease %lu: after %s device %s still had [%#lx, %#lx) for %.1f ms; %s",
@@ -326,20 +326,24 @@ static struct pl_orphan *oldest_first(struct pl_orphan *list)
 void pl_orphan_end(struct pinl_lease *l)
 {
 	struct pl_orphan *list, without;
+	struct pl_more *more;
 	struct pl_pool *pool;
 	char *room;
 
+	if (!pl_has_more(l))
+		return;
+	more = pl_more(l);
 	pthread_mutex_lock(&l->ctx->lock);
-	list = l->orphans;
-	without = l->unrecorded;
-	pool = l->pool;
-	l->orphans = NULL;
-	l->known.root = NULL;
-	l->pool = NULL;
-	l->unrecorded.va = (struct pl_range){0, 0};
-	if (l->dev->foreign && l->orphan_bytes)
+	list = more->orphans;
+	without = more->unrecorded;
+	pool = more->pool;
+	more->orphans = NULL;
+	more->known.root = NULL;
+	more->pool = NULL;
+	more->unrecorded.va = (struct pl_range){0, 0};
+	if (l->dev->foreign && more->orphan_bytes)
 		l->dev->foreign->orphan(l, NULL, 0);
-	l->orphan_bytes = 0;
+	more->orphan_bytes = 0;
 	pthread_mutex_unlock(&l->ctx->lock);
 	room = list ? pl_buffer(STEP) : NULL;
 	for (list = oldest_first(list); list; list = list->next)
@@ -363,12 +367,12 @@ static void summary_of_live(struct pinl_ctx *ctx, int fd)
 	     node = pl_index_next(node, 0, UINTPTR_MAX)) {
 		const struct pinl_lease *l = (const struct pinl_lease *)node;
 
-		if (l->orphan_bytes && n++ < PL_MAX_SUMMARY)
+		if (l->more->orphan_bytes && n++ < PL_MAX_SUMMARY)
 			dprintf(fd,
 				"pinlease: lease %lu ends with the process: device %s still has %lu "
 				"orphaned bytes in [%#lx, %#lx)\n",
 				(unsigned long)l->id, l->dev->given->name,
-				(unsigned long)l->orphan_bytes, (unsigned long)l->m.start,
+				(unsigned long)l->more->orphan_bytes, (unsigned long)l->m.start,
 				(unsigned long)l->m.end);
 	}
 	pthread_mutex_unlock(&ctx->lock);

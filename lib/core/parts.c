@@ -30,16 +30,16 @@ void pl_lease_detach(struct pinl_lease *l, const struct pl_range *va)
 	if (all.start >= all.end)
 		return;
 
-	for (int i = 0; i < l->n_detached; i++) {
-		struct pl_range d = l->detached[i];
+	for (int i = 0; i < l->more->n_detached; i++) {
+		struct pl_range d = l->more->detached[i];
 
 		if (d.start <= all.end && d.end >= all.start)
 			pl_range_widen(&all, &d);
 		else
-			l->detached[kept++] = d;
+			pl_more(l)->detached[kept++] = d;
 	}
-	l->detached[kept++] = all;
-	l->n_detached = kept;
+	pl_more(l)->detached[kept++] = all;
+	pl_more(l)->n_detached = kept;
 }
 
 /* The lease's own memory, up to the next part that has been replaced already; or such a part: *live. */
@@ -48,8 +48,8 @@ struct pl_range pl_lease_part(const struct pinl_lease *l, uintptr_t at, uintptr_
 	struct pl_range part = {at, end};
 
 	*live = true;
-	for (int i = 0; i < l->n_detached; i++) {
-		const struct pl_range *d = &l->detached[i];
+	for (int i = 0; i < l->more->n_detached; i++) {
+		const struct pl_range *d = &l->more->detached[i];
 
 		if (d->start <= at && d->end > at) {
 			*live = false;
@@ -65,8 +65,8 @@ void pl_lease_cut_detached(const struct pinl_lease *l, struct pl_range *va)
 {
 	for (int again = 1; again;) {
 		again = 0;
-		for (int i = 0; i < l->n_detached; i++) {
-			const struct pl_range *d = &l->detached[i];
+		for (int i = 0; i < l->more->n_detached; i++) {
+			const struct pl_range *d = &l->more->detached[i];
 
 			if (va->start < va->end && d->start <= va->start && d->end > va->start) {
 				va->start = d->end < va->end ? d->end : va->end;
@@ -83,8 +83,8 @@ size_t pl_lease_live_bytes(const struct pinl_lease *l)
 {
 	size_t bytes = l->m.end - l->m.start;
 
-	for (int i = 0; i < l->n_detached; i++)
-		bytes -= l->detached[i].end - l->detached[i].start;
+	for (int i = 0; i < l->more->n_detached; i++)
+		bytes -= l->more->detached[i].end - l->more->detached[i].start;
 	return bytes;
 }
 
@@ -95,11 +95,12 @@ bool pl_lease_overlap(const struct pinl_lease *l, const struct pinl_change *ch, 
 	if (l->id <= ch->newer_than || !pl_order_means(ch, l))
 		return false;
 	if (ch->on_file) {
-		if (l->mem.dev != ch->file_dev || l->mem.ino != ch->file_ino || !l->mem.ino ||
-		    ch->file_end <= l->mem.offset || ch->file_start >= l->mem.offset + len)
+		if (l->on->mem.dev != ch->file_dev || l->on->mem.ino != ch->file_ino ||
+		    !l->on->mem.ino || ch->file_end <= l->on->mem.offset ||
+		    ch->file_start >= l->on->mem.offset + len)
 			return false;
-		from = ch->file_start > l->mem.offset ? ch->file_start - l->mem.offset : 0;
-		to = ch->file_end - l->mem.offset < len ? ch->file_end - l->mem.offset : len;
+		from = ch->file_start > l->on->mem.offset ? ch->file_start - l->on->mem.offset : 0;
+		to = ch->file_end - l->on->mem.offset < len ? ch->file_end - l->on->mem.offset : len;
 	} else {
 		if (ch->end <= l->m.start || ch->start >= l->m.end)
 			return false;

@@ -12,7 +12,7 @@ static bool pending(const struct pinl_lease *l)
 	for (int i = 0; i < l->ctx->n_sources; i++) {
 		const struct pl_source *s = &l->ctx->sources[i];
 
-		if ((l->watched & (1u << i)) && s->ops->pending && s->ops->pending(s->priv))
+		if ((l->on->watched & (1u << i)) && s->ops->pending && s->ops->pending(s->priv))
 			return true;
 	}
 	return false;
@@ -40,7 +40,7 @@ void pl_lease_snapshot(const struct pinl_lease *l, struct pinl_lease_info *i)
 {
 	*i = (struct pinl_lease_info){
 		.id = l->id,
-		.owner = l->owner,
+		.owner = pl_lease_owner(l),
 		.owner_thread = l->owner_thread,
 		.caller = l->caller,
 		.start = l->m.start,
@@ -49,27 +49,28 @@ void pl_lease_snapshot(const struct pinl_lease *l, struct pinl_lease_info *i)
 		.age_ns = pl_clock_ns() - l->since_ns,
 		.state = l->state,
 		.outcome = l->outcome,
-		.memory = l->mem.kind,
-		.file_dev = l->import ? 0 : l->mem.dev,
-		.file_ino = l->import ? 0 : l->mem.ino,
-		.file_offset = l->mem.offset,
+		.memory = l->on->mem.kind,
+		.file_dev = l->more->import ? 0 : l->on->mem.dev,
+		.file_ino = l->more->import ? 0 : l->on->mem.ino,
+		.file_offset = l->on->mem.offset,
 		.policy = l->policy,
 		.flags = l->flags,
 		.detached_bytes = (l->m.end - l->m.start) - pl_lease_live_bytes(l),
 		.device = l->dev,
 		.cookie = l->cookie,
-		.stage = l->stage ? l->dm.start : 0,
-		.detaching = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN) |
-			     PINL_OPBIT(PINL_OP_GUARD),
+		.stage = l->more->stage ? l->dm.start : 0,
+		.detaching =
+			pl_policy_relevant_ops(l->on->mem.kind, l->on->mem.shared, l->flags & PINL_PIN) |
+			PINL_OPBIT(PINL_OP_GUARD),
 		.device_class = l->dev->info.device_class,
 	};
-	i->orphan_bytes = l->orphan_bytes;
-	memcpy(i->coverage, l->coverage, sizeof l->coverage);
+	i->orphan_bytes = l->more->orphan_bytes;
+	memcpy(i->coverage, l->on->coverage, sizeof l->on->coverage);
 	for (int op = 0; op < PINL_OP_NR; op++)
-		i->supervised[op] = l->coverage[op] | l->supervised[op];
-	if (l->import)
-		memcpy(i->exporter, l->import->exporter->name, sizeof i->exporter);
-	if (l->import && l->import->by_handle)
+		i->supervised[op] = l->on->coverage[op] | l->on->supervised[op];
+	if (l->more->import)
+		memcpy(i->exporter, l->more->import->exporter->name, sizeof i->exporter);
+	if (l->more->import && l->more->import->by_handle)
 		i->detaching = 0;
 	strncpy(i->device_kind, l->dev->given->name, sizeof i->device_kind - 1);
 }
@@ -172,7 +173,7 @@ int pinl_lease_read(struct pinl_lease *l, size_t offset, size_t len, void *buf)
 
 	if (err)
 		return err;
-	if (l->import)
+	if (l->more->import)
 		return say_import("read: its content is its exporter's");
 	own(l, &in);
 	err = l->dev->ops.read(l->dev->priv, &l->dm, offset, len, buf);
@@ -193,7 +194,7 @@ int pinl_lease_sync(struct pinl_lease *l, size_t offset, size_t len, unsigned di
 				      direction);
 	if (own(l, &in) == PINL_RELEASED)
 		err = pinl_set_error(-ESTALE, "the lease has been taken back");
-	else if (l->stage)
+	else if (l->more->stage)
 		err = pl_lease_sync(l, offset, len, direction);
 	disown(l, &in);
 	return err;
@@ -207,7 +208,7 @@ int pinl_device_protect(struct pinl_lease *l, uintptr_t start, uintptr_t end)
 
 	if (err)
 		return err;
-	if (l->import)
+	if (l->more->import)
 		return say_import("write-protected: no page of the kernel's is behind it");
 	own(l, &in);
 	err = l->dev->ops.protect(l->dev->priv, &l->dm, start + l->dm.start - l->m.start,
@@ -224,7 +225,7 @@ int pinl_device_dirty(struct pinl_lease *l, uintptr_t start, uintptr_t end, uint
 
 	if (err)
 		return err;
-	if (l->import)
+	if (l->more->import)
 		return say_import(
 			"asked for dirty pages: they mean nothing there, nothing is written back");
 	own(l, &in);

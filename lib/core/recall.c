@@ -17,7 +17,7 @@ struct pl_verdict pl_recall_ask(const struct pinl_lease *l, const struct pinl_ch
 		.op = ch->op,
 		.also = ch->also,
 		.can = ch->can,
-		.effect = pl_op_effect(ch->op, l->mem.kind, l->mem.shared, l->flags & PINL_PIN),
+		.effect = pl_op_effect(ch->op, l->on->mem.kind, l->on->mem.shared, l->flags & PINL_PIN),
 		.policy = l->policy.kind,
 		.refuse = l->policy.refuse,
 		.pinned = l->flags & PINL_PIN,
@@ -29,7 +29,7 @@ struct pl_verdict pl_recall_ask(const struct pinl_lease *l, const struct pinl_ch
 	}
 	for (int op = 0; op < PINL_OP_NR && q.effect == PL_NO_EFFECT; op++)
 		if (ch->also & PINL_OPBIT(op))
-			q.effect = pl_op_effect(op, l->mem.kind, l->mem.shared, q.pinned);
+			q.effect = pl_op_effect(op, l->on->mem.kind, l->on->mem.shared, q.pinned);
 	*effect = q.effect;
 	return pl_policy_decide(&q);
 }
@@ -47,9 +47,11 @@ static uint64_t grace_of(struct pinl_lease *l, uint64_t now)
 /* Nobody waits for it any more, or for what it was recalled for till now. */
 void pl_recall_over(struct pinl_lease *l)
 {
-	if (l->dev->foreign && l->recall.since_ns)
-		l->dev->foreign->held(l, l->recall.since_ns);
-	l->recall.since_ns = 0;
+	if (!l->more->recall.since_ns)
+		return;
+	if (l->dev->foreign)
+		l->dev->foreign->held(l, l->more->recall.since_ns);
+	pl_more(l)->recall.since_ns = 0;
 }
 
 void pl_recall_make(struct pinl_lease *l, const struct pinl_change *ch, const struct pl_range *va,
@@ -79,7 +81,7 @@ void pl_recall_make(struct pinl_lease *l, const struct pinl_change *ch, const st
 	r->force_ns = pl_order_force_ns(ch, now, r->deadline_ns);
 	if (ch->force_by_ns && ch->force_by_ns < r->deadline_ns)
 		r->deadline_ns = ch->force_by_ns;
-	if (l->stuck && !pl_is_order(ch)) /* to be forced again only when nobody waits any more */
+	if (l->more->stuck && !pl_is_order(ch)) /* to be forced again only when nobody waits any more */
 		r->deadline_ns = ch->ceiling_ns + 2 * l->ctx->opts.ceiling_ms * 1000000ull;
 	if (effect == PL_GONE && r->late)
 		r->gone = *va;
@@ -107,30 +109,30 @@ static void arm(struct pinl_lease *l)
 {
 	struct pl_index *noticed = &l->ctx->noticed;
 
-	l->notice_node.start = l->recall.deadline_ns;
-	l->notice_node.end = l->recall.deadline_ns + 1;
-	pl_index_insert(noticed, &l->notice_node);
-	if (pl_index_first(noticed, 0, UINTPTR_MAX) == &l->notice_node)
+	pl_more(l)->notice_node.start = pl_more(l)->recall.deadline_ns;
+	pl_more(l)->notice_node.end = pl_more(l)->recall.deadline_ns + 1;
+	pl_index_insert(noticed, &pl_more(l)->notice_node);
+	if (pl_index_first(noticed, 0, UINTPTR_MAX) == &l->more->notice_node)
 		pthread_cond_signal(&l->ctx->work);
 }
 
 static void disarm(struct pinl_lease *l)
 {
-	pl_index_remove(&l->ctx->noticed, &l->notice_node);
+	pl_index_remove(&l->ctx->noticed, &pl_more(l)->notice_node);
 }
 
 void pl_recall_put_off(struct pinl_lease *l, uint64_t until_ns)
 {
 	disarm(l);
-	l->notice_node.start = until_ns;
-	l->notice_node.end = until_ns + 1;
-	pl_index_insert(&l->ctx->noticed, &l->notice_node);
+	pl_more(l)->notice_node.start = until_ns;
+	pl_more(l)->notice_node.end = until_ns + 1;
+	pl_index_insert(&l->ctx->noticed, &pl_more(l)->notice_node);
 }
 
 void pl_recall_rearm(struct pinl_lease *l, uint64_t deadline_ns)
 {
 	disarm(l);
-	l->recall.deadline_ns = deadline_ns;
+	pl_more(l)->recall.deadline_ns = deadline_ns;
 	arm(l);
 }
 
@@ -146,9 +148,9 @@ static void notice(struct pinl_lease *l)
 	struct pinl_event ev;
 
 	arm(l);
-	pl_recall_tell(l, &l->recall, PL_TELL_RECALL);
-	l->ctx->counters.notices += !l->recall.again;
-	pl_event_lease(l, PINL_EV_NOTICE, &l->recall, &ev);
+	pl_recall_tell(l, &l->more->recall, PL_TELL_RECALL);
+	l->ctx->counters.notices += !l->more->recall.again;
+	pl_event_lease(l, PINL_EV_NOTICE, &l->more->recall, &ev);
 	ev.deadline_ns = pl_foreign_deadline(l);
 	pl_event_push(l->ctx, &ev);
 }
@@ -176,18 +178,18 @@ static void recall(struct pinl_lease *l, const struct pl_recall *r)
 		 */
 		bool keep = r->late || !r->held;
 
-		if (keep && !l->has_next)
-			l->next = *r;
+		if (keep && !l->more->has_next)
+			pl_more(l)->next = *r;
 		else if (keep)
-			merge_recall(&l->next, r);
-		l->has_next |= keep;
+			merge_recall(&pl_more(l)->next, r);
+		pl_more(l)->has_next |= keep;
 		return;
 	}
 	if (l->state == PINL_ACTIVE) {
-		l->recall = *r;
+		pl_more(l)->recall = *r;
 	} else {
 		disarm(l);
-		merge_recall(&l->recall, r);
+		merge_recall(&pl_more(l)->recall, r);
 		arm(l);
 		pl_recall_tell(l, r, PL_TELL_RECALL);
 	}
@@ -198,21 +200,21 @@ static void recall(struct pinl_lease *l, const struct pl_recall *r)
 /* What the device writes after its holder has been told is to count, so the baseline comes first. */
 static void late_recall(struct pinl_lease *l, const struct pl_recall *r)
 {
-	if (l->has_late)
-		merge_recall(&l->late, r);
+	if (l->more->has_late)
+		merge_recall(&pl_more(l)->late, r);
 	else
-		l->late = *r;
-	l->has_late = true;
+		pl_more(l)->late = *r;
+	pl_more(l)->has_late = true;
 	pl_lost_add(l, r);
 }
 
 void pl_recall_late(struct pinl_lease *l)
 {
-	struct pl_recall r = l->late;
+	struct pl_recall r = l->more->late;
 
-	if (!l->has_late)
+	if (!l->more->has_late)
 		return;
-	l->has_late = false;
+	pl_more(l)->has_late = false;
 	pl_lease_cut_detached(l, &r.va);
 	if (l->state != PINL_RELEASED && r.va.start < r.va.end)
 		recall(l, &r);
@@ -243,7 +245,7 @@ void pl_recall_apply(struct pinl_lease *l, struct pinl_change *ch, const struct 
 		return;
 	if (l->cached && pl_cached_changed(l))
 		return;
-	if (atomic_load(&l->taken_outside) &&
+	if (atomic_load(&l->more->taken_outside) &&
 	    !(ch->can & PINL_CAN_BEFORE)) { /* it was when that happened */
 		atomic_store(&l->changed, true);
 		return;
@@ -253,7 +255,7 @@ void pl_recall_apply(struct pinl_lease *l, struct pinl_change *ch, const struct 
 	if (v.degraded)
 		degraded(l, &r, l->policy.kind == PINL_REFUSE ? -EBUSY : -EALREADY);
 	if (v.action == PL_FOLLOW && !l->dev->foreign) {
-		pl_range_widen(&l->follow, va);
+		pl_range_widen(&pl_more(l)->follow, va);
 		pl_job_add(l, PL_JOB_FOLLOW);
 	} else if (v.action == PL_ORPHAN) {
 		pl_recall_tell(l, &r, PL_TELL_LOST);
@@ -270,14 +272,14 @@ void pl_recall_apply(struct pinl_lease *l, struct pinl_change *ch, const struct 
  * late has been kept by recall() or late_recall(). */
 void pl_recall_rest(struct pinl_lease *l)
 {
-	uint64_t told = l->stuck ? l->recall.last_id : 0;
+	uint64_t told = l->more->stuck ? l->more->recall.last_id : 0;
 	struct pl_range va;
 	enum pl_effect effect;
 	struct pl_recall r;
 
 	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next) {
-		if (l->state == PINL_RELEASED || l->ctx->stopping || ch->id <= l->followed ||
-		    !(ch->can & PINL_CAN_BEFORE) || (l->stuck && pl_is_order(ch)) ||
+		if (l->state == PINL_RELEASED || l->ctx->stopping || ch->id <= l->more->followed ||
+		    !(ch->can & PINL_CAN_BEFORE) || (l->more->stuck && pl_is_order(ch)) ||
 		    !pl_lease_overlap(l, ch, &va))
 			continue;
 		if (!is_recalled(l, pl_recall_ask(l, ch, &effect).action))
@@ -303,14 +305,14 @@ void pl_recall_detached(struct pinl_lease *l, const struct pinl_change *ch, cons
 	if (va.start >= va.end || l->id <= ch->newer_than)
 		return;
 	pl_recall_ask(l, ch, &effect);
-	l->va_lost |= effect == PL_GONE;
+	pl_more(l)->va_lost |= effect == PL_GONE;
 	if (effect != PL_DISCARD || l->outcome != PINL_OUT_COPY ||
-	    l->va_lost) /* the device alone has it */
+	    l->more->va_lost) /* the device alone has it */
 		return;
 	pl_recall_make(l, ch, &va, effect, &r);
 	if (l->jobs & PL_JOB_PARTED)
-		pl_range_widen(&l->parted.va, &va);
+		pl_range_widen(&pl_more(l)->parted.va, &va);
 	else
-		l->parted = r;
+		pl_more(l)->parted = r;
 	pl_job_add(l, PL_JOB_PARTED);
 }

@@ -41,8 +41,8 @@ static int read_device(void *arg, size_t offset, size_t len, void *buf)
 	struct replacing *x = arg;
 	struct pinl_lease *l = x->lease;
 
-	if (l->stage) {
-		pl_stage_content(l->stage, x->offset + offset, len, buf);
+	if (l->more->stage) {
+		pl_stage_content(l->more->stage, x->offset + offset, len, buf);
 		return 0;
 	}
 	return l->dev->ops.read(l->dev->priv, &l->dm, x->offset + offset, len, buf);
@@ -58,16 +58,16 @@ static int put_staged(struct replacing *x, const struct pl_range *va, bool hole)
 
 	if (hole && x->fill) /* the device alone goes on, in the copy it has */
 		return 0;
-	err = pl_stage_fresh(len, l->mem.writable, &mine, &yours);
+	err = pl_stage_fresh(len, l->on->mem.writable, &mine, &yours);
 	if (err)
 		return err;
 	if (hole)
 		munmap(yours, len);
 	else
-		err = pl_swap_replace(l->ctx->swap, va->start, va->end, yours, l->mem.writable, x->fill,
-				      x);
+		err = pl_swap_replace(l->ctx->swap, va->start, va->end, yours, l->on->mem.writable,
+				      x->fill, x);
 	if (!err)
-		err = pl_stage_take(l->stage, x->offset, len, mine);
+		err = pl_stage_take(l->more->stage, x->offset, len, mine);
 	if (err)
 		munmap(mine, len);
 	return err;
@@ -93,7 +93,7 @@ static int put(struct replacing *x, const struct pl_range *va, bool hole)
 
 	x->offset = va->start - l->m.start;
 	x->taken->va_lost |= hole;
-	if (l->stage)
+	if (l->more->stage)
 		err = put_staged(x, va, hole);
 	else if (hole &&
 		 !(l->flags & PINL_PIN)) /* it would fault there as soon as that is a hole again */
@@ -101,8 +101,8 @@ static int put(struct replacing *x, const struct pl_range *va, bool hole)
 	else if (hole)
 		return put_in_hole(x, va);
 	else
-		err = pl_swap_replace(l->ctx->swap, va->start, va->end, NULL, l->mem.writable, x->fill,
-				      x);
+		err = pl_swap_replace(l->ctx->swap, va->start, va->end, NULL, l->on->mem.writable,
+				      x->fill, x);
 	x->taken->switched |= !hole && !err;
 	return err;
 }
@@ -121,7 +121,7 @@ static int put_live(struct replacing *x, struct pl_range part)
 			run.end = x->gone.end;
 		if (!told && x->gone.start > run.start && x->gone.start < run.end)
 			run.end = x->gone.start;
-		now = pl_vma_look(x->lease->ctx->maps, &x->lease->mem, run.start, &run.end);
+		now = pl_vma_look(x->lease->ctx->maps, &x->lease->on->mem, run.start, &run.end);
 		if (now == PL_VMA_OTHER || (told && now != PL_VMA_HOLE))
 			err = -EEXIST; /* somebody else's */
 		else
@@ -147,10 +147,10 @@ static int put_all(struct replacing *x, const struct pl_range *va)
 static void told_meanwhile(struct pinl_lease *l, struct pl_range *gone)
 {
 	pthread_mutex_lock(&l->ctx->lock);
-	if (l->has_late)
-		pl_range_widen(gone, &l->late.gone);
-	if (l->has_next)
-		pl_range_widen(gone, &l->next.gone);
+	if (l->more->has_late)
+		pl_range_widen(gone, &l->more->late.gone);
+	if (l->more->has_next)
+		pl_range_widen(gone, &l->more->next.gone);
 	pthread_mutex_unlock(&l->ctx->lock);
 }
 

@@ -46,7 +46,8 @@ static void leave_unwatched(struct pinl_ctx *ctx, const struct pl_stage *s)
 
 static bool stageable(const struct pinl_lease *l)
 {
-	return l->mem.shared && (l->mem.kind == PINL_MEM_FILE_SHARED || l->mem.kind == PINL_MEM_DAX);
+	return l->on->mem.shared &&
+	       (l->on->mem.kind == PINL_MEM_FILE_SHARED || l->on->mem.kind == PINL_MEM_DAX);
 }
 
 /* With the lock, because the lease is visible. */
@@ -55,7 +56,7 @@ static void set_stage(struct pinl_lease *l, struct pl_stage *s)
 	uintptr_t start = s ? (uintptr_t)s->copy : l->m.start;
 
 	pthread_mutex_lock(&l->ctx->lock);
-	l->stage = s;
+	pl_more(l)->stage = s;
 	l->dm.start = start;
 	l->dm.end = start + (l->m.end - l->m.start);
 	pthread_mutex_unlock(&l->ctx->lock);
@@ -86,7 +87,7 @@ int pl_lease_stage(struct pinl_lease *l, struct pinl_addr *addrs)
 
 void pl_lease_unstage(struct pinl_lease *l)
 {
-	struct pl_stage *s = l->stage;
+	struct pl_stage *s = l->more->stage;
 
 	if (!s)
 		return;
@@ -104,7 +105,7 @@ static size_t each_part(struct pinl_lease *l, struct pl_range all,
 	for (struct pl_range part; all.start < all.end; all.start = part.end) {
 		part = pl_lease_part(l, all.start, all.end, &live);
 		if (live)
-			sum += fn(l->stage, part.start - l->m.start, part.end - part.start);
+			sum += fn(l->more->stage, part.start - l->m.start, part.end - part.start);
 	}
 	return sum;
 }
@@ -147,6 +148,6 @@ void pl_lease_flush(struct pinl_lease *l, const struct pl_recall *why)
 {
 	struct pl_range all = {l->m.start, l->m.end};
 
-	if (l->stage)
+	if (l->more->stage)
 		write_back(l, &all, why);
 }

@@ -20,15 +20,16 @@ static uint64_t drain_deadline(const struct pinl_lease *l)
 	uint64_t drain_ms = l->ctx->opts.drain_ms, now = pl_clock_ns();
 	uint64_t least = now + (drain_ms < LEAST_MS ? drain_ms : LEAST_MS) * 1000000ull;
 
-	if (!l->stopped)
+	if (!l->more->stopped)
 		return now + drain_ms * 1000000ull;
-	return l->drain_by > least ? l->drain_by : least;
+	return l->more->drain_by > least ? l->more->drain_by : least;
 }
 
 /* Who is going to read? A COPY, and who counts what orphans have got. */
 int pl_lease_stop(struct pinl_lease *l, bool quiesced)
 {
-	l->dm.reads = l->orphan_bytes || l->stage || (!quiesced && l->policy.then == PINL_THEN_COPY);
+	l->dm.reads = l->more->orphan_bytes || l->more->stage ||
+		      (!quiesced && l->policy.then == PINL_THEN_COPY);
 	return l->dev->ops.stop(l->dev->priv, &l->dm);
 }
 
@@ -37,7 +38,7 @@ int pl_lease_stop(struct pinl_lease *l, bool quiesced)
 static int stop_and_drain(struct pinl_lease *l, const struct pl_recall *r)
 {
 	uint64_t deadline = drain_deadline(l);
-	int err = l->stopped ? l->stop_err : pl_lease_stop(l, r->quiesced);
+	int err = l->more->stopped ? l->more->stop_err : pl_lease_stop(l, r->quiesced);
 
 	if (err && err != -EOPNOTSUPP && !l->dev->foreign) {
 		l->dev->ops.drain(l->dev->priv, &l->dm, deadline);
@@ -55,14 +56,14 @@ static int stop_and_drain(struct pinl_lease *l, const struct pl_recall *r)
  */
 static bool replaceable(const struct pinl_lease *l, const struct pl_recall *r)
 {
-	return (r->op != PINL_OP_REMAP || r->late) && !l->va_lost;
+	return (r->op != PINL_OP_REMAP || r->late) && !l->more->va_lost;
 }
 
 static int take_scratch(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *taken)
 {
 	int err;
 
-	if (l->orphan_bytes || l->stage) {
+	if (l->more->orphan_bytes || l->more->stage) {
 		err = stop_and_drain(l, r);
 		pl_orphan_end(l);
 		return err ? err : pl_replace(l, r, taken);
@@ -83,8 +84,9 @@ static int take_copy(struct pinl_lease *l, const struct pl_recall *r, struct pl_
 /* Whether a force of the lease begins with stopping the device: then it can be done ahead. */
 bool pl_stops_first(const struct pinl_lease *l)
 {
-	return l->dev->foreign || l->recall.quiesced || l->policy.then != PINL_THEN_SCRATCH ||
-	       l->orphan_bytes || l->stage || (!l->import && !replaceable(l, &l->recall));
+	return l->dev->foreign || l->more->recall.quiesced || l->policy.then != PINL_THEN_SCRATCH ||
+	       l->more->orphan_bytes || l->more->stage ||
+	       (!l->more->import && !replaceable(l, &l->more->recall));
 }
 
 /* Nothing can be put at its addresses from here: its holder has done that, or the device is kept off. */
@@ -94,7 +96,7 @@ static void take_foreign(struct pinl_lease *l, const struct pl_recall *r, struct
 	taken->outcome = r->quiesced ? r->outcome : PINL_OUT_FAIL;
 	taken->whole = !r->part;
 	taken->err = stop_and_drain(l, r);
-	if (l->killed && !taken->err)
+	if (l->more->killed && !taken->err)
 		taken->outcome = PINL_OUT_KILLED;
 	if (!taken->err) /* else the device has them still */
 		pl_orphan_end(l);
@@ -104,7 +106,7 @@ static void take_foreign(struct pinl_lease *l, const struct pl_recall *r, struct
 /* Its table to a dummy, or off; the exporter goes on without it. Always all of the lease. */
 static void take_import(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *taken)
 {
-	bool dummy = !r->quiesced && l->policy.then == PINL_THEN_SCRATCH && !l->stopped;
+	bool dummy = !r->quiesced && l->policy.then == PINL_THEN_SCRATCH && !l->more->stopped;
 	int err = pl_import_take(l, dummy);
 
 	taken->whole = true;
@@ -131,7 +133,7 @@ void pl_take(struct pinl_lease *l, const struct pl_recall *r, struct pl_taken *t
 		take_foreign(l, r, taken);
 		return;
 	}
-	if (l->import) {
+	if (l->more->import) {
 		take_import(l, r, taken);
 		return;
 	}

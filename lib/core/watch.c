@@ -23,8 +23,8 @@ static bool source_adds(struct pl_source *s, const struct pinl_lease *l, uint8_t
 	bool adds = false;
 
 	for (int op = 0; op < PINL_OP_NR; op++) {
-		can[op] = s->ops->coverage(s->priv, &l->mem, op);
-		adds |= (can[op] & ~l->coverage[op]) != 0;
+		can[op] = s->ops->coverage(s->priv, &l->on->mem, op);
+		adds |= (can[op] & ~l->on->coverage[op]) != 0;
 	}
 	return adds;
 }
@@ -37,9 +37,9 @@ static bool source_supervises(struct pl_source *s, const struct pinl_lease *l, u
 	for (int op = 0; op < PINL_OP_NR; op++) {
 		can[op] =
 			s->ops->size > offsetof(struct pinl_source_ops, supervised) && s->ops->supervised
-				? s->ops->supervised(s->priv, &l->mem, op)
+				? s->ops->supervised(s->priv, &l->on->mem, op)
 				: 0;
-		adds |= (can[op] & ~l->coverage[op]) != 0;
+		adds |= (can[op] & ~l->on->coverage[op]) != 0;
 	}
 	return adds;
 }
@@ -62,10 +62,12 @@ void pl_sources_suspend(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, in
 
 void pl_lease_unwatch(struct pinl_lease *l)
 {
-	for (int i = 0; i < l->ctx->n_sources && !l->by_extent; i++)
-		if (l->watched & (1u << i))
-			l->ctx->sources[i].ops->unwatch(l->ctx->sources[i].priv, &l->mem);
-	l->watched = 0;
+	if (l->by_extent)
+		return;
+	for (int i = 0; i < l->ctx->n_sources; i++)
+		if (l->on->watched & (1u << i))
+			l->ctx->sources[i].ops->unwatch(l->ctx->sources[i].priv, &l->on->mem);
+	pl_more(l)->ground.watched = 0;
 }
 
 /* The same kind of memory may have been mapped there after the watch began; that isn't watched. */
@@ -74,9 +76,9 @@ bool pl_lease_is_watched(const struct pinl_lease *l)
 	for (int i = 0; i < l->ctx->n_sources; i++) {
 		const struct pl_source *s = &l->ctx->sources[i];
 
-		if ((l->watched & (1u << i)) &&
+		if ((l->on->watched & (1u << i)) &&
 		    s->ops->size > offsetof(struct pinl_source_ops, watching) && s->ops->watching &&
-		    !s->ops->watching(s->priv, &l->mem))
+		    !s->ops->watching(s->priv, &l->on->mem))
 			return false;
 	}
 	return true;
@@ -95,14 +97,14 @@ int pl_lease_watch(struct pinl_lease *l)
 
 		if (!source_supervises(s, l, supervised) && !adds)
 			continue;
-		err = s->ops->watch(s->priv, &l->mem);
+		err = s->ops->watch(s->priv, &l->on->mem);
 		if (err && must && (adds || err == -EBUSY))
 			return err;
 		if (err)
 			continue;
-		l->watched |= 1u << i;
-		add_coverage(l, l->coverage, can);
-		add_coverage(l, l->supervised, supervised);
+		pl_more(l)->ground.watched |= 1u << i;
+		add_coverage(l, pl_more(l)->ground.coverage, can);
+		add_coverage(l, pl_more(l)->ground.supervised, supervised);
 	}
 	return 0;
 }
@@ -122,9 +124,9 @@ static bool is_sealable(struct pinl_lease *l)
 {
 	long seals;
 
-	if (!l->mem.is_memfd || !l->inode || l->inode->real < 0)
+	if (!l->on->mem.is_memfd || !l->more->inode || l->more->inode->real < 0)
 		return false;
-	seals = pl_aside_run(l->ctx->aside, get_seals, &l->inode->real);
+	seals = pl_aside_run(l->ctx->aside, get_seals, &l->more->inode->real);
 	return seals >= 0 && !(seals & F_SEAL_SEAL);
 }
 
@@ -143,7 +145,7 @@ static int say_missing(int err, const char *why, unsigned ops)
 static bool can_be_taken_from_outside(const struct pinl_lease *l)
 {
 	for (int i = 0; i < l->ctx->n_sources; i++)
-		if ((l->watched & (1u << i)) && l->ctx->sources[i].ops->pinned)
+		if ((l->on->watched & (1u << i)) && l->ctx->sources[i].ops->pinned)
 			return true;
 	return false;
 }
@@ -151,10 +153,11 @@ static bool can_be_taken_from_outside(const struct pinl_lease *l)
 /* Whatever its policy: who doesn't hear of a change returns a registration of what was there before. */
 static int validate_cached(const struct pinl_lease *l)
 {
-	unsigned missing = pl_policy_relevant_ops(l->mem.kind, l->mem.shared, l->flags & PINL_PIN);
+	unsigned missing =
+		pl_policy_relevant_ops(l->on->mem.kind, l->on->mem.shared, l->flags & PINL_PIN);
 
 	for (int op = 0; op < PINL_OP_NR; op++)
-		if ((l->coverage[op] & PINL_CAN_TELL) || (l->flags & PINL_COOPERATIVE))
+		if ((l->on->coverage[op] & PINL_CAN_TELL) || (l->flags & PINL_COOPERATIVE))
 			missing &= ~PINL_OPBIT(op);
 	return missing ? say_missing(
 				 -EOPNOTSUPP,
@@ -174,12 +177,12 @@ int pl_lease_validate(struct pinl_lease *l)
 		.caps = l->dev->info.caps,
 		.device_why = l->dev->info.why_pinned && (l->flags & PINL_PIN) ? l->dev->info.why_pinned
 									       : l->dev->info.why,
-		.kind = l->mem.kind,
-		.shared = l->mem.shared,
+		.kind = l->on->mem.kind,
+		.shared = l->on->mem.shared,
 		.sealable = (l->flags & PINL_SEAL) && is_sealable(l),
 		.can_copy = pl_swap_can_fill(l->ctx->swap),
 		.can_kill = can_be_taken_from_outside(l),
-		.coverage = l->coverage,
+		.coverage = l->on->coverage,
 	};
 	const char *why = "";
 	int err;
@@ -207,12 +210,12 @@ int pl_lease_seal(struct pinl_lease *l)
 
 	if (!(l->flags & PINL_SEAL))
 		return 0;
-	fd = pl_aside_open(l->ctx->aside, l->mem.fd, O_RDWR);
+	fd = pl_aside_open(l->ctx->aside, l->on->mem.fd, O_RDWR);
 	err = fd < 0 ? fd : pl_aside_run(l->ctx->aside, add_seals, &fd);
 	if (fd >= 0)
 		pl_aside_close(l->ctx->aside, fd);
 	if (err)
 		return pinl_set_error(err, "can't seal the memfd: %s", strerror(-err));
-	add_coverage(l, l->coverage, refused);
+	add_coverage(l, pl_more(l)->ground.coverage, refused);
 	return 0;
 }

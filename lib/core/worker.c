@@ -24,9 +24,9 @@ void pl_job_add(struct pinl_lease *l, unsigned jobs)
 	if (l->queued || l->busy) /* whoever clears busy queues it again */
 		return;
 	l->queued = true;
-	l->job_next = NULL;
+	pl_more(l)->job_next = NULL;
 	*ctx->jobs_tail = l;
-	ctx->jobs_tail = &l->job_next;
+	ctx->jobs_tail = &pl_more(l)->job_next;
 	pthread_cond_signal(&ctx->work);
 }
 
@@ -36,7 +36,7 @@ static struct pinl_lease *job_pop(struct pinl_ctx *ctx)
 
 	if (!l)
 		return NULL;
-	ctx->jobs = l->job_next;
+	ctx->jobs = l->more->job_next;
 	if (!ctx->jobs)
 		ctx->jobs_tail = &ctx->jobs;
 	l->queued = false;
@@ -47,7 +47,7 @@ static struct pinl_lease *job_pop(struct pinl_ctx *ctx)
 static bool is_to_hear(struct pinl_lease *l, uint64_t now)
 {
 	struct pinl_ctx *ctx = l->ctx;
-	struct pl_recall *r = &l->recall;
+	struct pl_recall *r = &pl_more(l)->recall;
 
 	if (!r->outside_ns || now < r->outside_ns || !ctx->caught_up)
 		return false;
@@ -119,7 +119,7 @@ static void stuck(struct pinl_lease *l, const struct pl_recall *r, const struct 
 	pl_foreign_mark(l, r, &ev);
 	ev.err = taken->err;
 	pl_event_push(l->ctx, &ev);
-	l->stuck = true;
+	pl_more(l)->stuck = true;
 	pl_lease_input(l, PL_IN_DONE_PART);
 }
 
@@ -134,14 +134,14 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 		return;
 	}
 	l->outcome = taken->outcome;
-	l->taken_ns = pl_clock_ns();
+	pl_more(l)->taken_ns = pl_clock_ns();
 	if (l->dev->foreign)
 		pl_order_taken(l, !r->quiesced);
-	l->unproven = taken->err != 0;
-	l->stuck = false;
+	pl_more(l)->unproven = taken->err != 0;
+	pl_more(l)->stuck = false;
 	if (!taken->whole || taken->switched)
 		pl_lease_detach(l, &r->va);
-	l->va_lost |= r->effect == PL_GONE || taken->va_lost;
+	pl_more(l)->va_lost |= r->effect == PL_GONE || taken->va_lost;
 	if (by_force(r))
 		ctx->counters.forced++;
 	else
@@ -155,11 +155,11 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 		pl_lease_input(l, PL_IN_DONE_WHOLE);
 	else
 		pl_lease_input(l, PL_IN_DONE_PART);
-	if (l->has_next && l->state == PINL_ACTIVE) {
-		l->has_next = false;
-		l->recall = l->next;
-		pl_lease_cut_detached(l, &l->recall.va);
-		if (l->recall.va.start < l->recall.va.end)
+	if (l->more->has_next && l->state == PINL_ACTIVE) {
+		pl_more(l)->has_next = false;
+		pl_more(l)->recall = pl_more(l)->next;
+		pl_lease_cut_detached(l, &pl_more(l)->recall.va);
+		if (l->more->recall.va.start < l->more->recall.va.end)
 			pl_lease_input(l, PL_IN_CHANGE);
 	}
 }
@@ -189,7 +189,7 @@ static void answer_unlocked(struct pinl_ctx *ctx, struct pinl_change **answered)
 static void stop_ahead(struct pinl_ctx *ctx, struct pinl_lease *l)
 {
 	uint64_t drain_by = pl_clock_ns() + ctx->opts.drain_ms * 1000000ull;
-	bool quiesced = l->recall.quiesced;
+	bool quiesced = l->more->recall.quiesced;
 	int err;
 
 	l->busy = true;
@@ -199,9 +199,9 @@ static void stop_ahead(struct pinl_ctx *ctx, struct pinl_lease *l)
 	pthread_mutex_lock(&ctx->lock);
 	l->dm.holder_done = 0;
 	l->busy = false;
-	l->stopped = true;
-	l->stop_err = err;
-	l->drain_by = drain_by;
+	pl_more(l)->stopped = true;
+	pl_more(l)->stop_err = err;
+	pl_more(l)->drain_by = drain_by;
 	pthread_cond_broadcast(pl_settled(l));
 }
 
@@ -214,10 +214,10 @@ static void look_ahead(struct pinl_ctx *ctx)
 {
 	struct pinl_lease *l = ctx->jobs;
 
-	for (int i = 0; l && i < AHEAD; i++, l = l->job_next) {
-		if (l->seen || l->busy || l->jobs != PL_JOB_TAKE)
+	for (int i = 0; l && i < AHEAD; i++, l = l->more->job_next) {
+		if (l->more->seen || l->busy || l->jobs != PL_JOB_TAKE)
 			continue;
-		l->seen = true;
+		pl_more(l)->seen = true;
 		if (pl_stops_first(l))
 			stop_ahead(ctx, l);
 	}
@@ -226,8 +226,8 @@ static void look_ahead(struct pinl_ctx *ctx)
 /* ctx->lock held; dropped while working. */
 static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 {
-	struct pl_recall recall = l->recall, parted = l->parted;
-	struct pl_range follow_va = l->follow;
+	struct pl_recall recall = l->more->recall, parted = l->more->parted;
+	struct pl_range follow_va = l->more->follow;
 	struct pinl_change *answered = NULL;
 	struct pl_taken taken = {0};
 	uint32_t rkey = l->dm.rkey;
@@ -238,7 +238,7 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	lost = pl_lost_take(l);
 	l->jobs = 0;
 	l->busy = true;
-	l->follow = (struct pl_range){0, 0};
+	pl_more(l)->follow = (struct pl_range){0, 0};
 	pthread_mutex_unlock(&ctx->lock);
 
 	if (jobs & PL_JOB_ORPHAN)
@@ -251,7 +251,7 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	if (jobs & PL_JOB_FOLLOW)
 		follow(l, &follow_va);
 	if (jobs & PL_JOB_TAKE) {
-		if (l->n_detached == PL_MAX_DETACHED &&
+		if (l->more->n_detached == PL_MAX_DETACHED &&
 		    !recall.part) /* no room for another part: all of it */
 			recall.va = (struct pl_range){l->m.start, l->m.end};
 		pl_take(l, &recall, &taken);
@@ -263,7 +263,7 @@ static void do_jobs(struct pinl_ctx *ctx, struct pinl_lease *l)
 	l->busy = false;
 	pl_lost_put(ctx, &lost);
 	if (jobs & PL_JOB_TAKE)
-		l->seen = l->stopped = l->drained = false;
+		pl_more(l)->seen = pl_more(l)->stopped = pl_more(l)->drained = false;
 	if (jobs & PL_JOB_TAKE)
 		apply_taken(l, &recall, &taken);
 	if (l->dm.rkey != rkey)
@@ -297,7 +297,7 @@ void *pl_worker(void *arg)
 			answer_unlocked(ctx, &answered);
 			continue;
 		}
-		if (ctx->jobs && !ctx->jobs->seen)
+		if (ctx->jobs && !ctx->jobs->more->seen)
 			look_ahead(ctx);
 		looked = pl_draining_look(ctx);
 		l = job_pop(ctx);

@@ -183,12 +183,12 @@ static unsigned remote_supervised(void *src, const struct pinl_memory *mem, enum
 static void describe(const struct pinl_lease *l, struct pl_lease_msg *m)
 {
 	m->lease = l->id;
-	m->file_offset = l->mem.offset;
+	m->file_offset = l->on->mem.offset;
 	m->start = l->m.start;
 	m->end = l->m.end;
 	m->since_ns = l->since_ns;
-	m->flags = l->m.flags;
-	m->shared = l->mem.shared;
+	m->flags = pl_lease_access(l);
+	m->shared = l->on->mem.shared;
 	m->policy = l->policy.kind;
 	m->then = l->policy.then;
 	m->grace_ms = l->policy.grace_ms;
@@ -211,7 +211,7 @@ static int how_to_show(const struct pinl_lease *l)
 {
 	bool keeps = l->policy.kind == PINL_KEEP || l->policy.kind == PINL_FOLLOW;
 
-	return keeps && !(l->m.flags & PINL_WRITE) ? O_RDONLY : O_RDWR;
+	return keeps && !(l->flags & PINL_WRITE) ? O_RDONLY : O_RDWR;
 }
 
 /* A change that was let go happens soon; nobody should have to try again for that. */

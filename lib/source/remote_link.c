@@ -266,7 +266,7 @@ static uint64_t before_outside(const struct pl_remote *s, uint64_t deadline_ns)
 static void fill_order(struct pl_remote *s, struct pl_remote_notice *n, const struct pinl_lease *l,
 		       const struct pl_notice_msg *m)
 {
-	uint64_t start = l->mem.offset + (m->start - l->m.start);
+	uint64_t start = l->on->mem.offset + (m->start - l->m.start);
 
 	pl_order_init(&n->order, l, start, start + (m->end - m->start), true);
 	n->order.deadline_ns = m->force_ns ? m->force_ns : before_outside(s, m->deadline_ns);
@@ -287,7 +287,7 @@ static bool fill_change(struct pl_remote *s, struct pl_remote_notice *n, const s
 		fill_order(s, n, r->lease, m);
 		return true;
 	}
-	mem = &r->lease->mem;
+	mem = &r->lease->on->mem;
 	n->order.change = (struct pinl_change){
 		.op = m->op,
 		.also = m->also & PINL_OPS_ALL,
@@ -311,7 +311,7 @@ static void end_at_once(struct pl_remote *s, struct pl_remote_notice *n, const s
 {
 	struct pinl_lease *l = pl_remote_find(s, m->lease)->lease;
 
-	atomic_store(&l->taken_outside, true);
+	atomic_store(&pl_more(l)->taken_outside, true);
 	fill_order(s, n, l, m);
 	n->order.deadline_ns = 0;
 	n->order.change.source = n->source;
@@ -344,7 +344,7 @@ static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
 	if (lives && m->what == PL_NOTICE_RECALL && pl_remote_find(s, m->lease)->handle.kind)
 		n->order.change.outside_ns = m->deadline_ns;
 	if (lives && (m->taken_ns || m->what == PL_NOTICE_FORCED)) /* nothing there may be copied */
-		atomic_store(&pl_remote_find(s, m->lease)->lease->va_lost, true);
+		atomic_store(&pl_more(pl_remote_find(s, m->lease)->lease)->va_lost, true);
 	pl_remote_note_over(s, m);
 	pl_remote_append(lives ? &s->got_tail : &s->answers_tail, n);
 	pthread_mutex_unlock(&s->lock);

@@ -20,12 +20,12 @@ void pl_remote_look_at(struct pl_remote_lease *r)
 {
 	const struct pinl_lease *l = r->lease;
 
-	if (l->ending || (l->unproven && l->policy.then == PINL_THEN_KILL))
+	if (l->ending || (l->more->unproven && l->policy.then == PINL_THEN_KILL))
 		return;
 	r->taken.whole = l->state == PINL_RELEASED;
 	r->taken.outcome = l->outcome;
-	r->taken.n_parts = l->n_detached;
-	memcpy(r->taken.parts, l->detached, sizeof r->taken.parts);
+	r->taken.n_parts = l->more->n_detached;
+	memcpy(r->taken.parts, l->more->detached, sizeof r->taken.parts);
 }
 
 void pl_remote_look(struct pl_remote *s)
@@ -108,7 +108,7 @@ static void lost(const struct past *p, struct pinl_lease *l, const struct pl_ran
 /* ctx->lock held. False: a force is at it, which is to be waited for. */
 static bool say_of(const struct past *p, struct pinl_lease *l)
 {
-	uint64_t until = l->ending && l->state != PINL_RELEASED ? pl_clock_ns() : l->taken_ns;
+	uint64_t until = l->ending && l->state != PINL_RELEASED ? pl_clock_ns() : l->more->taken_ns;
 	struct pl_range va = left(p, l);
 
 	if (l->state == PINL_FORCING && !l->ending)

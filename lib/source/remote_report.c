@@ -41,7 +41,7 @@ static void look(struct pl_remote_notice *n)
 		n->outcome = l->outcome;
 	if (r)
 		pl_remote_look_at(r);
-	n->silent = l && l->unproven && l->policy.then == PINL_THEN_KILL;
+	n->silent = l && l->more->unproven && l->policy.then == PINL_THEN_KILL;
 	pthread_mutex_unlock(&n->src->lock);
 	pthread_mutex_unlock(&n->src->ctx->lock);
 }

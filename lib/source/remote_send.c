@@ -137,7 +137,7 @@ static int send_lease(struct pl_remote *s, struct pl_remote_lease *r, bool with_
 	int err;
 
 	set_head(&m, PL_LEASE);
-	snprintf(path, sizeof path, "/proc/self/task/%d/fd/%d", getpid(), r->lease->mem.fd);
+	snprintf(path, sizeof path, "/proc/self/task/%d/fd/%d", getpid(), r->lease->on->mem.fd);
 	err = send_with(s, &m, path, r->how);
 	r->serial[0] = m.head.serial;
 	s->unanswered += !err;
