@@ -34,6 +34,8 @@ static void more_regions(struct pl_cache *c)
 		if (!c->chunk[c->n_chunks])
 			return;
 	}
+	if (top <= PL_CHUNK) /* the others have huge pages */
+		pl_chunk_fill(pl_region_at(c, c->top), (top - c->top) * sizeof(struct pl_region));
 	atomic_store_explicit(&c->top, top, memory_order_release);
 }
 
@@ -57,7 +59,7 @@ struct pl_region *pl_region_new(struct pl_cache *c, uintptr_t start)
 {
 	struct pl_region *r;
 
-	if (c->taken >= c->top / 4 * 3)
+	if (c->taken >= c->top / 32 * 31)
 		more_regions(c);
 	if (c->taken == c->top)
 		return NULL;

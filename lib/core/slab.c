@@ -17,9 +17,11 @@ struct pl_slab_chunk {
 	struct pl_slab_chunk *next, **prev;
 	struct object *free;
 	size_t used, fresh; /* objects out; from where on it was never used */
+	size_t filled;	    /* up to there it has its pages, or they are huge */
 };
 
 #define FIRST 64
+#define FILL  (64ul << 10)
 
 static bool has_room(const struct pl_slab *s, const struct pl_slab_chunk *c)
 {
@@ -67,10 +69,23 @@ static struct pl_slab_chunk *chunk_new(struct pl_slab *s)
 	if (!c)
 		return NULL;
 	c->fresh = FIRST;
+	c->filled = s->chunks ? PL_CHUNK_SIZE : 0;
 	s->chunks++;
 	s->empty++;
 	link_chunk(s, c);
 	return c;
+}
+
+static struct object *take_fresh(struct pl_slab *s, struct pl_slab_chunk *c)
+{
+	struct object *o = (struct object *)((char *)c + c->fresh);
+
+	c->fresh += s->size;
+	if (c->fresh > c->filled) {
+		pl_chunk_fill((char *)c + c->filled, FILL);
+		c->filled += FILL;
+	}
+	return o;
 }
 
 static void *take(struct pl_slab *s, struct pl_slab_chunk *c)
@@ -82,8 +97,7 @@ static void *take(struct pl_slab *s, struct pl_slab_chunk *c)
 		c->free = o->next;
 		memset(o, 0, s->size);
 	} else {
-		o = (struct object *)((char *)c + c->fresh);
-		c->fresh += s->size;
+		o = take_fresh(s, c);
 	}
 	if (!has_room(s, c))
 		unlink_chunk(c);

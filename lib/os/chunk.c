@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "os/chunk.h"
 
-#include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 void *pl_chunk_new(bool huge)
 {
@@ -21,6 +24,13 @@ void *pl_chunk_new(bool huge)
 	if (huge)
 		madvise(at, PL_CHUNK_SIZE, MADV_HUGEPAGE);
 	return at;
+}
+
+void pl_chunk_fill(void *at, size_t len)
+{
+	uintptr_t start = (uintptr_t)at & ~4095ul;
+
+	madvise((void *)start, (uintptr_t)at + len - start, MADV_POPULATE_WRITE);
 }
 
 void pl_chunk_free(void *chunk)

@@ -5,10 +5,13 @@
 #define PL_OS_CHUNK_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #define PL_CHUNK_SIZE (2ul << 20)
 
 void *pl_chunk_new(bool huge);
+/* Part of one gets its pages now, all at once: one by one, when they are written to, they cost more. */
+void pl_chunk_fill(void *at, size_t len);
 void pl_chunk_free(void *chunk);
 
 #endif
