@@ -69,13 +69,25 @@ static void take_touching(struct pl_cache *c, struct pl_union *plan)
 		take_in(plan, right);
 }
 
+/* The usual case: nothing overlaps or touches it. */
+static bool is_alone(struct pl_cache *c, const struct pl_range *range)
+{
+	struct pl_region *left = pl_tree_find(&c->tree, range->start), *right;
+
+	if (left && left->reg.end >= range->start)
+		return false;
+	right = pl_tree_next(&c->tree, range->start);
+	return !right || right->reg.start > range->end;
+}
+
 void pl_union_of(struct pl_cache *c, const struct pl_want *want, struct pl_union *plan)
 {
 	size_t len = 0;
 
-	*plan = (struct pl_union){{want->start, want->end}, want->access};
+	*plan = (struct pl_union){{want->start, want->end}, want->access, false};
 	pl_extend_huge(c, &plan->range);
-	while (len != plan->range.end - plan->range.start) {
+	plan->alone = is_alone(c, &plan->range);
+	while (!plan->alone && len != plan->range.end - plan->range.start) {
 		len = plan->range.end - plan->range.start;
 		take_overlapping(c, plan);
 		take_touching(c, plan);
@@ -87,7 +99,7 @@ size_t pl_union_clear(struct pl_cache *c, const struct pl_union *plan)
 	struct pl_region *r;
 	size_t n = 0;
 
-	for (; (r = first_over(c, &plan->range)); n++) {
+	for (; !plan->alone && (r = first_over(c, &plan->range)); n++) {
 		if (pl_region_kill(r))
 			pl_count(c, merged);
 		pl_region_unlink(c, r);

@@ -9,12 +9,13 @@
 struct pl_union {
 	struct pl_range range;
 	unsigned access;
+	bool alone; /* nothing in the tree overlaps it */
 };
 
 /* What to register instead of what is wanted. cache->lock held, here and below. */
 void pl_union_of(struct pl_cache *c, const struct pl_want *want, struct pl_union *plan);
 
-/* Take what the plan covers out of the tree. How many. */
+/* Take what the plan covers out of the tree; the lock was held since that was made. How many. */
 size_t pl_union_clear(struct pl_cache *c, const struct pl_union *plan);
 
 #endif

@@ -174,22 +174,21 @@ static bool moves_memory(const struct pl_cache *c)
 }
 
 /* -EALREADY: the lock was dropped, look again. */
-static int make(struct pl_cache *c, const struct pl_want *want, struct pl_region **out, bool *going)
+static int make(struct pl_cache *c, const struct pl_want *want, struct pl_union *plan,
+		struct pl_region **out, bool *going)
 {
-	struct pl_union plan, exact = {{want->start, want->end}, want->access};
 	int err;
 
-	pl_union_of(c, want, &plan);
-	if (keep_limits(c, &plan))
+	pl_union_of(c, want, plan);
+	if (keep_limits(c, plan))
 		return -EALREADY;
-	if (moves_memory(c) && pl_union_clear(c, &plan) && pl_clean_wait(c))
+	if (moves_memory(c) && pl_union_clear(c, plan) && pl_clean_wait(c))
 		return -EALREADY;
-	*going = pl_cached_going(c->ctx, &plan.range, true);
-	err = make_region(c, &plan, want->caller, out);
-	if (err && !is_full(err) &&
-	    (plan.range.start != exact.range.start || plan.range.end != exact.range.end)) {
-		plan = exact;
-		err = make_region(c, &plan, want->caller, out);
+	*going = pl_cached_going(c->ctx, &plan->range, true);
+	err = make_region(c, plan, want->caller, out);
+	if (err && !is_full(err) && (plan->range.start != want->start || plan->range.end != want->end)) {
+		*plan = (struct pl_union){{want->start, want->end}, want->access, false};
+		err = make_region(c, plan, want->caller, out);
 	}
 	if (is_full(err) && make_room(c, c->regions / 4 + 1)) {
 		pl_count(c, retried);
@@ -215,18 +214,19 @@ static int get_locked(struct pl_cache *c, struct pl_table *t, const struct pl_wa
 	struct pl_region *r = find_locked(c, want);
 	uint64_t need = pl_gen_need(want->access);
 	bool made = !r, going = false;
+	struct pl_union plan;
 	int err = 0;
 
 	if (pl_changing(c->ctx))
 		return -EALREADY;
 	if (made)
-		err = make(c, want, &r, &going);
+		err = make(c, want, &plan, &r, &going);
 	if (err)
 		return err;
 	pl_pin(t, r);
 	atomic_signal_fence(memory_order_seq_cst);
 	if ((atomic_load(&r->gen) & need) == need)
-		err = made ? publish(c, r, &(struct pl_union){{r->reg.start, r->reg.end}, 0}, going) : 0;
+		err = made ? publish(c, r, &plan, going) : 0;
 	else
 		err = -EALREADY;
 	if (err)

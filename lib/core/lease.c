@@ -27,8 +27,7 @@
 
 #define PAGE	    4096ul
 #define GATE_MS	    20
-#define NO_EXTENT   1 /* it has been cut meanwhile */
-#define LOOK	    2 /* the memory isn't as its extent says */
+#define LOOK	    1 /* no extent has the memory, or it isn't as that says */
 #define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL | PINL_STAGE)
 
 int pl_lease_args(uintptr_t start, uintptr_t end, unsigned flags, const struct pinl_policy *p)
@@ -135,6 +134,12 @@ static int say_changing(const struct pinl_lease *l)
 			      l->m.start, l->m.end);
 }
 
+/* By an extent nothing has been asked for since it was taken up. */
+static uint64_t now(const struct pinl_lease *l)
+{
+	return l->by_extent ? l->since_ns : pl_clock_ns();
+}
+
 /* Visible and busy, or the reason why not. */
 static int publish_once(struct pinl_lease *l, bool *gated)
 {
@@ -146,7 +151,7 @@ static int publish_once(struct pinl_lease *l, bool *gated)
 	pthread_mutex_lock(&ctx->lock);
 	if (l->by_extent && !pl_extent_take(l)) {
 		pthread_mutex_unlock(&ctx->lock);
-		return NO_EXTENT;
+		return LOOK;
 	}
 	other = l->dev->foreign ? NULL : overlapping_on_device(l); /* its holder has looked itself */
 	if (other) {
@@ -164,7 +169,7 @@ static int publish_once(struct pinl_lease *l, bool *gated)
 	} else {
 		l->id = ++ctx->next_id;
 		l->busy = true;
-		l->inside_ns = pl_clock_ns();
+		l->inside_ns = now(l);
 		publish_locked(l);
 		if (l->more->resumed)
 			pl_change_join(l);
@@ -190,7 +195,7 @@ static int publish_once(struct pinl_lease *l, bool *gated)
 /* What was let go happens soon, as a rule; a program shouldn't have to try again for that. */
 static int publish(struct pinl_lease *l)
 {
-	uint64_t until = pl_clock_ns() + GATE_MS * 1000000ull;
+	uint64_t until = now(l) + GATE_MS * 1000000ull;
 	struct timespec pause = {0, 100000};
 	bool gated = true;
 	int err = -EBUSY;
@@ -356,7 +361,7 @@ static int lease_new(const struct pl_lease_how *how, struct pinl_device *dev, bo
 	l->caller = how->caller;
 	l->cached = how->cached;
 	l->cookie = how->cookie;
-	l->by_extent = how->cached && !look && pl_extent_has(dev->ctx, start, end, flags);
+	l->by_extent = how->cached && !look;
 	if (l->by_extent) {
 		*out = l;
 		return 0;
@@ -428,7 +433,7 @@ static bool may_be_protected(int err)
 static int map_once(struct pinl_device *dev, const struct pl_lease_how *how, bool look,
 		    struct pinl_addr *addrs, struct pinl_lease **out)
 {
-	unsigned long cuts = how->cached ? pl_extent_cuts(dev->ctx) : 0;
+	unsigned long cuts = how->cached && look ? pl_extent_cuts(dev->ctx) : 0;
 	struct pinl_lease *l = NULL;
 	struct pl_inside in;
 	int err = lease_new(how, dev, look, &l);
@@ -457,7 +462,7 @@ int pl_lease_map(struct pinl_device *dev, const struct pl_lease_how *how, struct
 	if (!err)
 		do
 			err = map_once(dev, how, err == LOOK, addrs, out);
-		while (err == NO_EXTENT || err == LOOK);
+		while (err == LOOK);
 	return err;
 }
 
