@@ -67,12 +67,14 @@ void pl_index_insert(struct pl_index *x, struct pl_node *n)
 	n->max_end = n->end;
 	while (*link) {
 		p = *link;
+		__builtin_prefetch(p->left); /* which of the two is guessed wrong half of the time */
+		__builtin_prefetch(p->right);
+		if (p->max_end < n->end)
+			p->max_end = n->end;
 		link = before(n, p) ? &p->left : &p->right;
 	}
 	*link = n;
 	n->up = p;
-	for (; p; p = p->up)
-		update(p);
 	while (n->up && n->up->priority < n->priority)
 		rotate(x, n);
 }
@@ -80,14 +82,19 @@ void pl_index_insert(struct pl_index *x, struct pl_node *n)
 void pl_index_remove(struct pl_index *x, struct pl_node *n)
 {
 	struct pl_node *child, *p;
+	uintptr_t was;
 
 	while (n->left && n->right)
 		rotate(x, n->left->priority > n->right->priority ? n->left : n->right);
 	child = n->left ? n->left : n->right;
 	p = n->up;
 	replace_child(x, p, n, child);
-	for (; p; p = p->up)
+	for (; p; p = p->up) { /* until one knew a greater end, and so do those above */
+		was = p->max_end;
 		update(p);
+		if (p->max_end == was)
+			break;
+	}
 }
 
 static struct pl_node *first_in(struct pl_node *n, uintptr_t start, uintptr_t end)
