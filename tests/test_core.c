@@ -82,13 +82,17 @@ static void index_finds_what_a_scan_finds(void **state)
 	for (int step = 0; step < 20000; step++) {
 		int i = rand_r(&seed) % NODES;
 		uintptr_t start = rand_r(&seed) % 3000, len = 1 + rand_r(&seed) % 200;
+		struct pl_node *near;
+		int j;
 
 		if (in[i]) {
 			pl_index_remove(&x, &nodes[i]);
 		} else {
 			nodes[i].start = start;
 			nodes[i].end = start + len;
-			pl_index_insert(&x, &nodes[i]);
+			j = rand_r(&seed) % NODES;
+			near = rand_r(&seed) % 2 ? pl_index_first(&x, start / 2, start) : &nodes[j];
+			pl_index_insert_near(&x, &nodes[i], near != &nodes[j] || in[j] ? near : NULL);
 		}
 		in[i] = !in[i];
 		check_query(&x, nodes, in, start, start + len);

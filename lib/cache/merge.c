@@ -70,23 +70,26 @@ static void take_touching(struct pl_cache *c, struct pl_union *plan)
 }
 
 /* The usual case: nothing overlaps or touches it. */
-static bool is_alone(struct pl_cache *c, const struct pl_range *range)
+static bool is_alone(struct pl_cache *c, struct pl_union *plan)
 {
-	struct pl_region *left = pl_tree_find(&c->tree, range->start), *right;
+	struct pl_region *left = pl_tree_find(&c->tree, plan->range.start), *right;
 
-	if (left && left->reg.end >= range->start)
+	if (left && left->reg.end >= plan->range.start)
 		return false;
-	right = pl_tree_next(&c->tree, range->start);
-	return !right || right->reg.start > range->end;
+	right = pl_tree_next(&c->tree, plan->range.start);
+	if (right && right->reg.start <= plan->range.end)
+		return false;
+	plan->before = left;
+	return true;
 }
 
 void pl_union_of(struct pl_cache *c, const struct pl_want *want, struct pl_union *plan)
 {
 	size_t len = 0;
 
-	*plan = (struct pl_union){{want->start, want->end}, want->access, false};
+	*plan = (struct pl_union){.range = {want->start, want->end}, .access = want->access};
 	pl_extend_huge(c, &plan->range);
-	plan->alone = is_alone(c, &plan->range);
+	plan->alone = is_alone(c, plan);
 	while (!plan->alone && len != plan->range.end - plan->range.start) {
 		len = plan->range.end - plan->range.start;
 		take_overlapping(c, plan);

@@ -9,7 +9,8 @@
 struct pl_union {
 	struct pl_range range;
 	unsigned access;
-	bool alone; /* nothing in the tree overlaps it */
+	bool alone;		  /* nothing in the tree overlaps it */
+	struct pl_region *before; /* what comes before it in the tree; NULL: that isn't known */
 };
 
 /* What to register instead of what is wanted. cache->lock held, here and below. */

@@ -68,7 +68,8 @@ static int make_lease(struct pl_cache *c, struct pl_region *r, const struct pl_u
 				   .policy = &c->opts.policy,
 				   .caller = caller,
 				   .cookie = &r->reg,
-				   .cached = &r->cached};
+				   .cached = &r->cached,
+				   .near = plan->before ? plan->before->reg.lease : NULL};
 	size_t n = (how.end - how.start) / PAGE;
 	struct pinl_addr one, *addrs = n == 1 ? &one : calloc(n, sizeof *addrs);
 	struct pinl_lease *lease;
@@ -187,7 +188,7 @@ static int make(struct pl_cache *c, const struct pl_want *want, struct pl_union 
 	*going = pl_cached_going(c->ctx, &plan->range, true);
 	err = make_region(c, plan, want->caller, out);
 	if (err && !is_full(err) && (plan->range.start != want->start || plan->range.end != want->end)) {
-		*plan = (struct pl_union){{want->start, want->end}, want->access, false};
+		*plan = (struct pl_union){.range = {want->start, want->end}, .access = want->access};
 		err = make_region(c, plan, want->caller, out);
 	}
 	if (is_full(err) && make_room(c, c->regions / 4 + 1)) {

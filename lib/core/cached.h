@@ -24,6 +24,8 @@ struct pl_lease_how {
 	const void *caller;
 	void *cookie;
 	struct pl_cached *cached;
+	struct pinl_lease
+		*near; /* at lower addresses, and there until the call returns; NULL: none known */
 };
 
 /* As pinl_map_range(), in a PL_CALL and a context that is alive. */

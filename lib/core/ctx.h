@@ -427,7 +427,8 @@ struct pl_range pl_lease_part(const struct pinl_lease *lease, uintptr_t at, uint
 int pl_lease_args(uintptr_t start, uintptr_t end, unsigned flags, const struct pinl_policy *policy);
 struct pinl_lease *pl_lease_alloc(struct pinl_device *dev, uintptr_t start, uintptr_t end,
 				  unsigned flags, const struct pinl_policy *policy);
-int pl_lease_start(struct pinl_lease *lease, struct pinl_addr *addrs); /* uses it up on failure */
+/* Uses it up on failure. near: as in pl_lease_how; NULL. */
+int pl_lease_start(struct pinl_lease *lease, struct pinl_lease *near, struct pinl_addr *addrs);
 
 /* end.c */
 bool pl_lease_begin_end(struct pinl_lease *lease); /* ctx->lock held */

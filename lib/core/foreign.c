@@ -82,7 +82,7 @@ int pl_foreign_lease(struct pinl_device *dev, const struct pl_foreign *f, struct
 		pl_lease_free(l);
 		return err;
 	}
-	err = pl_lease_start(l, NULL);
+	err = pl_lease_start(l, NULL, NULL);
 	if (!err)
 		*out = l;
 	return err;

@@ -35,7 +35,7 @@ static int map_handle(struct pinl_device *dev, struct pinl_exporter *e, uint64_t
 		return err;
 	}
 	pl_inside_begin(dev->ctx, &in);
-	err = pl_lease_start(l, addrs);
+	err = pl_lease_start(l, NULL, addrs);
 	pl_inside_end(dev->ctx, &in);
 	if (!err)
 		*out = l;

@@ -57,7 +57,21 @@ static void rotate(struct pl_index *x, struct pl_node *n)
 	update(n);
 }
 
-void pl_index_insert(struct pl_index *x, struct pl_node *n)
+/* The last above `near`, or itself, that is before n and has the place of n to its right; `near` is
+ * before n. What is left of one that is after n, ends there. */
+static struct pl_node *last_before(struct pl_node *near, const struct pl_node *n)
+{
+	for (struct pl_node *at = near; at->up; at = at->up) {
+		if (at->up->right == at)
+			continue;
+		if (before(n, at->up))
+			break;
+		near = at->up;
+	}
+	return near;
+}
+
+void pl_index_insert_near(struct pl_index *x, struct pl_node *n, struct pl_node *near)
 {
 	struct pl_node *p = NULL, **link = &x->root;
 
@@ -65,6 +79,13 @@ void pl_index_insert(struct pl_index *x, struct pl_node *n)
 	n->priority = x->seed ^ (x->seed >> 13);
 	n->left = n->right = NULL;
 	n->max_end = n->end;
+	if (near && before(near, n)) {
+		near = last_before(near, n);
+		for (p = near; p && p->max_end < n->end; p = p->up)
+			p->max_end = n->end;
+		p = near;
+		link = &p->right;
+	}
 	while (*link) {
 		p = *link;
 		__builtin_prefetch(p->left); /* which of the two is guessed wrong half of the time */
@@ -77,6 +98,11 @@ void pl_index_insert(struct pl_index *x, struct pl_node *n)
 	n->up = p;
 	while (n->up && n->up->priority < n->priority)
 		rotate(x, n);
+}
+
+void pl_index_insert(struct pl_index *x, struct pl_node *n)
+{
+	pl_index_insert_near(x, n, NULL);
 }
 
 void pl_index_remove(struct pl_index *x, struct pl_node *n)

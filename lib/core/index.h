@@ -18,6 +18,8 @@ struct pl_index {
 };
 
 void pl_index_insert(struct pl_index *index, struct pl_node *node);
+/* The same, and quicker the fewer lie between it and another one that is in the index, before it. */
+void pl_index_insert_near(struct pl_index *index, struct pl_node *node, struct pl_node *near);
 void pl_index_remove(struct pl_index *index, struct pl_node *node);
 
 /* Nodes overlapping [start, end), in order of their start. */

@@ -96,13 +96,13 @@ static bool moved_with_another(struct pinl_lease *l)
 	return false;
 }
 
-static void publish_locked(struct pinl_lease *l)
+static void publish_locked(struct pinl_lease *l, struct pinl_lease *near)
 {
 	struct pinl_ctx *ctx = l->ctx;
 
 	l->node.start = l->m.start;
 	l->node.end = l->m.end;
-	pl_index_insert(&ctx->index, &l->node);
+	pl_index_insert_near(&ctx->index, &l->node, near ? &near->node : NULL);
 	if (l->more->inode) {
 		struct pl_node *n = &pl_more(l)->file_node;
 
@@ -141,7 +141,7 @@ static uint64_t now(const struct pinl_lease *l)
 }
 
 /* Visible and busy, or the reason why not. */
-static int publish_once(struct pinl_lease *l, bool *gated)
+static int publish_once(struct pinl_lease *l, struct pinl_lease *near, bool *gated)
 {
 	struct pinl_ctx *ctx = l->ctx;
 	struct pinl_lease *other;
@@ -170,7 +170,7 @@ static int publish_once(struct pinl_lease *l, bool *gated)
 		l->id = ++ctx->next_id;
 		l->busy = true;
 		l->inside_ns = now(l);
-		publish_locked(l);
+		publish_locked(l, near);
 		if (l->more->resumed)
 			pl_change_join(l);
 	}
@@ -193,7 +193,7 @@ static int publish_once(struct pinl_lease *l, bool *gated)
 }
 
 /* What was let go happens soon, as a rule; a program shouldn't have to try again for that. */
-static int publish(struct pinl_lease *l)
+static int publish(struct pinl_lease *l, struct pinl_lease *near)
 {
 	uint64_t until = now(l) + GATE_MS * 1000000ull;
 	struct timespec pause = {0, 100000};
@@ -202,7 +202,7 @@ static int publish(struct pinl_lease *l)
 
 	while (err == -EBUSY && gated) {
 		gated = false;
-		err = publish_once(l, &gated);
+		err = publish_once(l, near, &gated);
 		if (err != -EBUSY || pl_clock_ns() > until)
 			break;
 		if (gated)
@@ -410,12 +410,12 @@ static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 	return err;
 }
 
-int pl_lease_start(struct pinl_lease *l, struct pinl_addr *addrs)
+int pl_lease_start(struct pinl_lease *l, struct pinl_lease *near, struct pinl_addr *addrs)
 {
 	int err;
 
 	pl_wait_applied(l->ctx);
-	err = publish(l);
+	err = publish(l, near);
 	if (!err)
 		err = make(l, addrs);
 	if (err)
@@ -443,7 +443,7 @@ static int map_once(struct pinl_device *dev, const struct pl_lease_how *how, boo
 		return err;
 	by_extent = l->by_extent;
 	pl_inside_begin(dev->ctx, &in);
-	err = pl_lease_start(l, addrs);
+	err = pl_lease_start(l, how->near, addrs);
 	if (by_extent && may_be_protected(err))
 		err = LOOK;
 	if (!err && how->cached && !by_extent)
