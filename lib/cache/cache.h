@@ -37,26 +37,33 @@
 #define PL_HITS	  1024 /* of a thread's table: a power of two */
 #define PL_PINS	  64
 #define PL_CHUNKS 1024
-#define PL_CHUNK  (PL_CHUNK_SIZE / sizeof(struct pl_region))
 
 #define PL_GEN_VALID 1u
 #define PL_GEN_WRITE 2u /* the device may write */
 #define PL_GEN_STEP  4u
 
-/* The first line is what a hit reads. */
+/* What a hit reads of it. */
 struct pl_region {
-	struct pinl_reg reg;
+	_Alignas(64) struct pinl_reg reg;
 	_Atomic uint64_t gen;
 	uint16_t cache;	      /* its slot */
 	_Atomic uint8_t used; /* since the clock's hand was there */
+};
 
-	_Alignas(64) atomic_long refs;
+/* The rest of it. */
+struct pl_rest {
+	atomic_long refs;
 	struct pl_cached cached;
 	struct pl_region *next;	   /* on garbage, or a list of the lock's holder */
 	bool in_tree, taken, seen; /* seen: off the garbage list */
 };
 
-_Static_assert(sizeof(struct pl_region) == 128, "two cache lines");
+_Static_assert(sizeof(struct pl_region) == 64 && sizeof(struct pl_rest) == 32,
+	       "a line, and half of one");
+
+/* A chunk has so many regions, and then the rest of each. */
+#define PL_CHUNK (PL_CHUNK_SIZE / (sizeof(struct pl_region) + sizeof(struct pl_rest)))
+#define PL_RESTS (PL_CHUNK * sizeof(struct pl_region))
 
 /* What a thread found last, and has now. */
 struct pl_hit {
@@ -144,6 +151,21 @@ struct pl_want {
 	const void *caller;
 };
 
+static inline struct pl_rest *pl_rest(const struct pl_region *r)
+{
+	uintptr_t chunk = (uintptr_t)r & ~(PL_CHUNK_SIZE - 1);
+
+	return (struct pl_rest *)(chunk + PL_RESTS) +
+	       ((struct pl_region *)r - (struct pl_region *)chunk);
+}
+
+static inline struct pl_region *pl_region_of_rest(const struct pl_rest *rest)
+{
+	uintptr_t chunk = (uintptr_t)rest & ~(PL_CHUNK_SIZE - 1);
+
+	return (struct pl_region *)chunk + (rest - (struct pl_rest *)(chunk + PL_RESTS));
+}
+
 static inline struct pl_region *pl_region_of(const struct pinl_reg *reg)
 {
 	return (struct pl_region *)((char *)reg - offsetof(struct pl_region, reg));
@@ -151,7 +173,7 @@ static inline struct pl_region *pl_region_of(const struct pinl_reg *reg)
 
 static inline unsigned pl_pin_index(const struct pl_region *r)
 {
-	return ((uintptr_t)r >> 7) % PL_PINS;
+	return ((uintptr_t)r >> 6) % PL_PINS;
 }
 
 /* The gen of a registration that will do for this access, in the bits that matter. */

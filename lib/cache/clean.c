@@ -39,9 +39,9 @@ static void collect_garbage(struct pl_cache *c)
 	struct pl_region *r = atomic_exchange(&c->garbage, NULL), *next;
 
 	for (; r; r = next) {
-		next = r->next;
+		next = pl_rest(r)->next;
 		pl_region_unlink(c, r);
-		r->next = c->parted;
+		pl_rest(r)->next = c->parted;
 		c->parted = r;
 		c->n_parted++;
 	}
@@ -49,9 +49,9 @@ static void collect_garbage(struct pl_cache *c)
 
 static void note_used(struct pl_region *r)
 {
-	if (r->seen || !r->reg.lease)
+	if (pl_rest(r)->seen || !r->reg.lease)
 		return;
-	r->seen = true;
+	pl_rest(r)->seen = true;
 	pl_cached_used(r->reg.lease);
 }
 
@@ -65,12 +65,12 @@ static struct pl_region *take_unused(struct pl_cache *c)
 
 		if (pl_users(c, r)) {
 			note_used(r);
-			p = &r->next;
+			p = &pl_rest(r)->next;
 			continue;
 		}
-		*p = r->next;
+		*p = pl_rest(r)->next;
 		c->n_parted--;
-		r->next = ready;
+		pl_rest(r)->next = ready;
 		ready = r;
 	}
 	return ready;
@@ -100,11 +100,11 @@ size_t pl_clean(struct pl_cache *c)
 		return 0;
 	c->ending++;
 	pthread_mutex_unlock(&c->lock);
-	for (r = ready; r; r = r->next)
+	for (r = ready; r; r = pl_rest(r)->next)
 		pinl_unmap_range(r->reg.lease);
 	pthread_mutex_lock(&c->lock);
 	for (; (r = ready); n++) {
-		ready = r->next;
+		ready = pl_rest(r)->next;
 		over(c, r);
 	}
 	c->ending--;

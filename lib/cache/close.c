@@ -37,7 +37,7 @@ void pl_cache_close(struct pl_cache *c)
 	kill_range(c, 0, UINTPTR_MAX, true);
 	while (pl_clean_wait(c))
 		;
-	for (struct pl_region *r = c->parted; r; r = r->next)
+	for (struct pl_region *r = c->parted; r; r = pl_rest(r)->next)
 		if (r->reg.lease)
 			pl_cached_part(r->reg.lease);
 	pthread_mutex_unlock(&c->lock);

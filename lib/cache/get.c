@@ -20,7 +20,7 @@ static void take_over(struct pl_pin *p, struct pl_region *r, long count)
 	struct pl_region *other = atomic_load_explicit(&p->region, memory_order_relaxed);
 
 	if (count) {
-		atomic_fetch_add(&other->refs, count);
+		atomic_fetch_add(&pl_rest(other)->refs, count);
 		atomic_store_explicit(&p->count, 0, memory_order_release);
 	}
 	atomic_store_explicit(&p->region, r, memory_order_release);
@@ -32,7 +32,7 @@ void pl_pin(struct pl_table *t, struct pl_region *r)
 	long count;
 
 	if (!p) {
-		atomic_fetch_add(&r->refs, 1);
+		atomic_fetch_add(&pl_rest(r)->refs, 1);
 		return;
 	}
 	count = atomic_load_explicit(&p->count, memory_order_relaxed);
@@ -51,7 +51,7 @@ void pl_unpin(struct pl_table *t, struct pl_region *r)
 	if (count && atomic_load_explicit(&p->region, memory_order_relaxed) == r)
 		atomic_store_explicit(&p->count, count - 1, memory_order_release);
 	else
-		atomic_fetch_sub(&r->refs, 1);
+		atomic_fetch_sub(&pl_rest(r)->refs, 1);
 }
 
 /* What a thread finds again and again. */

@@ -68,7 +68,7 @@ static int make_lease(struct pl_cache *c, struct pl_region *r, const struct pl_u
 				   .policy = &c->opts.policy,
 				   .caller = caller,
 				   .cookie = &r->reg,
-				   .cached = &r->cached,
+				   .cached = &pl_rest(r)->cached,
 				   .near = plan->before ? plan->before->reg.lease : NULL};
 	size_t n = (how.end - how.start) / PAGE;
 	struct pinl_addr one, *addrs = n == 1 ? &one : calloc(n, sizeof *addrs);
@@ -131,7 +131,7 @@ static int publish(struct pl_cache *c, struct pl_region *r, const struct pl_unio
 	pl_union_clear(c, plan);
 	if (atomic_load(&r->gen) & PL_GEN_VALID) {
 		err = pl_tree_insert(&c->tree, r->reg.start, r->reg.end, r);
-		r->in_tree = !err;
+		pl_rest(r)->in_tree = !err;
 	}
 	if (err)
 		pl_region_kill(r);

@@ -11,7 +11,8 @@
 /* ctx->lock held, so neither a source's thread nor the cache's own waits for anything here. */
 static bool changed(struct pl_cached *cached)
 {
-	struct pl_region *r = (struct pl_region *)((char *)cached - offsetof(struct pl_region, cached));
+	struct pl_region *r =
+		pl_region_of_rest((struct pl_rest *)((char *)cached - offsetof(struct pl_rest, cached)));
 	struct pl_cache *c = pl_caches[r->cache];
 	bool used;
 
@@ -22,6 +23,15 @@ static bool changed(struct pl_cached *cached)
 	return !used;
 }
 
+/* Of the first chunk; the others have huge pages, as a rule. */
+static void fill(struct pl_cache *c, size_t top)
+{
+	struct pl_region *first = pl_region_at(c, c->top);
+
+	pl_chunk_fill(first, (top - c->top) * sizeof(*first));
+	pl_chunk_fill(pl_rest(first), (top - c->top) * sizeof(struct pl_rest));
+}
+
 /* Twice as many places. */
 static void more_regions(struct pl_cache *c)
 {
@@ -30,12 +40,14 @@ static void more_regions(struct pl_cache *c)
 	if (chunks > PL_CHUNKS)
 		return;
 	for (; c->n_chunks < chunks; c->n_chunks++) {
-		c->chunk[c->n_chunks] = pl_chunk_new(c->n_chunks);
+		bool whole = (c->n_chunks + 1) * PL_CHUNK <= top; /* else it is for a few places */
+
+		c->chunk[c->n_chunks] = pl_chunk_new(c->n_chunks && whole);
 		if (!c->chunk[c->n_chunks])
 			return;
 	}
-	if (top <= PL_CHUNK) /* the others have huge pages */
-		pl_chunk_fill(pl_region_at(c, c->top), (top - c->top) * sizeof(struct pl_region));
+	if (top <= PL_CHUNK)
+		fill(c, top);
 	atomic_store_explicit(&c->top, top, memory_order_release);
 }
 
@@ -45,13 +57,13 @@ static struct pl_region *take_place(struct pl_cache *c, uintptr_t start)
 
 	for (int k = 0; k < PL_HOMES; k++) {
 		r = pl_region_at(c, pl_region_home(c->top, start, k));
-		if (!r->taken)
+		if (!pl_rest(r)->taken)
 			return r;
 	}
 	do {
 		c->sweep = (c->sweep + 1) % c->top;
 		r = pl_region_at(c, c->sweep);
-	} while (r->taken);
+	} while (pl_rest(r)->taken);
 	return r;
 }
 
@@ -66,19 +78,19 @@ struct pl_region *pl_region_new(struct pl_cache *c, uintptr_t start)
 	r = take_place(c, start);
 	c->taken++;
 	r->cache = c->slot;
-	r->cached.changed = changed;
-	r->taken = true;
-	r->seen = r->in_tree = false;
+	pl_rest(r)->cached.changed = changed;
+	pl_rest(r)->taken = true;
+	pl_rest(r)->seen = pl_rest(r)->in_tree = false;
 	r->reg.size = sizeof r->reg;
 	r->reg.lease = NULL;
-	atomic_store_explicit(&r->refs, 0, memory_order_relaxed);
+	atomic_store_explicit(&pl_rest(r)->refs, 0, memory_order_relaxed);
 	atomic_store_explicit(&r->used, 0, memory_order_relaxed);
 	return r;
 }
 
 void pl_region_free(struct pl_cache *c, struct pl_region *r)
 {
-	r->taken = false;
+	pl_rest(r)->taken = false;
 	c->taken--;
 }
 
@@ -104,16 +116,16 @@ bool pl_region_kill(struct pl_region *r)
 
 	if (!pl_region_cancel(r))
 		return false;
-	r->next = atomic_load_explicit(&c->garbage, memory_order_relaxed);
-	while (!atomic_compare_exchange_weak(&c->garbage, &r->next, r))
+	pl_rest(r)->next = atomic_load_explicit(&c->garbage, memory_order_relaxed);
+	while (!atomic_compare_exchange_weak(&c->garbage, &pl_rest(r)->next, r))
 		;
 	return true;
 }
 
 void pl_region_unlink(struct pl_cache *c, struct pl_region *r)
 {
-	if (!r->in_tree)
+	if (!pl_rest(r)->in_tree)
 		return;
-	r->in_tree = false;
+	pl_rest(r)->in_tree = false;
 	pl_tree_remove(&c->tree, r->reg.start);
 }

@@ -32,7 +32,7 @@ static void give_up(struct pl_cache *c, struct pl_table *t)
 		struct pl_region *r = atomic_load_explicit(&t->pin[i].region, memory_order_relaxed);
 
 		if (n)
-			atomic_fetch_add(&r->refs, n);
+			atomic_fetch_add(&pl_rest(r)->refs, n);
 		atomic_store_explicit(&t->pin[i].count, 0, memory_order_release);
 	}
 	atomic_fetch_add(&c->hits, atomic_load_explicit(&t->hits, memory_order_relaxed));
@@ -147,7 +147,7 @@ long pl_users(struct pl_cache *c, const struct pl_region *r)
 		if (atomic_load_explicit(&p->region, memory_order_acquire) == r)
 			n += count;
 	}
-	n += atomic_load(&r->refs);
+	n += atomic_load(&pl_rest(r)->refs);
 	pthread_mutex_unlock(&pl_tables_lock);
 	return n;
 }
