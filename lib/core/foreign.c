@@ -122,9 +122,10 @@ const struct pinl_change *pl_foreign_waiter(const struct pinl_lease *l)
 static void answered(struct pinl_lease *l, uint64_t seq, const struct pl_range *va, bool whole,
 		     enum pinl_outcome outcome)
 {
-	bool room = l->more->n_detached < PL_MAX_DETACHED;
+	struct pl_more *more = pl_more(l);
+	bool room = more->n_detached < PL_MAX_DETACHED;
 
-	if (seq != l->more->recall.last_id &&
+	if (seq != more->recall.last_id &&
 	    !whole) { /* he will answer the last one, too, and is not late */
 		if (l->state == PINL_NOTICED)
 			rearm(l);
@@ -132,14 +133,14 @@ static void answered(struct pinl_lease *l, uint64_t seq, const struct pl_range *
 			pl_lease_detach(l, va);
 		return;
 	}
-	pl_more(l)->recall.quiesced = true;
-	pl_more(l)->recall.part = !whole;
-	pl_more(l)->recall.outcome = outcome;
+	more->recall.quiesced = true;
+	more->recall.part = !whole;
+	more->recall.outcome = outcome;
 	if (!whole)
-		pl_more(l)->recall.va =
+		more->recall.va =
 			room ? *va : (struct pl_range){0, 0}; /* a part too many: told of again */
-	if (!whole && l->more->recall.va.start >= l->more->recall.va.end)
-		pl_more(l)->followed = seq;
+	if (!whole && more->recall.va.start >= more->recall.va.end)
+		more->followed = seq;
 	pl_lease_input(l, PL_IN_QUIESCED);
 }
 

@@ -24,22 +24,23 @@ void pl_range_widen(struct pl_range *r, const struct pl_range *more)
 /* The parts stay disjoint: what touches the new one is merged into it. */
 void pl_lease_detach(struct pinl_lease *l, const struct pl_range *va)
 {
+	struct pl_more *more = pl_more(l);
 	struct pl_range all = *va;
 	int kept = 0;
 
 	if (all.start >= all.end)
 		return;
 
-	for (int i = 0; i < l->more->n_detached; i++) {
-		struct pl_range d = l->more->detached[i];
+	for (int i = 0; i < more->n_detached; i++) {
+		struct pl_range d = more->detached[i];
 
 		if (d.start <= all.end && d.end >= all.start)
 			pl_range_widen(&all, &d);
 		else
-			pl_more(l)->detached[kept++] = d;
+			more->detached[kept++] = d;
 	}
-	pl_more(l)->detached[kept++] = all;
-	pl_more(l)->n_detached = kept;
+	more->detached[kept++] = all;
+	more->n_detached = kept;
 }
 
 /* The lease's own memory, up to the next part that has been replaced already; or such a part: *live. */

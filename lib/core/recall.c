@@ -107,12 +107,13 @@ static void merge_recall(struct pl_recall *r, const struct pl_recall *more)
 /* Put it among the deadlines. */
 static void arm(struct pinl_lease *l)
 {
+	struct pl_more *more = pl_more(l);
 	struct pl_index *noticed = &l->ctx->noticed;
 
-	pl_more(l)->notice_node.start = pl_more(l)->recall.deadline_ns;
-	pl_more(l)->notice_node.end = pl_more(l)->recall.deadline_ns + 1;
-	pl_index_insert(noticed, &pl_more(l)->notice_node);
-	if (pl_index_first(noticed, 0, UINTPTR_MAX) == &l->more->notice_node)
+	more->notice_node.start = more->recall.deadline_ns;
+	more->notice_node.end = more->recall.deadline_ns + 1;
+	pl_index_insert(noticed, &more->notice_node);
+	if (pl_index_first(noticed, 0, UINTPTR_MAX) == &more->notice_node)
 		pthread_cond_signal(&l->ctx->work);
 }
 
@@ -123,10 +124,12 @@ static void disarm(struct pinl_lease *l)
 
 void pl_recall_put_off(struct pinl_lease *l, uint64_t until_ns)
 {
+	struct pl_more *more = pl_more(l);
+
 	disarm(l);
-	pl_more(l)->notice_node.start = until_ns;
-	pl_more(l)->notice_node.end = until_ns + 1;
-	pl_index_insert(&l->ctx->noticed, &pl_more(l)->notice_node);
+	more->notice_node.start = until_ns;
+	more->notice_node.end = until_ns + 1;
+	pl_index_insert(&l->ctx->noticed, &more->notice_node);
 }
 
 void pl_recall_rearm(struct pinl_lease *l, uint64_t deadline_ns)
@@ -173,23 +176,25 @@ void pl_lease_input(struct pinl_lease *l, enum pl_input input)
 
 static void recall(struct pinl_lease *l, const struct pl_recall *r)
 {
+	struct pl_more *more = pl_more(l);
+
 	if (l->state == PINL_FORCING) {
 		/* Held changes are looked at again; those that can't wait are kept for after the force.
 		 */
 		bool keep = r->late || !r->held;
 
-		if (keep && !l->more->has_next)
-			pl_more(l)->next = *r;
+		if (keep && !more->has_next)
+			more->next = *r;
 		else if (keep)
-			merge_recall(&pl_more(l)->next, r);
-		pl_more(l)->has_next |= keep;
+			merge_recall(&more->next, r);
+		more->has_next |= keep;
 		return;
 	}
 	if (l->state == PINL_ACTIVE) {
-		pl_more(l)->recall = *r;
+		more->recall = *r;
 	} else {
 		disarm(l);
-		merge_recall(&pl_more(l)->recall, r);
+		merge_recall(&more->recall, r);
 		arm(l);
 		pl_recall_tell(l, r, PL_TELL_RECALL);
 	}
@@ -200,11 +205,13 @@ static void recall(struct pinl_lease *l, const struct pl_recall *r)
 /* What the device writes after its holder has been told is to count, so the baseline comes first. */
 static void late_recall(struct pinl_lease *l, const struct pl_recall *r)
 {
-	if (l->more->has_late)
-		merge_recall(&pl_more(l)->late, r);
+	struct pl_more *more = pl_more(l);
+
+	if (more->has_late)
+		merge_recall(&more->late, r);
 	else
-		pl_more(l)->late = *r;
-	pl_more(l)->has_late = true;
+		more->late = *r;
+	more->has_late = true;
 	pl_lost_add(l, r);
 }
 

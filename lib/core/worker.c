@@ -126,6 +126,7 @@ static void stuck(struct pinl_lease *l, const struct pl_recall *r, const struct 
 /* ctx->lock held. */
 static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const struct pl_taken *taken)
 {
+	struct pl_more *more = pl_more(l);
 	struct pinl_ctx *ctx = l->ctx;
 
 	pl_recall_over(l);
@@ -134,14 +135,14 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 		return;
 	}
 	l->outcome = taken->outcome;
-	pl_more(l)->taken_ns = pl_clock_ns();
+	more->taken_ns = pl_clock_ns();
 	if (l->dev->foreign)
 		pl_order_taken(l, !r->quiesced);
-	pl_more(l)->unproven = taken->err != 0;
-	pl_more(l)->stuck = false;
+	more->unproven = taken->err != 0;
+	more->stuck = false;
 	if (!taken->whole || taken->switched)
 		pl_lease_detach(l, &r->va);
-	pl_more(l)->va_lost |= r->effect == PL_GONE || taken->va_lost;
+	more->va_lost |= r->effect == PL_GONE || taken->va_lost;
 	if (by_force(r))
 		ctx->counters.forced++;
 	else
@@ -155,11 +156,11 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 		pl_lease_input(l, PL_IN_DONE_WHOLE);
 	else
 		pl_lease_input(l, PL_IN_DONE_PART);
-	if (l->more->has_next && l->state == PINL_ACTIVE) {
-		pl_more(l)->has_next = false;
-		pl_more(l)->recall = pl_more(l)->next;
-		pl_lease_cut_detached(l, &pl_more(l)->recall.va);
-		if (l->more->recall.va.start < l->more->recall.va.end)
+	if (more->has_next && l->state == PINL_ACTIVE) {
+		more->has_next = false;
+		more->recall = more->next;
+		pl_lease_cut_detached(l, &more->recall.va);
+		if (more->recall.va.start < more->recall.va.end)
 			pl_lease_input(l, PL_IN_CHANGE);
 	}
 }
