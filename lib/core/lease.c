@@ -337,7 +337,7 @@ static struct pinl_lease *cached_alloc(struct pinl_device *dev, const struct pl_
 		return NULL;
 	l = pl_slab_new(&dev->ctx->slab);
 	if (!l) {
-		atomic_fetch_sub(&dev->ctx->mores.leases, 1);
+		pl_more_unreserve(&dev->ctx->mores);
 		return NULL;
 	}
 	l->more = &pl_more_none;

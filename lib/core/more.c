@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Invariant: there is room for as many as there are leases of the cache, and each has one at most; so
- * whoever needs one gets it. What was used before is used first, so the memory is that of the most that
- * were in use at once; when none is, it goes back.
+ * whoever needs one gets it. What was used before is used first, so a room has the memory of the most
+ * that were in use there at once. When none is in use anywhere, all but KEEP of each room goes back.
+ *
+ * Who needs one may be a source's thread and have ctx->lock, so m->lock is never held while the kernel
+ * frees pages. Places whose pages are going (from `limit` on) are nobody's meanwhile; who has nothing
+ * else left waits for one STEP.
  */
 #include "core/more.h"
 
@@ -12,31 +16,59 @@
 
 #include "core/ctx.h"
 
-#define FIRST 1024	   /* in the first room */
-#define KEEP  (1ul << 20)  /* bytes of a room that don't go back */
-#define STEP  (16ul << 20) /* that go back at once: others may want the lock */
+#define PAGE  4096ul
+#define FIRST 1024	  /* in the first room */
+#define KEEP  (1ul << 20) /* bytes of a room that don't go back */
+#define STEP  (4ul << 20) /* that go back at once */
 #define HEAD  64ul
 
 struct pl_more_room {
 	struct pl_more_room *next;
 	size_t n, fresh, touched; /* not in use since it was empty; never written to from there on */
+	size_t limit;		  /* pages are being given back from there on; n: none are */
 };
+
+_Static_assert(sizeof(struct pl_more_room) <= HEAD, "a room's head has its place");
 
 const struct pl_more pl_more_none = {.ground.mem.fd = -1};
 
 void pl_mores_init(struct pl_mores *m)
 {
 	pthread_mutex_init(&m->lock, NULL);
+	pthread_cond_init(&m->given, NULL);
 }
 
 static size_t size_of(size_t n)
 {
-	return HEAD + n * sizeof(struct pl_more);
+	return (HEAD + n * sizeof(struct pl_more) + PAGE - 1) & ~(PAGE - 1);
 }
 
 static struct pl_more *place(struct pl_more_room *room, size_t i)
 {
 	return (struct pl_more *)((char *)room + HEAD) + i;
+}
+
+/*
+ * A page that nobody may touch is on either side, so that it is never merged into a mapping of the
+ * application's: that one may be watched, and then giving back would wait for a source. Of a program
+ * that locks all it maps (MCL_FUTURE), this isn't: all would be there at once and couldn't be given
+ * back.
+ */
+static struct pl_more_room *room_map(size_t n)
+{
+	size_t len = size_of(n);
+	char *map = mmap(NULL, len + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+			 -1, 0);
+
+	if (map == MAP_FAILED)
+		return NULL;
+	munlock(map, len + 2 * PAGE);
+	madvise(map, len + 2 * PAGE, MADV_NOHUGEPAGE); /* they come and go one by one */
+	if (mprotect(map + PAGE, len, PROT_READ | PROT_WRITE)) {
+		munmap(map, len + 2 * PAGE);
+		return NULL;
+	}
+	return (struct pl_more_room *)(map + PAGE);
 }
 
 void pl_mores_end(struct pl_mores *m)
@@ -45,24 +77,26 @@ void pl_mores_end(struct pl_mores *m)
 		struct pl_more_room *room = m->rooms;
 
 		m->rooms = room->next;
-		munmap(room, size_of(room->n));
+		munmap((char *)room - PAGE, size_of(room->n) + 2 * PAGE);
 	}
+	pthread_cond_destroy(&m->given);
 	pthread_mutex_destroy(&m->lock);
 }
 
-/* As much again; two threads that do so at once make more than is needed. Shared as pl_buffer() is: it
- * is given back while leases are being ended. */
+/* As much again, or what there is memory for; two threads that do so at once make more than is needed.
+ */
 static bool more_room(struct pl_mores *m)
 {
 	size_t n = atomic_load(&m->room);
 	struct pl_more_room *room;
 
-	n = n ? n : FIRST;
-	room = mmap(NULL, size_of(n), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
-		    -1, 0);
-	if (room == MAP_FAILED)
-		return false;
-	room->n = n;
+	n = n > FIRST ? n : FIRST;
+	while (!(room = room_map(n))) {
+		if (n == FIRST)
+			return false;
+		n = n / 2 > FIRST ? n / 2 : FIRST;
+	}
+	room->n = room->limit = n;
 	pthread_mutex_lock(&m->lock);
 	room->next = m->rooms;
 	m->rooms = room;
@@ -77,20 +111,34 @@ bool pl_more_reserve(struct pl_mores *m)
 
 	while (leases > atomic_load(&m->room))
 		if (!more_room(m)) {
-			atomic_fetch_sub(&m->leases, 1);
+			pl_more_unreserve(m);
 			return false;
 		}
 	return true;
 }
 
+void pl_more_unreserve(struct pl_mores *m)
+{
+	atomic_fetch_sub(&m->leases, 1);
+}
+
 /* ------------------------------------------------------------------------------- in and out -- */
 
-static struct pl_more *take_fresh(struct pl_mores *m)
+static struct pl_more_room *with_fresh(const struct pl_mores *m)
 {
 	struct pl_more_room *room = m->rooms;
 
-	while (room->fresh == room->n)
+	while (room && room->fresh == room->limit)
 		room = room->next;
+	return room;
+}
+
+static struct pl_more *take_fresh(struct pl_mores *m)
+{
+	struct pl_more_room *room;
+
+	while (!(room = with_fresh(m)))
+		pthread_cond_wait(&m->given, &m->lock);
 	if (room->fresh == room->touched)
 		room->touched++;
 	return place(room, room->fresh++);
@@ -116,7 +164,8 @@ void pl_more_join(struct pinl_lease *l, struct pl_more *more)
 	atomic_store_explicit(&l->more, more, memory_order_release);
 }
 
-/* Of two who write to a lease at the same time, one has it busy and one has ctx->lock. */
+/* Who writes to a lease has it busy, or has ctx->lock, or the remote's (remote_link.c): three may come
+ * at the same time. */
 struct pl_more *pl_more(struct pinl_lease *l)
 {
 	struct pl_mores *m = &l->ctx->mores;
@@ -130,33 +179,50 @@ struct pl_more *pl_more(struct pinl_lease *l)
 	return (struct pl_more *)l->more;
 }
 
-/* m->lock held; none is out. True: there may be more to give back. */
-static bool give_back_some(struct pl_mores *m)
+static size_t touched_bytes(const struct pl_more_room *room)
 {
-	for (struct pl_more_room *room = m->rooms; room; room = room->next) {
-		size_t end = (size_of(room->touched) + 4095) & ~4095ul,
-		       from = end > STEP ? end - STEP : 0;
-
-		from = from > KEEP ? from : KEEP;
-		if (end <= from)
-			continue;
-		if (madvise((char *)room + from, end - from, MADV_REMOVE))
-			return false;
-		room->touched = (from - HEAD) / sizeof(struct pl_more);
-		return true;
-	}
-	return false;
+	return size_of(room->touched);
 }
 
+static struct pl_more_room *with_much(const struct pl_mores *m)
+{
+	struct pl_more_room *room = m->rooms;
+
+	while (room && touched_bytes(room) <= KEEP)
+		room = room->next;
+	return room;
+}
+
+/* The last of it. m->lock held, but not while it goes; no place of the room is in use. */
+static bool give_back_some(struct pl_mores *m, struct pl_more_room *room)
+{
+	size_t end = touched_bytes(room), from = end > KEEP + STEP ? end - STEP : KEEP;
+	int err;
+
+	room->limit = (from - HEAD) / sizeof(struct pl_more);
+	pthread_mutex_unlock(&m->lock);
+	err = madvise((char *)room + from, end - from, MADV_DONTNEED);
+	pthread_mutex_lock(&m->lock);
+	if (!err)
+		room->touched = room->limit;
+	room->limit = room->n;
+	pthread_cond_broadcast(&m->given);
+	return !err;
+}
+
+/* One thread at a time; it goes on for whoever finds it at it. */
 static void give_back(struct pl_mores *m)
 {
-	bool again = true;
+	struct pl_more_room *room;
 
-	while (again) {
-		pthread_mutex_lock(&m->lock);
-		again = !m->out && give_back_some(m);
-		pthread_mutex_unlock(&m->lock);
+	pthread_mutex_lock(&m->lock);
+	if (!m->giving) {
+		m->giving = true;
+		while (!m->out && (room = with_much(m)) && give_back_some(m, room))
+			;
+		m->giving = false;
 	}
+	pthread_mutex_unlock(&m->lock);
 }
 
 static bool put(struct pl_mores *m, struct pl_more *more)
@@ -180,5 +246,5 @@ void pl_more_leave(struct pl_mores *m, struct pinl_lease *l)
 {
 	if (l->more != &pl_more_none && put(m, (struct pl_more *)l->more))
 		give_back(m);
-	atomic_fetch_sub(&m->leases, 1);
+	pl_more_unreserve(m);
 }

@@ -22,6 +22,8 @@ struct pl_mores {
 	struct pl_more_room *rooms; /* newest first */
 	struct pl_more *free;	    /* used before */
 	size_t out;
+	bool giving;	      /* a thread gives back what was used */
+	pthread_cond_t given; /* some of it has gone */
 };
 
 void pl_mores_init(struct pl_mores *mores);
@@ -29,6 +31,7 @@ void pl_mores_end(struct pl_mores *mores);
 
 /* A lease of the cache's is going to be made. No lock. False: no memory. */
 bool pl_more_reserve(struct pl_mores *mores);
+void pl_more_unreserve(struct pl_mores *mores); /* it isn't made */
 /* It has ended, with what it had. No lock. */
 void pl_more_leave(struct pl_mores *mores, struct pinl_lease *lease);
 
