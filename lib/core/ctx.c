@@ -133,13 +133,14 @@ void pinl_applying_end(struct pinl_ctx *ctx)
 }
 
 /* One source applies at a time (the userfaultfd reader), so odd means under way. */
-void pl_wait_applied(struct pinl_ctx *ctx)
+bool pl_wait_applied(struct pinl_ctx *ctx)
 {
 	unsigned seen = atomic_load(&ctx->applying);
 	struct timespec pause = {0, 20000};
 
 	while ((seen & 1) && atomic_load(&ctx->applying) == seen)
 		nanosleep(&pause, NULL);
+	return seen & 1;
 }
 
 int pinl_wants_hold(struct pinl_ctx *ctx, unsigned ops)

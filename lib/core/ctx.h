@@ -224,7 +224,7 @@ bool pl_alive(const struct pinl_ctx *ctx);
 int pl_stale(void);
 /* By a source: where the kernel says that it has changes for it. NULL: nowhere. */
 void pl_mark_set(struct pinl_ctx *ctx, const _Atomic(unsigned) *word, unsigned bit);
-void pl_wait_applied(struct pinl_ctx *ctx);
+bool pl_wait_applied(struct pinl_ctx *ctx); /* false: there was nothing to wait for */
 int pl_exempt_enter(struct pinl_ctx *ctx);
 pid_t pl_self_tid(const struct pinl_ctx *ctx); /* gettid() without a system call; ctx is alive */
 void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in);

@@ -134,14 +134,8 @@ static int say_changing(const struct pinl_lease *l)
 			      l->m.start, l->m.end);
 }
 
-/* By an extent nothing has been asked for since it was taken up. */
-static uint64_t now(const struct pinl_lease *l)
-{
-	return l->by_extent ? l->since_ns : pl_clock_ns();
-}
-
-/* Visible and busy, or the reason why not. */
-static int publish_once(struct pinl_lease *l, struct pinl_lease *near, bool *gated)
+/* Visible and busy since now_ns, or the reason why not. */
+static int publish_once(struct pinl_lease *l, struct pinl_lease *near, uint64_t now_ns, bool *gated)
 {
 	struct pinl_ctx *ctx = l->ctx;
 	struct pinl_lease *other;
@@ -169,7 +163,7 @@ static int publish_once(struct pinl_lease *l, struct pinl_lease *near, bool *gat
 	} else {
 		l->id = ++ctx->next_id;
 		l->busy = true;
-		l->inside_ns = now(l);
+		l->inside_ns = now_ns;
 		publish_locked(l, near);
 		if (l->more->resumed)
 			pl_change_join(l);
@@ -193,20 +187,21 @@ static int publish_once(struct pinl_lease *l, struct pinl_lease *near, bool *gat
 }
 
 /* What was let go happens soon, as a rule; a program shouldn't have to try again for that. */
-static int publish(struct pinl_lease *l, struct pinl_lease *near)
+static int publish(struct pinl_lease *l, struct pinl_lease *near, uint64_t now_ns)
 {
-	uint64_t until = now(l) + GATE_MS * 1000000ull;
+	uint64_t until = now_ns + GATE_MS * 1000000ull;
 	struct timespec pause = {0, 100000};
 	bool gated = true;
 	int err = -EBUSY;
 
 	while (err == -EBUSY && gated) {
 		gated = false;
-		err = publish_once(l, near, &gated);
-		if (err != -EBUSY || pl_clock_ns() > until)
+		err = publish_once(l, near, now_ns, &gated);
+		if (err != -EBUSY || now_ns > until)
 			break;
 		if (gated)
 			nanosleep(&pause, NULL);
+		now_ns = pl_clock_ns();
 	}
 	return err;
 }
@@ -412,10 +407,10 @@ static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 
 int pl_lease_start(struct pinl_lease *l, struct pinl_lease *near, struct pinl_addr *addrs)
 {
-	int err;
+	bool waited = pl_wait_applied(l->ctx);
+	/* by an extent nothing else has taken time since it was taken up */
+	int err = publish(l, near, l->by_extent && !waited ? l->since_ns : pl_clock_ns());
 
-	pl_wait_applied(l->ctx);
-	err = publish(l, near);
 	if (!err)
 		err = make(l, addrs);
 	if (err)
