@@ -180,6 +180,31 @@ static void growing_in_place_takes_nothing(void **state)
 	assert_ok(lease(r.va, SIZE, policy_of(PINL_KEEP), &r.lease));
 }
 
+static void assert_overflows(int err)
+{
+	assert_int_equal(err, -EINVAL);
+	assert_non_null(strstr(pinl_error(), "overflows"));
+}
+
+/* The end of what is asked for, as it is or as whole pages, is no address any more. */
+static void what_ends_beyond_all_addresses_is_refused(void **state)
+{
+	char *last = (char *)-PAGE;
+	void *out = NULL;
+
+	assert_ok(lease(r.va, SIZE, policy_of(PINL_RECALL), &r.lease));
+	for (size_t len = 1; len <= PAGE; len += PAGE / 2 - 1) {
+		assert_overflows(pinl_munmap(r.ctx, last, len));
+		assert_overflows(pinl_madvise(r.ctx, last, len, MADV_DONTNEED));
+		assert_overflows(pinl_mremap(r.ctx, last, len, SIZE, MREMAP_MAYMOVE, NULL, &out));
+	}
+	assert_overflows(pinl_munmap(r.ctx, NULL, -1));
+	/* what would be cut off lies before it */
+	assert_overflows(pinl_mremap(r.ctx, r.va + SIZE, -PAGE, -SIZE, MREMAP_MAYMOVE, NULL, &out));
+	assert_true(no_notices());
+	assert_null(out);
+}
+
 /* -------------------------------------------------------------------------------- MADV_REMOVE -- */
 
 #define LAYOUT 8  /* pages */
@@ -402,6 +427,7 @@ int main(void)
 		with_rig(a_cancelled_caller_ends_his_call),
 		with_rig(a_refused_move_recalls_nothing),
 		with_rig(growing_in_place_takes_nothing),
+		with_rig(what_ends_beyond_all_addresses_is_refused),
 		with_rig(remove_takes_what_the_kernel_would),
 		with_rig(remove_reaches_the_file_under_a_forced_lease),
 		with_rig(remove_is_refused_as_a_whole),

@@ -10,7 +10,7 @@
 
 static bool covers(const struct pl_extent *e, uintptr_t start, uintptr_t end, unsigned flags)
 {
-	return e->va.start <= start && end <= e->va.end &&
+	return start < end && e->va.start <= start && end <= e->va.end &&
 	       (e->ground->mem.writable || !(flags & PINL_WRITE));
 }
 
@@ -65,16 +65,6 @@ void pl_extents_free(struct pinl_ctx *ctx)
 		ctx->grounds = g->next;
 		free(g);
 	}
-}
-
-bool pl_extent_has(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, unsigned flags)
-{
-	bool has;
-
-	pthread_mutex_lock(&ctx->lock);
-	has = find(ctx, start, end, flags);
-	pthread_mutex_unlock(&ctx->lock);
-	return has;
 }
 
 /* What is cut out of the middle leaves the larger part. */
@@ -174,7 +164,14 @@ void pl_extent_keep(struct pinl_lease *l, unsigned long cuts)
 
 bool pl_extent_can_leave(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
 {
-	return end - start <= MAX_LEAVE && pl_extent_has(ctx, start, end, 0);
+	bool can;
+
+	if (end - start > MAX_LEAVE)
+		return false;
+	pthread_mutex_lock(&ctx->lock);
+	can = find(ctx, start, end, 0);
+	pthread_mutex_unlock(&ctx->lock);
+	return can;
 }
 
 void pl_extent_leave(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)

@@ -20,9 +20,6 @@ bool pl_extent_take(struct pinl_lease *lease);
 void pl_extent_put(struct pinl_lease *lease);
 void pl_extents_free(struct pinl_ctx *ctx); /* no lock */
 
-bool pl_extent_has(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end,
-		   unsigned flags); /* no lock; of now */
-
 /* These addresses are, or are going to be, others. */
 void pl_extents_cut(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end);
 void pl_extents_changed(struct pinl_ctx *ctx, const struct pinl_change *change);

@@ -100,8 +100,6 @@ static void publish_locked(struct pinl_lease *l, struct pinl_lease *near)
 {
 	struct pinl_ctx *ctx = l->ctx;
 
-	l->node.start = l->m.start;
-	l->node.end = l->m.end;
 	pl_index_insert_near(&ctx->index, &l->node, near ? &near->node : NULL);
 	if (l->more->inode) {
 		struct pl_node *n = &pl_more(l)->file_node;

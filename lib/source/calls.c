@@ -100,13 +100,22 @@ static void on_file(struct asking *a, uint64_t dev, uint64_t ino, uint64_t start
 	a->change.file_end = end;
 }
 
+static int check_range(void *addr, size_t len)
+{
+	uintptr_t start = (uintptr_t)addr;
+
+	if (start & (PAGE - 1) || start + len < start || ROUND_UP(start + len) < start + len)
+		return pinl_set_error(-EINVAL, "[%p, +%zu) is not page aligned or overflows", addr, len);
+	return 0;
+}
+
 static int va_range(struct asking *a, enum pinl_op op, void *addr, size_t len)
 {
 	uintptr_t start = (uintptr_t)addr;
 
 	prepare(a, op);
-	if (start & (PAGE - 1) || start + len < start)
-		return pinl_set_error(-EINVAL, "[%p, +%zu) is not page aligned or overflows", addr, len);
+	if (check_range(addr, len))
+		return -EINVAL;
 	a->change.start = start;
 	a->change.end = ROUND_UP(start + len);
 	return 0;
@@ -195,8 +204,10 @@ static int remap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_le
 
 	if (!shrink && !(flags & MREMAP_MAYMOVE))
 		return grow(addr, old_len, new_len, flags, new_addr, out);
-	err = va_range(&source, shrink ? PINL_OP_UNMAP : PINL_OP_REMAP, (char *)addr + keep,
-		       old_len > keep ? old_len - keep : 0);
+	err = check_range(addr, old_len);
+	if (!err)
+		err = va_range(&source, shrink ? PINL_OP_UNMAP : PINL_OP_REMAP, (char *)addr + keep,
+			       old_len > keep ? old_len - keep : 0);
 	if (!err && fixed)
 		err = va_range(&target, PINL_OP_OVERMAP, new_addr, new_len);
 	if (!err)
