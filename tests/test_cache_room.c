@@ -50,6 +50,36 @@ static void neighbours_are_merged_in_time(void **state)
 	munmap(at, N * PAGE);
 }
 
+static unsigned access_at(int page)
+{
+	return page % 2 ? PINL_WRITE : 0;
+}
+
+/* Neighbours of another access stay apart, so there are enough for an index of some nodes. What was
+ * between two of them is looked for in the node of what came after it, which may have neither. */
+static void what_touches_is_found_wherever_the_index_has_it(void **state)
+{
+	enum { N = 64 };
+	char *at = pages_new(N);
+	const struct pinl_reg *reg;
+	struct rig r;
+
+	rig_open(&r, NULL);
+	for (int gone = 1; gone < N - 1; gone++) {
+		for (int i = 0; i < N; i++)
+			pinl_put(got(&r, at + i * PAGE, 8, access_at(i)));
+		settled(&r);
+		assert_int_equal(stat_of(&r, "regions"), N);
+		dropped(&r, at + gone * PAGE, 2 * PAGE);
+		reg = got(&r, at + gone * PAGE, 8, access_at(gone - 1));
+		assert_ptr_equal((char *)reg->start, at + (gone - 1) * PAGE);
+		pinl_put(reg);
+		dropped(&r, NULL, 0);
+	}
+	rig_close(&r);
+	munmap(at, N * PAGE);
+}
+
 static void what_cannot_be_one_stays_apart(void **state)
 {
 	char *at = pages_new(3);
@@ -314,6 +344,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(overlapping_ones_become_one),
 		cmocka_unit_test(neighbours_are_merged_in_time),
+		cmocka_unit_test(what_touches_is_found_wherever_the_index_has_it),
 		cmocka_unit_test(what_cannot_be_one_stays_apart),
 		cmocka_unit_test(huge_pages_are_taken_whole),
 		cmocka_unit_test(limits_are_kept_and_the_used_stay),

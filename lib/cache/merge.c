@@ -69,10 +69,11 @@ static void take_touching(struct pl_cache *c, struct pl_union *plan)
 		take_in(plan, right);
 }
 
-/* The usual case: nothing overlaps or touches it. */
+/* The usual case: nothing overlaps or touches it. (What only touches has no address of the range, and is
+ * found by one of its own.) */
 static bool is_alone(struct pl_cache *c, struct pl_union *plan)
 {
-	struct pl_region *left = pl_tree_find(&c->tree, plan->range.start), *right;
+	struct pl_region *left = pl_tree_find(&c->tree, plan->range.start - 1), *right;
 
 	if (left && left->reg.end >= plan->range.start)
 		return false;
