@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <linux/userfaultfd.h>
+#include <pinlease/source.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/ioctl.h>
@@ -276,6 +277,82 @@ static void contexts_share_nothing(void **state)
 	munmap(arena, PAGES * PAGE);
 }
 
+/* ------------------------------------------------------------------ what is asked of a source -- */
+
+static int watched, pinned;
+
+static int opens(struct pinl_ctx *ctx, const void *arg, void **src)
+{
+	return 0;
+}
+
+static void closes(void *src)
+{
+}
+
+static unsigned covers(void *src, const struct pinl_memory *mem, enum pinl_op op)
+{
+	return PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD;
+}
+
+static int watches(void *src, const struct pinl_memory *mem)
+{
+	watched++;
+	return 0;
+}
+
+static void unwatches(void *src, const struct pinl_memory *mem)
+{
+	watched--;
+}
+
+static int is_told(void *src, const struct pinl_memory *mem, const struct pinl_handle *handle)
+{
+	pinned++;
+	return 0;
+}
+
+static int has_all(void *src, const struct pinl_memory *mem)
+{
+	return 1;
+}
+
+static const struct pinl_source_ops whole = {.size = sizeof whole,
+					     .name = "whole",
+					     .open = opens,
+					     .close = closes,
+					     .coverage = covers,
+					     .watch = watches,
+					     .unwatch = unwatches,
+					     .pinned = is_told,
+					     .whole = has_all};
+
+/* It isn't told of registrations that it hasn't been asked to watch. */
+static void who_watches_all_of_it_is_asked_once(void **state)
+{
+	struct pinl_opts o = {.size = sizeof o, .summary_fd = -1, .sources = PINL_SOURCE_NOTIFY};
+	char *arena = pages_new(PAGES);
+	const struct pinl_reg *reg;
+	struct tagger g = {0};
+	struct pinl_device *dev;
+	struct pinl_ctx *ctx;
+
+	assert_ok(pinl_open(&o, &ctx));
+	assert_ok(pinl_source_add(ctx, &whole, NULL));
+	assert_ok(pinl_device_open_ops(ctx, &tagger_ops, &g, &dev));
+	assert_ok(pinl_cache_open(dev, unmerged()));
+	for (int page = 0; page < PAGES; page++) {
+		reg = got_of(dev, arena + page * PAGE, 8, 0);
+		pinl_put(reg);
+	}
+	assert_int_equal(g.maps, PAGES);
+	assert_int_equal(watched, 1);
+	assert_int_equal(pinned, 1);
+	pinl_close(ctx);
+	assert_int_equal(watched, 0);
+	munmap(arena, PAGES * PAGE);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -287,6 +364,7 @@ int main(void)
 		cmocka_unit_test(what_is_beside_an_unmapped_page_is_watched),
 		cmocka_unit_test(what_may_not_be_written_to_is_refused),
 		cmocka_unit_test(contexts_share_nothing),
+		cmocka_unit_test(who_watches_all_of_it_is_asked_once),
 		cmocka_unit_test(a_page_mapped_while_the_rest_is_being_watched_is_watched),
 		cmocka_unit_test(what_shmat_has_mapped_is_refused),
 	};

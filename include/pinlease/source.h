@@ -131,8 +131,8 @@ struct pinl_source_ops {
 	void (*look)(void *src);
 
 	/* True if all of mem->vma_start to vma_end, not only start to end, is watched from now on until
-	 * a change of it is reported or `suspend`. Then watch and unwatch aren't called for other
-	 * registrations of the cache there. Asked with mem watched. NULL: never. */
+	 * a change of it is reported or `suspend`. Then watch, unwatch, watching and pinned aren't
+	 * called for other registrations of the cache there. Asked with mem watched. NULL: never. */
 	int (*whole)(void *src, const struct pinl_memory *mem);
 };
 

@@ -214,7 +214,7 @@ static int show_handle(struct pinl_lease *l)
 	l->dev->ops.handle(l->dev->priv, &l->dm, &h);
 	if (h.kind == PINL_HANDLE_VFIO || h.kind == PINL_HANDLE_IOMMUFD)
 		pl_translate(l, h.tag);
-	for (int i = 0; i < ctx->n_sources && !err; i++)
+	for (int i = 0; i < ctx->n_sources && !err && !l->by_extent; i++)
 		if ((l->on->watched & (1u << i)) && ctx->sources[i].ops->pinned)
 			err = ctx->sources[i].ops->pinned(ctx->sources[i].priv, &l->on->mem, &h);
 	return err;
