@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <pinlease/source.h>
 #include <stdio.h>
 
 #include "cache_rig.h"
@@ -275,6 +276,14 @@ static size_t resident(void)
 	return pages * PAGE;
 }
 
+/* Some of what was there may have been swapped out. */
+static size_t grown(size_t before)
+{
+	size_t now = resident();
+
+	return now > before ? now - before : 0;
+}
+
 static void assert_small(size_t bytes, size_t most)
 {
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* these have their own */
@@ -299,7 +308,7 @@ static void a_registration_takes_little(void **state)
 	tag_at(&r, at);
 	before = resident();
 	fill(&r, at, MANY);
-	assert_small(resident() - before, MANY * 1000);
+	assert_small(grown(before), MANY * 1000);
 	rig_close(&r);
 	munmap(at, 2 * MANY * PAGE);
 }
@@ -335,8 +344,97 @@ static void many_may_be_recalled_at_once(void **state)
 		assert_int_equal(r.tagger.unmaps, round * SOME);
 	}
 	dropped(&r, NULL, 0); /* who ends the last of them is through */
-	assert_small(resident() - before, SOME * 1300);
+	assert_small(grown(before), SOME * 1300);
 	rig_close(&r);
+}
+
+/* A registration of two pages loses the first. */
+static const struct pinl_reg *losing(struct rig *r, char *at, void (*lose)(struct rig *r, char *at))
+{
+	const struct pinl_reg *reg = got(r, at, 2 * PAGE, PINL_WRITE);
+
+	assert_int_equal(reg->end - reg->start, 2 * PAGE);
+	lose(r, at);
+	return reg;
+}
+
+/* One that was changed is kept, so nothing is given back, and each of many others, one after the other,
+ * gets what the one before had for what became of it. */
+static void each_begins_anew(enum pinl_policy_kind kind, void (*lose)(struct rig *r, char *at),
+			     void (*check)(const struct pinl_reg *reg))
+{
+	struct pinl_cache_opts opts = {.size = sizeof opts,
+				       .flags = PINL_PIN,
+				       .max_merge = 1,
+				       .policy = {.size = sizeof opts.policy,
+						  .kind = kind,
+						  .then = PINL_THEN_SCRATCH,
+						  .grace_ms = 1}};
+	char *stays = pages_new(2), *at = pages_new(2);
+	const struct pinl_reg *kept, *reg;
+	struct rig r;
+
+	rig_open(&r, NULL);
+	pinl_device_close(r.dev);
+	assert_ok(pinl_device_open(r.ctx, "soft", NULL, &r.dev));
+	assert_ok(pinl_cache_open(r.dev, &opts));
+	kept = losing(&r, stays, lose);
+	check(kept);
+	for (int i = 0; i < 100; i++) {
+		reg = losing(&r, at, lose);
+		check(reg);
+		pinl_put(reg);
+		while (stat_of(&r, "parted") > 1) /* the other is `kept` */
+			sched_yield();
+		assert_ptr_equal(map_at(at, MAP_FIXED), at);
+	}
+	check(kept);
+	pinl_put(kept);
+	rig_close(&r);
+	munmap(stays, 2 * PAGE);
+	munmap(at, 2 * PAGE);
+}
+
+static void unmap_first(struct rig *r, char *at)
+{
+	assert_int_equal(munmap(at, PAGE), 0);
+}
+
+static void has_an_orphan(const struct pinl_reg *reg)
+{
+	struct pinl_lease_info info = {.size = sizeof info};
+
+	while (!info.orphan_bytes) /* the worker says it */
+		assert_ok(pinl_lease_info(reg->lease, &info));
+	assert_int_equal(info.orphan_bytes, PAGE);
+}
+
+static void each_counts_its_own_orphans(void **state)
+{
+	each_begins_anew(PINL_KEEP, unmap_first, has_an_orphan);
+}
+
+static void recall_first(struct rig *r, char *at)
+{
+	char line[100];
+
+	snprintf(line, sizeof line, "munmap va %p %p", (void *)at, (void *)(at + PAGE));
+	assert_ok(pinl_script_run(r->ctx, line));
+}
+
+static void is_taken(const struct pinl_reg *reg)
+{
+	struct pinl_lease_info info = {.size = sizeof info};
+
+	assert_ok(pinl_lease_info(reg->lease, &info));
+	assert_int_equal(info.outcome, PINL_OUT_SCRATCH);
+	assert_int_equal(info.detached_bytes, PAGE);
+	assert_int_equal(info.orphan_bytes, 0);
+}
+
+static void each_is_taken_anew(void **state)
+{
+	each_begins_anew(PINL_RECALL, recall_first, is_taken);
 }
 
 int main(void)
@@ -356,6 +454,8 @@ int main(void)
 		cmocka_unit_test(drop_gives_back_what_nobody_has),
 		cmocka_unit_test(a_registration_takes_little),
 		cmocka_unit_test(many_may_be_recalled_at_once),
+		cmocka_unit_test(each_counts_its_own_orphans),
+		cmocka_unit_test(each_is_taken_anew),
 	};
 
 	return cmocka_run_group_tests_name("cache_room", tests, NULL, NULL);
