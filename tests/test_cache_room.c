@@ -7,6 +7,7 @@
 #include <cmocka.h>
 #include <pinlease/source.h>
 #include <stdio.h>
+#include <sys/resource.h>
 
 #include "cache_rig.h"
 
@@ -348,6 +349,41 @@ static void many_may_be_recalled_at_once(void **state)
 	rig_close(&r);
 }
 
+#if !defined(__SANITIZE_ADDRESS__) &&                                                                   \
+	!defined(__SANITIZE_THREAD__) /* these need much of it themselves */
+static size_t mapped(void)
+{
+	FILE *f = fopen("/proc/self/statm", "re");
+	size_t pages;
+
+	assert_non_null(f);
+	assert_int_equal(fscanf(f, "%zu", &pages), 1);
+	fclose(f);
+	return pages * PAGE;
+}
+
+/* What is mapped for many, in case they are recalled, needn't be as much again as there is. */
+static void little_room_is_used(void **state)
+{
+	const size_t before = 16000, more = 2000;
+	char *at = pages_new(2 * (before + more));
+	struct rlimit was, limit;
+	struct rig r;
+
+	rig_open(&r, unmerged());
+	fill(&r, at, before);
+	assert_int_equal(getrlimit(RLIMIT_AS, &was), 0);
+	limit = (struct rlimit){mapped() + (20ul << 20), was.rlim_max};
+	assert_int_equal(setrlimit(RLIMIT_AS, &limit), 0);
+	fill(&r, at, before + more);
+	assert_int_equal(setrlimit(RLIMIT_AS, &was), 0);
+	assert_int_equal(stat_of(&r, "retried"), 0);
+	assert_int_equal(stat_of(&r, "regions"), before + more);
+	rig_close(&r);
+	munmap(at, 2 * (before + more) * PAGE);
+}
+#endif
+
 /* A registration of two pages loses the first. */
 static const struct pinl_reg *losing(struct rig *r, char *at, void (*lose)(struct rig *r, char *at))
 {
@@ -384,7 +420,7 @@ static void each_begins_anew(enum pinl_policy_kind kind, void (*lose)(struct rig
 		reg = losing(&r, at, lose);
 		check(reg);
 		pinl_put(reg);
-		while (stat_of(&r, "parted") > 1) /* the other is `kept` */
+		while (stat_of(&r, "regions") > 1) /* that one is `kept` */
 			sched_yield();
 		assert_ptr_equal(map_at(at, MAP_FIXED), at);
 	}
@@ -454,6 +490,9 @@ int main(void)
 		cmocka_unit_test(drop_gives_back_what_nobody_has),
 		cmocka_unit_test(a_registration_takes_little),
 		cmocka_unit_test(many_may_be_recalled_at_once),
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+		cmocka_unit_test(little_room_is_used),
+#endif
 		cmocka_unit_test(each_counts_its_own_orphans),
 		cmocka_unit_test(each_is_taken_anew),
 	};
