@@ -63,7 +63,8 @@ void pl_lease_free(struct pinl_lease *l)
 		free(l);
 		return;
 	}
-	if (l->by_extent && l->on != &pl_more_none.ground) { /* it was never published */
+	/* as a rule it has been put where the lease left the index, and needs no lock for that */
+	if (l->by_extent && l->on != &pl_more_none.ground) {
 		pthread_mutex_lock(&l->ctx->lock);
 		pl_extent_put(l);
 		pthread_mutex_unlock(&l->ctx->lock);

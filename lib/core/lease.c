@@ -359,7 +359,8 @@ static int lease_new(const struct pl_lease_how *how, struct pinl_device *dev, bo
 		*out = l;
 		return 0;
 	}
-	l->on = &pl_more(l)->ground;
+	if (l->in_slab)
+		l->on = &pl_more(l)->ground;
 	err = pl_inode_under(l, start, end);
 	if (!err && (flags & PINL_WRITE) && !l->on->mem.writable)
 		err = pinl_set_error(-EACCES,
