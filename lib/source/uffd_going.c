@@ -104,12 +104,34 @@ struct look {
 	bool going;
 };
 
-static bool discards(const struct pl_syscall *call)
+static bool touched(const struct pl_uffd_going *g, uintptr_t start, uintptr_t end, size_t *pages)
 {
-	if (call->nr == SYS_madvise)
-		return call->args[2] == MADV_DONTNEED || call->args[2] == MADV_DONTNEED_LOCKED ||
-		       call->args[2] == MADV_FREE || call->args[2] == MADV_REMOVE;
-	return call->nr == SYS_process_madvise;
+	bool any = false;
+
+	*pages = 0;
+	for (int i = 0; i < g->n; i++) {
+		any |= g->change[i].start < end && g->change[i].end > start;
+		*pages += (g->change[i].end - g->change[i].start) / 4096;
+	}
+	return any;
+}
+
+/* In the system call, and of what was told of. */
+static bool discards(struct pl_uffd_going *g, const struct pl_syscall *call)
+{
+	const unsigned long *a = call->args;
+	size_t pages;
+	bool any;
+
+	if (call->nr != SYS_madvise)
+		return call->nr == SYS_process_madvise;
+	if (a[2] != MADV_DONTNEED && a[2] != MADV_DONTNEED_LOCKED && a[2] != MADV_FREE &&
+	    a[2] != MADV_REMOVE)
+		return false;
+	pthread_mutex_lock(&g->lock);
+	any = touched(g, a[0], a[0] + a[1], &pages);
+	pthread_mutex_unlock(&g->lock);
+	return any;
 }
 
 /* Of a running thread: is it still what it was suspected of? */
@@ -137,7 +159,7 @@ static int look_at(pid_t tid, void *arg)
 	int err = pl_task_syscall(getpid(), tid, &call);
 
 	if (!err)
-		l->going |= discards(&call);
+		l->going |= discards(l->g, &call);
 	else if (err != -ESRCH)
 		l->going |= suspected(l, tid);
 	return 0;
@@ -152,18 +174,6 @@ static void forget(struct pl_uffd_going *g, uint64_t serial, uint64_t before_ns)
 		if (g->change[i].serial > serial && g->change[i].since_ns > before_ns)
 			g->change[kept++] = g->change[i];
 	g->n = kept;
-}
-
-static bool touched(const struct pl_uffd_going *g, uintptr_t start, uintptr_t end, size_t *pages)
-{
-	bool any = false;
-
-	*pages = 0;
-	for (int i = 0; i < g->n; i++) {
-		any |= g->change[i].start < end && g->change[i].end > start;
-		*pages += (g->change[i].end - g->change[i].start) / 4096;
-	}
-	return any;
 }
 
 static bool any_touched(struct pl_uffd_going *g, uintptr_t start, uintptr_t end, struct look *l)
