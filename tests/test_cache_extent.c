@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 #include "cache_rig.h"
 
@@ -353,6 +354,79 @@ static void who_watches_all_of_it_is_asked_once(void **state)
 	munmap(arena, PAGES * PAGE);
 }
 
+/* --------------------------------------------------------------------------- when others are slow -- */
+
+/* What happens as soon as this thread waits; then what happens when it does so again. */
+static _Thread_local void (*at_wait[2])(void);
+static struct pinl_ctx *slow;
+static struct pinl_change let_go;
+
+int nanosleep(const struct timespec *t, struct timespec *rest)
+{
+	void (*fn)(void) = at_wait[0];
+
+	at_wait[0] = at_wait[1];
+	at_wait[1] = NULL;
+	if (fn)
+		fn();
+	return fn ? 0 : syscall(SYS_nanosleep, t, rest);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+static void apply_slowly(void)
+{
+	uint64_t until = now_ns() + 30000000;
+
+	while (now_ns() < until)
+		;
+	pinl_applying_end(slow);
+}
+
+static void do_it(void)
+{
+	pinl_change_done(slow, let_go.id);
+}
+
+static void goes_ahead(struct pinl_change *change, int err)
+{
+	assert_int_equal(err, 0);
+}
+
+/* A change that was let go gets the same time to be done, however long others took before. */
+static void a_slow_reader_takes_no_patience_away(void **state)
+{
+	char *arena = pages_new(PAGES), *at = arena + PAGE;
+	const struct pinl_reg *reg;
+	struct rig r;
+
+	rig_open(&r, unmerged());
+	slow = r.ctx;
+	tag_at(&r, arena);
+	let_go = (struct pinl_change){.op = PINL_OP_DONTNEED,
+				      .can = PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD |
+					     PINL_WILL_SAY_DONE,
+				      .start = (uintptr_t)at,
+				      .end = (uintptr_t)at + PAGE,
+				      .source = "test",
+				      .answer = goes_ahead};
+	pinl_change_submit(r.ctx, &let_go);
+	pinl_applying_begin(r.ctx);
+	at_wait[0] = apply_slowly;
+	at_wait[1] = do_it;
+	assert_ok(pinl_get(r.dev, at, 8, 0, &reg));
+	assert_null(at_wait[0]);
+	pinl_put(reg);
+	rig_close(&r);
+	munmap(arena, PAGES * PAGE);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -365,6 +439,7 @@ int main(void)
 		cmocka_unit_test(what_may_not_be_written_to_is_refused),
 		cmocka_unit_test(contexts_share_nothing),
 		cmocka_unit_test(who_watches_all_of_it_is_asked_once),
+		cmocka_unit_test(a_slow_reader_takes_no_patience_away),
 		cmocka_unit_test(a_page_mapped_while_the_rest_is_being_watched_is_watched),
 		cmocka_unit_test(what_shmat_has_mapped_is_refused),
 	};
