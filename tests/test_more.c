@@ -114,7 +114,9 @@ static void what_is_in_use_stays(void **state)
 /* ------------------------------------------------------------------------ while it is given back -- */
 
 static sem_t may_begin, may_end;
-static atomic_int other_tid;
+static atomic_int other_tid, twin_tid;
+static struct pinl_lease *others;
+static pthread_t twin;
 static atomic_bool has_all;
 static void (*as_it_goes)(void);
 
@@ -152,10 +154,18 @@ static size_t out(void)
 	return n;
 }
 
+/* Asks for what the other thread waits for. */
+static void *wait_with_it(void *arg)
+{
+	twin_tid = gettid();
+	assert_non_null(pl_more(arg));
+	return NULL;
+}
+
 /* The lease that ends, last of all, counts until it has. */
 static void *use_what_goes(void *arg)
 {
-	struct pinl_lease *l = leases_new(LEASES - 1);
+	struct pinl_lease *l = arg;
 
 	other_tid = gettid();
 	sem_wait(&may_begin);
@@ -163,19 +173,25 @@ static void *use_what_goes(void *arg)
 	has_all = true;
 	sem_wait(&may_end);
 	leave_all(l, LEASES - 1);
-	free(l);
 	return NULL;
 }
 
 /* Nobody holds up the other: it goes on until nothing else is left. */
 static void let_the_other_begin(void)
 {
+	struct pinl_lease *waits_for = others;
+
 	sem_post(&may_begin);
 	while (out() < 1000)
 		sched_yield();
 	while (!sleeps(other_tid))
 		sched_yield();
 	assert_false(has_all);
+	while (pl_has_more(waits_for))
+		waits_for++;
+	assert_int_equal(pthread_create(&twin, NULL, wait_with_it, waits_for), 0);
+	while (!twin_tid || !sleeps(twin_tid))
+		sched_yield();
 }
 
 static void what_goes_is_nobodys(void **state)
@@ -185,15 +201,19 @@ static void what_goes_is_nobodys(void **state)
 
 	sem_init(&may_begin, 0, 0);
 	sem_init(&may_end, 0, 0);
-	assert_int_equal(pthread_create(&other, NULL, use_what_goes, NULL), 0);
+	others = leases_new(LEASES - 1);
+	assert_int_equal(pthread_create(&other, NULL, use_what_goes, others), 0);
 	use_all(l, LEASES);
 	as_it_goes = let_the_other_begin;
 	leave_all(l, LEASES);
 	assert_null(as_it_goes);
+	assert_int_equal(pthread_join(twin, NULL), 0);
 	while (!has_all)
 		sched_yield();
+	assert_int_equal(out(), LEASES - 1);
 	sem_post(&may_end);
 	assert_int_equal(pthread_join(other, NULL), 0);
+	free(others);
 	free(l);
 }
 

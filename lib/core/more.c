@@ -50,9 +50,8 @@ static struct pl_more *place(struct pl_more_room *room, size_t i)
 
 /*
  * A page that nobody may touch is on either side, so that it is never merged into a mapping of the
- * application's: that one may be watched, and then giving back would wait for a source. Of a program
- * that locks all it maps (MCL_FUTURE), this isn't: all would be there at once and couldn't be given
- * back.
+ * application's: that one may be watched, and then giving back would wait for a source. It isn't locked
+ * with all that a program maps (MCL_FUTURE): it would be there at once and couldn't be given back.
  */
 static struct pl_more_room *room_map(size_t n)
 {
@@ -83,8 +82,7 @@ void pl_mores_end(struct pl_mores *m)
 	pthread_mutex_destroy(&m->lock);
 }
 
-/* As much again, or what there is memory for; two threads that do so at once make more than is needed.
- */
+/* As much again, or what there is memory for; two threads at once make more than is needed. */
 static bool more_room(struct pl_mores *m)
 {
 	size_t n = atomic_load(&m->room);
@@ -135,15 +133,14 @@ static struct pl_more_room *with_fresh(const struct pl_mores *m)
 
 static struct pl_more *take_fresh(struct pl_mores *m)
 {
-	struct pl_more_room *room;
+	struct pl_more_room *room = with_fresh(m);
 
-	while (!(room = with_fresh(m)))
-		pthread_cond_wait(&m->given, &m->lock);
 	if (room->fresh == room->touched)
 		room->touched++;
 	return place(room, room->fresh++);
 }
 
+/* If there is one. */
 static struct pl_more *take(struct pl_mores *m)
 {
 	struct pl_more *more = m->free;
@@ -164,14 +161,16 @@ void pl_more_join(struct pinl_lease *l, struct pl_more *more)
 	atomic_store_explicit(&l->more, more, memory_order_release);
 }
 
-/* Who writes to a lease has it busy, or has ctx->lock, or the remote's (remote_link.c): three may come
- * at the same time. */
+/* Who writes to a lease has it busy, or ctx->lock, or the remote's (remote_link.c): three may come at
+ * the same time, and one of them while another one waits. */
 struct pl_more *pl_more(struct pinl_lease *l)
 {
 	struct pl_mores *m = &l->ctx->mores;
 
 	if (atomic_load_explicit(&l->more, memory_order_acquire) == &pl_more_none) {
 		pthread_mutex_lock(&m->lock);
+		while (l->more == &pl_more_none && !m->free && !with_fresh(m))
+			pthread_cond_wait(&m->given, &m->lock);
 		if (l->more == &pl_more_none)
 			pl_more_join(l, take(m));
 		pthread_mutex_unlock(&m->lock);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Room for what few leases of the cache need besides the little that all have (struct pl_more in ctx.h).
- * Who needs it holds ctx->lock as a rule, and may be a source's thread. So there is room for every lease
- * before it is made, as addresses that the kernel puts memory at when they are written to.
+ * Room for what few leases of the cache need besides the little that all have (struct pl_more in
+ * lease.h). Who needs it holds ctx->lock as a rule, and may be a source's thread. So there is room for
+ * every lease before it is made, as addresses that the kernel puts memory at when they are written to.
  */
 #ifndef PL_CORE_MORE_H
 #define PL_CORE_MORE_H
