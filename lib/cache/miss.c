@@ -195,7 +195,8 @@ static int make(struct pl_cache *c, const struct pl_want *want, struct pl_union 
 		pl_count(c, retried);
 		return -EALREADY;
 	}
-	return err;
+	/* in the way is what has changed and is still being ended */
+	return err == -EBUSY && moves_memory(c) && pl_clean_wait(c) ? -EALREADY : err;
 }
 
 /* ---------------------------------------------------------------------------------- the way -- */

@@ -83,17 +83,36 @@ static bool moves_memory(const struct pinl_lease *l)
 
 /* SCRATCH and COPY put other memory at the addresses of one lease: a second device there would be left
  * on pages that nobody maps any more. */
-static bool moved_with_another(struct pinl_lease *l)
+static struct pinl_lease *moved_with_another(struct pinl_lease *l)
 {
 	struct pl_node *n = NULL;
 
 	if (moves_memory(l) || l->ctx->others)
 		n = pl_index_first(&l->ctx->index, l->m.start, l->m.end);
-	for (; n; n = pl_index_next(n, l->m.start, l->m.end))
-		if (((struct pinl_lease *)n)->state != PINL_RELEASED &&
-		    (moves_memory(l) || moves_memory((struct pinl_lease *)n)))
-			return true;
-	return false;
+	for (; n; n = pl_index_next(n, l->m.start, l->m.end)) {
+		struct pinl_lease *other = (struct pinl_lease *)n;
+
+		if (other->state != PINL_RELEASED && (moves_memory(l) || moves_memory(other)))
+			return other;
+	}
+	return NULL;
+}
+
+static int say_moved(const struct pinl_lease *l, bool own, uint64_t other_id)
+{
+	if (own) /* of its cache, else it overlaps on the device */
+		return pinl_set_error(
+			-EBUSY,
+			"part of [%#lx, %#lx) is registered by this device's cache until lease "
+			"%lu ends, which is in use, and SCRATCH or COPY of one would take the "
+			"memory from under the other; pinl_put() what was found before, or use "
+			"FAIL",
+			l->m.start, l->m.end, (unsigned long)other_id);
+	return pinl_set_error(
+		-EOPNOTSUPP,
+		"another device has a lease on part of the range, and SCRATCH or COPY of one "
+		"would take the memory from under the other; use FAIL for both, or map the "
+		"file a second time");
 }
 
 static void publish_locked(struct pinl_lease *l, struct pinl_lease *near)
@@ -138,6 +157,7 @@ static int publish_once(struct pinl_lease *l, struct pinl_lease *near, uint64_t 
 	struct pinl_ctx *ctx = l->ctx;
 	struct pinl_lease *other;
 	uint64_t other_id = 0;
+	bool own = false;
 	int err = 0;
 
 	pthread_mutex_lock(&ctx->lock);
@@ -149,8 +169,10 @@ static int publish_once(struct pinl_lease *l, struct pinl_lease *near, uint64_t 
 	if (other) {
 		err = -EEXIST;
 		other_id = other->id;
-	} else if (!l->dev->foreign && moved_with_another(l)) {
+	} else if (!l->dev->foreign && (other = moved_with_another(l))) {
 		err = -EOPNOTSUPP;
+		other_id = other->id;
+		own = other->dev == l->dev;
 	} else if (l->dev->closing) {
 		err = -ENODEV;
 	} else if (!l->more->resumed && pl_change_pending_on(l)) {
@@ -172,11 +194,7 @@ static int publish_once(struct pinl_lease *l, struct pinl_lease *near, uint64_t 
 			       "[%#lx, %#lx) overlaps lease %lu on the same device; unmap that first",
 			       l->m.start, l->m.end, (unsigned long)other_id);
 	else if (err == -EOPNOTSUPP)
-		pinl_set_error(
-			err,
-			"another device has a lease on part of the range, and SCRATCH or COPY of one "
-			"would take the memory from under the other; use FAIL for both, or map the "
-			"file a second time");
+		err = say_moved(l, own, other_id);
 	else if (err == -EBUSY)
 		say_changing(l);
 	else if (err)
