@@ -179,12 +179,46 @@ static void hugetlb_goes_by_huge_pages(void **state)
 	munmap(va, 2 * HUGE);
 }
 
+static void a_hole_in_hugetlbfs_is_found_at_the_end(void **state)
+{
+	struct pinl_opts opts = {.size = sizeof opts, .sources = PINL_SOURCE_UFFD, .summary_fd = -1};
+	struct pinl_policy keep = {.size = sizeof keep, .kind = PINL_KEEP};
+	int fd = memfd_create("hole", MFD_CLOEXEC | MFD_HUGETLB);
+	struct pinl_device *dev;
+	struct pinl_lease *lease;
+	struct pinl_ctx *ctx;
+	struct pinl_event ev;
+	char *va = ftruncate(fd, 2 * HUGE)
+			   ? MAP_FAILED
+			   : mmap(NULL, 2 * HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (va == MAP_FAILED) {
+		print_message("skip: 2 huge pages of 2 MiB (/proc/sys/vm/nr_hugepages)\n");
+		skip();
+	}
+	memset(va, 'h', 2 * HUGE);
+	assert_ok(pinl_open(&opts, &ctx));
+	assert_ok(pinl_device_open(ctx, "soft", NULL, &dev));
+	assert_ok(pinl_map_range(dev, (uintptr_t)va, (uintptr_t)va + 2 * HUGE,
+				 PINL_WRITE | PINL_PIN | PINL_COOPERATIVE, &keep, NULL, &lease));
+	assert_int_equal(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, HUGE, HUGE), 0);
+	pinl_unmap_range(lease);
+	ev = event_of(ctx, PINL_EV_ORPHAN);
+	assert_int_equal(ev.start, va + HUGE);
+	assert_int_equal(ev.end, va + 2 * HUGE);
+	pinl_close(ctx);
+	munmap(va, 2 * HUGE);
+	close(fd);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_split_huge_page_loses_only_what_was_changed),
 		cmocka_unit_test(the_other_half_of_a_huge_page_may_go),
 		cmocka_unit_test_setup_teardown(hugetlb_goes_by_huge_pages, pool_up, pool_down),
+		cmocka_unit_test_setup_teardown(a_hole_in_hugetlbfs_is_found_at_the_end, pool_up,
+						pool_down),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -5,9 +5,9 @@
  *
  * Cheap tests first: a hole in tmpfs, an empty entry in the page table. They miss pages that were let go
  * and touched again. If the file changed since it was pinned (its ctime says so) and not every change of
- * it is held, device and CPU are compared word by word. A word that differs is read again: only one that
- * stays the same on the CPU's side and different on the device's is an orphan's, so stores going on
- * don't mislead. Equal content is no loss.
+ * it is held, or huge pages have gone from the page table, device and CPU are compared word by word. A
+ * word that differs is read again: only one that stays the same on the CPU's side and different on the
+ * device's is an orphan's, so stores going on don't mislead. Equal content is no loss.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -178,14 +178,24 @@ static bool is_suspect(const struct pinl_lease *l)
 	       l->on->mem.kind == PINL_MEM_FILE_PRIVATE;
 }
 
+/* A hole that is made in a file of hugetlbfs leaves its ctime as it is, and the page table without
+ * entries. */
+static bool has_changed(const struct pinl_lease *l)
+{
+	struct stat st;
+
+	if (l->on->mem.fd < 0 || fstat(l->on->mem.fd, &st))
+		return false;
+	return memcmp(&st.st_ctim, &l->more->ctime, sizeof l->more->ctime) ||
+	       (l->on->mem.kind == PINL_MEM_HUGETLB && !pl_all_present(l->m.start, l->m.end));
+}
+
 static void check_content(struct pinl_lease *l)
 {
 	struct views v[2];
 	uintptr_t gone = 0, at;
-	struct stat st;
 
-	if (l->on->mem.fd < 0 || !is_suspect(l) || fstat(l->on->mem.fd, &st) ||
-	    !memcmp(&st.st_ctim, &l->more->ctime, sizeof l->more->ctime))
+	if (!is_suspect(l) || !has_changed(l))
 		return;
 	for (at = l->m.start; at < l->m.end; at += PAGE) {
 		bool orphan = differs(l, at, v);
