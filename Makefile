@@ -7,6 +7,7 @@ help:
 	@echo 'make check    install what is missing, build, run every test; the last line is the sum'
 	@echo 'make check-vm install what is missing, build, run tests in virtual machines on Debian'"'"'s kernels (vm/run)'
 	@echo 'make kernel-support write docs/kernel-support.md anew, from what pinlease doctor finds there'
+	@echo 'make file-operations the same of docs/file-operations.md and the table in README.md, from what becomes of changes of files there'
 	@echo 'make stress   churn against lookups, transfers and recalls, also under sanitizers; SEED=N OPS=N'
 	@echo 'make chaos    kill pinleased, holders and actors at any moment and look what is left of the promises; SEED=N TIME=SECONDS [60]'
 	@echo 'make bench    build, measure what leases cost; six minutes, QUICK=1 under 90 s (bench/README.md)'
@@ -42,6 +43,15 @@ kernel-support:
 	-vm/run doctor
 	scripts/kernel-support build/vm/doctor-* >build/kernel-support.md
 	cp build/kernel-support.md docs/kernel-support.md
+
+file-operations:
+	@scripts/deps vm
+	@[ -f build/build.ninja ] || meson setup build -Dtests=true
+	@meson configure build -Dtests=true
+	ninja -C build
+	rm -rf build/vm/matrix-*
+	-vm/run matrix
+	scripts/file-operations build/vm/matrix-*
 
 SEED =
 OPS = 1000000
@@ -99,4 +109,4 @@ format:
 clean:
 	rm -rf build build-asan build-tsan
 
-.PHONY: help demo check check-vm kernel-support stress chaos bench bench-vm model model-mutations fuzz build install format clean
+.PHONY: help demo check check-vm kernel-support file-operations stress chaos bench bench-vm model model-mutations fuzz build install format clean

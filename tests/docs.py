@@ -4,6 +4,7 @@
 import fnmatch
 import pathlib
 import re
+import subprocess
 import sys
 import textwrap
 
@@ -135,6 +136,12 @@ def promises():
         raise tree.Failure(f'docs/promises.md names {count} tests; not there: ' + ', '.join(bad))
 
 
+def file_operations():
+    said = subprocess.run([tree.ROOT / 'scripts/file-operations', '--check'], capture_output=True, text=True, check=True).stdout
+    if not said.startswith('ok 1'):
+        raise tree.Failure(said)
+
+
 def protocol_numbers():
     """The numbers that docs/protocol.md has are the header's."""
     header = tree.COMMENT.sub('', read(tree.ROOT / 'include/pinlease/pinlease.h'))
@@ -159,5 +166,6 @@ if __name__ == '__main__':
         ('pages of functions are whole', manual_pages),
         ('numbers in the protocol are the header\'s', protocol_numbers),
         ('tests and functions that the promises name exist', promises),
+        ('README has the table of docs/file-operations.md', file_operations),
         ('tests that the threat model names exist', threats),
     ]))

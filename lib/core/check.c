@@ -5,9 +5,9 @@
  *
  * Cheap tests first: a hole in tmpfs, an empty entry in the page table. They miss pages that were let go
  * and touched again. If the file changed since it was pinned (its ctime says so) and not every change of
- * it is held, or huge pages have gone from the page table, device and CPU are compared word by word. A
- * word that differs is read again: only one that stays the same on the CPU's side and different on the
- * device's is an orphan's, so stores going on don't mislead. Equal content is no loss.
+ * it is held, device and CPU are compared word by word. A word that differs is read again: only one that
+ * stays the same on the CPU's side and different on the device's is an orphan's, so stores going on
+ * don't mislead. Equal content is no loss.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -79,7 +79,7 @@ static bool is_there(uint64_t entry, uintptr_t at)
 	return entry >> 62 && process_vm_readv(getpid(), &to, 1, &from, 1, 0) == 1;
 }
 
-/* Pinned private pages stay in the page table: an empty entry means they were let go. */
+/* Pinned private pages and huge ones stay in the page table: an empty entry means they were let go. */
 static void check_entries(struct pinl_lease *l, int fd, uintptr_t at, uintptr_t end)
 {
 	uint64_t entries[512];
@@ -126,7 +126,7 @@ static void next_present(int fd, uintptr_t at, uintptr_t end, struct pl_page_reg
 
 /* What is present is soon found: a third of the time that its entries take, and nothing if it is huge.
  */
-static void check_private(struct pinl_lease *l)
+static void check_entries_of(struct pinl_lease *l)
 {
 	struct pl_page_region present;
 	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -178,24 +178,14 @@ static bool is_suspect(const struct pinl_lease *l)
 	       l->on->mem.kind == PINL_MEM_FILE_PRIVATE;
 }
 
-/* A hole that is made in a file of hugetlbfs leaves its ctime as it is, and the page table without
- * entries. */
-static bool has_changed(const struct pinl_lease *l)
-{
-	struct stat st;
-
-	if (l->on->mem.fd < 0 || fstat(l->on->mem.fd, &st))
-		return false;
-	return memcmp(&st.st_ctim, &l->more->ctime, sizeof l->more->ctime) ||
-	       (l->on->mem.kind == PINL_MEM_HUGETLB && !pl_all_present(l->m.start, l->m.end));
-}
-
 static void check_content(struct pinl_lease *l)
 {
 	struct views v[2];
 	uintptr_t gone = 0, at;
+	struct stat st;
 
-	if (!is_suspect(l) || !has_changed(l))
+	if (l->on->mem.fd < 0 || !is_suspect(l) || fstat(l->on->mem.fd, &st) ||
+	    !memcmp(&st.st_ctim, &l->more->ctime, sizeof l->more->ctime))
 		return;
 	for (at = l->m.start; at < l->m.end; at += PAGE) {
 		bool orphan = differs(l, at, v);
@@ -221,6 +211,14 @@ static bool is_taken(struct pinl_lease *l)
 	       !l->dev->ops.holds(l->dev->priv, &l->dm);
 }
 
+/* A hole that is made in a file of hugetlbfs leaves its ctime as it is, but not its blocks. */
+static bool has_shrunk(const struct pinl_lease *l)
+{
+	struct stat st;
+
+	return l->on->mem.fd >= 0 && !fstat(l->on->mem.fd, &st) && st.st_blocks < l->more->blocks;
+}
+
 void pl_orphan_check(struct pinl_lease *l)
 {
 	if (!(l->flags & PINL_PIN) || l->more->stage || is_taken(l) ||
@@ -228,8 +226,9 @@ void pl_orphan_check(struct pinl_lease *l)
 		return;
 	if (l->on->mem.kind == PINL_MEM_SHMEM && l->on->mem.shared)
 		check_shmem(l);
-	else if (l->on->mem.kind == PINL_MEM_ANON || l->on->mem.kind == PINL_MEM_FILE_PRIVATE)
-		check_private(l);
+	else if (l->on->mem.kind == PINL_MEM_ANON || l->on->mem.kind == PINL_MEM_FILE_PRIVATE ||
+		 (l->on->mem.kind == PINL_MEM_HUGETLB && has_shrunk(l)))
+		check_entries_of(l);
 	check_content(l);
 }
 
@@ -237,6 +236,8 @@ void pl_orphan_mark(struct pinl_lease *l)
 {
 	struct stat st;
 
-	if (l->on->mem.fd >= 0 && !fstat(l->on->mem.fd, &st))
+	if (l->on->mem.fd >= 0 && !fstat(l->on->mem.fd, &st)) {
 		pl_more(l)->ctime = st.st_ctim;
+		pl_more(l)->blocks = st.st_blocks;
+	}
 }

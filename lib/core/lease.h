@@ -106,6 +106,7 @@ struct pl_more {
 	struct pl_import *import;    /* device memory; NULL: ordinary. Set before the lease is visible */
 	pid_t owner;		     /* foreign */
 	struct timespec ctime;	     /* of the file when it was pinned */
+	int64_t blocks;		     /* and its blocks, of 512 bytes */
 	bool translated;	     /* by an IOMMU, at these addresses: */
 	uint64_t iova;
 	bool seen, stopped; /* by the look ahead for this force; the device has been stopped then */
