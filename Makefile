@@ -62,7 +62,7 @@ stress:
 bench:
 	@scripts/deps build
 	@$(MAKE) --no-print-directory build/build.ninja
-	ninja -C build bench/pinlease-bench daemon/pinleased
+	ninja -C build bench-programs daemon/pinleased
 	@scale=full; [ -z "$(QUICK)" ] || scale=quick; bench/run.py build/bench/pinlease-bench --scale $$scale
 
 bench-vm:

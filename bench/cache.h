@@ -22,6 +22,8 @@ struct cache {
 #define STRIDE (2 * PAGE)
 
 void cache_measure(const struct bench *b, const struct cache *cache);
+void cache_measure_hits(const struct bench *b, const struct cache *cache); /* of one thread, no more */
+void cache_measure_huge(const struct bench *b, const struct cache *cache); /* b->regions at once */
 void cache_measure_plain(const struct bench *b); /* before any cache was there */
 
 /* cache_measure.c: n pages that take no memory; the indices of all of them in an order of its own for
@@ -38,7 +40,9 @@ void cache_fill(const struct cache *c, char *arena, unsigned n);
 /* cache_around.c: what it costs others, and what others cost. */
 void cache_measure_around(const struct bench *b, const struct cache *cache);
 void cache_measure_around_plain(const struct bench *b);
+unsigned long cache_resident(void);
 
 void group_cache_hit(const struct bench *b);
+void group_huge_cache(const struct bench *b);
 
 #endif

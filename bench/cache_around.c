@@ -132,7 +132,7 @@ static unsigned mappings_in(const char *start, const char *end)
 	return n;
 }
 
-static unsigned long resident(void)
+unsigned long cache_resident(void)
 {
 	FILE *f = fopen("/proc/self/statm", "re");
 	unsigned long all, pages;
@@ -150,10 +150,45 @@ static void measure_room(const struct bench *b, const struct cache *c)
 	unsigned long before;
 
 	cache_open_on(b, c);
-	before = resident();
+	before = cache_resident();
 	cache_fill(c, arena, n);
-	value(b, "memory per registration", c->variant, "bytes", (resident() - before) / (double)n);
+	value(b, "memory per registration", c->variant, "bytes",
+	      (cache_resident() - before) / (double)n);
 	value(b, "mappings more", c->variant, "mappings", mappings_in(arena, arena + n * STRIDE) - 1);
+	c->close();
+	munmap(arena, n * STRIDE);
+}
+
+static uint64_t clock_of(clockid_t clock)
+{
+	struct timespec t;
+
+	clock_gettime(clock, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
+}
+
+/* The processor's time of all threads but this one. */
+static uint64_t taken_by_others(void)
+{
+	return clock_of(CLOCK_PROCESS_CPUTIME_ID) - clock_of(CLOCK_THREAD_CPUTIME_ID);
+}
+
+/* What they take in a second in which nothing happens. */
+static void measure_idle(const struct bench *b, const struct cache *c)
+{
+	unsigned n = b->regions < 10000 ? b->regions : 10000;
+	struct timespec settles = {0, 200000000}, whole = {2 * b->n / 1000, 2 * b->n % 1000 * 1000000};
+	char *arena = cache_arena(n);
+	uint64_t began, taken;
+
+	cache_open_on(b, c);
+	cache_fill(c, arena, n);
+	nanosleep(&settles, NULL);
+	began = now_ns();
+	taken = taken_by_others();
+	nanosleep(&whole, NULL);
+	taken = taken_by_others() - taken;
+	value(b, "idle", c->variant, "idle", taken / ((now_ns() - began) / 1e9));
 	c->close();
 	munmap(arena, n * STRIDE);
 }
@@ -252,4 +287,5 @@ void cache_measure_around(const struct bench *b, const struct cache *c)
 	c->close();
 	munmap(arena, FILLED * STRIDE);
 	measure_room(b, c);
+	measure_idle(b, c);
 }

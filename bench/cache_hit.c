@@ -116,14 +116,52 @@ static void measure_peer(const struct bench *b, const char *name)
 		fail("%s ended with status %d", path, status);
 }
 
+static void measure_peers(const struct bench *b)
+{
+	measure_peer(b, "ucx");
+	if (b->lib_cpu == b->actor_cpu)
+		measure_peer(b, "ucx-nolock");
+}
+
+static const struct cache ours = {"pinlease", ours_open, ours_close, ours_hits, ours_unmap};
+
 void group_cache_hit(const struct bench *b)
 {
-	static const struct cache ours = {"pinlease", ours_open, ours_close, ours_hits, ours_unmap};
-
 	cache_measure_plain(b);
 	if (b->backwards)
-		measure_peer(b, "ucx");
+		measure_peers(b);
 	cache_measure(b, &ours);
 	if (!b->backwards)
-		measure_peer(b, "ucx");
+		measure_peers(b);
+}
+
+#define EACH                                                                                            \
+	700ul /* bytes: what the larger of the caches needs for a registration, and the arena's page */
+
+static unsigned long available(void)
+{
+	FILE *f = fopen("/proc/meminfo", "re");
+	unsigned long kib = 0;
+	char line[128];
+
+	while (f && !kib && fgets(line, sizeof line, f))
+		sscanf(line, "MemAvailable: %lu kB", &kib);
+	if (f)
+		fclose(f);
+	return kib * KIB;
+}
+
+void group_huge_cache(const struct bench *b)
+{
+	char what[48], why[96];
+
+	if (available() < b->regions * EACH) {
+		snprintf(what, sizeof what, "%u registrations", b->regions);
+		snprintf(why, sizeof why, "they need %lu MiB of memory, and %lu are available",
+			 b->regions * EACH / MIB, available() / MIB);
+		left_out(b, what, why);
+		return;
+	}
+	cache_measure_huge(b, &ours);
+	measure_peer(b, "ucx");
 }

@@ -98,10 +98,12 @@ static void measure_hits(const struct bench *b, const struct cache *c, char *are
 	free(order);
 }
 
-static void insert(const struct bench *b, const struct cache *c, char *arena, unsigned n)
+/* How much more memory the process has then. */
+static unsigned long insert(const struct bench *b, const struct cache *c, char *arena, unsigned n)
 {
 	unsigned some = n < 100 ? n : 100;
 	uint32_t *order = cache_order(n, INSERTED);
+	unsigned long before = cache_resident();
 	struct samples ns = {0};
 	char what[48];
 
@@ -111,10 +113,12 @@ static void insert(const struct bench *b, const struct cache *c, char *arena, un
 		c->hits(arena, order + i, some);
 		sample(&ns, now_ns() - t);
 	}
+	before = cache_resident() - before;
 	snprintf(what, sizeof what, "insert %u", n);
 	result(b, what, c->variant, "insert", &ns, some);
 	free(ns.ns);
 	free(order);
+	return before;
 }
 
 void cache_fill(const struct cache *c, char *arena, unsigned n)
@@ -249,4 +253,35 @@ void cache_measure(const struct bench *b, const struct cache *c)
 	for (unsigned n = 10; n <= b->regions; n *= 10)
 		if (b->lib_cpu == b->actor_cpu || (n >= 1000 && n != 10000))
 			measure_size(b, c, n);
+}
+
+void cache_measure_hits(const struct bench *b, const struct cache *c)
+{
+	for (unsigned n = 1000; n <= b->regions; n *= 10) {
+		char *arena = cache_arena(n);
+
+		cache_open_on(b, c);
+		cache_fill(c, arena, n);
+		for (int random = 0; random < 2; random++)
+			measure_hits(b, c, arena, n, random, 1);
+		c->close();
+		munmap(arena, n * STRIDE);
+	}
+}
+
+void cache_measure_huge(const struct bench *b, const struct cache *c)
+{
+	unsigned n = b->regions;
+	char *arena = cache_arena(n);
+	unsigned long more;
+	char what[48];
+
+	cache_open_on(b, c);
+	more = insert(b, c, arena, n);
+	snprintf(what, sizeof what, "memory per registration of %u", n);
+	value(b, what, c->variant, "bytes", more / (double)n);
+	for (int random = 0; random < 2; random++)
+		measure_hits(b, c, arena, n, random, 1);
+	c->close();
+	munmap(arena, n * STRIDE);
 }

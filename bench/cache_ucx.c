@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * pinlease-bench-ucx: UCX's cache, which has its memory hooks in the process as soon as it is there. Its
- * interface is installed but not stable: this is for the one Debian 12 has.
+ * UCX's cache, which has its memory hooks in the process as soon as it is there. Its interface is
+ * installed but not stable: this is for the one Debian 12 has.
  */
-#include "cache.h"
+#include "cache_ucx.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -34,7 +34,7 @@ static void dump(void *context, ucs_rcache_t *cache, ucs_rcache_region_t *region
 	*buf = 0;
 }
 
-static void ucx_open(void)
+void ucx_open(void)
 {
 	static ucs_rcache_ops_t ops = {mem_reg, mem_dereg, dump};
 	ucs_rcache_params_t p = {.region_struct_size = sizeof(struct region),
@@ -51,12 +51,12 @@ static void ucx_open(void)
 		fail("ucs_rcache_create");
 }
 
-static void ucx_close(void)
+void ucx_close(void)
 {
 	ucs_rcache_destroy(rcache);
 }
 
-static void ucx_hits(char *arena, const uint32_t *order, unsigned n)
+void ucx_hits(char *arena, const uint32_t *order, unsigned n)
 {
 	ucs_rcache_region_t *region;
 	uintptr_t depends = 0;
@@ -72,12 +72,8 @@ static void ucx_hits(char *arena, const uint32_t *order, unsigned n)
 	}
 }
 
-/* pinlease-bench-ucx GROUP N ACTOR_CPU LIB_CPU REGIONS PLACE DIR: from pinlease-bench, which has read
- * the options.
- */
-int main(int argc, char **argv)
+int ucx_main(int argc, char **argv, void (*measure)(const struct bench *b))
 {
-	static const struct cache ucx = {"UCX", ucx_open, ucx_close, ucx_hits};
 	struct bench b = {.group = argv[1]};
 
 	if (argc != 8)
@@ -89,6 +85,6 @@ int main(int argc, char **argv)
 	b.place = argv[6];
 	b.dir = argv[7];
 	pin_to(b.actor_cpu);
-	cache_measure(&b, &ucx);
+	measure(&b);
 	return 0;
 }

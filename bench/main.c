@@ -23,6 +23,7 @@ static const struct {
 	{"touch", group_touch},
 	{"files", group_files},
 	{"cache-hit", group_cache_hit},
+	{"huge-cache", group_huge_cache},
 	{"arbiter-hold", group_arbiter_hold},
 	{"arbiter-files", group_arbiter_files},
 	{"arbiter-force", group_arbiter_force},
@@ -40,6 +41,7 @@ static const struct {
 	size_t max_size;
 	unsigned regions;
 } scales[] = {
+	{"huge", 1000, 200, 1024 * MIB, 10000000},
 	{"full", 1000, 200, 1024 * MIB, 1000000},
 	{"quick", 120, 30, 16 * MIB, 100000},
 	{"tiny", 4, 2, 64 * KIB, 1000},
@@ -47,8 +49,9 @@ static const struct {
 
 static void __attribute__((noreturn)) usage(void)
 {
-	fprintf(stderr, "usage: pinlease-bench GROUP [--scale full|quick|tiny] [--place same|across] "
-			"[--dir DIR] [--backwards]\ngroups:");
+	fprintf(stderr,
+		"usage: pinlease-bench GROUP [--scale huge|full|quick|tiny] [--place same|across] "
+		"[--dir DIR] [--backwards]\ngroups:");
 	for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
 		fprintf(stderr, " %s", groups[i].name);
 	fprintf(stderr, "\n");

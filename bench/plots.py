@@ -131,7 +131,7 @@ def maps(r):
 def cache_points(r, what, variant, metric):
     """(registrations, ns) of all sizes measured"""
     found = {int(key[2].split()[-1]): r.get('p50', *key) for key in r.rows
-             if key[:2] == ('cache-hit', 'same') and key[2].startswith(what) and key[3:] == (variant, metric)}
+             if key[0] in (tables.CACHE, tables.HUGE_CACHE) and key[1] == 'same' and key[2].startswith(what) and key[3:] == (variant, metric)}
     return sorted(found.items())
 
 

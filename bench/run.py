@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Run the measurements in interleaved rounds, print the tables, write results and plots.
 
-usage: bench/run.py PROGRAM [--scale full|quick|tiny] [--only PREFIX] [--dir DIR] [--out DIR] [--readme]
+usage: bench/run.py PROGRAM [--scale huge|full|quick|tiny] [--only PREFIX] [--dir DIR] [--out DIR] [--readme]
 
 PROGRAM is build/bench/pinlease-bench; `make bench` builds it and calls this. --readme also makes this run
 the reference: it goes to bench/results/reference and into bench/README.md; with --only it replaces these
@@ -26,12 +26,13 @@ import plots
 import results
 import tables
 
-ROUNDS = {'full': 5, 'quick': 5, 'tiny': 1}
+ROUNDS = {'huge': 1, 'full': 5, 'quick': 5, 'tiny': 1}
 STEPS = [('reference', 'same'), ('reference', 'across'), ('recall-mem', 'same'), ('recall-mem', 'across'),
          ('recall-file', 'same'), ('recall-file', 'across'), ('map', 'same'), ('calls', 'same'), ('calls', 'across'),
          ('cache-hit', 'same'), ('cache-hit', 'across'), ('touch', 'same'), ('files', 'same'), ('files', 'across'), ('arbiter-hold', 'same'), ('arbiter-hold', 'across'),
          ('arbiter-files', 'same'), ('arbiter-files', 'across'), ('arbiter-force', 'same'), ('arbiter-fair', 'same'),
          ('arbiter-many', 'same'), ('device-ring', 'same'), ('device-verbs', 'same'), ('device-vfio', 'same'), ('device-iommufd', 'same')]
+HUGE_STEPS = [('huge-cache', 'same')]  # of the scale "huge": what takes gigabytes and minutes, and nothing else
 MOST_ROUNDS = {'arbiter-many': 3}
 BEGIN, END = '<!-- measured: begin -->\n', '<!-- measured: end -->\n'
 
@@ -86,7 +87,7 @@ class Progress:
 
 def one(program, group, place, scale, directory, backwards):
     command = [program, group, '--scale', scale, '--place', place, '--dir', directory] + (['--backwards'] if backwards else [])
-    run = subprocess.run(command, capture_output=True, encoding='utf-8', timeout=600, check=False)
+    run = subprocess.run(command, capture_output=True, encoding='utf-8', timeout=1200, check=False)
     if run.returncode:
         raise SystemExit(f"{' '.join(command)}: status {run.returncode}\n{run.stderr}")
     return [json.loads(line) for line in run.stdout.splitlines()]
@@ -94,7 +95,7 @@ def one(program, group, place, scale, directory, backwards):
 
 def measure(options):
     found = results.Results(machine(options.dir), {'scale': options.scale, 'rounds': ROUNDS[options.scale]})
-    wanted = [s for s in STEPS if s[0].startswith(options.only)]
+    wanted = [s for s in (HUGE_STEPS if options.scale == 'huge' else STEPS) if s[0].startswith(options.only)]
     steps = [s for s in wanted if s[1] == 'same' or len(os.sched_getaffinity(0)) > 1]
     if len(steps) < len(wanted):
         found.left_out['all', 'columns "other CPU"'] = 'there is only one CPU'

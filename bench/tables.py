@@ -102,13 +102,15 @@ def calls(r):
 
 CACHE = 'cache-hit'
 CACHE_BASES = {'call': 'munmap', 'touch': None}  # without any cache; None: the same
-CACHE_METRICS = (('hit', 'ns'), ('average', 'ns'), ('p99.9', 'ns'), ('insert', 'ns'), ('call', 'us'), ('touch', 'ns'), ('bytes', 'bytes'))
-CACHE_WORDS = {'average': ', average', 'p99.9': ', 99.9 %', 'touch': ': first touch of a page', 'bytes': ', bytes'}
+CACHE_METRICS = (('hit', 'ns'), ('average', 'ns'), ('p99.9', 'ns'), ('insert', 'ns'), ('call', 'us'), ('touch', 'ns'), ('bytes', 'bytes'), ('idle', 'us'))
+CACHE_WORDS = {'average': ', average', 'p99.9': ', 99.9 %', 'touch': ': first touch of a page', 'bytes': ', bytes',
+               'idle': ": processor's time in a second"}
+HUGE_CACHE = 'huge-cache'
 
 
-def cache_row(r, place, what, metric, unit):
-    mine, ucx = ((CACHE, place, what, variant, metric) for variant in ('pinlease', 'UCX'))
-    base = (CACHE, place, what, 'plain', metric)
+def cache_row(r, group, place, what, metric, unit):
+    mine, ucx, without = ((group, place, what, variant, metric) for variant in ('pinlease', 'UCX', 'UCX without locks'))
+    base = (group, place, what, 'plain', metric)
     if base not in r.rows:
         base = (CACHE, place, CACHE_BASES.get(metric), 'plain', metric)
 
@@ -116,7 +118,7 @@ def cache_row(r, place, what, metric, unit):
         return '' if r.get('p50', *key) is None else us(r.get('p50', *key)) if unit == 'us' else f"{r.get('p50', *key):.1f}"
 
     return [what + CACHE_WORDS.get(metric, '') + ('' if place == 'same' else ', two CPUs'), number(mine), number(ucx), times(r.ratio(mine, ucx)),
-            times(r.ratio(mine, base)) if metric in CACHE_BASES else '']
+            times(r.ratio(mine, without)), times(r.ratio(mine, base)) if metric in CACHE_BASES else '']
 
 
 def cache_shown(place, what, metric):
@@ -127,14 +129,14 @@ def cache_shown(place, what, metric):
 
 
 def cache(r):
-    rows = [cache_row(r, place, what, metric, unit) for metric, unit in CACHE_METRICS
-            for place in ('same', 'across') for what in r.whats(CACHE, place)
-            if (CACHE, place, what, 'pinlease', metric) in r.rows and cache_shown(place, what, metric)]
+    rows = [cache_row(r, group, place, what, metric, unit) for metric, unit in CACHE_METRICS
+            for place in ('same', 'across') for group in (CACHE, HUGE_CACHE) for what in r.whats(group, place)
+            if (group, place, what, 'pinlease', metric) in r.rows and cache_shown(place, what, metric)]
     return Table('The registration cache', 'Get and put by a device that does nothing, nanoseconds: of one address, or of any of N, by one or two '
                  'threads; while nothing else happens, or another thread maps, looks up and unmaps; the first of each page ("insert"). munmap of a page, '
                  'microseconds, with so many others cached, and its ratio to the same without a cache. First touches of pages beside a '
-                 'cached one, and what a registration takes. UCX is Debian 12\'s 1.13.1, with its hooks and locks as they are by default.',
-                 ['', 'pinlease', 'UCX', '/ UCX', '/ plain'], rows)
+                 'cached one, and what a registration takes. UCX is Debian 12\'s 1.13.1, with its hooks and locks as they are by default, and once more with nothing '
+                 'in their place ("no locks").', ['', 'pinlease', 'UCX', '/ UCX', '/ no locks', '/ plain'], rows)
 
 
 def touch_row(r, what):
