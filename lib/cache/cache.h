@@ -28,6 +28,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "cache/guess.h"
 #include "cache/tree.h"
 #include "core/cached.h"
 #include "os/chunk.h"
@@ -40,12 +41,15 @@
 
 #define PL_GEN_VALID 1u
 #define PL_GEN_WRITE 2u /* the device may write */
-#define PL_GEN_STEP  4u
+#define PL_GEN_INDEX                                                                                    \
+	4u /* may be found: who has read a guess before can come to one that is being made */
+#define PL_GEN_STEP 8u
 
 /* What a hit reads of it. */
 struct pl_region {
 	_Alignas(64) struct pinl_reg reg;
 	_Atomic uint64_t gen;
+	uint32_t number;      /* of its place */
 	uint16_t cache;	      /* its slot */
 	_Atomic uint8_t used; /* since the clock's hand was there */
 };
@@ -118,10 +122,11 @@ struct pl_cache {
 	uint64_t id;
 	uint8_t *alive;
 	struct pinl_ctx *ctx;
-	struct pl_tree tree;
-	_Atomic size_t top; /* no region from here on was ever used; a power of two, or 0 */
 	unsigned slot;
 	int pagemap;
+	_Atomic size_t top;	   /* no region from here on was ever used; a power of two, or 0 */
+	struct pl_guesses guesses; /* begins with what they read */
+	struct pl_tree tree;
 
 	char after_hot[64];
 	struct pinl_device *dev;
@@ -182,6 +187,12 @@ static inline uint64_t pl_gen_need(unsigned access)
 	return PL_GEN_VALID | (access & PINL_WRITE ? PL_GEN_WRITE : 0);
 }
 
+/* Of one that may be found without the lock. */
+static inline uint64_t pl_gen_found(unsigned access)
+{
+	return PL_GEN_INDEX | pl_gen_need(access);
+}
+
 /* Something may have changed that the cache doesn't know of yet. The order of the two is the reader's:
  * it raises the sequence before it takes the kernel's mark down. */
 static inline bool pl_changing(struct pinl_ctx *ctx)
@@ -220,30 +231,32 @@ int pl_wait_settled(struct pl_cache *c); /* every change that has happened is ap
 void pl_extend_huge(struct pl_cache *c, struct pl_range *range);
 
 /* region.c; cache->lock held, but for kill */
-struct pl_region *pl_region_new(struct pl_cache *c, uintptr_t start);
+struct pl_region *pl_region_new(struct pl_cache *c, uintptr_t start); /* NULL: no memory */
 void pl_region_free(struct pl_cache *c, struct pl_region *r);
 void pl_region_start(struct pl_region *r, const struct pl_range *range, unsigned access);
 bool pl_region_kill(struct pl_region *r);   /* true: it was valid till now */
 bool pl_region_cancel(struct pl_region *r); /* the same, but then it isn't garbage: it has no lease */
+int pl_region_link(struct pl_cache *c, struct pl_region *r); /* into the index; -ENOMEM */
 void pl_region_unlink(struct pl_cache *c, struct pl_region *r);
 
 /*
- * Where the region that begins at an address is, if it isn't elsewhere: in the half of all places that
- * was added last, or the one before, and so on. Only a guess, so that its memory can be on its way while
- * the index is asked.
+ * Where the region that begins at an address is, if it isn't elsewhere: at two places in the half of all
+ * that was added last, two in the one before, one in each of the next. Only a guess, so that its memory
+ * can be on its way while the table of guesses is asked.
  */
-#define PL_HOMES 4
-static inline struct pl_region *pl_region_at(struct pl_cache *c, size_t i)
+#define PL_HOMES 6
+static inline size_t pl_region_home(size_t top, uint64_t hash, unsigned k)
 {
-	return &c->chunk[i / PL_CHUNK][i % PL_CHUNK];
+	static const uint8_t halves[PL_HOMES] = {1, 1, 2, 2, 3, 4};
+	size_t half = top >> halves[k];
+	uint64_t h = k == 1 || k == 3 ? hash * 0xc2b2ae3d27d4eb4full : hash;
+
+	return half + (h >> (64 - __builtin_ctzl(half)));
 }
 
-static inline size_t pl_region_home(size_t top, uintptr_t start, int k)
+static inline struct pl_region *pl_region_at(const struct pl_cache *c, size_t i)
 {
-	size_t half = top >> (k + 1);
-	uint64_t hash = (start >> 12) * 0x9e3779b97f4a7c15ull;
-
-	return half + (hash >> (64 - __builtin_ctzl(half)));
+	return &c->chunk[i / PL_CHUNK][i % PL_CHUNK];
 }
 
 /* evict.c; cache->lock held. How many were put on the garbage list, at most n. */

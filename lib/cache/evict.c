@@ -8,7 +8,7 @@
 
 static bool is_evictable(struct pl_cache *c, struct pl_region *r)
 {
-	if (!pl_rest(r)->taken || !pl_rest(r)->in_tree || !(atomic_load(&r->gen) & PL_GEN_VALID))
+	if (!pl_rest(r)->in_tree || !(atomic_load(&r->gen) & PL_GEN_VALID))
 		return false;
 	if (atomic_load_explicit(&r->used, memory_order_relaxed)) {
 		atomic_store_explicit(&r->used, 0, memory_order_relaxed);

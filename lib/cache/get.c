@@ -81,26 +81,50 @@ static inline bool settle(struct pl_cache *c, struct pl_table *t, struct pl_regi
 	return false;
 }
 
-/* The page where somebody looks is that where a registration begins, as a rule. */
-static inline void fetch_homes(struct pl_cache *c, uintptr_t at)
+static inline void fetch_homes(const struct pl_cache *c, uint64_t hash)
 {
 	size_t top = atomic_load_explicit(&c->top, memory_order_acquire);
 
-	for (int k = 0; k < PL_HOMES && top >= FAR; k++)
-		__builtin_prefetch(pl_region_at(c, pl_region_home(top, at, k)));
+	if (top < FAR)
+		return;
+	for (unsigned k = 0; k < PL_HOMES; k++)
+		__builtin_prefetch(pl_region_at(c, pl_region_home(top, hash, k)));
+}
+
+/* The one that begins with this page, as a rule: elsewhere in a region, the index knows. */
+static inline struct pl_region *guess(const struct pl_cache *c, uintptr_t at, uint64_t need)
+{
+	uintptr_t table = atomic_load_explicit(&c->guesses.table, memory_order_acquire);
+	uintptr_t page = at & ~(uintptr_t)4095;
+	uint64_t hash = pl_guess_hash(page);
+	const struct pl_bucket *b = pl_guess_bucket(table, hash);
+	uint32_t tag = pl_guess_tag(table, hash);
+	size_t number;
+
+	fetch_homes(c, hash);
+	for (unsigned among = pl_guess_among(b, tag); among; among &= among - 1) {
+		struct pl_region *r;
+
+		if (!pl_guess_get(b, __builtin_ctz(among), tag, &number))
+			continue;
+		r = pl_region_at(c, number);
+		if (load(r->reg.start) == page &&
+		    (atomic_load_explicit(&r->gen, memory_order_relaxed) & need) == need)
+			return r;
+	}
+	return NULL;
 }
 
 static struct pl_region *find(struct pl_cache *c, struct pl_table *t, uintptr_t at, size_t len,
 			      uint64_t need)
 {
-	struct pl_region *r;
+	struct pl_region *r = guess(c, at, need);
 	uintptr_t start, end;
 	struct pl_hit *h;
 	uint64_t gen;
 
-	fetch_homes(c, at);
-	r = pl_tree_find(&c->tree, at);
-
+	if (!r)
+		r = pl_tree_find(&c->tree, at);
 	if (!r)
 		return NULL;
 	gen = atomic_load_explicit(&r->gen, memory_order_acquire);
@@ -116,7 +140,7 @@ static struct pl_region *find(struct pl_cache *c, struct pl_table *t, uintptr_t 
 static inline struct pl_region *hit(struct pl_cache *c, uintptr_t at, size_t len, unsigned access)
 {
 	struct pl_table *t = pl_tables[c->slot];
-	uint64_t need = pl_gen_need(access);
+	uint64_t need = pl_gen_found(access);
 	struct pl_hit *h;
 
 	if (!t || atomic_load_explicit(&t->id, memory_order_relaxed) != c->id ||

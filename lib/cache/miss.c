@@ -121,7 +121,7 @@ static int make_region(struct pl_cache *c, const struct pl_union *plan, const vo
  */
 static int publish(struct pl_cache *c, struct pl_region *r, const struct pl_union *plan, bool going)
 {
-	int err = 0;
+	int err;
 
 	if (going || pl_cached_going(c->ctx, &plan->range, false)) {
 		pl_count(c, transient);
@@ -129,10 +129,7 @@ static int publish(struct pl_cache *c, struct pl_region *r, const struct pl_unio
 		return 0;
 	}
 	pl_union_clear(c, plan);
-	if (atomic_load(&r->gen) & PL_GEN_VALID) {
-		err = pl_tree_insert(&c->tree, r->reg.start, r->reg.end, r);
-		pl_rest(r)->in_tree = !err;
-	}
+	err = pl_region_link(c, r);
 	if (err)
 		pl_region_kill(r);
 	return err ? pinl_set_error(err, "out of memory for the cache's index") : 0;

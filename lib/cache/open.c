@@ -61,6 +61,7 @@ void pl_cache_free(struct pl_cache *c)
 	for (size_t i = 0; i < c->n_chunks; i++)
 		pl_chunk_free(c->chunk[i]);
 	pl_tree_end(&c->tree);
+	pl_guesses_end(&c->guesses);
 	if (c->pagemap >= 0)
 		close(c->pagemap);
 	pthread_mutex_lock(&pl_tables_lock);
@@ -82,6 +83,8 @@ static int start(struct pl_cache *c)
 	if (err)
 		return err;
 	err = pl_tree_init(&c->tree);
+	if (!err)
+		err = pl_guesses_init(&c->guesses);
 	if (err)
 		return pinl_set_error(err, "out of memory for the cache");
 	err = pl_thread_start(&c->cleaner, pl_cleaner, c);

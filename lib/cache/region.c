@@ -32,6 +32,18 @@ static void fill(struct pl_cache *c, size_t top)
 	pl_chunk_fill(pl_rest(first), (top - c->top) * sizeof(struct pl_rest));
 }
 
+static void more_guesses(struct pl_cache *c, size_t top)
+{
+	if (!pl_guesses_grow(&c->guesses, top))
+		return;
+	for (size_t i = 0; i < c->top; i++) {
+		struct pl_region *r = pl_region_at(c, i);
+
+		if (pl_rest(r)->in_tree)
+			pl_guess_add(&c->guesses, r->reg.start, i);
+	}
+}
+
 /* Twice as many places. */
 static void more_regions(struct pl_cache *c)
 {
@@ -48,35 +60,39 @@ static void more_regions(struct pl_cache *c)
 	}
 	if (top <= PL_CHUNK)
 		fill(c, top);
+	more_guesses(c, top);
 	atomic_store_explicit(&c->top, top, memory_order_release);
 }
 
-static struct pl_region *take_place(struct pl_cache *c, uintptr_t start)
+static size_t take_place(struct pl_cache *c, uintptr_t start)
 {
-	struct pl_region *r;
+	uint64_t hash = pl_guess_hash(start);
 
-	for (int k = 0; k < PL_HOMES; k++) {
-		r = pl_region_at(c, pl_region_home(c->top, start, k));
-		if (!pl_rest(r)->taken)
-			return r;
+	for (unsigned k = 0; k < PL_HOMES; k++) {
+		size_t i = pl_region_home(c->top, hash, k);
+
+		if (!pl_rest(pl_region_at(c, i))->taken)
+			return i;
 	}
-	do {
+	do
 		c->sweep = (c->sweep + 1) % c->top;
-		r = pl_region_at(c, c->sweep);
-	} while (pl_rest(r)->taken);
-	return r;
+	while (pl_rest(pl_region_at(c, c->sweep))->taken);
+	return c->sweep;
 }
 
 struct pl_region *pl_region_new(struct pl_cache *c, uintptr_t start)
 {
 	struct pl_region *r;
+	size_t i;
 
 	if (c->taken >= c->top / 32 * 31)
 		more_regions(c);
 	if (c->taken == c->top)
 		return NULL;
-	r = take_place(c, start);
+	i = take_place(c, start);
+	r = pl_region_at(c, i);
 	c->taken++;
+	r->number = i;
 	r->cache = c->slot;
 	pl_rest(r)->cached.changed = changed;
 	pl_rest(r)->taken = true;
@@ -122,10 +138,26 @@ bool pl_region_kill(struct pl_region *r)
 	return true;
 }
 
+/* A guess finds it before the index does, so its gen has the bit first. */
+int pl_region_link(struct pl_cache *c, struct pl_region *r)
+{
+	int err;
+
+	if (!(atomic_fetch_or(&r->gen, PL_GEN_INDEX) & PL_GEN_VALID))
+		return 0;
+	err = pl_tree_insert(&c->tree, r->reg.start, r->reg.end, r);
+	if (err)
+		return err;
+	pl_guess_add(&c->guesses, r->reg.start, r->number);
+	pl_rest(r)->in_tree = true;
+	return 0;
+}
+
 void pl_region_unlink(struct pl_cache *c, struct pl_region *r)
 {
 	if (!pl_rest(r)->in_tree)
 		return;
 	pl_rest(r)->in_tree = false;
 	pl_tree_remove(&c->tree, r->reg.start);
+	pl_guess_remove(&c->guesses, r->reg.start, r->number);
 }

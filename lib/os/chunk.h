@@ -10,6 +10,11 @@
 #define PL_CHUNK_SIZE (2ul << 20)
 
 void *pl_chunk_new(bool huge);
+/* The same of another power of two, from 4096 on. */
+void *pl_chunk_map(size_t size, bool huge);
+void pl_chunk_unmap(void *at, size_t size);
+/* Zeroes that take no memory. */
+void pl_chunk_empty(void *at, size_t size);
 /* Part of one gets its pages now, all at once: one by one, when they are written to, they cost more. */
 void pl_chunk_fill(void *at, size_t len);
 void pl_chunk_free(void *chunk);
