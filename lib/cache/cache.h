@@ -110,8 +110,9 @@ struct pl_stats {
 
 #define pl_count(c, name) atomic_fetch_add_explicit(&(c)->stats.name, 1, memory_order_relaxed)
 
-/* Addresses that were no huge page: how many misses there don't look again, then and next time. */
-#define PL_SMALL 1024
+/* Addresses that were no huge page: how many misses there don't look again, then and next time. For
+ * 128 GiB: two that share a place look each time. */
+#define PL_SMALL 65536
 struct pl_small {
 	uintptr_t at;
 	unsigned left, next;
