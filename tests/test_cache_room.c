@@ -5,9 +5,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <linux/capability.h>
 #include <pinlease/source.h>
 #include <stdio.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 
 #include "cache_rig.h"
 
@@ -207,6 +209,19 @@ static void what_is_in_use_goes_beyond_the_limit(void **state)
 	munmap(at, 32 * PAGE);
 }
 
+/* CAP_IPC_LOCK: who has it may pin beyond RLIMIT_MEMLOCK. Who hasn't keeps it so. */
+static void cap_lock(bool on)
+{
+	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[2];
+
+	assert_int_equal(syscall(SYS_capget, &head, data), 0);
+	data[0].effective &= ~(1u << CAP_IPC_LOCK);
+	if (on)
+		data[0].effective |= data[0].permitted & (1u << CAP_IPC_LOCK);
+	assert_int_equal(syscall(SYS_capset, &head, data), 0);
+}
+
 /* As with RLIMIT_MEMLOCK: what isn't in use makes room, and only then it is an error. */
 static void full_makes_room(int err)
 {
@@ -238,6 +253,75 @@ static void no_memory_makes_room(void **state)
 static void no_slot_makes_room(void **state)
 {
 	full_makes_room(-ENOSPC);
+}
+
+/* Eviction helps those only who lack room. */
+static void what_no_room_helps_costs_nobody_his(void **state)
+{
+	enum { N = 100 };
+	const struct pinl_reg *reg;
+	char *at = pages_new(2 * N), *hole = pages_new(4);
+	struct rig r;
+
+	rig_open(&r, unmerged());
+	munmap(hole + PAGE, PAGE);
+	for (int i = 0; i < N; i++)
+		tag_at(&r, at + 2 * i * PAGE);
+	assert_int_equal(pinl_get(r.dev, NULL, PAGE, 0, &reg), -ENOMEM);
+	assert_int_equal(pinl_get(r.dev, hole, 4 * PAGE, 0, &reg), -ENOMEM);
+	assert_int_equal(stat_of(&r, "evicted"), 0);
+	for (int i = 0; i < N; i++)
+		tag_at(&r, at + 2 * i * PAGE);
+	assert_int_equal(stat_of(&r, "hits"), N);
+	rig_close(&r);
+	munmap(at, 2 * N * PAGE);
+	munmap(hole, 4 * PAGE);
+}
+
+/* More than RLIMIT_MEMLOCK at once. */
+static void too_much_costs_nobody_his(void **state)
+{
+	const size_t much = 64;
+	struct rlimit was, limit;
+	const struct pinl_reg *reg;
+	char *at = pages_new(much + 2);
+	struct rig r;
+
+	assert_int_equal(getrlimit(RLIMIT_MEMLOCK, &was), 0);
+	rig_open(&r, unmerged());
+	tag_at(&r, at);
+	limit = (struct rlimit){(much - 1) * PAGE, was.rlim_max};
+	if (limit.rlim_cur > was.rlim_max)
+		limit.rlim_cur = was.rlim_max;
+	assert_int_equal(setrlimit(RLIMIT_MEMLOCK, &limit), 0);
+	r.tagger.room = limit.rlim_cur;
+	cap_lock(false);
+	assert_int_equal(pinl_get(r.dev, at + 2 * PAGE, much * PAGE, 0, &reg), -ENOMEM);
+	cap_lock(true);
+	assert_int_equal(setrlimit(RLIMIT_MEMLOCK, &was), 0);
+	assert_int_equal(stat_of(&r, "evicted"), 0);
+	rig_close(&r);
+	munmap(at, (much + 2) * PAGE);
+}
+
+/* What is registered beside what was asked for isn't worth failing. */
+static void without_room_for_more_it_is_what_was_asked_for(void **state)
+{
+	const struct pinl_reg *first, *second;
+	char *at = pages_new(8);
+	struct rig r;
+
+	rig_open(&r, unmerged());
+	r.tagger.room = 8 * PAGE;
+	first = got(&r, at, 4 * PAGE, 0);
+	second = got(&r, at + 3 * PAGE, 3 * PAGE, 0);
+	assert_int_equal(second->start, (uintptr_t)at + 3 * PAGE);
+	assert_int_equal(second->end, (uintptr_t)at + 6 * PAGE);
+	pinl_put(first);
+	pinl_put(second);
+	settled(&r);
+	rig_close(&r);
+	munmap(at, 8 * PAGE);
 }
 
 static void drop_gives_back_what_nobody_has(void **state)
@@ -529,6 +613,9 @@ int main(void)
 		cmocka_unit_test(what_is_in_use_goes_beyond_the_limit),
 		cmocka_unit_test(no_memory_makes_room),
 		cmocka_unit_test(no_slot_makes_room),
+		cmocka_unit_test(what_no_room_helps_costs_nobody_his),
+		cmocka_unit_test(too_much_costs_nobody_his),
+		cmocka_unit_test(without_room_for_more_it_is_what_was_asked_for),
 		cmocka_unit_test(drop_gives_back_what_nobody_has),
 		cmocka_unit_test(a_registration_takes_little),
 		cmocka_unit_test(many_may_be_recalled_at_once),

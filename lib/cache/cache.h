@@ -260,8 +260,11 @@ static inline struct pl_region *pl_region_at(const struct pl_cache *c, size_t i)
 	return &c->chunk[i / PL_CHUNK][i % PL_CHUNK];
 }
 
-/* evict.c; cache->lock held. How many were put on the garbage list, at most n. */
-size_t pl_evict(struct pl_cache *c, size_t n);
+/* evict.c; cache->lock held. The first two: true: something was ended, and the lock dropped. */
+bool pl_make_room(struct pl_cache *c, size_t n); /* by what is n of those longest unused */
+bool pl_keep_limits(struct pl_cache *c, const struct pl_range *range);
+bool pl_lacks_room(struct pl_cache *c, const struct pl_range *range,
+		   int err); /* and ending others could help */
 
 /* clean.c */
 int pl_barrier_prepare(void);

@@ -135,40 +135,34 @@ static int publish(struct pl_cache *c, struct pl_region *r, const struct pl_unio
 	return err ? pinl_set_error(err, "out of memory for the cache's index") : 0;
 }
 
-/* ---------------------------------------------------------------------------------- the room -- */
-
-static bool is_full(int err)
-{
-	return err == -ENOMEM || err == -EPERM || err == -ENOSPC || err == -EDQUOT;
-}
-
-static bool over_limit(const struct pl_cache *c, size_t more)
-{
-	return (c->opts.max_regions && c->regions + 1 > c->opts.max_regions) ||
-	       (c->opts.max_bytes && c->bytes + more > c->opts.max_bytes);
-}
-
-/* True: something was ended, and the lock dropped. */
-static bool make_room(struct pl_cache *c, size_t n)
-{
-	pl_evict(c, n);
-	return pl_clean_wait(c);
-}
-
-/* A thirty-second at a time, for one barrier. */
-static bool keep_limits(struct pl_cache *c, const struct pl_union *plan)
-{
-	if (!over_limit(c, plan->range.end - plan->range.start))
-		return false;
-	if (make_room(c, c->regions / 32 + 1))
-		return true;
-	pl_count(c, over_limit);
-	return false;
-}
+/* ---------------------------------------------------------------------------------- the range -- */
 
 static bool moves_memory(const struct pl_cache *c)
 {
 	return c->opts.policy.kind == PINL_RECALL && pl_then_moves(c->opts.policy.then);
+}
+
+/* -EALREADY: the lock was dropped, look again. */
+static int try_plan(struct pl_cache *c, const struct pl_union *plan, const void *caller,
+		    struct pl_region **out)
+{
+	int err = make_region(c, plan, caller, out);
+
+	if (pl_lacks_room(c, &plan->range, err) && pl_make_room(c, c->regions / 4 + 1)) {
+		pl_count(c, retried);
+		return -EALREADY;
+	}
+	return err;
+}
+
+static bool is_wider(const struct pl_union *plan, const struct pl_want *want)
+{
+	return plan->range.start != want->start || plan->range.end != want->end;
+}
+
+static void narrow(struct pl_union *plan, const struct pl_want *want)
+{
+	*plan = (struct pl_union){.range = {want->start, want->end}, .access = want->access};
 }
 
 /* -EALREADY: the lock was dropped, look again. */
@@ -178,19 +172,15 @@ static int make(struct pl_cache *c, const struct pl_want *want, struct pl_union 
 	int err;
 
 	pl_union_of(c, want, plan);
-	if (keep_limits(c, plan))
+	if (pl_keep_limits(c, &plan->range))
 		return -EALREADY;
 	if (moves_memory(c) && pl_union_clear(c, plan) && pl_clean_wait(c))
 		return -EALREADY;
 	*going = pl_cached_going(c->ctx, &plan->range, true);
-	err = make_region(c, plan, want->caller, out);
-	if (err && !is_full(err) && (plan->range.start != want->start || plan->range.end != want->end)) {
-		*plan = (struct pl_union){.range = {want->start, want->end}, .access = want->access};
-		err = make_region(c, plan, want->caller, out);
-	}
-	if (is_full(err) && make_room(c, c->regions / 4 + 1)) {
-		pl_count(c, retried);
-		return -EALREADY;
+	err = try_plan(c, plan, want->caller, out);
+	if (err && err != -EALREADY && is_wider(plan, want)) {
+		narrow(plan, want);
+		err = try_plan(c, plan, want->caller, out);
 	}
 	/* in the way is what has changed and is still being ended */
 	return err == -EBUSY && moves_memory(c) && pl_clean_wait(c) ? -EALREADY : err;

@@ -451,6 +451,15 @@ bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr
 	return same;
 }
 
+bool pl_vma_mapped(int maps, uintptr_t start, uintptr_t end)
+{
+	struct vma v;
+
+	while (start < end && !vma_at(maps, start, &v))
+		start = v.end;
+	return start >= end;
+}
+
 bool pl_vma_one(int maps, const struct pinl_memory *m)
 {
 	struct vma v;

@@ -48,6 +48,9 @@ enum pl_vma_now pl_vma_look(int maps, const struct pinl_memory *m, uintptr_t at,
 /* True if the file and kind that `m` says are still mapped at [start, end), which lies in its range. */
 bool pl_vma_same(int maps, const struct pinl_memory *m, uintptr_t start, uintptr_t end);
 
+/* True if something is mapped at every address of [start, end). */
+bool pl_vma_mapped(int maps, uintptr_t start, uintptr_t end);
+
 /* True if m->vma_start to vma_end lies in one mapping: what the kernel keeps for a mapping it has for
  * all of it. */
 bool pl_vma_one(int maps, const struct pinl_memory *m);
