@@ -179,7 +179,7 @@ static inline const struct pinl_reg *got_of(struct pinl_device *dev, const void 
 
 	do
 		err = pinl_get(dev, at, len, access, &reg);
-	while (err == -EAGAIN || err == -EBUSY);
+	while (err == -EAGAIN);
 	assert_ok(err);
 	return reg;
 }

@@ -557,14 +557,7 @@ static void each_is_taken_anew(void **state)
 	each_begins_anew(PINL_RECALL, recall_first, is_taken);
 }
 
-/* The machine is so busy that a change isn't over for long; not: it is somebody's. */
-static bool is_changing(int err)
-{
-	return err == -EAGAIN || (err == -EBUSY && !strstr(pinl_error(), "pinl_put()"));
-}
-
-/* SCRATCH takes the memory from under all that is registered there. */
-static void what_ends_is_waited_for_and_what_is_used_is_named(void **state)
+static void open_scratch(struct rig *r)
 {
 	struct pinl_cache_opts opts = {.size = sizeof opts,
 				       .flags = PINL_PIN,
@@ -573,30 +566,69 @@ static void what_ends_is_waited_for_and_what_is_used_is_named(void **state)
 						  .kind = PINL_RECALL,
 						  .then = PINL_THEN_SCRATCH,
 						  .grace_ms = 1}};
+
+	rig_open(r, NULL);
+	pinl_device_close(r->dev);
+	assert_ok(pinl_device_open(r->ctx, "soft", NULL, &r->dev));
+	assert_ok(pinl_cache_open(r->dev, &opts));
+}
+
+/* -EAGAIN: the machine is so busy that a change isn't over for long. */
+static int got_or_used(struct rig *r, char *at, size_t len, const struct pinl_reg **reg)
+{
+	int err;
+
+	do
+		err = pinl_get(r->dev, at, len, 0, reg);
+	while (err == -EAGAIN);
+	return err;
+}
+
+/* SCRATCH takes the memory from under all that is registered there. */
+static void what_ends_is_waited_for_and_what_is_used_is_named(void **state)
+{
 	const struct pinl_reg *reg, *again;
 	char *at = pages_new(2);
 	struct rig r;
-	int err;
 
-	rig_open(&r, NULL);
-	pinl_device_close(r.dev);
-	assert_ok(pinl_device_open(r.ctx, "soft", NULL, &r.dev));
-	assert_ok(pinl_cache_open(r.dev, &opts));
+	open_scratch(&r);
 	for (int i = 0; i < 100; i++) {
 		reg = losing(&r, at, recall_first);
-		do
-			err = pinl_get(r.dev, at, 2 * PAGE, 0, &again);
-		while (is_changing(err));
-		assert_int_equal(err, -EBUSY);
+		assert_int_equal(got_or_used(&r, at, 2 * PAGE, &again), -EBUSY);
+		assert_non_null(strstr(pinl_error(), "pinl_put()"));
 		pinl_put(reg);
-		do
-			err = pinl_get(r.dev, at, 2 * PAGE, 0, &again);
-		while (is_changing(err));
-		assert_ok(err);
+		assert_ok(got_or_used(&r, at, 2 * PAGE, &again));
 		pinl_put(again);
 	}
 	rig_close(&r);
 	munmap(at, 2 * PAGE);
+}
+
+/* And a refusal that was retried isn't one. */
+static void who_is_refused_takes_nothing_from_others(void **state)
+{
+	const struct pinl_reg *reg, *same, *other;
+	char *at = pages_new(4);
+	struct rig r;
+
+	open_scratch(&r);
+	reg = got(&r, at, 2 * PAGE, 0);
+	assert_int_equal(got_or_used(&r, at + PAGE, 2 * PAGE, &other), -EBUSY);
+	assert_non_null(strstr(pinl_error(), "pinl_put()"));
+	assert_int_equal(stat_of(&r, "failed"), 1);
+	assert_ok(got_or_used(&r, at, 2 * PAGE, &same));
+	assert_ptr_equal(same, reg);
+	pinl_put(same);
+	pinl_put(reg);
+	for (int i = 0; i < 100; i++) {
+		reg = losing(&r, at, recall_first);
+		pinl_put(reg);
+		assert_ok(got_or_used(&r, at, 2 * PAGE, &same));
+		pinl_put(same);
+	}
+	assert_int_equal(stat_of(&r, "failed"), 1);
+	rig_close(&r);
+	munmap(at, 4 * PAGE);
 }
 
 int main(void)
@@ -624,6 +656,7 @@ int main(void)
 #endif
 		cmocka_unit_test(each_counts_its_own_orphans),
 		cmocka_unit_test(each_is_taken_anew),
+		cmocka_unit_test(who_is_refused_takes_nothing_from_others),
 		cmocka_unit_test(what_ends_is_waited_for_and_what_is_used_is_named),
 	};
 

@@ -158,7 +158,7 @@ static const struct pinl_reg *look(struct stress *s, struct slot *slot)
 			pinl_put(reg);
 		return NULL;
 	}
-	if (err && err != -EBUSY && err != -EAGAIN)
+	if (err && err != -EAGAIN)
 		wrong(s, "pinl_get", err);
 	if (err)
 		return NULL;

@@ -89,9 +89,10 @@ int pinl_cache_open(struct pinl_device *dev, const struct pinl_cache_opts *opts)
  * made; after mprotect(2) it is the device that finds out. The registration stays as it is until the
  * same number of pinl_put(); get as often as you like.
  *
- * Errors: those of pinl_map_range(); -EINVAL len is 0 or the range overflows; -EAGAIN a change of
- * mappings has been under way for 100 ms (a recall is waited for), or the range changes all the time:
- * try again.
+ * Errors: those of pinl_map_range(); -EINVAL len is 0 or the range overflows; -EAGAIN try again: a
+ * change of mappings or of the range has been under way for 100 ms (a recall is waited for, or this is
+ * called by what pinl_invalidate() calls), or the range changes all the time; -EBUSY another userfaultfd
+ * owns the memory, or, with SCRATCH or COPY, part of the range is in use by another registration.
  */
 int pinl_get(struct pinl_device *dev, const void *addr, size_t len, unsigned access,
 	     const struct pinl_reg **reg);

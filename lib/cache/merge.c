@@ -98,6 +98,18 @@ void pl_union_of(struct pl_cache *c, const struct pl_want *want, struct pl_union
 	}
 }
 
+struct pl_region *pl_union_used(struct pl_cache *c, const struct pl_union *plan)
+{
+	struct pl_range rest = plan->range;
+	struct pl_region *r = NULL;
+
+	for (; !plan->alone && rest.start < rest.end && (r = first_over(c, &rest));
+	     rest.start = r->reg.end)
+		if (is_valid(r) && pl_users(c, r))
+			return r;
+	return NULL;
+}
+
 size_t pl_union_clear(struct pl_cache *c, const struct pl_union *plan)
 {
 	struct pl_region *r;

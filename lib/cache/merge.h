@@ -16,6 +16,9 @@ struct pl_union {
 /* What to register instead of what is wanted. cache->lock held, here and below. */
 void pl_union_of(struct pl_cache *c, const struct pl_want *want, struct pl_union *plan);
 
+/* What the plan covers and somebody has. */
+struct pl_region *pl_union_used(struct pl_cache *c, const struct pl_union *plan);
+
 /* Take what the plan covers out of the tree; the lock was held since that was made. How many. */
 size_t pl_union_clear(struct pl_cache *c, const struct pl_union *plan);
 

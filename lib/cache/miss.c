@@ -102,7 +102,6 @@ static int make_region(struct pl_cache *c, const struct pl_union *plan, const vo
 	pl_region_start(r, &plan->range, plan->access);
 	err = make_lease(c, r, plan, caller);
 	if (err) {
-		pl_count(c, failed);
 		if (pl_region_cancel(r))
 			pl_region_free(c, r);
 		return err;
@@ -165,6 +164,21 @@ static void narrow(struct pl_union *plan, const struct pl_want *want)
 	*plan = (struct pl_union){.range = {want->start, want->end}, .access = want->access};
 }
 
+/* SCRATCH or COPY take the memory from under all that is registered there: what nobody has goes first,
+ * and what somebody has stays as it is. -EALREADY: the lock was dropped, look again. */
+static int clear_way(struct pl_cache *c, const struct pl_want *want, struct pl_union *plan)
+{
+	struct pl_region *used = pl_union_used(c, plan);
+
+	if (used && is_wider(plan, want)) {
+		narrow(plan, want);
+		used = pl_union_used(c, plan);
+	}
+	if (used)
+		return pl_say_in_use(&plan->range, used->reg.lease->id);
+	return pl_union_clear(c, plan) && pl_clean_wait(c) ? -EALREADY : 0;
+}
+
 /* -EALREADY: the lock was dropped, look again. */
 static int make(struct pl_cache *c, const struct pl_want *want, struct pl_union *plan,
 		struct pl_region **out, bool *going)
@@ -174,8 +188,9 @@ static int make(struct pl_cache *c, const struct pl_want *want, struct pl_union 
 	pl_union_of(c, want, plan);
 	if (pl_keep_limits(c, &plan->range))
 		return -EALREADY;
-	if (moves_memory(c) && pl_union_clear(c, plan) && pl_clean_wait(c))
-		return -EALREADY;
+	err = moves_memory(c) ? clear_way(c, want, plan) : 0;
+	if (err)
+		return err;
 	*going = pl_cached_going(c->ctx, &plan->range, true);
 	err = try_plan(c, plan, want->caller, out);
 	if (err && err != -EALREADY && is_wider(plan, want)) {
@@ -239,11 +254,32 @@ static int check_want(struct pinl_device *dev, struct pl_want *w)
 	return 0;
 }
 
+struct trying {
+	unsigned n;
+	uint64_t until;
+};
+
+/* -EAGAIN: somebody is at it, who isn't waited for with the lock held. */
+static bool is_worth_a_try(int err, struct trying *t)
+{
+	struct timespec pause = {0, PAUSE_NS};
+
+	if (err == -EALREADY)
+		return ++t->n < TRIES;
+	if (err != -EAGAIN)
+		return false;
+	if (!t->until)
+		t->until = pl_clock_ns() + WAIT_NS;
+	nanosleep(&pause, NULL);
+	return pl_clock_ns() < t->until;
+}
+
 int pl_cache_miss(struct pinl_device *dev, const struct pl_want *asked, const struct pinl_reg **out)
 {
 	PL_CALL(call);
 	struct pl_want want = *asked;
 	struct pl_region *r = NULL;
+	struct trying trying = {0};
 	struct pl_table *t;
 	struct pl_cache *c;
 	int err = check_want(dev, &want);
@@ -254,20 +290,20 @@ int pl_cache_miss(struct pinl_device *dev, const struct pl_want *asked, const st
 		return err;
 	t = pl_table_of(c);
 	pl_count(c, misses);
-	for (int i = 0; i < TRIES; i++) {
+	do {
 		err = pl_wait_settled(c);
 		if (err)
 			return err;
 		pthread_mutex_lock(&c->lock);
 		err = get_locked(c, t, &want, &r);
 		pthread_mutex_unlock(&c->lock);
-		if (err != -EALREADY)
-			break;
-	}
+	} while (is_worth_a_try(err, &trying));
 	if (err == -EALREADY)
 		err = pinl_set_error(-EAGAIN, "%#lx to %#lx changes all the time; try again", want.start,
 				     want.end);
-	if (!err)
+	if (err)
+		pl_count(c, failed);
+	else
 		*out = &r->reg;
 	return err;
 }

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What the core does for the registration cache: it passes changes on, and says what it can't know. */
+#include <errno.h>
+
 #include "core/cached.h"
 
 /*
@@ -26,6 +28,16 @@ void pl_cached_part(struct pinl_lease *l)
 	pthread_mutex_lock(&l->ctx->lock);
 	l->cached = NULL;
 	pthread_mutex_unlock(&l->ctx->lock);
+}
+
+int pl_say_in_use(const struct pl_range *range, uint64_t lease_id)
+{
+	return pinl_set_error(
+		-EBUSY,
+		"part of [%#lx, %#lx) is registered by this device's cache until lease %lu ends, which "
+		"is in use, and SCRATCH or COPY of one would take the memory from under the other; "
+		"pinl_put() what was found before, or use FAIL",
+		range->start, range->end, (unsigned long)lease_id);
 }
 
 void pl_cached_look(struct pinl_ctx *ctx)

@@ -28,7 +28,8 @@ struct pl_lease_how {
 		*near; /* at lower addresses, and there until the call returns; NULL: none known */
 };
 
-/* As pinl_map_range(), in a PL_CALL and a context that is alive. */
+/* As pinl_map_range(), but -EAGAIN for what is only "try again", in a PL_CALL and a context that is
+ * alive. */
 int pl_lease_map(struct pinl_device *device, const struct pl_lease_how *how, struct pinl_addr *addrs,
 		 struct pinl_lease **lease);
 
@@ -40,6 +41,9 @@ void pl_cached_used(struct pinl_lease *lease);
 
 /* The cache lets go of it; it stays leased. */
 void pl_cached_part(struct pinl_lease *lease);
+
+/* -EBUSY: a lease of the cache's is in use over part of the range, under SCRATCH or COPY. */
+int pl_say_in_use(const struct pl_range *range, uint64_t lease_id);
 
 /* Something seems to be changing: asks the sources to see whether that is so. */
 void pl_cached_look(struct pinl_ctx *ctx);

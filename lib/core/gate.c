@@ -65,14 +65,20 @@ static bool meets(const struct pl_gate *g, const struct pinl_lease *l)
 	       g->end > mem->offset;
 }
 
+/* Its own actor is back from the change, unless it is in what pinl_invalidate() calls. */
+static bool is_back(struct pinl_ctx *ctx, const struct pl_gate *g, pid_t tid)
+{
+	return g->actor_tid == tid && pinl_tid_exempt(ctx, tid) != PINL_EXEMPT_ASKED;
+}
+
 bool pl_gate_blocks(const struct pinl_lease *l)
 {
-	const struct pinl_ctx *ctx = l->ctx;
+	struct pinl_ctx *ctx = l->ctx;
 
 	if (ctx->wide_gates)
 		return true;
-	for (int i = 0; i < ctx->n_gates; i++) /* its own actor is back from the change */
-		if (ctx->gates[i].actor_tid != l->owner_thread && meets(&ctx->gates[i], l))
+	for (int i = 0; i < ctx->n_gates; i++)
+		if (meets(&ctx->gates[i], l) && !is_back(ctx, &ctx->gates[i], l->owner_thread))
 			return true;
 	return false;
 }

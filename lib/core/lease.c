@@ -98,16 +98,8 @@ static struct pinl_lease *moved_with_another(struct pinl_lease *l)
 	return NULL;
 }
 
-static int say_moved(const struct pinl_lease *l, bool own, uint64_t other_id)
+static int say_moved(void)
 {
-	if (own) /* of its cache, else it overlaps on the device */
-		return pinl_set_error(
-			-EBUSY,
-			"part of [%#lx, %#lx) is registered by this device's cache until lease "
-			"%lu ends, which is in use, and SCRATCH or COPY of one would take the "
-			"memory from under the other; pinl_put() what was found before, or use "
-			"FAIL",
-			l->m.start, l->m.end, (unsigned long)other_id);
 	return pinl_set_error(
 		-EOPNOTSUPP,
 		"another device has a lease on part of the range, and SCRATCH or COPY of one "
@@ -143,9 +135,15 @@ static void publish_locked(struct pinl_lease *l, struct pinl_lease *near)
 	ctx->counters.bytes += l->m.end - l->m.start;
 }
 
+/* The cache waits itself, holding no lock. */
+static int busy(const struct pinl_lease *l)
+{
+	return l->cached ? -EAGAIN : -EBUSY;
+}
+
 static int say_changing(const struct pinl_lease *l)
 {
-	return pinl_set_error(-EBUSY,
+	return pinl_set_error(busy(l),
 			      "a change of [%#lx, %#lx) or of the file under it is under way; try "
 			      "again when it is done",
 			      l->m.start, l->m.end);
@@ -172,7 +170,7 @@ static int publish_once(struct pinl_lease *l, struct pinl_lease *near, uint64_t 
 	} else if (!l->dev->foreign && (other = moved_with_another(l))) {
 		err = -EOPNOTSUPP;
 		other_id = other->id;
-		own = other->dev == l->dev;
+		own = other->dev == l->dev; /* of its cache, else it overlaps on the device */
 	} else if (l->dev->closing) {
 		err = -ENODEV;
 	} else if (!l->more->resumed && pl_change_pending_on(l)) {
@@ -194,9 +192,9 @@ static int publish_once(struct pinl_lease *l, struct pinl_lease *near, uint64_t 
 			       "[%#lx, %#lx) overlaps lease %lu on the same device; unmap that first",
 			       l->m.start, l->m.end, (unsigned long)other_id);
 	else if (err == -EOPNOTSUPP)
-		err = say_moved(l, own, other_id);
+		err = own ? pl_say_in_use(&l->m, other_id) : say_moved();
 	else if (err == -EBUSY)
-		say_changing(l);
+		err = say_changing(l);
 	else if (err)
 		pinl_set_error(err, "the device is being closed");
 	return err;
@@ -394,6 +392,15 @@ static int lease_new(const struct pl_lease_how *how, struct pinl_device *dev, bo
 	return 0;
 }
 
+/* Than was found; what it can't be watched for is nothing to say of it then. */
+static bool is_other_memory(const struct pinl_lease *l, int err)
+{
+	if (l->dev->foreign || l->more->import || l->by_extent)
+		return false;
+	return !pl_vma_same(l->ctx->maps, &l->on->mem, l->m.start, l->m.end) ||
+	       (!err && !pl_lease_is_watched(l));
+}
+
 /* Of a published lease; on failure it is nobody's any more. */
 static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 {
@@ -401,9 +408,8 @@ static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 		l->by_extent || (l->more->import && l->more->import->by_handle) ? 0 : pl_lease_watch(l);
 	struct pl_sentence why;
 
-	if (!err && !l->dev->foreign && !l->more->import && !l->by_extent &&
-	    (!pl_vma_same(l->ctx->maps, &l->on->mem, l->m.start, l->m.end) || !pl_lease_is_watched(l)))
-		err = pinl_set_error(-EBUSY,
+	if (is_other_memory(l, err))
+		err = pinl_set_error(busy(l),
 				     "[%#lx, %#lx) was mapped anew while it was being leased; try again "
 				     "when that is done",
 				     l->m.start, l->m.end);
