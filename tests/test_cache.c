@@ -81,6 +81,28 @@ static void bad_arguments_have_a_sentence(void **state)
 	rig_close(&r);
 }
 
+/* A policy that no registration can have is said at once, and FOLLOW isn't pinned unasked. */
+static void a_policy_is_taken_as_it_is_or_not_at_all(void **state)
+{
+	struct pinl_cache_opts opts = {.size = sizeof opts, .policy = {.kind = PINL_RECALL}};
+	char *at = pages_new(1);
+	struct rig r;
+
+	rig_open(&r, NULL);
+	assert_int_equal(pinl_cache_open(r.dev, &opts), -EINVAL);
+	opts.policy = (struct pinl_policy){.size = sizeof opts.policy, .kind = PINL_FOLLOW};
+	assert_int_equal(pinl_cache_open(r.dev, &opts), -EOPNOTSUPP); /* it can but pin */
+	pinl_device_close(r.dev);
+	assert_ok(pinl_device_open(r.ctx, "soft", NULL, &r.dev));
+	opts.flags = PINL_PIN;
+	assert_int_equal(pinl_cache_open(r.dev, &opts), -EOPNOTSUPP);
+	opts.flags = 0;
+	assert_ok(pinl_cache_open(r.dev, &opts));
+	pinl_put(got(&r, at, 8, 0));
+	rig_close(&r);
+	munmap(at, PAGE);
+}
+
 static void every_figure_has_a_name_and_a_value(void **state)
 {
 	struct rig r;
@@ -360,6 +382,7 @@ int main(void)
 		cmocka_unit_test(the_second_get_finds_the_first_ones),
 		cmocka_unit_test(reading_is_not_writing),
 		cmocka_unit_test(bad_arguments_have_a_sentence),
+		cmocka_unit_test(a_policy_is_taken_as_it_is_or_not_at_all),
 		cmocka_unit_test(every_figure_has_a_name_and_a_value),
 		cmocka_unit_test(what_is_in_use_stays_and_is_reported),
 		cmocka_unit_test(what_nobody_has_goes_without_a_word),

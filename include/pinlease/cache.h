@@ -59,7 +59,12 @@ struct pinl_cache_opts {
 	 * registration is made over another that is in use.
 	 */
 	struct pinl_policy policy;
-	unsigned flags;	      /* of pinl_map_range(), but PINL_WRITE; 0: PINL_PIN if the device pins */
+	/*
+	 * Of pinl_map_range(), but PINL_WRITE; 0: PINL_PIN if the device pins and the policy isn't
+	 * FOLLOW. PINL_STAGE: the device has a copy, made at the miss and not again at a hit:
+	 * pinl_lease_sync(reg->lease, ...) before and after transfers, as with any such lease.
+	 */
+	unsigned flags;
 	size_t max_regions;   /* 0: no limit but the device's own */
 	size_t max_bytes;     /* 0: no limit but RLIMIT_MEMLOCK */
 	size_t max_merge;     /* neighbours are merged up to so many bytes; 0: 16 MiB, 1: never */
@@ -74,8 +79,9 @@ struct pinl_cache_opts {
  * stay beyond them. Where the device or the kernel has no room for another one (-ENOMEM by
  * RLIMIT_MEMLOCK, -ENOSPC) unused ones are ended, and it is tried again.
  *
- * Errors: -EINVAL opts->size, a flag or policy that doesn't exist; -EEXIST the device has its cache;
- * -ENOSPC no more than 32 caches; -ENOMEM, -EAGAIN no memory or thread; -ESTALE.
+ * Errors: -EINVAL opts->size, policy.size, a flag or policy that doesn't exist; -EOPNOTSUPP FOLLOW on a
+ * device that only pins, or with PINL_PIN; -EEXIST the device has its cache; -ENOSPC no more than 32
+ * caches; -ENOMEM, -EAGAIN no memory or thread; -ESTALE.
  */
 int pinl_cache_open(struct pinl_device *dev, const struct pinl_cache_opts *opts);
 

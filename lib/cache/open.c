@@ -19,16 +19,39 @@ static void defaults(struct pinl_device *dev, struct pinl_cache_opts *o)
 {
 	bool pins = dev->info.caps & PINL_DEVCAP_PIN;
 
-	if (!o->flags && pins)
+	if (!o->flags && pins && o->policy.kind != PINL_FOLLOW)
 		o->flags = PINL_PIN;
 	if (!o->policy.size)
 		o->policy = (struct pinl_policy){.size = sizeof o->policy,
 						 .kind = o->flags & PINL_PIN ? PINL_KEEP : PINL_FOLLOW};
 }
 
+/* Without its size nobody knows what a policy says. */
+static int check_policy(const struct pinl_policy *p)
+{
+	static const struct pinl_policy none;
+
+	if (!p->size && memcmp(p, &none, sizeof none))
+		return pinl_set_error(-EINVAL, "pinl_cache_opts.policy.size must be sizeof(struct "
+					       "pinl_policy), or the policy all zero");
+	return 0;
+}
+
+/* What every pinl_get() would say. */
+static int check_follow(const struct pinl_device *dev, const struct pinl_cache_opts *o)
+{
+	if (o->policy.kind != PINL_FOLLOW ||
+	    !(o->flags & PINL_PIN || dev->info.device_class != PINL_DEV_FAULTING))
+		return 0;
+	return pinl_set_error(-EOPNOTSUPP, "FOLLOW needs an on-demand device, and pinl_cache_opts.flags "
+					   "without PINL_PIN; use KEEP or RECALL");
+}
+
 static int check_opts(struct pinl_device *dev, const struct pinl_cache_opts *given,
 		      struct pinl_cache_opts *o)
 {
+	int err;
+
 	memset(o, 0, sizeof *o);
 	if (given && (given->size < sizeof(size_t) || given->size > 4096))
 		return pinl_set_error(-EINVAL,
@@ -38,8 +61,12 @@ static int check_opts(struct pinl_device *dev, const struct pinl_cache_opts *giv
 	if (o->flags & ~FLAGS)
 		return pinl_set_error(-EINVAL, "pinl_cache_opts.flags has unknown flags %#x",
 				      o->flags & ~FLAGS);
+	err = check_policy(&o->policy);
+	if (err)
+		return err;
 	defaults(dev, o);
-	return pl_lease_args(4096, 8192, o->flags, &o->policy);
+	err = pl_lease_args(4096, 8192, o->flags, &o->policy);
+	return err ? err : check_follow(dev, o);
 }
 
 static int take_slot(struct pl_cache *c)
