@@ -12,10 +12,19 @@
  * A lookup never returns a registration of memory that has changed before the lookup began: unmapped,
  * moved, discarded, truncated, by any thread and by raw system calls, also if other memory is at the
  * same addresses by now. What changed is taken out of the cache before the caller of munmap(2) goes on.
- *Two limits. Changes of files that no source holds are known when the source `notify` has told of them
- * (pinl_lease_info.coverage has PINL_CAN_TELL without PINL_CAN_BEFORE or _HOLD). And the kernel makes an
- * unmapped range free for others a moment (some instructions) before it reports that; only the explicit
- * calls, pinl_munmap() and the like, close this gap. It is longer where pinl_sources() says so.
+ * The limits of that:
+ *
+ * - The kernel makes an unmapped range free for others a moment (some instructions) before it reports
+ *   that; only the explicit calls, pinl_munmap() and the like, close this gap. It is longer where
+ *   pinl_sources() says so.
+ * - Changes of files that no source holds (pinl_lease_info.coverage has PINL_CAN_TELL without
+ *   PINL_CAN_BEFORE or _HOLD) are known when the source `notify` has told of them. On tmpfs, in a memfd
+ *   and on hugetlbfs a hole that is filled again by then isn't found at all: a raw FALLOC_FL_PUNCH_HOLE,
+ *   and MADV_REMOVE by another mapping of the file or another process. pinl_fallocate() and
+ *   pinl_madvise() are exact.
+ * - Nobody is told of a raw MADV_GUARD_INSTALL, nor of what pinlease(7) has under LIMITS.
+ * - With PINL_COOPERATIVE in pinl_cache_opts.flags only the explicit calls are known where no source
+ *   tells of more.
  *
  * A registration is a lease (pinl_query() shows it, pinl_reg.lease is its handle), and what happens to
  * one that is in use when its memory changes is its policy's affair: pinl_cache_opts.policy. Nobody else
@@ -103,7 +112,8 @@ int pinl_cache_open(struct pinl_device *dev, const struct pinl_cache_opts *opts)
 int pinl_get(struct pinl_device *dev, const void *addr, size_t len, unsigned access,
 	     const struct pinl_reg **reg);
 
-/* The I/O by this registration is over. */
+/* The I/O by this registration is over. Before pinl_device_close(), which ends registrations too: after
+ * it `reg` is memory that has been freed. */
 void pinl_put(const struct pinl_reg *reg);
 
 /*
