@@ -238,6 +238,7 @@ static void full_makes_room(int err)
 	for (int i = 0; i < 64; i++)
 		held[i] = got(&r, at + i * PAGE, 8, 0);
 	assert_int_equal(pinl_get(r.dev, at + 64 * PAGE, 8, 0, &held[0]), err);
+	assert_non_null(strstr(pinl_error(), "pinl_put()"));
 	for (int i = 0; i < 64; i++)
 		pinl_put(held[i]);
 	tag_at(&r, at + 64 * PAGE);

@@ -113,6 +113,7 @@ static void memory_that_cannot_be_watched_is_not_cached(void **state)
 	assert_ok(pinl_device_open_ops(ctx, &tagger_ops, &g, &dev));
 	assert_int_equal(pinl_get(dev, at, 8, 0, &reg), -EOPNOTSUPP);
 	assert_non_null(strstr(pinl_error(), "munmap"));
+	assert_non_null(strstr(pinl_error(), "pinl_cache_opts"));
 	assert_ok(pinl_device_open_ops(ctx, &tagger_ops, &g, &other));
 	assert_ok(pinl_cache_open(other, &cooperative));
 	set_tag(at, 5);

@@ -11,6 +11,7 @@
 
 #include "cache/cache.h"
 #include "cache/merge.h"
+#include "core/sentence.h"
 
 #define PAGE	 4096ul
 #define TRIES	 64
@@ -274,6 +275,23 @@ static bool is_worth_a_try(int err, struct trying *t)
 	return pl_clock_ns() < t->until;
 }
 
+/* What says "lease" or "unmap" to others, in terms of the cache. */
+static int say_failed(struct pl_cache *c, const struct pl_want *want, int err)
+{
+	const struct pl_range range = {want->start, want->end};
+	struct pl_sentence why;
+
+	pl_count(c, failed);
+	pl_sentence_keep(&why);
+	if (pl_lacks_room(c, &range, err))
+		return pinl_set_error(
+			err, "%s (all that the cache has still is in use: pinl_put() some)", why.text);
+	if (err == -EBUSY || err == -EOPNOTSUPP)
+		return pinl_set_error(err, "%s (the cache leases by pinl_cache_opts.flags and .policy)",
+				      why.text);
+	return err;
+}
+
 int pl_cache_miss(struct pinl_device *dev, const struct pl_want *asked, const struct pinl_reg **out)
 {
 	PL_CALL(call);
@@ -302,8 +320,7 @@ int pl_cache_miss(struct pinl_device *dev, const struct pl_want *asked, const st
 		err = pinl_set_error(-EAGAIN, "%#lx to %#lx changes all the time; try again", want.start,
 				     want.end);
 	if (err)
-		pl_count(c, failed);
-	else
-		*out = &r->reg;
-	return err;
+		return say_failed(c, &want, err);
+	*out = &r->reg;
+	return 0;
 }
