@@ -140,6 +140,7 @@ static void another_ones_userfaultfd_is_said(void **state)
 	tag_at(&r, at);
 	assert_int_equal(pinl_get(s.dev, at, 8, 0, &reg), -EBUSY);
 	assert_non_null(strstr(pinl_error(), "another userfaultfd"));
+	assert_non_null(strstr(pinl_error(), "another context of pinlease"));
 	rig_close(&s);
 	rig_close(&r);
 	munmap(at, PAGE);

@@ -82,6 +82,8 @@ static void uffd_free(struct pl_uffd *u)
 	free(u);
 }
 
+static atomic_int n_open; /* of all contexts */
+
 static int uffd_open(struct pinl_ctx *ctx, const void *arg, void **src)
 {
 	struct pl_uffd *u = calloc(1, sizeof *u);
@@ -107,6 +109,7 @@ static int uffd_open(struct pinl_ctx *ctx, const void *arg, void **src)
 		uffd_free(u);
 		return err;
 	}
+	atomic_fetch_add(&n_open, 1);
 	*src = u;
 	return 0;
 }
@@ -129,6 +132,7 @@ static void uffd_close(void *src)
 	pthread_join(u->thread, NULL);
 	u->fd = -1;
 	uffd_free(u);
+	atomic_fetch_sub(&n_open, 1);
 }
 
 /* ------------------------------------------------------------------------------------ watch -- */
@@ -185,6 +189,16 @@ static int explain_watch(int err, const struct pinl_memory *mem)
 	const char *kind = pinl_memory_name(mem->kind);
 	unsigned long at = mem->start;
 
+	if (err == -EBUSY && atomic_load(&n_open) > 1)
+		return pinl_set_error(
+			err,
+			"another userfaultfd owns the mapping at %#lx, most likely that of another "
+			"context of pinlease in this process (the program's own, or a bridge to "
+			"libfabric "
+			"or UCX): give one context to all (pinl_libfabric_import(), pinl_ucx_start()), "
+			"or "
+			"lease with PINL_COOPERATIVE",
+			at);
 	switch (err) {
 	case -EBUSY:
 		return pinl_set_error(

@@ -43,7 +43,8 @@ int pinl_libfabric_import(struct pinl_ctx *ctx);
 /* The device that stands for libfabric's caches: for pinl_cache_stat(), pinl_query(). NULL: none yet. */
 struct pinl_device *pinl_libfabric_device(void);
 
-/* After the last domain is closed. Errors: -EBUSY one is open; -EINVAL nothing was imported. */
+/* After the last domain is closed. Errors: -EBUSY one is open that caches registrations; -EINVAL nothing
+ * was imported. */
 int pinl_libfabric_close(void);
 
 #pragma GCC visibility pop
