@@ -8,12 +8,13 @@
 #include <linux/types.h>
 #endif
 
-#define CENSUS_PAGE_SIZE 64	   /* of struct page; no other is understood */
-#define CENSUS_WINDOW	 64	   /* struct pages that are read at once */
-#define CENSUS_CHUNK	 (1 << 16) /* pages in one run, so that no record can be lost */
-#define CENSUS_PEEK	 4096	   /* bytes that are read at once */
-#define CENSUS_PIN_BIAS	 1024 /* GUP_PIN_COUNTING_BIAS: what a pin adds to the count of a small page */
-#define CENSUS_REF_LIMIT 1024
+#define CENSUS_PAGE_SIZE   64	     /* of struct page; no other is understood */
+#define CENSUS_MEMORY_PAGE 4096	     /* that it is of; no other is, either */
+#define CENSUS_WINDOW	   64	     /* struct pages that are read at once */
+#define CENSUS_CHUNK	   (1 << 16) /* pages in one run, so that no record can be lost */
+#define CENSUS_PEEK	   4096	     /* bytes that are read at once */
+#define CENSUS_PIN_BIAS	   1024 /* GUP_PIN_COUNTING_BIAS: what a pin adds to the count of a small page */
+#define CENSUS_REF_LIMIT   1024
 
 enum census_memory {
 	CENSUS_NONE, /* of no file and of no process: let go by its file, or the kernel's */

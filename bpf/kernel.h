@@ -18,7 +18,11 @@ typedef __u32 __be32;
 typedef __u32 __wsum;
 
 enum {
+	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_STACK_TRACE = 7,
+	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_F_MMAPABLE = 1 << 10,
 };
 
@@ -90,6 +94,8 @@ struct task_struct {
 	int pid, tgid;
 	char comm[16];
 	void *mm, *io_uring;
+	struct task_struct *group_leader;
+	__u64 start_boottime;
 };
 
 struct seq_file;
@@ -117,5 +123,12 @@ struct bpf_iter__task_vma {
 };
 
 #pragma clang attribute pop
+
+#ifdef __TARGET_ARCH_x86
+struct pt_regs { /* what kprobes are given; its layout is the processor's */
+	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di;
+	unsigned long orig_ax, ip, cs, flags, sp, ss;
+};
+#endif
 
 #endif

@@ -6,7 +6,7 @@ _pinlease_options() {
 	demo) echo --dir= --html= --tmpfs= ;;
 	doctor) echo --dir= --iommufd= --json --markdown --vfio= --without ;;
 	p2p) echo --json --root= ;;
-	pins) echo --bytes --file= --json --kind= --pid= --sort= ;;
+	pins) echo --buffer= --bytes --delay= --exact --file= --json --kind= --pid= --sort= --trace --watch ;;
 	ps) echo --bytes --file= --json --pid= --sort= ;;
 	recall) echo --bytes --file= --force --grace= --lease= --no-wait --pid= --range= --wait ;;
 	run) echo --no-io-uring ;;
@@ -25,7 +25,7 @@ _pinlease_values() {
 		sed -n 's/^ *"pid":\([0-9]*\),$/\1/p; s/^ *"lease":\([0-9]*\),$/:\1/p' | sed 'N;s/\n//' ;;
 	--sort | -s) if [[ $2 == pins ]]; then echo bytes pid pins; else echo pid age bytes; fi ;;
 	--by) echo holder file device ;;
-	--kind) echo io_uring rdma vfio iommufd af_xdp dma-buf vmsplice other ;;
+	--kind) echo io_uring rdma vfio iommufd af_xdp dma-buf vmsplice direct-io other ;;
 	-k) if [[ $2 == pins ]]; then _pinlease_values --kind; else _pinlease_values --by; fi ;;
 	esac
 }
@@ -84,7 +84,7 @@ _pinlease() {
 		fi
 		return
 		;;
-	--grace | -g | --range | -r | --delay | -d) return ;;
+	--grace | -g | --range | -r | --delay | -d | --buffer) return ;;
 	esac
 	mapfile -t COMPREPLY < <(compgen -W "$(_pinlease_options "${words[1]}")" -- "$before")
 	for reply in "${COMPREPLY[@]}"; do

@@ -9,6 +9,7 @@
 #include "command.h"
 #include "common.h"
 #include "pins.h"
+#include "pins_live.h"
 #include "pins_options.h"
 
 static int by_bytes(const void *a, const void *b)
@@ -33,7 +34,7 @@ static int by_pins(const void *a, const void *b)
 	return of_x != of_y ? (of_x < of_y ? 1 : -1) : by_bytes(a, b);
 }
 
-static void start(struct census *c)
+void pins_start(struct census *c)
 {
 	*c = (struct census){.own = {.device = -1, .pipe = {-1, -1}},
 			     .pins = {.size = sizeof(struct census_pin)},
@@ -49,7 +50,7 @@ static void start(struct census *c)
 			     .places = {.size = sizeof(struct pins_place)}};
 }
 
-static int take(struct census *c, const struct pins_filter *filter)
+int pins_take(struct census *c, const struct pins_filter *filter)
 {
 	uint64_t began = tool_now(), scanned;
 	int err = pins_load(c);
@@ -71,7 +72,7 @@ static int take(struct census *c, const struct pins_filter *filter)
 	return err;
 }
 
-static void end(struct census *c)
+void pins_end(struct census *c)
 {
 	for (size_t i = 0; i < c->rows.n; i++) {
 		pins_free(&pins_at(&c->rows, struct pins_row, i)->ranges);
@@ -100,8 +101,10 @@ int cmd_pins(int argc, char **argv)
 	int status = EXIT_CANT_START;
 
 	pins_parse(argc, argv, &o);
-	start(&c);
-	if (!take(&c, &o.filter)) {
+	pins_start(&c);
+	if (o.mode != PINS_CENSUS)
+		status = pins_live(&c, &o) ? EXIT_CANT_START : 0;
+	else if (!pins_take(&c, &o.filter)) {
 		pins_order(&c.rows, orders[o.sort]);
 		if (o.json)
 			pins_print_json(&c);
@@ -110,6 +113,6 @@ int cmd_pins(int argc, char **argv)
 					 o.filter.pid || o.filter.by_file || o.filter.device >= 0);
 		status = pins_off(&c) <= pins_meanwhile(&c) ? 0 : EXIT_FAILED_PROMISE;
 	}
-	end(&c);
+	pins_end(&c);
 	return tool_flush("pinlease pins") ? EXIT_CANT_START : status;
 }

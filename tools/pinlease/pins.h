@@ -9,6 +9,8 @@
  *   pins_map.c      which processes map them, and where
  *   pins_row.c      pages become uses, uses become rows: by process, file, device, lease
  *   pins_print.c    a table, or JSON
+ *
+ * Pins as they come and go are followed by what pins_live.h names.
  */
 #ifndef PINLEASE_PINS_H
 #define PINLEASE_PINS_H
@@ -31,6 +33,7 @@ enum pins_device {
 	PINS_XDP,
 	PINS_DMABUF,
 	PINS_VMSPLICE,
+	PINS_DIRECT, /* I/O: only seen live, as it is over soon */
 	PINS_OTHER,
 	PINS_NR_DEVICES,
 };
@@ -141,6 +144,11 @@ void pins_order(struct pins_vec *v, int (*compare)(const void *, const void *));
 void pins_free(struct pins_vec *v);
 #define pins_at(v, type, i) (&((type *)(v)->items)[i])
 
+/* A census from begin to end; `pins_end` in any case. */
+void pins_start(struct census *c);
+int pins_take(struct census *c, const struct pins_filter *filter);
+void pins_end(struct census *c);
+
 /* Each 0 or -errno after a sentence on standard error. */
 int pins_load(struct census *c);
 int pins_calibrate(struct census *c);
@@ -188,6 +196,15 @@ bool pins_seen(struct census *c, uint64_t object);
 /* Pins are sorted by page; this one is there, of the first `n`. */
 void pins_sort(struct census *c);
 const struct census_pin *pins_find(const struct census *c, uint64_t pfn, size_t n);
+
+/* Those of now, as pinleased tells them; `have_leases`: it did. */
+void pins_list_leases(struct census *c);
+
+/* The policy of the lease at `addr`, NULL: none; and how many bytes from there have the same answer. */
+const char *pins_lease_at(const struct census *c, int32_t pid, uint64_t addr, uint64_t *len);
+
+/* Of a record's pages one, by this process. */
+bool pins_is_mapped(const struct census *c, uint32_t pin, int32_t pid);
 
 /* A hold, and its pages from the address of a struct page. */
 uint32_t pins_hold(struct census *c, const struct pins_hold *hold);

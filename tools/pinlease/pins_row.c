@@ -25,6 +25,7 @@ const struct pins_class pins_classes[PINS_NR_DEVICES] = {
 	[PINS_XDP] = {"af_xdp", "not at all", "keep or refuse; kill at the deadline"},
 	[PINS_DMABUF] = {"dma-buf", "not at all", "keep or refuse; kill at the deadline"},
 	[PINS_VMSPLICE] = {"vmsplice", "transient", "none: wait until the pipe is read"},
+	[PINS_DIRECT] = {"direct-io", "transient", "none: it ends by itself"},
 	[PINS_OTHER] = {"other", "unknown", "none: direct I/O ends by itself"},
 };
 
@@ -78,12 +79,14 @@ static int by_begin(const void *a, const void *b)
 }
 
 /* Without pinleased nothing is known of leases, which is said. */
-static void list_leases(struct census *c)
+void pins_list_leases(struct census *c)
 {
 	struct arbiter a = {.quiet = true};
 	union pl_message m;
 
 	c->leases.size = sizeof(struct lease);
+	c->leases.n = 0;
+	c->have_leases = false;
 	if (arbiter_open(&a))
 		return;
 	pl_message_init(&m, PL_LIST);
@@ -97,8 +100,7 @@ static void list_leases(struct census *c)
 	}
 }
 
-/* The policy of the lease at `addr`, and how many bytes from there have the same answer. */
-static const char *lease_at(const struct census *c, int32_t pid, uint64_t addr, uint64_t *len)
+const char *pins_lease_at(const struct census *c, int32_t pid, uint64_t addr, uint64_t *len)
 {
 	const struct lease *all = c->leases.items;
 	size_t low = 0, high = c->leases.n;
@@ -187,7 +189,7 @@ static void add_use(struct making *m, const struct use *u)
 
 		len = total - at;
 		if (u->addr && m->c->leases.n && u->device != PINS_VMSPLICE)
-			lease = lease_at(m->c, u->pid, u->addr + at, &len);
+			lease = pins_lease_at(m->c, u->pid, u->addr + at, &len);
 		add_part(m->c, u, at, len, lease);
 	}
 }
@@ -213,7 +215,7 @@ static const struct pins_map *map_of(const struct census *c, uint32_t pin, int32
 	return pins_at(&c->maps, struct pins_map, low);
 }
 
-static bool maps(const struct census *c, uint32_t pin, int32_t pid)
+bool pins_is_mapped(const struct census *c, uint32_t pin, int32_t pid)
 {
 	const struct pins_map *map = map_of(c, pin, pid);
 
@@ -274,7 +276,7 @@ static void use_piece(struct making *m, const struct pins_piece *piece, uint32_t
 
 	u.nr = (end < all ? end : all) - begin;
 	u.page = begin - p->pfn;
-	u.mapped = maps(c, number, h->pid);
+	u.mapped = pins_is_mapped(c, number, h->pid);
 	u.addr = h->addr ? h->addr / PINS_PAGE * PINS_PAGE + piece->offset / PINS_PAGE * PINS_PAGE +
 				   (begin - piece->pfn) * PINS_PAGE
 			 : 0;
@@ -414,7 +416,7 @@ int pins_make_rows(struct census *c, const struct pins_filter *filter)
 		pins_say("out of memory");
 		return -ENOMEM;
 	}
-	list_leases(c);
+	pins_list_leases(c);
 	for (size_t i = 0; i < c->pins.n; i++) {
 		const struct census_pin *p = pins_at(&c->pins, struct census_pin, i);
 

@@ -1,0 +1,429 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""usage: live.py PINLEASED PINLEASE [RDMA] - pinlease pins --trace and --watch tell of the pins that are made here, while they are made."""
+import contextlib
+import ctypes
+import fcntl
+import itertools
+import json
+import os
+import pathlib
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import arbiter_client as ac
+import census as cs
+import tree
+
+PAGE, HUGE = cs.PAGE, cs.HUGE
+PROCESS_VM_READV = 310
+FEW, MANY = 20, 4000
+PATIENCE = 20  # seconds for an event to come; then what was missed is done again
+
+
+class Live:
+    """Follows, as JSON; the first line says that it does. A call can be missed, which is counted: what was waited for is then done again."""
+    def __init__(self, *arguments, **environment):
+        self.process = subprocess.Popen([cs.PINLEASE, 'pins', '--json', *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        env=dict(os.environ, **environment))
+        self.got, self.agains = b'', 0
+        try:
+            self.start = self.next()
+        except BaseException:
+            self.process.kill()
+            self.process.communicate()
+            raise
+
+    def next(self, again=None):
+        pipe = self.process.stdout.fileno()
+        while b'\n' not in self.got:
+            if again and not select.select([pipe], [], [], PATIENCE)[0]:
+                self.agains += 1
+                again()
+                continue
+            part = os.read(pipe, 65536)
+            if not part:
+                self.ended()
+            self.got += part
+        line, _, self.got = self.got.partition(b'\n')
+        return json.loads(line)
+
+    def ended(self):
+        said = self.process.communicate()[1]
+        if b'lets no program follow' in said:
+            raise tree.Skip('programs that follow functions of the kernel (BPF trampolines or kprobes)')
+        raise tree.Failure(f'it ended with {self.process.returncode}: {said}')
+
+    def find(self, event='pin', again=None, **wanted):
+        wanted.setdefault('pid', os.getpid())
+        while True:
+            said = self.next(again)
+            if said['event'] == event and all(said.get(key) == value for key, value in wanted.items()):
+                return said
+
+    def end(self):
+        self.process.send_signal(signal.SIGINT)
+        while (said := self.next())['event'] != 'end':
+            pass
+        rest, errors = self.process.communicate()
+        if self.process.returncode or rest or errors or self.got:
+            raise tree.Failure(f'it ended with {self.process.returncode}: {rest} {errors}')
+        return said
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def expect(said, **wanted):
+    for key, value in wanted.items():
+        if said[key] != value:
+            raise tree.Failure(f'{key} is {said[key]!r}, not {value!r}: {said}')
+
+
+def device(picture, name, term):
+    found = [group for group in picture['devices'] if (group['device'], group['term']) == (name, term)]
+    if len(found) != 1:
+        raise tree.Failure(f'no {term} {name}: {picture}')
+    return found[0]
+
+
+def sites(picture, **wanted):
+    return [site for site in picture['sites'] if all(site.get(key) == value for key, value in wanted.items())]
+
+
+def read_own(memory, times):
+    """process_vm_readv() pins what it reads from as long as it copies."""
+    there, here = ((ctypes.c_ulong * 2)(memory.start + at, PAGE) for at in (0, PAGE))
+    for _ in range(times):
+        cs.call(cs.LIBC.syscall(PROCESS_VM_READV, os.getpid(), here, 1, there, 1, ctypes.c_long(0)))
+
+
+def again_on(memory):
+    def register():
+        with cs.Ring(cs.of(memory)):
+            pass
+    return register
+
+
+def missed(end):
+    return end['lost']['calls']
+
+
+def tell_ring(live):
+    with cs.Memory(16 * PAGE) as memory:
+        with cs.Ring(cs.of(memory)):
+            pin = live.find(start=memory.start, again=again_on(memory))
+            expect(pin, device='io_uring', term='long-term', bytes=16 * PAGE, end=memory.start + 16 * PAGE, path=None,
+                   program=pathlib.Path('/proc/self/comm').read_text(encoding='utf-8').strip())
+            assert pin['site'].startswith('io_'), pin
+        release = live.find('release', start=memory.start, again=again_on(memory))
+        expect(release, device='io_uring', term='long-term', site=pin['site'])
+        assert release['bytes'] >= 16 * PAGE and 0 < release['held_ns'] and release['time_ns'] >= pin['time_ns'] + release['held_ns'] // 2, (pin, release)
+
+
+def a_ring():
+    """From the call that pins to the release, with who, what, where and how long; then the sum."""
+    with Live('--trace') as live:
+        tell_ring(live)
+        end = live.end()
+    group = device(end, 'io_uring', 'long-term')
+    expect(group, **{'class': 'revocable'})
+    assert not group['held'] or missed(end), end
+    assert group['calls'] >= 1 and group['released'] >= 1 and sum(bucket['count'] for bucket in group['histogram']) == group['released'], group
+    assert end['totals']['longterm_pages'] >= 16 and not end['leaks'], end
+    assert all(end['cost'][key] > 0 for key in ('pin_runs', 'pin_ns', 'release_runs', 'release_ns', 'own_ns')), end
+
+
+def by_kprobes():
+    if not os.path.exists('/sys/bus/event_source/devices/kprobe/type'):
+        raise tree.Skip('kprobes')
+    with Live('--trace', PINLEASE_BPF_KPROBES='1') as live:
+        assert live.start['functions_by_kprobe'] > 3 and not live.start['functions_by_trampoline'], live.start
+        tell_ring(live)
+        live.end()
+
+
+def a_file():
+    with Live('--trace') as live:
+        with cs.memfd(8 * PAGE) as fd, cs.Memory(4 * PAGE, fd, 2 * PAGE) as memory:
+            with cs.Ring(cs.of(memory)):
+                expect(live.find(path='memfd:census', again=again_on(memory)), device='io_uring', start=2 * PAGE, end=6 * PAGE, file_ino=os.fstat(fd).st_ino)
+            assert live.find('release', path='memfd:census', start=2 * PAGE, again=again_on(memory))['bytes'] >= 4 * PAGE
+        live.end()
+
+
+def a_huge_page():
+    """The kernel keeps one pin of it or 512: either way it is held until the ring has gone."""
+    with cs.Memory(HUGE, huge=True) as memory, Live('--trace') as live:
+        with cs.Ring(cs.of(memory)):
+            live.find(start=memory.start, bytes=HUGE, again=again_on(memory))
+            with cs.Memory(2 * PAGE) as other:
+                with cs.Ring(cs.of(other)):
+                    live.find(start=other.start, again=again_on(other))
+                while (said := live.find('release', again=again_on(other)))['start'] != other.start:
+                    assert said['start'] != memory.start or live.agains, said
+        assert live.find('release', start=memory.start, again=again_on(memory))['bytes'] >= HUGE
+        live.end()
+
+
+def exactly():
+    """Every transient call, and every page of a buffer."""
+    with cs.Memory(4 * PAGE) as memory, Live('--trace', '--exact') as live:
+        read_own(memory, FEW)
+        expect(live.find(term='transient'), device='other', bytes=PAGE, start=memory.start)
+        assert live.find('release', term='transient', again=lambda: read_own(memory, 1))['held_ns'] > 0
+        tell_ring(live)
+        end = live.end()
+    group = device(end, 'other', 'transient')
+    own, = sites(end, pid=os.getpid(), term='transient')
+    assert group['calls'] >= own['calls'] >= FEW - missed(end) and own['released'] + own['held'] == own['calls'], end
+    assert own['held'] <= missed(end), end
+
+
+def lightly():
+    """All are counted, few are followed."""
+    with cs.Memory(4 * PAGE) as memory, Live('--trace') as live:
+        read_own(memory, MANY)
+        end = live.end()
+    assert end['totals']['transient_calls'] >= MANY - missed(end), end
+    followed = sum(site['calls'] for site in sites(end, pid=os.getpid(), term='transient'))
+    assert 0 < followed < MANY / 4, end
+
+
+def transient_over_longterm():
+    """A transient pin of a page that a ring has ends, and the ring's is still there."""
+    with cs.Memory(4 * PAGE) as memory, Live('--trace', '--exact') as live:
+        with cs.Ring(cs.of(memory)):
+            live.find(start=memory.start, term='long-term', again=again_on(memory))
+            read_own(memory, FEW)
+            live.find('release', term='transient', again=lambda: read_own(memory, 1))
+            end = live.end()
+    ring, = sites(end, pid=os.getpid(), device='io_uring')
+    expect(ring, held_bytes=4 * PAGE)
+    expect(end, held_confirmed=4, release_not_seen=0)
+
+
+def direct_io():
+    with tempfile.NamedTemporaryFile(dir='/var/tmp') as file, cs.Memory(4 * PAGE) as memory, Live('--trace', '--exact') as live:
+        try:
+            fd = os.open(file.name, os.O_RDWR | os.O_DIRECT)
+        except OSError as error:
+            raise tree.Skip('O_DIRECT') from error
+        try:
+            for _ in range(FEW):
+                os.pwrite(fd, (ctypes.c_char * (2 * PAGE)).from_address(memory.start), 0)
+        finally:
+            os.close(fd)
+        end = live.end()
+    if not sites(end, pid=os.getpid(), term='transient'):
+        raise tree.Skip('direct I/O that pins (Linux 6.5, a file system on disk)')
+    group = device(end, 'direct-io', 'transient')
+    assert group['calls'] >= FEW - missed(end) and group['pages'] >= 2 * (FEW - missed(end)) and group['class'] == 'transient', end
+    expect(sites(end, pid=os.getpid(), term='transient')[0], device='direct-io')
+
+
+def regions():
+    if not cs.RDMA or not os.path.isdir('/sys/class/infiniband') or not os.listdir('/sys/class/infiniband'):
+        raise tree.Skip('an RDMA device')
+    with Live('--trace') as live:
+        with subprocess.Popen([cs.RDMA], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            start, size = map(int, holder.stdout.readline().split())
+            expect(live.find(pid=holder.pid), device='rdma', term='long-term', start=start)
+            holder.communicate('')
+        live.find('release', pid=holder.pid)
+        end = live.end()
+    assert sum(site['pages'] for site in sites(end, pid=holder.pid, device='rdma')) == size // PAGE, end
+
+
+@contextlib.contextmanager
+def inherited(memory):
+    """A process pins, leaves its ring to a child, and ends. The child ends when the pipe is closed."""
+    told, tell = os.pipe()
+    kept, let = os.pipe()
+    first = os.fork()
+    if not first:
+        os.close(let)
+        with cs.Ring(cs.of(memory)):
+            child = os.fork()
+            if not child:
+                os.close(tell)
+                os.read(kept, 1)
+                os._exit(0)
+            os.write(tell, struct.pack('i', child))
+            os._exit(0)
+    os.close(tell)
+    os.close(kept)
+    try:
+        yield first, struct.unpack('i', os.read(told, 4))[0]
+    finally:
+        os.close(told)
+        os.close(let)
+
+
+def leak():
+    """The holder has gone, its pins haven't: it is said, with who has them now; and the census agrees."""
+    with cs.Memory(16 * PAGE) as memory, Live('--trace') as live:
+        with inherited(memory) as (holder, heir):
+            os.waitpid(holder, 0)
+            said = live.find('leak', pid=holder)
+            expect(said, how='holder gone', confirmed=True, open_in=heir, bytes=16 * PAGE, start=memory.start, device='io_uring')
+            end = live.end()
+    assert [found for found in end['leaks'] if found['pid'] == holder and found['open_in'] == heir], end
+    assert sites(end, pid=holder)[0]['holder_gone'] and end['held_confirmed'] >= 1, end
+    cs.gone()
+
+
+def unmapped():
+    """Pinned, and no longer mapped by the holder: told at the end."""
+    with cs.Memory(16 * PAGE) as memory, cs.Memory(PAGE) as other, Live('--trace') as live:
+        with cs.Ring(cs.of(memory), cs.of(other)):
+            live.find(start=other.start, again=again_on(other))
+            memory.unmap()
+            end = live.end()
+    found, = [one for one in end['leaks'] if one['pid'] == os.getpid()]
+    expect(found, how='not mapped', start=memory.start, bytes=16 * PAGE, open_in=os.getpid())
+
+
+def lost():
+    """More events than there is room for while nobody reads them: as many as are missing are counted."""
+    with cs.Memory(4 * PAGE) as memory, Live('--trace', '--exact', '--buffer', '4') as live:
+        os.kill(live.process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, live.process.pid, os.WSTOPPED)
+        read_own(memory, MANY)
+        os.kill(live.process.pid, signal.SIGCONT)
+        live.process.send_signal(signal.SIGINT)
+        told = 0
+        while (said := live.next())['event'] != 'end':
+            told += said['event'] == 'pin' and said['pid'] == os.getpid()
+    assert told < MANY <= told + said['lost']['events'] + missed(said), (told, said['lost'])
+    assert sites(said, pid=os.getpid(), term='transient')[0]['calls'] >= MANY - missed(said), said
+
+
+def watched():
+    """Again and again: what is held now, and for how long it was."""
+    def mine(picture):
+        return sum(site['held_bytes'] for site in sites(picture, pid=os.getpid(), device='io_uring'))
+
+    with cs.Memory(16 * PAGE) as memory, Live('--watch', '--delay', '0.1') as live:
+        with cs.Ring(cs.of(memory)):
+            for number in itertools.count(1):
+                if mine(picture := live.next()):
+                    break
+                if number % 50 == 0:
+                    again_on(memory)()
+            group = device(picture, 'io_uring', 'long-term')
+            assert mine(picture) >= 16 * PAGE <= group['held_bytes'] and group['oldest_ns'] > 0, group
+        for number in itertools.count(1):
+            if not mine(picture := live.next()):
+                break
+            if number % 50 == 0:
+                again_on(memory)()
+        assert device(picture, 'io_uring', 'long-term')['histogram'], picture
+        live.end()
+
+
+def leased():
+    """What is held under a lease is told apart from what isn't, of one buffer too."""
+    with ac.Arbiter(cs.PINLEASED) as arbiter, arbiter.client() as client, cs.memfd(8 * PAGE) as fd, cs.Memory(8 * PAGE, fd) as memory, \
+            Live('--watch', '--delay', '0.1', PINLEASE_SOCKET=str(arbiter.path)) as live:
+        def mine(picture):
+            return [(site['held_bytes'], site['leased_bytes']) for site in sites(picture, pid=os.getpid(), path='memfd:census')]
+
+        with contextlib.ExitStack() as rings:
+            for number in itertools.count():
+                if number % 50 == 0:  # seldom more than once: a ring is given back late
+                    rings.close()
+                    rings.enter_context(cs.Ring(cs.of(memory)))
+                if mine(live.next()) == [(8 * PAGE, 0)]:
+                    break
+            assert client.lease(fd, 1, start=memory.start + 2 * PAGE, size=3 * PAGE, policy=ac.RECALL, then=ac.COPY).err == 0
+            assert client.handle(1).err == 0
+            while mine(picture := live.next()) == [(8 * PAGE, 0)]:
+                pass
+            assert mine(picture) == [(8 * PAGE, 3 * PAGE)] and device(picture, 'io_uring', 'long-term')['leased_bytes'] == 3 * PAGE, picture
+        live.end()
+
+
+def table():
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
+    with Live('--trace') as can, subprocess.Popen([cs.PINLEASE, 'pins', '--watch', '--delay', '0.1'], stdout=terminal, stdin=terminal) as command:
+        os.close(terminal)
+        with cs.Memory(16 * PAGE) as memory, cs.Ring(cs.of(memory)):
+            text = b''
+            while not re.search(rb'\n *%d \S+ +io_uring +long-term +[1-9]\S+ ' % os.getpid(), text):
+                text = (text + os.read(controller, 65536))[-65536:]
+                again_on(memory)()
+            command.send_signal(signal.SIGINT)
+            with contextlib.suppress(OSError):
+                while part := os.read(controller, 65536):
+                    text += part
+        can.end()
+    os.close(controller)
+    last = text.decode().replace('\r', '')
+    assert command.returncode == 0 and re.search(r'^io_uring +long-term +\d+ .* revocable', last, re.M), last
+    rows = re.findall(r'^ *\d+ \S+ +(?:io_uring|other) .*|^(?:io_uring|other|DEVICE|RELEASED) .*', last, re.M)
+    assert len(rows) > 4 and max(map(len, rows)) <= 80, rows
+    assert re.search(r'^Cost: programs ran at \d+ pins, [\d.]+ us each', last, re.M) and re.search(r'^(Nothing was lost|LOST:)', last, re.M), last
+
+
+def refused():
+    for arguments, because in ((['--watch', '--trace'], 'exclude'), (['--exact'], 'for --watch'), (['--trace', '--delay', '1'], '--delay is'),
+                               (['--trace', '--buffer', '5'], 'power of two'), (['--watch', '--sort', 'pid'], 'census')):
+        result = cs.run(*arguments)
+        assert result.returncode == 2 and because in result.stderr and not result.stdout, result
+    with contextlib.suppress(tree.Skip), Live('--trace') as live:
+        live.end()
+        return
+    result = cs.run('--watch')
+    assert result.returncode == 2 and not result.stdout and result.stderr.count('\n') == 1 and 'without --watch or --trace' in result.stderr, result
+
+
+def main():
+    missing = None
+    if os.geteuid():
+        missing = 'root'
+    elif 'no BPF' in cs.run().stderr:
+        missing = 'libbpf, clang and bpftool at build time'
+    elif not os.path.exists('/sys/kernel/btf/vmlinux'):
+        missing = '/sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF)'
+    tests = [
+        ("a ring's buffer, from pin to release", a_ring),
+        ('the same by kprobes', by_kprobes),
+        ('a file, by its name and range', a_file),
+        ('a huge page', a_huge_page),
+        ('exactly: every call, every page', exactly),
+        ('lightly: all are counted, few followed', lightly),
+        ('a transient pin of a long-term one', transient_over_longterm),
+        ('direct I/O', direct_io),
+        ('memory regions', regions),
+        ('a leak: the holder has gone', leak),
+        ('a leak: not mapped any more', unmapped),
+        ('lost events are counted', lost),
+        ('watched: held, released, for how long', watched),
+        ('leased and not', leased),
+        ('the table', table),
+        ('what is missing is said', refused),
+    ]
+
+    def skip():
+        raise tree.Skip(missing)
+    return tree.tap([(name, skip if missing else test) for name, test in tests])
+
+
+if __name__ == '__main__':
+    sys.exit(main())

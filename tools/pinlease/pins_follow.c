@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Which programs are attached to which functions. Each is tried: a function that this kernel doesn't
+ * have is left out; one that no trampoline can be put on is followed by a kprobe; one that can't be
+ * followed at all is named.
+ */
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <census.skel.h>
+#include <live.skel.h>
+#include "command.h"
+#include "common.h"
+#include "pins_live.h"
+
+#define EXACT_FOLIOS	  (1u << 18)
+#define FOLL_LONGTERM_6_1 0x10000 /* before it was an enumerator, which BTF has */
+
+static const char *function_of(const struct bpf_program *p)
+{
+	return strchr(bpf_program__section_name(p), '/') + 1;
+}
+
+static bool is_kprobe(const struct bpf_program *p)
+{
+	const char *section = bpf_program__section_name(p);
+
+	return !strncmp(section + (*section == '?'), "k", 1);
+}
+
+static bool is_unpin(const struct bpf_program *p)
+{
+	return !strncmp(function_of(p), "unpin", 5);
+}
+
+/* FOLL_ flags are constants that moved. */
+static uint32_t longterm_flag(const struct btf *btf)
+{
+	for (uint32_t i = 1; i < btf__type_cnt(btf); i++) {
+		const struct btf_type *t = btf__type_by_id(btf, i);
+
+		if (!btf_is_enum(t))
+			continue;
+		for (int j = 0; j < btf_vlen(t); j++)
+			if (!strcmp(btf__name_by_offset(btf, btf_enum(t)[j].name_off), "FOLL_LONGTERM"))
+				return (uint32_t)btf_enum(t)[j].val;
+	}
+	return FOLL_LONGTERM_6_1;
+}
+
+static void set_up(struct live *l)
+{
+	struct live_bpf *b = l->bpf;
+
+	b->rodata->off_tail = l->c->bpf->rodata->off_tail;
+	b->rodata->off_mapcount = l->c->bpf->rodata->off_mapcount;
+	b->rodata->off_refcount = l->c->bpf->rodata->off_refcount;
+	b->rodata->off_pincount = l->c->bpf->rodata->off_pincount;
+	b->rodata->off_nr_pages = l->c->bpf->rodata->off_nr_pages;
+	b->rodata->bit_head = l->c->bpf->rodata->bit_head;
+	b->rodata->foll_longterm = longterm_flag(l->c->btf);
+	b->rodata->sample = l->o->followed ? 1 : LIVE_SAMPLE;
+	b->rodata->exact = l->o->followed;
+	b->rodata->events = l->o->mode == PINS_TRACE;
+	b->rodata->self = getpid();
+	bpf_map__set_max_entries(b->maps.ring, l->o->buffer);
+	if (l->o->followed)
+		bpf_map__set_max_entries(b->maps.folios, EXACT_FOLIOS);
+}
+
+static bool have_kprobes(void)
+{
+	return !access("/sys/bus/event_source/devices/kprobe/type", R_OK);
+}
+
+/* Functions have numbers, in the order of the programs for trampolines. */
+static uint32_t bit_of(const struct live *l, const char *function)
+{
+	struct bpf_program *p;
+	uint32_t bit = 1;
+
+	bpf_object__for_each_program(p, l->bpf->obj)
+	{
+		if (is_kprobe(p))
+			continue;
+		if (!strcmp(function_of(p), function))
+			break;
+		bit <<= 1;
+	}
+	return bit;
+}
+
+static int load(struct live *l, uint32_t by_kprobe)
+{
+	struct bpf_program *p;
+
+	l->bpf = live_bpf__open();
+	if (!l->bpf)
+		return -errno;
+	set_up(l);
+	bpf_object__for_each_program(p, l->bpf->obj)
+	{
+		bool kprobe = by_kprobe & bit_of(l, function_of(p));
+
+		bpf_program__set_autoload(p, is_kprobe(p) == kprobe &&
+						     pins_has_function(l->c, function_of(p)));
+	}
+	return live_bpf__load(l->bpf);
+}
+
+static int attach(struct live *l, struct bpf_program *p)
+{
+	struct bpf_link *link = bpf_program__attach(p);
+
+	if (!link)
+		return -errno;
+	pins_add(&l->links, &link);
+	return 0;
+}
+
+/* What ends a thing is followed before what begins it, so that nothing seems to last for ever. */
+static int rank(const struct bpf_program *p)
+{
+	return is_unpin(p) ? 0 : *bpf_program__name(p) == 'r' ? 1 : 2;
+}
+
+static int attach_all(struct live *l, uint32_t *failed)
+{
+	struct bpf_program *p;
+	int first = 0;
+
+	for (int now = 0; now < 3; now++)
+		bpf_object__for_each_program(p, l->bpf->obj)
+		{
+			int err = bpf_program__autoload(p) && rank(p) == now ? attach(l, p) : 0;
+
+			if (err)
+				*failed |= bit_of(l, function_of(p));
+			first = first ? first : err;
+		}
+	return first;
+}
+
+static void detach(struct live *l)
+{
+	for (size_t i = 0; i < l->links.n; i++)
+		bpf_link__destroy(*pins_at(&l->links, struct bpf_link *, i));
+	l->links.n = 0;
+	live_bpf__destroy(l->bpf);
+	l->bpf = NULL;
+}
+
+/* What comes of it, by function. */
+static void count(struct live *l, uint32_t by_kprobe, uint32_t failed)
+{
+	struct bpf_program *p;
+
+	bpf_object__for_each_program(p, l->bpf->obj)
+	{
+		uint32_t bit = bit_of(l, function_of(p));
+
+		if (is_kprobe(p) || !pins_has_function(l->c, function_of(p)))
+			continue;
+		if (failed & bit)
+			tool_append(l->unfollowed, sizeof l->unfollowed, "%s%s",
+				    *l->unfollowed ? ", " : "", function_of(p));
+		else if (by_kprobe & bit)
+			l->nr_kprobes++;
+		else
+			l->nr_trampolines++;
+	}
+}
+
+/* Where a trampoline is refused, all is loaded once more with a kprobe in its place. */
+static int try_all(struct live *l)
+{
+	uint32_t by_kprobe = getenv("PINLEASE_BPF_KPROBES") ? ~0u : 0, failed;
+	int err;
+
+	for (;;) {
+		failed = 0;
+		err = load(l, by_kprobe);
+		if (err)
+			failed = ~0u;
+		else
+			err = attach_all(l, &failed);
+		if (!(failed & ~by_kprobe) || !have_kprobes())
+			break;
+		by_kprobe |= failed;
+		detach(l);
+	}
+	if (failed != ~0u)
+		count(l, by_kprobe, failed);
+	return l->nr_trampolines + l->nr_kprobes ? 0 : err ? err : -EOPNOTSUPP;
+}
+
+int live_follow(struct live *l)
+{
+	int err;
+
+	l->links.size = sizeof(struct bpf_link *);
+	l->stats = bpf_enable_stats(BPF_STATS_RUN_TIME); /* without, the cost isn't known */
+	err = try_all(l);
+	if (!err)
+		return 0;
+	pins_say(
+		"this kernel lets no program follow its functions (%s; kprobes: %s), so pins can't be "
+		"watched as they come (PINLEASE_BPF_LOG=1 shows why); pinlease pins, without --watch or "
+		"--trace, shows those that there are",
+		strerror(-err), have_kprobes() ? "refused, too" : "it has none");
+	return err;
+}
+
+void live_unfollow(struct live *l)
+{
+	detach(l);
+	pins_free(&l->links);
+	if (l->stats >= 0)
+		close(l->stats);
+}
+
+void live_read_cost(struct live *l)
+{
+	struct bpf_program *p;
+	struct rusage own;
+
+	getrusage(RUSAGE_SELF, &own);
+	l->cost = (struct live_cost){
+		.own_ns = (uint64_t)(own.ru_utime.tv_sec + own.ru_stime.tv_sec) * 1000000000 +
+			  (uint64_t)(own.ru_utime.tv_usec + own.ru_stime.tv_usec) * 1000};
+	bpf_object__for_each_program(p, l->bpf->obj)
+	{
+		struct bpf_prog_info info = {0};
+		uint32_t len = sizeof info;
+
+		if (bpf_program__fd(p) < 0 || bpf_obj_get_info_by_fd(bpf_program__fd(p), &info, &len))
+			continue;
+		l->cost.runs[is_unpin(p)] += info.run_cnt;
+		l->cost.ns[is_unpin(p)] += info.run_time_ns;
+		l->cost.missed += info.recursion_misses;
+	}
+}

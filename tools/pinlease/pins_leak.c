@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Pins that nobody can use or release: their holder has gone, or doesn't map them any more. The programs
+ * only give the suspicion, since a release can be missed; a census says whether the pages are pinned
+ * still, and who has the object that holds them.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common.h"
+#include "pins_live.h"
+
+struct looking {
+	struct live *l;
+	struct census census;
+	struct pins_vec before; /* leaks that have been told */
+	bool all;
+};
+
+/* What its process had is given back a little later than that ends. */
+static bool is_left_over(const struct live_known *k)
+{
+	return k->gone_ns && tool_now() - k->gone_ns > LIVE_LEAK_NS;
+}
+
+/* What is left of one site is one leak. */
+static struct live_leak *find(const struct pins_vec *leaks, uint64_t site, enum live_leaked how)
+{
+	for (size_t i = 0; i < leaks->n; i++) {
+		struct live_leak *k = pins_at(leaks, struct live_leak, i);
+
+		if (k->site == site && k->how == how)
+			return k;
+	}
+	return NULL;
+}
+
+/* Who has an object with pages of this folio; 0: nobody known. */
+static int32_t holder_of(const struct census *c, const struct census_pin *p)
+{
+	for (size_t i = 0; i < c->pieces.n; i++) {
+		const struct pins_piece *piece = pins_at(&c->pieces, struct pins_piece, i);
+		const struct pins_hold *h = pins_at(&c->holds, struct pins_hold, piece->hold);
+
+		if (h->counted && piece->pfn < p->pfn + p->nr_pages && p->pfn < piece->pfn + piece->nr)
+			return h->pid;
+	}
+	return 0;
+}
+
+static void add(struct looking *look, const struct live_slot *slot, enum live_leaked how,
+		const struct census_pin *p)
+{
+	struct live_leak *k = find(&look->l->leaks, slot->site, how);
+	uint64_t pages = (uint64_t)slot->pages;
+	struct live_leak new = {.site = slot->site,
+				.since_ns = slot->since_ns,
+				.addr = slot->addr,
+				.index = slot->index,
+				.addr_end = slot->addr + pages * PINS_PAGE,
+				.index_end = slot->index + pages,
+				.pages = pages,
+				.how = how};
+
+	if (!k) {
+		new.has = holder_of(&look->census, p);
+		pins_add(&look->l->leaks, &new);
+		return;
+	}
+	k->pages += pages;
+	k->since_ns = new.since_ns < k->since_ns ? new.since_ns : k->since_ns;
+	k->addr = new.addr < k->addr ? new.addr : k->addr;
+	k->index = new.index < k->index ? new.index : k->index;
+	k->addr_end = new.addr_end > k->addr_end ? new.addr_end : k->addr_end;
+	k->index_end = new.index_end > k->index_end ? new.index_end : k->index_end;
+}
+
+static void judge(uint64_t folio, const struct live_slot *slot, void *arg)
+{
+	struct looking *look = arg;
+	const struct census *c = &look->census;
+	struct live_known *k = live_known(look->l, slot->site);
+	const struct census_pin *p;
+
+	if (!k || !slot->longterm || !live_wanted(look->l, k) || (!look->all && !is_left_over(k)))
+		return;
+	p = pins_find(c, pins_pfn_of_page(c, folio), c->pins.n);
+	if (!p || !p->pins) {
+		look->l->unseen++;
+		return;
+	}
+	look->l->confirmed++;
+	if (is_left_over(k))
+		add(look, slot, LIVE_HOLDER_GONE, p);
+	else if (!k->gone_ns &&
+		 !pins_is_mapped(c, (uint32_t)(p - (struct census_pin *)c->pins.items),
+				 (int32_t)k->now.key.tgid) &&
+		 !live_is_gone(&k->now)) /* not even by now */
+		add(look, slot, LIVE_UNMAPPED, p);
+}
+
+/* Those that are new, or have become more. */
+static void tell(struct live *l, const struct pins_vec *before)
+{
+	for (size_t i = 0; i < l->leaks.n; i++) {
+		const struct live_leak *k = pins_at(&l->leaks, struct live_leak, i),
+				       *old = find(before, k->site, k->how);
+
+		if (!old || old->pages < k->pages)
+			live_print_leak(l, k);
+	}
+}
+
+/* Only what has changed since a census looked. */
+static bool suspicious(struct live *l, bool all)
+{
+	bool found = false;
+
+	for (size_t i = 0; i < l->order.n; i++) {
+		struct live_known *k = *pins_at(&l->order, struct live_known *, i);
+
+		if (!k->now.key.longterm || !live_wanted(l, k) || (!all && !is_left_over(k)))
+			continue;
+		found = found || k->now.held != k->checked || (all && k->now.held > 0);
+		k->checked = k->now.held;
+	}
+	return found;
+}
+
+int live_find_leaks(struct live *l, bool all)
+{
+	struct pins_filter none = {.device = -1};
+	struct looking look = {.l = l, .before = l->leaks, .all = all};
+	int err;
+
+	if (!suspicious(l, all))
+		return 0;
+	l->leaks = (struct pins_vec){.size = sizeof(struct live_leak)};
+	l->confirmed = l->unseen = 0;
+	pins_start(&look.census);
+	err = pins_take(&look.census, &none);
+	if (!err)
+		err = live_each_folio(l, judge, &look);
+	pins_end(&look.census);
+	if (!all) /* else the last picture has them */
+		tell(l, &look.before);
+	pins_free(&look.before);
+	return err;
+}

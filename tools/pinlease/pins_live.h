@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Inside of pinlease pins --watch and --trace:
+ *
+ *   pins_live.c     goes round until it is told to end
+ *   pins_follow.c   the programs: which this kernel lets follow which of its functions; what they cost
+ *   pins_site.c     a stack becomes the name of who called, and a kind of device; a process, a file
+ *   pins_look.c     what the programs have counted becomes a picture
+ *   pins_leak.c     what is held by nobody: suspected here, confirmed by a census
+ *   pins_picture.c  the picture as a table, or JSON
+ *   pins_event.c    one line for each event
+ */
+#ifndef PINLEASE_PINS_LIVE_H
+#define PINLEASE_PINS_LIVE_H
+
+#include "bpf/live.h"
+#include "pins.h"
+#include "pins_options.h"
+
+#define LIVE_WIDE    110	   /* columns that all of a line needs */
+#define LIVE_LEAK_NS 2000000000ull /* after its process, what a ring has is given back in this time */
+#define LIVE_SAMPLE  64		   /* of so many transient calls one is followed, unless all are */
+
+struct live_bpf;
+struct bpf_link;
+struct json_object;
+
+/* A site as the command knows it. */
+struct live_known {
+	uint64_t id;
+	struct live_site now; /* the last that was read */
+	enum pins_device device;
+	char name[64];		    /* the kernel's function that it was for */
+	char *path;		    /* NULL: no file */
+	uint64_t oldest_ns, leased; /* leased: bytes of what is held */
+	uint64_t gone_ns;	    /* when its process was first seen to have ended; 0: it hasn't */
+	int64_t checked;	    /* what it held when a census looked for leaks */
+};
+
+struct live_group {
+	uint64_t calls, pages, released, oldest_ns, leased;
+	int64_t held, held_pages;
+	uint64_t histogram[LIVE_BUCKETS];
+};
+
+enum live_leaked { LIVE_HOLDER_GONE, LIVE_UNMAPPED };
+
+struct live_leak {
+	uint64_t site, since_ns, pages;
+	uint64_t addr, addr_end, index, index_end; /* from the first to the last */
+	enum live_leaked how;
+	int32_t has; /* a process that has it open, says the census; 0: none known */
+};
+
+struct live_cost {
+	uint64_t runs[2], ns[2], missed; /* of the programs: [0] at pins, [1] at releases */
+	uint64_t own_ns;		 /* processor time of this command */
+};
+
+struct live {
+	const struct pins_options *o;
+	struct census *c;
+	struct live_bpf *bpf;
+	struct pins_vec links; /* struct bpf_link * */
+	int nr_trampolines, nr_kprobes, stats;
+	char unfollowed[256]; /* functions that nothing can follow here */
+	uint64_t began_ns, began_own_ns;
+	void *known;	       /* a tree of struct live_known by id */
+	struct pins_vec order; /* struct live_known *: all of them */
+	struct live_group groups[PINS_NR_DEVICES][2], folded[PINS_NR_DEVICES][2]; /* [1]: long-term */
+	uint64_t counts[LIVE_NR_COUNTS];
+	struct live_cost cost;
+	struct pins_vec leaks;	    /* struct live_leak */
+	uint64_t confirmed, unseen; /* of what is held: found by the last census, not found */
+};
+
+extern const char *const live_terms[2];
+
+/* Each 0 or -errno after a sentence. */
+int live_follow(struct live *l);
+void live_unfollow(struct live *l);
+void live_read_cost(struct live *l);
+
+struct live_known *live_known(struct live *l, uint64_t id);
+void live_drop(struct live *l, struct live_known *k); /* not out of `order` */
+void live_forget(struct live *l);
+bool live_is_gone(const struct live_site *site);
+bool live_wanted(const struct live *l, const struct live_known *k);
+
+int live_look(struct live *l);
+int live_each_folio(struct live *l,
+		    void (*each)(uint64_t folio, const struct live_slot *slot, void *arg), void *arg);
+
+/* Those whose holder has gone; `all`: whatever is held. */
+int live_find_leaks(struct live *l, bool all);
+
+void live_print_picture(struct live *l, bool last);
+struct json_object *live_picture_json(struct live *l);
+void live_print_start(const struct live *l);
+void live_print_event(struct live *l, const struct live_event *e);
+void live_print_leak(struct live *l, const struct live_leak *leak);
+void live_leak_words(struct live *l, const struct live_leak *leak, char *buf, size_t len);
+struct json_object *live_leak_json(struct live *l, const struct live_leak *leak);
+void live_put_line(struct json_object *o);
+
+int pins_live(struct census *c, const struct pins_options *o);
+
+#endif

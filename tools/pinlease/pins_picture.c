@@ -1,0 +1,369 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The picture of a moment: by device, by site, what leaks, what was lost, what it costs. */
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "common.h"
+#include "pins_live.h"
+
+#define ROWS 20 /* of a terminal, for sites */
+
+const char *const live_terms[2] = {"transient", "long-term"};
+
+static const char *const lost_names[] = {
+	[LIVE_LOST_EVENTS] = "events", [LIVE_LOST_FOLIOS] = "folios",	[LIVE_LOST_SITES] = "sites",
+	[LIVE_LOST_STACKS] = "stacks", [LIVE_LOST_HOLDERS] = "holders", [LIVE_LOST_RETURNS] = "returns",
+};
+
+/* Bounds of what is shown, as powers of two of ns. */
+static const int bounds[] = {10, 14, 18, 22, 26, 30, 34, LIVE_BUCKETS};
+static const char *const bound_names[] = {"<1us",  "<16us", "<.3ms", "<4ms",
+					  "<67ms", "<1s",   "<17s",  "more"};
+
+static bool is_empty(const struct live_group *g)
+{
+	return !g->calls && !g->held && !g->released;
+}
+
+static bool is_any(const struct live *l)
+{
+	for (int d = 0; d < PINS_NR_DEVICES; d++)
+		if (!is_empty(&l->groups[d][0]) || !is_empty(&l->groups[d][1]))
+			return true;
+	return false;
+}
+
+static int width(void)
+{
+	return isatty(STDOUT_FILENO) ? tool_width(stdout, 120) : INT_MAX;
+}
+
+static void print_group(const struct live *l, int device, int term)
+{
+	const struct live_group *g = &l->groups[device][term];
+	const struct pins_class *class = &pins_classes[device];
+	bool wide = width() >= LIVE_WIDE;
+	char pinned[24], held[24], leased[24] = "?", age[24] = "-";
+
+	tool_size_words(g->pages * PINS_PAGE, false, pinned, sizeof pinned);
+	tool_size_words((uint64_t)g->held_pages * PINS_PAGE, false, held, sizeof held);
+	if (l->c->have_leases)
+		tool_size_words(g->leased, false, leased, sizeof leased);
+	if (g->oldest_ns)
+		tool_age_words(tool_now() - g->oldest_ns, age, sizeof age);
+	printf("%-9s %-9s %8" PRIu64 " %6s %6s %6" PRId64 " %6s %7s %-*s%s%s\n", class->name,
+	       live_terms[term], g->calls, pinned, held, g->held, leased, age, wide ? 10 : 0, class->can,
+	       wide ? " " : "", wide ? class->policy : "");
+}
+
+static void print_groups(const struct live *l)
+{
+	printf("%-9s %-9s %8s %6s %6s %6s %6s %7s %-*s%s\n", "DEVICE", "TERM", "CALLS", "PINNED", "HELD",
+	       "IN", "LEASED", "OLDEST", width() >= LIVE_WIDE ? 10 : 0, "IS",
+	       width() >= LIVE_WIDE ? " POLICY THAT FITS" : "");
+	for (int d = 0; d < PINS_NR_DEVICES; d++)
+		for (int t = 1; t >= 0; t--)
+			if (!is_empty(&l->groups[d][t]))
+				print_group(l, d, t);
+}
+
+static void print_histograms(const struct live *l)
+{
+	printf("\n%-9s %-9s", "RELEASED", "AFTER");
+	for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
+		printf(" %6s", bound_names[i]);
+	putchar('\n');
+	for (int d = 0; d < PINS_NR_DEVICES; d++)
+		for (int t = 1; t >= 0; t--) {
+			const struct live_group *g = &l->groups[d][t];
+			int from = 0;
+
+			if (is_empty(g))
+				continue;
+			printf("%-9s %-9s", pins_classes[d].name, live_terms[t]);
+			for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++) {
+				uint64_t n = 0;
+
+				for (; from < bounds[i]; from++)
+					n += g->histogram[from];
+				printf(" %6" PRIu64, n);
+			}
+			putchar('\n');
+		}
+}
+
+static void print_site(const struct live *l, const struct live_known *k)
+{
+	char size[24], age[24] = "-", program[24];
+	uint64_t held = k->now.held_pages > 0 ? (uint64_t)k->now.held_pages * PINS_PAGE : 0;
+	int room = width();
+
+	tool_size_words(held, l->o->exact, size, sizeof size);
+	if (k->oldest_ns)
+		tool_age_words(tool_now() - k->oldest_ns, age, sizeof age);
+	tool_path_words(k->now.program, 16, program, sizeof program);
+	room -= printf("%7u %-10.10s %-9s %-9s %*s %7s %6" PRIu64 " ", k->now.key.tgid, program,
+		       pins_classes[k->device].name, live_terms[k->now.key.longterm],
+		       l->o->exact ? 13 : 4, size, k->gone_ns ? "GONE" : age, (uint64_t)k->now.calls);
+	if (width() >= LIVE_WIDE)
+		room -= printf("%-22.22s ", k->name);
+	tool_put_path(k->path				 ? k->path
+		      : k->now.key.memory == CENSUS_NONE ? "of no file"
+							 : "private memory",
+		      room);
+}
+
+static void print_sites(const struct live *l, bool last)
+{
+	int room = isatty(STDOUT_FILENO) && !last ? ROWS : INT_MAX;
+	size_t left = 0;
+
+	printf("\n%7s %-10s %-9s %-9s %*s %7s %6s %s%s\n", "PID", "PROGRAM", "DEVICE", "TERM",
+	       l->o->exact ? 13 : 4, "HELD", "OLDEST", "CALLS",
+	       width() >= LIVE_WIDE ? "SITE                   " : "", "FILE");
+	for (size_t i = 0; i < l->order.n; i++) {
+		const struct live_known *k = *pins_at(&l->order, struct live_known *, i);
+
+		if (!k->now.calls || !live_wanted(l, k))
+			continue;
+		if (room-- > 0)
+			print_site(l, k);
+		else
+			left++;
+	}
+	if (left)
+		printf("and %zu more\n", left);
+}
+
+static uint64_t lost(const struct live *l)
+{
+	uint64_t n = l->cost.missed;
+
+	for (int i = LIVE_LOST_EVENTS; i < LIVE_NR_COUNTS; i++)
+		n += l->counts[i];
+	return n;
+}
+
+static void print_lost(const struct live *l)
+{
+	if (!lost(l)) {
+		printf("Nothing was lost.\n");
+		return;
+	}
+	printf("LOST:");
+	for (int i = LIVE_LOST_EVENTS; i < LIVE_NR_COUNTS; i++)
+		if (l->counts[i])
+			printf(" %" PRIu64 " %s,", l->counts[i], lost_names[i]);
+	printf(" %" PRIu64 " calls not seen (interrupted a program).\n", l->cost.missed);
+}
+
+static double share(const struct live *l, uint64_t ns)
+{
+	uint64_t all = tool_now() - l->began_ns;
+
+	return all ? 100.0 * (double)ns / (double)all : 0;
+}
+
+static double each(const struct live *l, int which)
+{
+	return l->cost.runs[which] ? (double)l->cost.ns[which] / 1e3 / (double)l->cost.runs[which] : 0;
+}
+
+static void print_cost(const struct live *l)
+{
+	printf("Cost: programs ran at %" PRIu64 " pins, %.2f us each, and at %" PRIu64
+	       " releases, %.2f us each:\n%.3f %% of one processor; this command %.3f %%.\n",
+	       l->cost.runs[0], each(l, 0), l->cost.runs[1], each(l, 1),
+	       share(l, l->cost.ns[0] + l->cost.ns[1]), share(l, l->cost.own_ns - l->began_own_ns));
+}
+
+static void print_totals(const struct live *l)
+{
+	char age[24];
+
+	tool_age_words(tool_now() - l->began_ns, age, sizeof age);
+	printf("In %s: %" PRIu64 " long-term calls, %" PRIu64 " pages; %" PRIu64
+	       " transient calls, %" PRIu64 " pages\n%s; %" PRIu64 " calls that failed; %" PRIu64
+	       " pages unpinned.\n",
+	       age, l->counts[LIVE_LONG_CALLS], l->counts[LIVE_LONG_PAGES], l->counts[LIVE_SHORT_CALLS],
+	       l->counts[LIVE_SHORT_PAGES],
+	       l->o->followed ? "(all followed)" : "(one call in 64 followed)",
+	       l->counts[LIVE_FAILED_CALLS], l->counts[LIVE_UNPINNED_PAGES]);
+}
+
+void live_print_picture(struct live *l, bool last)
+{
+	char words[1024];
+
+	if (l->o->json) {
+		struct json_object *o = live_picture_json(l);
+
+		json_object_object_add(o, "event", json_object_new_string(last ? "end" : "picture"));
+		live_put_line(o);
+		return;
+	}
+	print_totals(l);
+	if (is_any(l)) {
+		print_groups(l);
+		print_histograms(l);
+		print_sites(l, last);
+	}
+	for (size_t i = 0; i < l->leaks.n && (last || l->o->mode == PINS_WATCH); i++) {
+		live_leak_words(l, pins_at(&l->leaks, struct live_leak, i), words, sizeof words);
+		puts(words);
+	}
+	putchar('\n');
+	if (last && l->confirmed + l->unseen)
+		printf("Of %" PRIu64 " that are held long-term, the census finds %" PRIu64
+		       " pinned; of %" PRIu64 " the release was not seen.\n",
+		       l->confirmed + l->unseen, l->confirmed, l->unseen);
+	print_lost(l);
+	print_cost(l);
+}
+
+/* ------------------------------------------------------------------------------------------ JSON -- */
+
+static void add_number(struct json_object *o, const char *key, uint64_t n)
+{
+	json_object_object_add(o, key, json_object_new_uint64(n));
+}
+
+static void add_text(struct json_object *o, const char *key, const char *text)
+{
+	json_object_object_add(o, key, text ? tool_json_text(text) : NULL);
+}
+
+/* Not known without pinleased. */
+static void add_leased(struct json_object *o, const struct live *l, uint64_t bytes)
+{
+	json_object_object_add(o, "leased_bytes",
+			       l->c->have_leases ? json_object_new_uint64(bytes) : NULL);
+}
+
+static struct json_object *histogram(const struct live_group *g)
+{
+	struct json_object *all = json_object_new_array();
+
+	for (int i = 0; i < LIVE_BUCKETS; i++)
+		if (g->histogram[i]) {
+			struct json_object *o = json_object_new_object();
+
+			add_number(o, "from_ns", i ? 1ull << i : 0);
+			add_number(o, "count", g->histogram[i]);
+			json_object_array_add(all, o);
+		}
+	return all;
+}
+
+static struct json_object *group(const struct live *l, int d, int t)
+{
+	const struct live_group *g = &l->groups[d][t];
+	struct json_object *o = json_object_new_object();
+
+	add_text(o, "device", pins_classes[d].name);
+	add_text(o, "term", live_terms[t]);
+	add_number(o, "calls", g->calls);
+	add_number(o, "pages", g->pages);
+	add_number(o, "held", (uint64_t)g->held);
+	add_number(o, "held_bytes", (uint64_t)g->held_pages * PINS_PAGE);
+	add_number(o, "released", g->released);
+	add_leased(o, l, g->leased);
+	add_number(o, "oldest_ns", g->oldest_ns ? tool_now() - g->oldest_ns : 0);
+	json_object_object_add(o, "histogram", histogram(g));
+	add_text(o, "class", pins_classes[d].can);
+	add_text(o, "fitting_policy", pins_classes[d].policy);
+	return o;
+}
+
+static struct json_object *site(const struct live *l, const struct live_known *k)
+{
+	struct json_object *o = json_object_new_object();
+
+	add_number(o, "pid", k->now.key.tgid);
+	add_text(o, "program", k->now.program);
+	add_text(o, "device", pins_classes[k->device].name);
+	add_text(o, "term", live_terms[k->now.key.longterm]);
+	add_text(o, "site", k->name);
+	add_text(o, "path", k->path);
+	if (k->now.key.memory == CENSUS_FILE) {
+		add_number(o, "file_dev", makedev(k->now.key.dev >> 20, k->now.key.dev & 0xfffff));
+		add_number(o, "file_ino", k->now.key.ino);
+	}
+	add_number(o, "calls", k->now.calls);
+	add_number(o, "pages", k->now.pages);
+	add_number(o, "held", k->now.held > 0 ? (uint64_t)k->now.held : 0);
+	add_number(o, "held_bytes", k->now.held_pages > 0 ? (uint64_t)k->now.held_pages * PINS_PAGE : 0);
+	add_leased(o, l, k->leased);
+	add_number(o, "released", k->now.released);
+	json_object_object_add(o, "holder_gone", json_object_new_boolean(k->gone_ns != 0));
+	return o;
+}
+
+static struct json_object *losses(const struct live *l)
+{
+	struct json_object *o = json_object_new_object();
+
+	for (int i = LIVE_LOST_EVENTS; i < LIVE_NR_COUNTS; i++)
+		add_number(o, lost_names[i], l->counts[i]);
+	add_number(o, "calls", l->cost.missed);
+	return o;
+}
+
+static struct json_object *cost(const struct live *l)
+{
+	struct json_object *o = json_object_new_object();
+
+	add_number(o, "pin_runs", l->cost.runs[0]);
+	add_number(o, "pin_ns", l->cost.ns[0]);
+	add_number(o, "release_runs", l->cost.runs[1]);
+	add_number(o, "release_ns", l->cost.ns[1]);
+	add_number(o, "own_ns", l->cost.own_ns - l->began_own_ns);
+	add_number(o, "elapsed_ns", tool_now() - l->began_ns);
+	return o;
+}
+
+static struct json_object *totals(const struct live *l)
+{
+	struct json_object *o = json_object_new_object();
+
+	add_number(o, "longterm_calls", l->counts[LIVE_LONG_CALLS]);
+	add_number(o, "longterm_pages", l->counts[LIVE_LONG_PAGES]);
+	add_number(o, "transient_calls", l->counts[LIVE_SHORT_CALLS]);
+	add_number(o, "transient_pages", l->counts[LIVE_SHORT_PAGES]);
+	add_number(o, "failed_calls", l->counts[LIVE_FAILED_CALLS]);
+	add_number(o, "unpinned_pages", l->counts[LIVE_UNPINNED_PAGES]);
+	return o;
+}
+
+struct json_object *live_picture_json(struct live *l)
+{
+	struct json_object *all = json_object_new_object(), *groups = json_object_new_array(),
+			   *sites = json_object_new_array(), *leaks = json_object_new_array();
+
+	for (int d = 0; d < PINS_NR_DEVICES; d++)
+		for (int t = 1; t >= 0; t--)
+			if (!is_empty(&l->groups[d][t]))
+				json_object_array_add(groups, group(l, d, t));
+	for (size_t i = 0; i < l->order.n; i++) {
+		const struct live_known *k = *pins_at(&l->order, struct live_known *, i);
+
+		if (k->now.calls && live_wanted(l, k))
+			json_object_array_add(sites, site(l, k));
+	}
+	for (size_t i = 0; i < l->leaks.n; i++)
+		json_object_array_add(leaks, live_leak_json(l, pins_at(&l->leaks, struct live_leak, i)));
+	json_object_object_add(all, "totals", totals(l));
+	json_object_object_add(all, "devices", groups);
+	json_object_object_add(all, "sites", sites);
+	json_object_object_add(all, "leaks", leaks);
+	add_number(all, "held_confirmed", l->confirmed);
+	add_number(all, "release_not_seen", l->unseen);
+	json_object_object_add(all, "lost", losses(l));
+	json_object_object_add(all, "cost", cost(l));
+	return all;
+}

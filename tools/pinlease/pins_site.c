@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Who called: the stack of a site has, above the functions that everybody pins by, one that says what
+ * for.
+ */
+#include <bpf/bpf.h>
+#include <errno.h>
+#include <search.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <live.skel.h>
+#include "pins_live.h"
+
+struct symbol {
+	uint64_t addr;
+	char name[56];
+};
+
+static struct pins_vec symbols = {.size = sizeof(struct symbol)};
+
+static int by_symbol(const void *a, const void *b)
+{
+	const struct symbol *x = a, *y = b;
+
+	return x->addr != y->addr ? (x->addr < y->addr ? -1 : 1) : 0;
+}
+
+/* Modules that are loaded later are not known: read again where an address is above all. */
+static void read_symbols(void)
+{
+	FILE *f = fopen("/proc/kallsyms", "re");
+	struct symbol s;
+	char line[512], type;
+
+	symbols.n = 0;
+	while (f && fgets(line, sizeof line, f))
+		if (sscanf(line, "%lx %c %55s", &s.addr, &type, s.name) == 3 && strchr("tTwW", type))
+			pins_add(&symbols, &s);
+	if (f)
+		fclose(f);
+	pins_order(&symbols, by_symbol);
+}
+
+static const char *symbol_at(uint64_t addr)
+{
+	size_t low = 0, high = symbols.n;
+
+	while (low < high) {
+		size_t mid = (low + high) / 2;
+
+		if (pins_at(&symbols, struct symbol, mid)->addr <= addr)
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	return low ? pins_at(&symbols, struct symbol, low - 1)->name : "?";
+}
+
+/* By the beginning of a function's name. */
+static const struct {
+	const char *begin;
+	enum pins_device device;
+} kinds[] = {
+	{"io_sqe_buffer", PINS_URING},
+	{"io_buffer_", PINS_URING},
+	{"io_register_", PINS_URING},
+	{"__io_sqe_buffers", PINS_URING},
+	{"io_pin_pages", PINS_URING},
+	{"__io_uring_register", PINS_URING},
+	{"ib_umem_", PINS_RDMA},
+	{"rxe_", PINS_RDMA},
+	{"siw_", PINS_RDMA},
+	{"vfio_", PINS_VFIO},
+	{"vaddr_get_pfn", PINS_VFIO},
+	{"iopt_", PINS_IOMMUFD},
+	{"pfn_reader_", PINS_IOMMUFD},
+	{"iommufd_", PINS_IOMMUFD},
+	{"xdp_umem_", PINS_XDP},
+	{"udmabuf_", PINS_DMABUF},
+	{"iomap_dio_", PINS_DIRECT},
+	{"__iomap_dio_", PINS_DIRECT},
+	{"blkdev_direct_IO", PINS_DIRECT},
+	{"__blkdev_direct_IO", PINS_DIRECT},
+	{"blkdev_read_iter", PINS_DIRECT},
+	{"blkdev_write_iter", PINS_DIRECT},
+	{"bio_map_user_iov", PINS_DIRECT},
+	{"do_direct_IO", PINS_DIRECT},
+	{"__blockdev_direct_IO", PINS_DIRECT},
+	{"ext4_dio_", PINS_DIRECT},
+	{"nfs_direct_", PINS_DIRECT},
+	{"nfs_file_direct_", PINS_DIRECT},
+	{"fuse_direct_io", PINS_DIRECT},
+	{"netfs_unbuffered_", PINS_DIRECT},
+	{"process_vm_rw", PINS_OTHER},
+};
+
+/* Functions that all are called by, and the programs themselves. */
+static bool is_common(const char *name)
+{
+	static const char *const begins[] = {"pin_user_pages",	"bpf_",	      "__bpf_",	    "iov_iter_",
+					     "bio_iov_",	"__bio_iov_", "memfd_pin_", "__x64_sys_",
+					     "do_syscall_64",	"x64_sys_",   "entry_",	    "arch_",
+					     "kprobe_",		"kretprobe_", "ftrace_",    "optimized_",
+					     "opt_pre_handler", "__ia32_sys_"};
+
+	for (size_t i = 0; i < sizeof begins / sizeof *begins; i++)
+		if (!strncmp(name, begins[i], strlen(begins[i])))
+			return true;
+	return false;
+}
+
+/* The first that says what for; else the first that isn't everybody's. */
+static void name_site(struct live *l, struct live_known *k)
+{
+	uint64_t stack[LIVE_DEPTH] = {0};
+	uint32_t id = (uint32_t)k->now.key.stack;
+
+	k->device = PINS_OTHER;
+	snprintf(k->name, sizeof k->name, "?");
+	if (k->now.key.stack < 0 || bpf_map_lookup_elem(bpf_map__fd(l->bpf->maps.stacks), &id, stack))
+		return;
+	if (!symbols.n || stack[0] > pins_at(&symbols, struct symbol, symbols.n - 1)->addr)
+		read_symbols();
+	for (int i = 0; i < LIVE_DEPTH && stack[i]; i++) {
+		const char *name = symbol_at(stack[i]);
+
+		if (!strcmp(k->name, "?") && !is_common(name))
+			snprintf(k->name, sizeof k->name, "%.*s", (int)strcspn(name, "."), name);
+		for (size_t j = 0; j < sizeof kinds / sizeof *kinds; j++)
+			if (!strncmp(name, kinds[j].begin, strlen(kinds[j].begin))) {
+				k->device = kinds[j].device;
+				return;
+			}
+	}
+}
+
+static int by_id(const void *a, const void *b)
+{
+	const struct live_known *x = a, *y = b;
+
+	return x->id != y->id ? (x->id < y->id ? -1 : 1) : 0;
+}
+
+/* NULL: the programs don't know it, either. */
+struct live_known *live_known(struct live *l, uint64_t id)
+{
+	struct live_known key = {.id = id}, *new;
+	void *found = tfind(&key, &l->known, by_id);
+
+	if (found)
+		return *(struct live_known **)found;
+	new = calloc(1, sizeof *new);
+	if (!new)
+		return NULL;
+	new->id = id;
+	if (bpf_map_lookup_elem(bpf_map__fd(l->bpf->maps.sites), &id, &new->now) || !new->now.first_ns ||
+	    !tsearch(new, &l->known, by_id)) {
+		free(new);
+		return NULL;
+	}
+	name_site(l, new);
+	if (new->now.key.memory == CENSUS_FILE)
+		new->path = pins_path(l->c, new->now.key.inode, new->now.key.dev, new->now.key.ino);
+	pins_add(&l->order, &new);
+	return new;
+}
+
+void live_drop(struct live *l, struct live_known *k)
+{
+	tdelete(k, &l->known, by_id);
+	free(k->path);
+	free(k);
+}
+
+void live_forget(struct live *l)
+{
+	for (size_t i = 0; i < l->order.n; i++)
+		live_drop(l, *pins_at(&l->order, struct live_known *, i));
+	pins_free(&l->order);
+	pins_free(&symbols);
+}
+
+/* The number may be another process' by now. */
+bool live_is_gone(const struct live_site *site)
+{
+	unsigned long long started = 0, ticks = (unsigned long long)sysconf(_SC_CLK_TCK);
+	char path[40], line[1024] = "", *after;
+	FILE *f;
+
+	snprintf(path, sizeof path, "/proc/%u/stat", site->key.tgid);
+	f = fopen(path, "re");
+	if (f && !fgets(line, sizeof line, f))
+		*line = 0;
+	if (f)
+		fclose(f);
+	after = strrchr(line, ')'); /* a name may have any other */
+	if (!after || after[1] != ' ' || after[2] == 'Z' || after[2] == 'X' ||
+	    sscanf(after + 2,
+		   "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
+		   &started) != 1)
+		return true;
+	return started != site->key.started_ns / (1000000000 / ticks);
+}
+
+bool live_wanted(const struct live *l, const struct live_known *k)
+{
+	const struct pins_filter *f = &l->o->filter;
+	const struct live_key *key = &k->now.key;
+
+	if (key->tgid == (uint32_t)getpid() || (f->pid && key->tgid != (uint32_t)f->pid) ||
+	    (f->device >= 0 && k->device != (unsigned)f->device))
+		return false;
+	return !f->by_file || (key->memory == CENSUS_FILE && key->ino == f->file_ino &&
+			       makedev(key->dev >> 20, key->dev & 0xfffff) == f->file_dev);
+}
