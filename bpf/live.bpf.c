@@ -55,10 +55,21 @@ static __always_inline __s64 returned(void *ctx)
 static __always_inline void set_memfd(struct call *c, __u64 start, __u64 end, __u64 array)
 {
 	c->start = 0;
+	c->first = start / CENSUS_MEMORY_PAGE;
 	c->nr = end / CENSUS_MEMORY_PAGE - start / CENSUS_MEMORY_PAGE + 1;
 	c->pages = array;
 	c->flags = foll_longterm | 1;
 	c->are_folios = 1;
+}
+
+/* The stack costs more than all else: only of a call that is followed. */
+static __always_inline int came_back(void *ctx, struct call *c, __s64 nr, __u64 pages)
+{
+	count_call(c, nr, pages);
+	if (nr <= 0 || !is_followed(c))
+		return 0;
+	c->stack = bpf_get_stackid(ctx, &stacks, 0);
+	return pinned(c, nr, pages);
 }
 
 #define BY_TRAMPOLINE(name, s, f, p, type)                                                              \
@@ -69,17 +80,16 @@ static __always_inline void set_memfd(struct call *c, __u64 start, __u64 end, __
 				 .pages = argument(ctx, p)};                                            \
 		__s64 nr = (type)returned(ctx);                                                         \
                                                                                                         \
-		c.stack = bpf_get_stackid(ctx, &stacks, 0);                                             \
-		return pinned(&c, nr, nr > 0 ? nr : 0);                                                 \
+		return came_back(ctx, &c, nr, nr > 0 ? nr : 0);                                         \
 	}
 PIN_FUNCTIONS(BY_TRAMPOLINE)
 
 SEC("?fexit/memfd_pin_folios") int x_memfd_pin_folios(void *ctx)
 {
-	struct call c = {.stack = bpf_get_stackid(ctx, &stacks, 0)};
+	struct call c = {};
 
 	set_memfd(&c, argument(ctx, 1), argument(ctx, 2), argument(ctx, 3));
-	return pinned(&c, returned(ctx), c.nr);
+	return came_back(ctx, &c, returned(ctx), c.nr);
 }
 
 SEC("?fentry/unpin_user_page") int e_unpin_user_page(void *ctx)
@@ -126,10 +136,13 @@ static __always_inline __u64 parameter(const struct pt_regs *regs, int n)
 	return n == 0 ? regs->di : n == 1 ? regs->si : n == 2 ? regs->dx : n == 3 ? regs->cx : regs->r8;
 }
 
-static __always_inline int begin(struct call *c)
+static __always_inline int begin(struct pt_regs *ctx, struct call *c)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 
+	c->followed = is_followed(c);
+	if (c->followed)
+		c->stack = bpf_get_stackid(ctx, &stacks, 0);
 	if (bpf_map_lookup_elem(&calls, &thread)) /* one that is still waited for */
 		add(LIVE_LOST_RETURNS, 1);
 	if (bpf_map_update_elem(&calls, &thread, c, 0))
@@ -141,12 +154,15 @@ static __always_inline int end(__s64 nr)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct call *begun = bpf_map_lookup_elem(&calls, &thread), c;
+	__u64 pages;
 
 	if (!begun)
 		return 0;
 	c = *begun;
 	bpf_map_delete_elem(&calls, &thread);
-	return pinned(&c, nr, c.are_folios ? c.nr : nr > 0 ? nr : 0);
+	pages = c.are_folios ? c.nr : nr > 0 ? nr : 0;
+	count_call(&c, nr, pages);
+	return c.followed ? pinned(&c, nr, pages) : 0;
 }
 
 #define BY_KPROBE(name, s, f, p, type)                                                                  \
@@ -156,8 +172,7 @@ static __always_inline int end(__s64 nr)
 				 .flags = parameter(ctx, f),                                            \
 				 .pages = parameter(ctx, p)};                                           \
                                                                                                         \
-		c.stack = bpf_get_stackid(ctx, &stacks, 0);                                             \
-		return begin(&c);                                                                       \
+		return begin(ctx, &c);                                                                  \
 	}                                                                                               \
 	SEC("?kretprobe/" #name) int r_##name(struct pt_regs *ctx)                                      \
 	{                                                                                               \
@@ -167,10 +182,10 @@ PIN_FUNCTIONS(BY_KPROBE)
 
 SEC("?kprobe/memfd_pin_folios") int k_memfd_pin_folios(struct pt_regs *ctx)
 {
-	struct call c = {.stack = bpf_get_stackid(ctx, &stacks, 0)};
+	struct call c = {};
 
 	set_memfd(&c, parameter(ctx, 1), parameter(ctx, 2), parameter(ctx, 3));
-	return begin(&c);
+	return begin(ctx, &c);
 }
 
 SEC("?kretprobe/memfd_pin_folios") int r_memfd_pin_folios(struct pt_regs *ctx)
@@ -214,3 +229,21 @@ SEC("?kprobe/unpin_folios") int k_unpin_folios(struct pt_regs *ctx)
 	return unpin_pages(parameter(ctx, 0), parameter(ctx, 1), 1);
 }
 #endif
+
+/* ------------------------------------------------------------------------------------------ mending --
+ */
+
+static long mend_folio(void *map, __u64 *head, struct live_folio *f, void *unused)
+{
+	mend(f, *head, 0);
+	if (!noted(f))
+		bpf_map_delete_elem(&folios, head);
+	return 0;
+}
+
+/* What the command runs now and then: a release that was missed ends its pins for good. */
+SEC("syscall") int mend_all(void *ctx)
+{
+	bpf_for_each_map_elem(&folios, mend_folio, 0, 0);
+	return 0;
+}

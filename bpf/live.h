@@ -18,12 +18,16 @@ enum live_count {
 	LIVE_SHORT_PAGES,
 	LIVE_FAILED_CALLS,
 	LIVE_UNPINNED_PAGES,
-	LIVE_LOST_EVENTS,  /* the ring buffer was full */
-	LIVE_LOST_FOLIOS,  /* the table of held folios was full */
-	LIVE_LOST_SITES,   /* the table of sites was full */
-	LIVE_LOST_STACKS,  /* the table of stacks was full */
-	LIVE_LOST_HOLDERS, /* a folio has more of them than are told apart */
-	LIVE_LOST_RETURNS, /* a kprobe did not see that a call came back */
+	LIVE_LOST_EVENTS,    /* the ring buffer was full */
+	LIVE_LOST_FOLIOS,    /* the table of held folios was full */
+	LIVE_LOST_SITES,     /* the table of sites was full */
+	LIVE_LOST_STACKS,    /* the table of stacks was full */
+	LIVE_LOST_HOLDERS,   /* a folio has more of them than are told apart */
+	LIVE_LOST_RETURNS,   /* a kprobe did not see that a call came back */
+	LIVE_LOST_RELEASES,  /* of pins: the folio has fewer than are remembered */
+	LIVE_OWN_LONG_PAGES, /* of this command, which are in none of the above */
+	LIVE_OWN_SHORT_PAGES,
+	LIVE_OWN_UNPINNED_PAGES,
 	LIVE_NR_COUNTS,
 };
 
@@ -41,15 +45,24 @@ struct live_site {
 	struct live_key key;
 	__u64 first_ns, last_ns;
 	__u64 calls, pages;
-	__s64 held, held_pages; /* now: calls (exact: folios) that are not released; all their pages */
-	__u64 released;
+	__u64 released, untimed; /* untimed: those of `released` of which it isn't known how long */
 	char program[16];
 	__u64 histogram[LIVE_BUCKETS]; /* of the times for which released ones were held */
 };
 
+enum live_flags {
+	LIVE_UNTIMED = 1, /* pins overlap: which of them a release was of can't be told */
+	LIVE_DOUBT = 2,	  /* not even whose it was */
+};
+
+/* What a site has of a folio: pins, by calls (exact: runs of pages), of which all pages are counted. */
 struct live_slot {
-	__u64 site, since_ns, addr, index;
-	__s64 n, pages;
+	__u64 site, addr, index;
+	__u64 since_ns; /* at least so old */
+	__u64 last_ns;	/* of the last call */
+	__s64 pins, calls, pages;
+	__u64 whole; /* pins that its calls had, before any was released */
+	__u32 last_pins, flags;
 	__u32 tgid, longterm;
 };
 
@@ -63,7 +76,7 @@ enum live_what { LIVE_PIN, LIVE_RELEASE };
 struct live_event {
 	__u64 ns, site, addr, index, pages, held_ns;
 	__u32 what, tid;
-	__u32 tgid, pad; /* who did it: a release may be another's than the pin */
+	__u32 tgid, untimed; /* tgid: who did it: a release may be another's than the pin */
 	char program[16];
 };
 

@@ -45,9 +45,10 @@ struct {
 /* A call that pins. */
 struct call {
 	__u64 start, nr, pages; /* pages: the address of the array of what it got */
+	__u64 first;		/* of folios: the page of the file that it begins at; nr: pages */
 	__u32 flags;
 	__s32 stack;
-	__u32 are_folios, pad;
+	__u32 are_folios, followed;
 };
 
 struct { /* of kprobes: those that have not returned yet, by thread */
@@ -65,7 +66,7 @@ static __always_inline void add(__u32 which, __u64 n)
 	__u64 *count = bpf_map_lookup_elem(&counts, &which);
 
 	if (count)
-		*count += n;
+		__sync_fetch_and_add(count, n);
 }
 
 static __always_inline __u64 word(__u64 addr)
@@ -116,10 +117,10 @@ static __always_inline __u64 pins_of(__u64 head)
 /* Pages of an array or of a row, whose folios come one after the other. */
 struct walk {
 	__u64 at, head, end; /* at: the array or the first page; head to end: the folio */
-	__u64 run;	     /* pages of it in a row */
+	__u64 run;	     /* pins of it in a row */
 	__u64 site, now, addr, index;
 	__u32 are_folios, is_row, longterm, tgid;
-	__u64 first; /* the address of the first folio that was noted: its pages are the call's */
+	__u32 untimed, pad;
 };
 
 static __always_inline __u64 next_page(const struct walk *w, __u64 i)

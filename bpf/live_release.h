@@ -21,87 +21,120 @@ SEPARATE int bucket_of(__u64 ns)
 	return n < LIVE_BUCKETS ? n : LIVE_BUCKETS - 1;
 }
 
-static __always_inline void count_release(struct walk *w, __s64 n, __s64 pages, __u64 held)
+static __always_inline void count_release(struct walk *w, __s64 calls, __u64 pages, __u64 since)
 {
-	__u64 id = w->site;
+	__u64 id = w->site, held = w->now > since ? w->now - since : 0;
 	struct live_site *s = bpf_map_lookup_elem(&sites, &id);
 	__u32 in = bucket_of(held);
 
 	if (!s)
 		return;
-	__sync_fetch_and_add(&s->held, -n);
-	__sync_fetch_and_add(&s->held_pages, -pages);
-	__sync_fetch_and_add(&s->released, n);
-	if (in < LIVE_BUCKETS)
-		__sync_fetch_and_add(&s->histogram[in], n);
-	tell(LIVE_RELEASE, w, pages, held);
+	__sync_fetch_and_add(&s->released, calls);
+	if (w->untimed)
+		__sync_fetch_and_add(&s->untimed, calls);
+	else if (in < LIVE_BUCKETS)
+		__sync_fetch_and_add(&s->histogram[in], calls);
+	tell(LIVE_RELEASE, w, pages, w->untimed ? 0 : held);
 }
 
-/* One of its pins, or all. */
-SEPARATE int end_slot(struct live_slot *slot, struct walk *w, int all)
+/* All pins of a call but one: what is one folio needs no more. */
+static __always_inline int is_coalescing(struct live_slot *slot, const struct walk *w, __u64 left)
 {
-	__s64 n, pages;
+	__u64 gone = w->run;
+
+	if (!left || w->run + 1 != slot->last_pins)
+		return 0;
+	slot->last_pins = 1;
+	__sync_fetch_and_add(&slot->whole, -gone);
+	return 1;
+}
+
+/* How many of its pins it were. */
+SEPARATE int end_pins(struct live_slot *slot, struct walk *w, __u64 gone)
+{
+	__u64 since, pages;
+	__s64 before, calls;
+	__u32 late;
 
 	if (!slot || !w)
 		return 0;
-	n = slot->n;
-	pages = slot->pages;
+	before = slot->pins;
 	w->site = slot->site;
-	if (!w->site || n <= 0)
+	if (!w->site || before <= 0 || !gone)
 		return 0;
+	if (gone > before)
+		gone = before;
+	if (!claim(slot, before, gone))
+		return 0;
+	calls = is_coalescing(slot, w, before - gone) ? 0 : calls_of(slot, before, gone);
+	if (!calls)
+		return gone;
+	late = w->untimed;
 	w->addr = slot->addr;
 	w->index = slot->index;
-	if (!all && n > 1) {
-		pages = (__u64)pages / (__u64)n;
-		n = 1;
-	}
-	__sync_fetch_and_add(&slot->pages, -pages);
-	__sync_fetch_and_add(&slot->n, -n);
-	count_release(w, n, pages, w->now - slot->since_ns);
-	if (slot->n <= 0)
-		slot->site = 0;
-	return 0;
+	w->untimed = late || slot->flags || calls < slot->calls;
+	since = slot->since_ns;
+	pages = take_calls(slot, calls);
+	count_release(w, calls, pages, since);
+	w->untimed = late;
+	if (gone == before)
+		free_slot(slot, w->site);
+	return gone;
 }
 
-SEPARATE int noted(const struct live_folio *f)
+static __always_inline void doubt(struct live_folio *f, __u32 flags)
 {
-	__s64 n = 0;
-
-	for (int i = 0; f && i < LIVE_SLOTS; i++)
-		n += f->slots[i].site && f->slots[i].n > 0 ? f->slots[i].n : 0;
-	return n;
+	for (__u32 i = 0; i < LIVE_SLOTS; i++)
+		if (f->slots[i].site)
+			f->slots[i].flags |= flags;
 }
 
 /* Whose pin it was can't be seen. Most likely one that is transient, then one of who is here. */
-SEPARATE int likely(const struct live_folio *f, __u32 tgid)
+SEPARATE int likely(struct live_folio *f, __u32 tgid)
 {
-	__u32 best = 0, found = LIVE_SLOTS;
+	__u32 best = 0, found = LIVE_SLOTS, as_likely = 0;
 
 	if (!f)
 		return LIVE_SLOTS;
 	for (__u32 i = 0; i < LIVE_SLOTS; i++) {
 		__u32 likelihood = (f->slots[i].longterm ? 1 : 3) + (f->slots[i].tgid == tgid);
 
-		if (f->slots[i].site && f->slots[i].n > 0 && likelihood > best) {
-			best = likelihood;
-			found = i;
+		if (!f->slots[i].site || f->slots[i].pins <= 0 || likelihood < best)
+			continue;
+		if (likelihood == best) {
+			as_likely = 1;
+			continue;
 		}
+		as_likely = 0;
+		best = likelihood;
+		found = i;
 	}
+	if (as_likely)
+		doubt(f, best == 1 ? LIVE_DOUBT | LIVE_UNTIMED : LIVE_UNTIMED);
 	return found;
 }
 
-SEPARATE int end_likely(struct live_folio *f, struct walk *w)
+SEPARATE int end_likely(struct live_folio *f, struct walk *w, __u64 gone)
 {
 	__u32 slot;
 
-	if (!f || !w)
+	if (!f || !w || !gone)
 		return 0;
 	slot = likely(f, w->tgid);
-	return slot < LIVE_SLOTS ? end_slot(&f->slots[slot], w, 0) : 0;
+	return slot < LIVE_SLOTS ? end_pins(&f->slots[slot], w, gone) : 0;
 }
 
 /* Below they are written out, since Linux 6.1 takes no loop around a call. */
-_Static_assert(LIVE_SLOTS == 4, "release() names each");
+_Static_assert(LIVE_SLOTS == 4, "end_surplus() names each");
+
+/* What was remembered beyond those that are left goes, of one after the other. */
+static __always_inline void end_surplus(struct live_folio *f, struct walk *w, __u64 surplus)
+{
+	surplus -= end_likely(f, w, surplus);
+	surplus -= end_likely(f, w, surplus);
+	surplus -= end_likely(f, w, surplus);
+	end_likely(f, w, surplus);
+}
 
 /* `w->run` pins of this folio go; those that are left have to be as many as are remembered. */
 SEPARATE int release(struct walk *w)
@@ -118,21 +151,13 @@ SEPARATE int release(struct walk *w)
 	left = pins_of(head);
 	left = left > w->run ? left - w->run : 0;
 	count = noted(f);
-	if (!left) {
-		end_slot(&f->slots[0], w, 1);
-		end_slot(&f->slots[1], w, 1);
-		end_slot(&f->slots[2], w, 1);
-		end_slot(&f->slots[3], w, 1);
-	} else {
-		if (count > left)
-			end_likely(f, w);
-		if (count > left + 1)
-			end_likely(f, w);
-		if (count > left + 2)
-			end_likely(f, w);
-		if (count > left + 3)
-			end_likely(f, w);
-	}
+	w->untimed = count > left + w->run;
+	if (w->untimed)
+		add(LIVE_LOST_RELEASES, count - left - w->run);
+	if (count > left)
+		end_surplus(f, w, count - left);
+	if (left && count < left + w->run) /* one that isn't remembered, or one that is */
+		doubt(f, LIVE_UNTIMED);
 	if (!noted(f))
 		bpf_map_delete_elem(&folios, &head);
 	return 0;
@@ -154,11 +179,16 @@ static long release_page(__u64 i, void *arg)
 	return 0;
 }
 
+static __always_inline void count_unpinned(const struct walk *w, __u64 nr)
+{
+	add(w->tgid == self ? LIVE_OWN_UNPINNED_PAGES : LIVE_UNPINNED_PAGES, nr);
+}
+
 static __always_inline int unpin(struct walk *w, __u64 nr)
 {
 	w->now = bpf_ktime_get_ns();
 	w->tgid = bpf_get_current_pid_tgid() >> 32;
-	add(LIVE_UNPINNED_PAGES, nr);
+	count_unpinned(w, nr);
 	bpf_loop(nr, release_page, w, 0);
 	if (w->run)
 		release(w);
@@ -184,7 +214,7 @@ static __always_inline int unpin_one_folio(__u64 folio, __u64 nr)
 	struct walk w = {.now = bpf_ktime_get_ns(), .are_folios = 1};
 
 	w.tgid = bpf_get_current_pid_tgid() >> 32;
-	add(LIVE_UNPINNED_PAGES, nr);
+	count_unpinned(&w, nr);
 	enter(&w, folio);
 	w.run = nr;
 	return release(&w);

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -27,6 +28,7 @@ import tree
 PAGE, HUGE = cs.PAGE, cs.HUGE
 PROCESS_VM_READV = 310
 FEW, MANY = 20, 4000
+UNREGISTER_BUFFERS = 1
 PATIENCE = 20  # seconds for an event to come; then what was missed is done again
 
 
@@ -120,7 +122,37 @@ def again_on(memory):
 
 
 def missed(end):
-    return end['lost']['calls']
+    return end['lost']['calls'] + end['lost']['releases']
+
+
+def held(end, **wanted):
+    return sum(site['held_bytes'] for site in sites(end, **wanted))
+
+
+def leaks(end):
+    return [found for found in end['leaks'] if found['pid'] == os.getpid()]
+
+
+class Missed(tree.Failure):
+    """A call was not seen, which happens: all is done anew."""
+
+
+def patience():
+    rounds = iter(range(6))
+
+    def again():
+        if next(rounds, None) is None:
+            raise Missed('what was waited for is not told')
+    return again
+
+
+def anew(test, *arguments):
+    def tries():
+        for _ in range(2):
+            with contextlib.suppress(Missed):
+                return test(*arguments)
+        return test(*arguments)
+    return tries
 
 
 def tell_ring(live):
@@ -132,7 +164,7 @@ def tell_ring(live):
             assert pin['site'].startswith('io_'), pin
         release = live.find('release', start=memory.start, again=again_on(memory))
         expect(release, device='io_uring', term='long-term', site=pin['site'])
-        assert release['bytes'] >= 16 * PAGE and 0 < release['held_ns'] and release['time_ns'] >= pin['time_ns'] + release['held_ns'] // 2, (pin, release)
+        assert release['bytes'] >= 16 * PAGE and (live.agains or 0 < release['held_ns'] <= release['time_ns'] - pin['time_ns'] + 10**9), (pin, release)
 
 
 def a_ring():
@@ -142,9 +174,10 @@ def a_ring():
         end = live.end()
     group = device(end, 'io_uring', 'long-term')
     expect(group, **{'class': 'revocable'})
-    assert not group['held'] or missed(end), end
-    assert group['calls'] >= 1 and group['released'] >= 1 and sum(bucket['count'] for bucket in group['histogram']) == group['released'], group
-    assert end['totals']['longterm_pages'] >= 16 and not end['leaks'], end
+    assert not held(end, pid=os.getpid()) or missed(end), end
+    assert group['calls'] >= 1 and group['released'] >= 1 and sum(bucket['count'] for bucket in group['histogram']) + group['untimed'] == group['released'], group
+    assert end['totals']['longterm_pages'] >= 16 and not leaks(end), end
+    assert end['kernel']['acquired'] >= 16 <= end['kernel']['acquired_seen'], end
     assert all(end['cost'][key] > 0 for key in ('pin_runs', 'pin_ns', 'release_runs', 'release_ns', 'own_ns')), end
 
 
@@ -185,7 +218,7 @@ def exactly():
     with cs.Memory(4 * PAGE) as memory, Live('--trace', '--exact') as live:
         read_own(memory, FEW)
         expect(live.find(term='transient'), device='other', bytes=PAGE, start=memory.start)
-        assert live.find('release', term='transient', again=lambda: read_own(memory, 1))['held_ns'] > 0
+        assert live.find('release', term='transient', again=lambda: read_own(memory, 1))['held_ns'] != 0
         tell_ring(live)
         end = live.end()
     group = device(end, 'other', 'transient')
@@ -212,9 +245,8 @@ def transient_over_longterm():
             read_own(memory, FEW)
             live.find('release', term='transient', again=lambda: read_own(memory, 1))
             end = live.end()
-    ring, = sites(end, pid=os.getpid(), device='io_uring')
-    expect(ring, held_bytes=4 * PAGE)
-    expect(end, held_confirmed=4, release_not_seen=0)
+    if not live.agains:
+        assert held(end, pid=os.getpid(), device='io_uring') == 4 * PAGE and end['held_confirmed'] >= 4, end
 
 
 def direct_io():
@@ -246,7 +278,7 @@ def regions():
             holder.communicate('')
         live.find('release', pid=holder.pid)
         end = live.end()
-    assert sum(site['pages'] for site in sites(end, pid=holder.pid, device='rdma')) == size // PAGE, end
+    assert sum(site['pages'] for site in sites(end, pid=holder.pid, device='rdma')) == size // PAGE or missed(end), end
 
 
 @contextlib.contextmanager
@@ -274,17 +306,103 @@ def inherited(memory):
         os.close(let)
 
 
-def leak():
+def leak(*mode):
     """The holder has gone, its pins haven't: it is said, with who has them now; and the census agrees."""
-    with cs.Memory(16 * PAGE) as memory, Live('--trace') as live:
+    with cs.Memory(16 * PAGE) as memory, Live('--trace', *mode) as live:
         with inherited(memory) as (holder, heir):
             os.waitpid(holder, 0)
-            said = live.find('leak', pid=holder)
-            expect(said, how='holder gone', confirmed=True, open_in=heir, bytes=16 * PAGE, start=memory.start, device='io_uring')
+            said = live.find('leak', pid=holder, again=patience())
+            expect(said, how='holder gone', confirmed=True, open_in=heir, bytes=16 * PAGE, start=memory.start, end=memory.start + 16 * PAGE,
+                   device='io_uring')
             end = live.end()
     assert [found for found in end['leaks'] if found['pid'] == holder and found['open_in'] == heir], end
     assert sites(end, pid=holder)[0]['holder_gone'] and end['held_confirmed'] >= 1, end
     cs.gone()
+
+
+@contextlib.contextmanager
+def other_holder(memory, gives_back):
+    """A process that has the same pages pinned; it ends when the function that is given is called."""
+    told, tell = os.pipe()
+    kept, let = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(let)
+        with cs.Ring(cs.of(memory)) as ring:
+            os.write(tell, b'1')
+            os.read(kept, 1)
+            if gives_back:
+                cs.LIBC.syscall(cs.REGISTER, ring.fd, UNREGISTER_BUFFERS, None, 0)
+            os._exit(0)
+    os.close(tell)
+    os.close(kept)
+    ends = [lambda: os.waitpid(child, 0), lambda: os.close(told), lambda: os.close(let)]
+
+    def end():
+        while ends:
+            ends.pop()()
+    try:
+        assert os.read(told, 1), 'it could not pin'
+        yield child, end
+    finally:
+        end()
+
+
+def shared(fd, size):
+    """One of two that have a file's pages pinned gives them back: its pins are released, the other's are held."""
+    with cs.Memory(size, fd) as memory, Live('--trace') as live, cs.Ring(cs.of(memory)):
+        with other_holder(memory, True) as (child, end_it):
+            end_it()
+            live.find('release', path='memfd:census', pid=child, bytes=size, again=patience())
+        end = live.end()
+    assert missed(end) or (held(end, pid=os.getpid(), path='memfd:census') == size and not held(end, pid=child)), end
+    assert missed(end) or [site['released'] for site in sites(end, pid=os.getpid(), path='memfd:census')] == [0], end
+
+
+def two_holders():
+    with cs.memfd(PAGE) as fd:
+        shared(fd, PAGE)
+
+
+def two_holders_of_a_huge_page():
+    if not int(pathlib.Path('/proc/sys/vm/nr_hugepages').read_text(encoding='ascii')):
+        raise tree.Skip('huge pages that are free (vm.nr_hugepages)')
+    with cs.memfd(HUGE, flags=os.MFD_HUGETLB) as fd:
+        shared(fd, HUGE)
+
+
+def no_leak():
+    """A ring is undone by the kernel's own thread; whose of two pins it was can't be told, but neither is a leak."""
+    with cs.memfd(PAGE) as fd, cs.Memory(PAGE, fd) as memory, Live('--watch', '--delay', '0.1') as live, cs.Ring(cs.of(memory)):
+        with other_holder(memory, False) as (child, end_it):
+            for _ in range(50):
+                if sites(live.next(), pid=child):
+                    break
+            else:
+                raise Missed('its pin')
+            end_it()
+        while not all(site['holder_gone'] for site in sites(live.next(), pid=child)):
+            pass
+        since = time.monotonic()
+        while time.monotonic() - since < 3:  # a leak is looked for two seconds after a holder has gone
+            live.next()
+        end = live.end()
+    assert not [found for found in end['leaks'] if found['pid'] in (child, os.getpid())], end
+
+
+def overlapping():
+    """Of two buffers in one huge page one is given back: that one is released, but not timed, as it may be either."""
+    with cs.Memory(HUGE, huge=True) as memory, Live('--trace') as live:
+        with cs.Ring((memory.start, 16 * PAGE)):
+            with cs.Ring((memory.start + 64 * PAGE, 16 * PAGE)):
+                pass
+            said = live.find('release', again=patience())
+            end = live.end()
+    if said['held_ns'] is not None and not missed(end):
+        raise tree.Skip('a transparent huge page')
+    expect(said, device='io_uring', bytes=16 * PAGE, held_ns=None)
+    assert missed(end) or held(end, pid=os.getpid()) == 16 * PAGE, end
+    assert missed(end) or sum(site['untimed'] for site in sites(end, pid=os.getpid())) == 1, end
 
 
 def unmapped():
@@ -294,7 +412,9 @@ def unmapped():
             live.find(start=other.start, again=again_on(other))
             memory.unmap()
             end = live.end()
-    found, = [one for one in end['leaks'] if one['pid'] == os.getpid()]
+    if not leaks(end) and missed(end):
+        raise tree.Skip('a call that is seen: it was missed, which was counted')
+    found, = leaks(end)
     expect(found, how='not mapped', start=memory.start, bytes=16 * PAGE, open_in=os.getpid())
 
 
@@ -308,8 +428,9 @@ def lost():
         live.process.send_signal(signal.SIGINT)
         told = 0
         while (said := live.next())['event'] != 'end':
-            told += said['event'] == 'pin' and said['pid'] == os.getpid()
-    assert told < MANY <= told + said['lost']['events'] + missed(said), (told, said['lost'])
+            if said.get('pid') == os.getpid() and said['event'] in ('pin', 'release'):
+                told += said['bytes'] // PAGE
+    assert told < 2 * MANY <= told + said['lost']['events'] + 2 * missed(said), (told, said['lost'])
     assert sites(said, pid=os.getpid(), term='transient')[0]['calls'] >= MANY - missed(said), said
 
 
@@ -336,10 +457,10 @@ def watched():
         live.end()
 
 
-def leased():
+def leased(*mode):
     """What is held under a lease is told apart from what isn't, of one buffer too."""
     with ac.Arbiter(cs.PINLEASED) as arbiter, arbiter.client() as client, cs.memfd(8 * PAGE) as fd, cs.Memory(8 * PAGE, fd) as memory, \
-            Live('--watch', '--delay', '0.1', PINLEASE_SOCKET=str(arbiter.path)) as live:
+            Live('--watch', '--delay', '0.1', *mode, PINLEASE_SOCKET=str(arbiter.path)) as live:
         def mine(picture):
             return [(site['held_bytes'], site['leased_bytes']) for site in sites(picture, pid=os.getpid(), path='memfd:census')]
 
@@ -411,11 +532,17 @@ def main():
         ('a transient pin of a long-term one', transient_over_longterm),
         ('direct I/O', direct_io),
         ('memory regions', regions),
-        ('a leak: the holder has gone', leak),
+        ('a leak: the holder has gone', anew(leak)),
+        ('a leak, exactly', anew(leak, '--exact')),
         ('a leak: not mapped any more', unmapped),
+        ('two have one page, one gives it back', anew(two_holders)),
+        ('two have one huge page, one gives it back', anew(two_holders_of_a_huge_page)),
+        ('two have one page, one ends', anew(no_leak),
+        ('two buffers in one huge page', anew(overlapping)),
         ('lost events are counted', lost),
         ('watched: held, released, for how long', watched),
         ('leased and not', leased),
+        ('leased and not, exactly', lambda: leased('--exact')),
         ('the table', table),
         ('what is missing is said', refused),
     ]

@@ -160,6 +160,9 @@ int pins_counters(struct pins_counters *counters);
 void pins_unload(struct census *c);
 void pins_release_own(struct census *c);
 
+/* What was released, once more: 1 it is released again, 0 it is until pins_release_own(); -errno. */
+int pins_pin_again(struct census *c);
+
 void pins_say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* Of this kernel: the place of a member ("a.b"), its size; -ENOENT. The first of two names that is

@@ -74,7 +74,7 @@ static void range_words(const struct live_known *k, struct pins_range range, cha
 		snprintf(buf, len, "%" PRIx64 "-%" PRIx64, range.start, range.end);
 }
 
-static const char *file_words(const struct live_known *k, char *buf, size_t len)
+const char *live_file_words(const struct live_known *k, char *buf, size_t len)
 {
 	if (k->path)
 		return k->path;
@@ -88,11 +88,16 @@ static const char *file_words(const struct live_known *k, char *buf, size_t len)
 }
 
 /* Short times matter most. */
-static void held_words(uint64_t ns, char *buf, size_t len)
+static void held_words(const struct live_event *e, char *buf, size_t len)
 {
+	uint64_t ns = e->held_ns;
 	static const char *const units[] = {"ns", "us", "ms"};
 	int unit = 0;
 
+	if (e->untimed) {
+		snprintf(buf, len, "?");
+		return;
+	}
 	for (; unit < 3 && ns >= 1000; unit++)
 		ns = (ns + 500) / 1000;
 	if (unit < 3)
@@ -111,7 +116,7 @@ static void print_line(struct live *l, const struct live_known *k, const struct 
 	tool_size_words(e->pages * PINS_PAGE, l->o->exact, size, sizeof size);
 	tool_path_words(k->now.program, 16, program, sizeof program);
 	if (e->what == LIVE_RELEASE)
-		held_words(e->held_ns, held, sizeof held);
+		held_words(e, held, sizeof held);
 	range_words(k, range_of(k, e->addr, e->index, e->pages), range, sizeof range);
 	if (wide)
 		room -= printf("%s ", when);
@@ -120,7 +125,7 @@ static void print_line(struct live *l, const struct live_known *k, const struct 
 		       l->o->exact ? 13 : 4, size, held);
 	if (wide)
 		room -= printf("%-22.22s %s ", k->name, range);
-	tool_put_path(file_words(k, file, sizeof file), room);
+	tool_put_path(live_file_words(k, file, sizeof file), room);
 }
 
 static void print_titles(const struct live *l)
@@ -151,7 +156,7 @@ void live_print_start(const struct live *l)
 	printf("Following %d of the kernel's functions by trampolines, %d by kprobes: %s.\n",
 	       l->nr_trampolines, l->nr_kprobes,
 	       l->o->followed ? "every call, and every page"
-			      : "every long-term call, one transient call in 64");
+			      : "every long-term call, one transient call in " TEXT_OF(LIVE_SAMPLE));
 	if (*l->unfollowed)
 		printf("Can't be followed here: %s.\n", l->unfollowed);
 	if (l->o->mode == PINS_TRACE)
@@ -198,7 +203,8 @@ void live_print_event(struct live *l, const struct live_event *e)
 	add_number(o, "by_pid", e->tgid);
 	add_text(o, "by_program", e->program);
 	if (e->what == LIVE_RELEASE)
-		add_number(o, "held_ns", e->held_ns);
+		json_object_object_add(o, "held_ns",
+				       e->untimed ? NULL : json_object_new_uint64(e->held_ns));
 	live_put_line(o);
 }
 
@@ -216,10 +222,12 @@ void live_leak_words(struct live *l, const struct live_leak *leak, char *buf, si
 	tool_age_words(tool_now() - leak->since_ns, age, sizeof age);
 	tool_path_words(k->now.program, 16, program, sizeof program);
 	range_words(k, range_of_leak(k, leak), range, sizeof range);
-	tool_path_words(file_words(k, file, sizeof file), 400, path, sizeof path);
-	tool_append(buf, len, "LEAK %s by %u (%s) %s ago, %s, %s %s: %s, the census finds it pinned; ",
-		    size, k->now.key.tgid, program, age, pins_classes[k->device].name, range, path,
-		    hows[leak->how]);
+	tool_path_words(live_file_words(k, file, sizeof file), 400, path, sizeof path);
+	tool_append(
+		buf, len,
+		"LEAK %s by %u (%s) at least %s ago, %s at %s, %s %s: %s, the census finds %s pinned; ",
+		size, k->now.key.tgid, program, age, pins_classes[k->device].name, k->name, range, path,
+		hows[leak->how], l->o->followed ? "it" : "its first page");
 	if (leak->has)
 		tool_append(buf, len, "%d has it open", leak->has);
 	else

@@ -23,6 +23,12 @@
 #define EXACT_FOLIOS	  (1u << 18)
 #define FOLL_LONGTERM_6_1 0x10000 /* before it was an enumerator, which BTF has */
 
+/* Of a function; else the command runs it. */
+static bool is_follower(const struct bpf_program *p)
+{
+	return strchr(bpf_program__section_name(p), '/');
+}
+
 static const char *function_of(const struct bpf_program *p)
 {
 	return strchr(bpf_program__section_name(p), '/') + 1;
@@ -37,7 +43,7 @@ static bool is_kprobe(const struct bpf_program *p)
 
 static bool is_unpin(const struct bpf_program *p)
 {
-	return !strncmp(function_of(p), "unpin", 5);
+	return is_follower(p) && !strncmp(function_of(p), "unpin", 5);
 }
 
 /* FOLL_ flags are constants that moved. */
@@ -88,7 +94,7 @@ static uint32_t bit_of(const struct live *l, const char *function)
 
 	bpf_object__for_each_program(p, l->bpf->obj)
 	{
-		if (is_kprobe(p))
+		if (!is_follower(p) || is_kprobe(p))
 			continue;
 		if (!strcmp(function_of(p), function))
 			break;
@@ -107,8 +113,11 @@ static int load(struct live *l, uint32_t by_kprobe)
 	set_up(l);
 	bpf_object__for_each_program(p, l->bpf->obj)
 	{
-		bool kprobe = by_kprobe & bit_of(l, function_of(p));
+		bool kprobe;
 
+		if (!is_follower(p))
+			continue;
+		kprobe = by_kprobe & bit_of(l, function_of(p));
 		bpf_program__set_autoload(p, is_kprobe(p) == kprobe &&
 						     pins_has_function(l->c, function_of(p)));
 	}
@@ -139,7 +148,9 @@ static int attach_all(struct live *l, uint32_t *failed)
 	for (int now = 0; now < 3; now++)
 		bpf_object__for_each_program(p, l->bpf->obj)
 		{
-			int err = bpf_program__autoload(p) && rank(p) == now ? attach(l, p) : 0;
+			int err = is_follower(p) && bpf_program__autoload(p) && rank(p) == now
+					  ? attach(l, p)
+					  : 0;
 
 			if (err)
 				*failed |= bit_of(l, function_of(p));
@@ -157,6 +168,16 @@ static void detach(struct live *l)
 	l->bpf = NULL;
 }
 
+/* Not every machine has programs for kprobes. */
+static bool has_program(const struct live *l, const char *function, bool kprobe)
+{
+	struct bpf_program *p;
+
+	bpf_object__for_each_program(p, l->bpf->obj) if (is_follower(p) && is_kprobe(p) == kprobe &&
+							 !strcmp(function_of(p), function)) return true;
+	return false;
+}
+
 /* What comes of it, by function. */
 static void count(struct live *l, uint32_t by_kprobe, uint32_t failed)
 {
@@ -164,11 +185,12 @@ static void count(struct live *l, uint32_t by_kprobe, uint32_t failed)
 
 	bpf_object__for_each_program(p, l->bpf->obj)
 	{
-		uint32_t bit = bit_of(l, function_of(p));
+		uint32_t bit;
 
-		if (is_kprobe(p) || !pins_has_function(l->c, function_of(p)))
+		if (!is_follower(p) || is_kprobe(p) || !pins_has_function(l->c, function_of(p)))
 			continue;
-		if (failed & bit)
+		bit = bit_of(l, function_of(p));
+		if (failed & bit || !has_program(l, function_of(p), by_kprobe & bit))
 			tool_append(l->unfollowed, sizeof l->unfollowed, "%s%s",
 				    *l->unfollowed ? ", " : "", function_of(p));
 		else if (by_kprobe & bit)
@@ -176,6 +198,14 @@ static void count(struct live *l, uint32_t by_kprobe, uint32_t failed)
 		else
 			l->nr_trampolines++;
 	}
+}
+
+static int no_room(struct live *l, int err)
+{
+	pins_say("no memory for the tables of pins and a buffer of %u KiB (%s); try a smaller --buffer, "
+		 "or without --exact",
+		 l->o->buffer / 1024, strerror(-err));
+	return -ENOSPC;
 }
 
 /* Where a trampoline is refused, all is loaded once more with a kprobe in its place. */
@@ -187,6 +217,8 @@ static int try_all(struct live *l)
 	for (;;) {
 		failed = 0;
 		err = load(l, by_kprobe);
+		if (err == -ENOMEM || err == -E2BIG)
+			return no_room(l, err);
 		if (err)
 			failed = ~0u;
 		else
@@ -201,6 +233,19 @@ static int try_all(struct live *l)
 	return l->nr_trampolines + l->nr_kprobes ? 0 : err ? err : -EOPNOTSUPP;
 }
 
+/* From here on the kernel's counters are compared. */
+static int begin(struct live *l)
+{
+	int err = live_test(l);
+
+	live_load_symbols(); /* sites have no names without; all else goes on */
+	if (!err)
+		err = live_read_counts(l);
+	l->seen = live_seen(l);
+	l->have_kernel = !err && !pins_counters(&l->kernel);
+	return err;
+}
+
 int live_follow(struct live *l)
 {
 	int err;
@@ -209,7 +254,9 @@ int live_follow(struct live *l)
 	l->stats = bpf_enable_stats(BPF_STATS_RUN_TIME); /* without, the cost isn't known */
 	err = try_all(l);
 	if (!err)
-		return 0;
+		return begin(l);
+	if (err == -ENOSPC)
+		return err;
 	pins_say(
 		"this kernel lets no program follow its functions (%s; kprobes: %s), so pins can't be "
 		"watched as they come (PINLEASE_BPF_LOG=1 shows why); pinlease pins, without --watch or "
@@ -240,9 +287,11 @@ void live_read_cost(struct live *l)
 		struct bpf_prog_info info = {0};
 		uint32_t len = sizeof info;
 
-		if (bpf_program__fd(p) < 0 || bpf_obj_get_info_by_fd(bpf_program__fd(p), &info, &len))
+		if (!is_follower(p) || bpf_program__fd(p) < 0 ||
+		    bpf_obj_get_info_by_fd(bpf_program__fd(p), &info, &len))
 			continue;
-		l->cost.runs[is_unpin(p)] += info.run_cnt;
+		if (!is_kprobe(p) || rank(p) != 1) /* a call has two programs there */
+			l->cost.runs[is_unpin(p)] += info.run_cnt;
 		l->cost.ns[is_unpin(p)] += info.run_time_ns;
 		l->cost.missed += info.recursion_misses;
 	}

@@ -76,28 +76,54 @@ static void add(struct looking *look, const struct live_slot *slot, enum live_le
 	k->index_end = new.index_end > k->index_end ? new.index_end : k->index_end;
 }
 
-static void judge(uint64_t folio, const struct live_slot *slot, void *arg)
+/* Pins of the folio that processes have which live. */
+static uint64_t living(struct live *l, const struct live_folio *f)
 {
-	struct looking *look = arg;
+	uint64_t n = 0;
+
+	for (int i = 0; i < LIVE_SLOTS; i++) {
+		const struct live_slot *slot = &f->slots[i];
+		const struct live_known *k =
+			slot->site && slot->pins > 0 ? live_known(l, slot->site) : NULL;
+
+		n += k && !k->gone_ns ? (uint64_t)slot->pins : 0;
+	}
+	return n;
+}
+
+/* Whose of several pins was released isn't always known. */
+static void judge_slot(struct looking *look, const struct live_folio *f, const struct live_slot *slot,
+		       const struct census_pin *p)
+{
 	const struct census *c = &look->census;
-	struct live_known *k = live_known(look->l, slot->site);
-	const struct census_pin *p;
+	struct live_known *k = slot->site && slot->pins > 0 ? live_known(look->l, slot->site) : NULL;
 
 	if (!k || !slot->longterm || !live_wanted(look->l, k) || (!look->all && !is_left_over(k)))
 		return;
-	p = pins_find(c, pins_pfn_of_page(c, folio), c->pins.n);
 	if (!p || !p->pins) {
 		look->l->unseen++;
 		return;
 	}
 	look->l->confirmed++;
-	if (is_left_over(k))
+	if (slot->flags & LIVE_DOUBT)
+		return;
+	if (is_left_over(k) && p->pins > living(look->l, f) && live_is_gone(&k->now))
 		add(look, slot, LIVE_HOLDER_GONE, p);
-	else if (!k->gone_ns &&
+	else if (!k->gone_ns && slot->addr && /* else pinned by its file */
 		 !pins_is_mapped(c, (uint32_t)(p - (struct census_pin *)c->pins.items),
 				 (int32_t)k->now.key.tgid) &&
 		 !live_is_gone(&k->now)) /* not even by now */
 		add(look, slot, LIVE_UNMAPPED, p);
+}
+
+static void judge(uint64_t folio, const struct live_folio *f, void *arg)
+{
+	struct looking *look = arg;
+	const struct census *c = &look->census;
+	const struct census_pin *p = pins_find(c, pins_pfn_of_page(c, folio), c->pins.n);
+
+	for (int i = 0; i < LIVE_SLOTS; i++)
+		judge_slot(look, f, &f->slots[i], p);
 }
 
 /* Those that are new, or have become more. */
@@ -122,8 +148,8 @@ static bool suspicious(struct live *l, bool all)
 
 		if (!k->now.key.longterm || !live_wanted(l, k) || (!all && !is_left_over(k)))
 			continue;
-		found = found || k->now.held != k->checked || (all && k->now.held > 0);
-		k->checked = k->now.held;
+		found = found || k->held != k->checked || (all && k->held > 0);
+		k->checked = k->held;
 	}
 	return found;
 }

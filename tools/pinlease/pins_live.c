@@ -49,6 +49,7 @@ static int take_event(void *arg, void *data, size_t size)
 		k->index = e->index < k->index ? e->index : k->index;
 		k->pages += e->pages;
 		k->held_ns = e->held_ns > k->held_ns ? e->held_ns : k->held_ns;
+		k->untimed = k->untimed && e->untimed;
 		return more ? 0 : -EAGAIN;
 	}
 	let_go(f);
@@ -77,8 +78,12 @@ static int wait_for(int signals, int events, int ms)
 {
 	struct pollfd fds[] = {{.fd = signals, .events = POLLIN}, {.fd = events, .events = POLLIN}};
 
-	if (poll(fds, 2, ms) < 0 && errno != EINTR)
-		return -errno;
+	if (poll(fds, 2, ms) < 0 && errno != EINTR) {
+		int err = -errno;
+
+		pins_say("can't wait for events (%s)", strerror(-err));
+		return err;
+	}
 	return fds[0].revents ? -EINTR : 0;
 }
 
@@ -100,6 +105,9 @@ static int trace(struct live *l, int signals)
 		ring_buffer__new(bpf_map__fd(l->bpf->maps.ring), take_event, &f, NULL);
 	uint64_t looked = tool_now();
 	int err = ring ? 0 : -errno;
+
+	if (err)
+		pins_say("can't read the buffer of events (%s)", strerror(-err));
 
 	while (!err) {
 		err = wait_for(signals, ring_buffer__epoll_fd(ring), f.keeps ? MERGE_MS : LOOK_MS);
@@ -172,8 +180,12 @@ int pins_live(struct census *c, const struct pins_options *o)
 			 .stats = -1,
 			 .leaks = {.size = sizeof(struct live_leak)},
 			 .order = {.size = sizeof(struct live_known *)}};
-	int signals = open_signals(), err = signals < 0 ? -errno : pins_load(c);
+	int signals = open_signals(), err = signals < 0 ? -errno : 0;
 
+	if (err)
+		pins_say("can't wait for signals (%s)", strerror(-err));
+	if (!err)
+		err = pins_load(c);
 	if (!err)
 		err = pins_calibrate(c);
 	pins_release_own(c);

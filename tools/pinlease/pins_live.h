@@ -4,6 +4,8 @@
  *
  *   pins_live.c     goes round until it is told to end
  *   pins_follow.c   the programs: which this kernel lets follow which of its functions; what they cost
+ *   pins_test.c     a pin of its own must be seen
+ *   pins_symbol.c   the names of the kernel's functions
  *   pins_site.c     a stack becomes the name of who called, and a kind of device; a process, a file
  *   pins_look.c     what the programs have counted becomes a picture
  *   pins_leak.c     what is held by nobody: suspected here, confirmed by a census
@@ -21,6 +23,9 @@
 #define LIVE_LEAK_NS 2000000000ull /* after its process, what a ring has is given back in this time */
 #define LIVE_SAMPLE  64		   /* of so many transient calls one is followed, unless all are */
 
+#define TEXT(x)	   #x
+#define TEXT_OF(x) TEXT(x)
+
 struct live_bpf;
 struct bpf_link;
 struct json_object;
@@ -30,15 +35,19 @@ struct live_known {
 	uint64_t id;
 	struct live_site now; /* the last that was read */
 	enum pins_device device;
-	char name[64];		    /* the kernel's function that it was for */
-	char *path;		    /* NULL: no file */
-	uint64_t oldest_ns, leased; /* leased: bytes of what is held */
+	char name[64]; /* the kernel's function that it was for */
+	char *path;    /* NULL: no file */
+	int64_t held,
+		held_pages; /* now: calls (exact: runs of pages of a folio) that are not released */
+	uint64_t oldest_ns, leased; /* leased: bytes of what is held long-term */
+	bool lease_unknown;	    /* of some of it the addresses aren't known */
 	uint64_t gone_ns;	    /* when its process was first seen to have ended; 0: it hasn't */
 	int64_t checked;	    /* what it held when a census looked for leaks */
 };
 
 struct live_group {
-	uint64_t calls, pages, released, oldest_ns, leased;
+	uint64_t calls, pages, released, untimed, oldest_ns, leased;
+	bool lease_unknown;
 	int64_t held, held_pages;
 	uint64_t histogram[LIVE_BUCKETS];
 };
@@ -57,6 +66,11 @@ struct live_cost {
 	uint64_t own_ns;		 /* processor time of this command */
 };
 
+/* Pins that the programs have seen, of this command, too. */
+struct live_seen {
+	uint64_t pinned, unpinned;
+};
+
 struct live {
 	const struct pins_options *o;
 	struct census *c;
@@ -64,7 +78,10 @@ struct live {
 	struct pins_vec links; /* struct bpf_link * */
 	int nr_trampolines, nr_kprobes, stats;
 	char unfollowed[256]; /* functions that nothing can follow here */
-	uint64_t began_ns, began_own_ns;
+	uint64_t began_ns, began_own_ns, mended_ns;
+	struct pins_counters kernel, kernel_now; /* kernel: at the beginning */
+	struct live_seen seen;			 /* at the beginning */
+	bool have_kernel;
 	void *known;	       /* a tree of struct live_known by id */
 	struct pins_vec order; /* struct live_known *: all of them */
 	struct live_group groups[PINS_NR_DEVICES][2], folded[PINS_NR_DEVICES][2]; /* [1]: long-term */
@@ -80,6 +97,12 @@ extern const char *const live_terms[2];
 int live_follow(struct live *l);
 void live_unfollow(struct live *l);
 void live_read_cost(struct live *l);
+int live_test(struct live *l);
+
+/* 0; -EPERM after a sentence: the kernel shows no addresses. NULL: none that is known. */
+int live_load_symbols(void);
+const char *live_symbol(uint64_t addr);
+void live_free_symbols(void);
 
 struct live_known *live_known(struct live *l, uint64_t id);
 void live_drop(struct live *l, struct live_known *k); /* not out of `order` */
@@ -88,8 +111,10 @@ bool live_is_gone(const struct live_site *site);
 bool live_wanted(const struct live *l, const struct live_known *k);
 
 int live_look(struct live *l);
-int live_each_folio(struct live *l,
-		    void (*each)(uint64_t folio, const struct live_slot *slot, void *arg), void *arg);
+int live_read_counts(struct live *l);
+struct live_seen live_seen(const struct live *l);
+int live_each_folio(struct live *l, void (*each)(uint64_t folio, const struct live_folio *f, void *arg),
+		    void *arg);
 
 /* Those whose holder has gone; `all`: whatever is held. */
 int live_find_leaks(struct live *l, bool all);
@@ -101,6 +126,7 @@ void live_print_event(struct live *l, const struct live_event *e);
 void live_print_leak(struct live *l, const struct live_leak *leak);
 void live_leak_words(struct live *l, const struct live_leak *leak, char *buf, size_t len);
 struct json_object *live_leak_json(struct live *l, const struct live_leak *leak);
+const char *live_file_words(const struct live_known *k, char *buf, size_t len);
 void live_put_line(struct json_object *o);
 
 int pins_live(struct census *c, const struct pins_options *o);

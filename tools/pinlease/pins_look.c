@@ -10,15 +10,18 @@
 #include "pins_live.h"
 
 #define AT_ONCE	   1024
+#define MEND_MS	   2000
 #define MANY_SITES 8192 /* from then on those of processes that have ended are only summed up */
 
-static int read_counts(struct live *l)
+int live_read_counts(struct live *l)
 {
 	int cpus = libbpf_num_possible_cpus();
 	uint64_t *each = cpus > 0 ? calloc(cpus, sizeof *each) : NULL;
 
-	if (!each)
+	if (!each) {
+		pins_say("no memory to read what is counted");
 		return -ENOMEM;
+	}
 	for (uint32_t i = 0; i < LIVE_NR_COUNTS; i++) {
 		l->counts[i] = 0;
 		if (!bpf_map_lookup_elem(bpf_map__fd(l->bpf->maps.counts), &i, each))
@@ -29,8 +32,28 @@ static int read_counts(struct live *l)
 	return 0;
 }
 
-int live_each_folio(struct live *l,
-		    void (*each)(uint64_t folio, const struct live_slot *slot, void *arg), void *arg)
+struct live_seen live_seen(const struct live *l)
+{
+	const uint64_t *n = l->counts;
+
+	return (struct live_seen){n[LIVE_LONG_PAGES] + n[LIVE_SHORT_PAGES] + n[LIVE_OWN_LONG_PAGES] +
+					  n[LIVE_OWN_SHORT_PAGES],
+				  n[LIVE_UNPINNED_PAGES] + n[LIVE_OWN_UNPINNED_PAGES]};
+}
+
+/* Else what a release that was missed left would stay until the page is pinned again. */
+static void mend(struct live *l)
+{
+	LIBBPF_OPTS(bpf_test_run_opts, opts);
+
+	if (tool_now() - l->mended_ns < MEND_MS * 1000000ull)
+		return;
+	bpf_prog_test_run_opts(bpf_program__fd(l->bpf->progs.mend_all), &opts);
+	l->mended_ns = tool_now();
+}
+
+int live_each_folio(struct live *l, void (*each)(uint64_t folio, const struct live_folio *f, void *arg),
+		    void *arg)
 {
 	uint64_t *keys = malloc(AT_ONCE * sizeof *keys);
 	struct live_folio *folios = malloc(AT_ONCE * sizeof *folios);
@@ -42,13 +65,14 @@ int live_each_folio(struct live *l,
 		err = bpf_map_lookup_batch(fd, from, &batch, keys, folios, &n, NULL);
 		from = &batch;
 		for (uint32_t i = 0; i < n && (!err || err == -ENOENT); i++)
-			for (int j = 0; j < LIVE_SLOTS; j++)
-				if (folios[i].slots[j].site && folios[i].slots[j].n > 0)
-					each(keys[i], &folios[i].slots[j], arg);
+			each(keys[i], &folios[i], arg);
 	}
 	free(keys);
 	free(folios);
-	return err == -ENOENT ? 0 : err;
+	err = err == -ENOENT ? 0 : err;
+	if (err)
+		pins_say("can't read the table of what is pinned (%s)", strerror(-err));
+	return err;
 }
 
 static uint64_t leased_of(const struct census *c, const struct live_slot *slot)
@@ -64,17 +88,28 @@ static uint64_t leased_of(const struct census *c, const struct live_slot *slot)
 	return leased;
 }
 
-static void note_held(uint64_t folio, const struct live_slot *slot, void *arg)
+static void note_slot(struct live *l, const struct live_slot *slot)
 {
-	struct live *l = arg;
-	struct live_known *k = live_known(l, slot->site);
+	struct live_known *k = slot->site && slot->pins > 0 ? live_known(l, slot->site) : NULL;
 
 	if (!k)
 		return;
+	k->held += slot->calls;
+	k->held_pages += slot->pages;
 	if (!k->oldest_ns || slot->since_ns < k->oldest_ns)
 		k->oldest_ns = slot->since_ns;
-	if (slot->longterm && l->c->leases.n)
+	if (!slot->longterm || !l->c->leases.n)
+		return;
+	if (slot->addr && slot->calls == 1)
 		k->leased += leased_of(l->c, slot);
+	else
+		k->lease_unknown = true;
+}
+
+static void note_held(uint64_t folio, const struct live_folio *f, void *arg)
+{
+	for (int i = 0; i < LIVE_SLOTS; i++)
+		note_slot(arg, &f->slots[i]);
 }
 
 static void add_up(struct live_group *g, const struct live_known *k)
@@ -84,9 +119,11 @@ static void add_up(struct live_group *g, const struct live_known *k)
 	g->calls += s->calls;
 	g->pages += s->pages;
 	g->released += s->released;
+	g->untimed += s->untimed;
 	g->leased += k->leased;
-	g->held += s->held > 0 ? s->held : 0;
-	g->held_pages += s->held_pages > 0 ? s->held_pages : 0;
+	g->lease_unknown = g->lease_unknown || k->lease_unknown;
+	g->held += k->held;
+	g->held_pages += k->held_pages;
 	if (k->oldest_ns && (!g->oldest_ns || k->oldest_ns < g->oldest_ns))
 		g->oldest_ns = k->oldest_ns;
 	for (int i = 0; i < LIVE_BUCKETS; i++)
@@ -96,8 +133,7 @@ static void add_up(struct live_group *g, const struct live_known *k)
 /* Sites that nobody can add to any more give their place to others. */
 static bool fold_one(struct live *l, struct live_known *k)
 {
-	if (!k->gone_ns || k->now.held > 0 ||
-	    bpf_map_delete_elem(bpf_map__fd(l->bpf->maps.sites), &k->id))
+	if (!k->gone_ns || k->held > 0 || bpf_map_delete_elem(bpf_map__fd(l->bpf->maps.sites), &k->id))
 		return false;
 	if (live_wanted(l, k))
 		add_up(&l->folded[k->device][k->now.key.longterm], k);
@@ -131,6 +167,8 @@ static void read_sites(struct live *l)
 		struct live_known *k = *pins_at(&l->order, struct live_known *, i);
 
 		k->oldest_ns = k->leased = 0;
+		k->held = k->held_pages = 0;
+		k->lease_unknown = false;
 		bpf_map_lookup_elem(fd, &k->id, &k->now);
 		if (!k->gone_ns && live_is_gone(&k->now))
 			k->gone_ns = tool_now();
@@ -141,8 +179,8 @@ static int by_held(const void *a, const void *b)
 {
 	const struct live_known *x = *(struct live_known *const *)a, *y = *(struct live_known *const *)b;
 
-	if (x->now.held_pages != y->now.held_pages)
-		return x->now.held_pages < y->now.held_pages ? 1 : -1;
+	if (x->held_pages != y->held_pages)
+		return x->held_pages < y->held_pages ? 1 : -1;
 	if (x->now.pages != y->now.pages)
 		return x->now.pages < y->now.pages ? 1 : -1;
 	return x->id != y->id ? (x->id < y->id ? -1 : 1) : 0;
@@ -150,8 +188,11 @@ static int by_held(const void *a, const void *b)
 
 int live_look(struct live *l)
 {
-	int err = read_counts(l);
+	int err;
 
+	l->have_kernel = l->have_kernel && !pins_counters(&l->kernel_now);
+	err = live_read_counts(l);
+	mend(l);
 	read_sites(l);
 	pins_list_leases(l->c);
 	if (!err)

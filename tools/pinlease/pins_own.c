@@ -121,6 +121,15 @@ void pins_release_own(struct census *c)
 	c->own.device = c->own.pipe[0] = c->own.pipe[1] = -1;
 }
 
+int pins_pin_again(struct census *c)
+{
+	if (by_ring(&c->own))
+		return by_socket(&c->own);
+	if (syscall(__NR_io_uring_register, c->own.device, IORING_UNREGISTER_BUFFERS, NULL, 0))
+		return -errno;
+	return 1;
+}
+
 /* The struct page in our pipe; its operations are those of every page that comes by vmsplice(). */
 static uint64_t page_in_pipe(struct census *c)
 {

@@ -16,8 +16,10 @@
 const char *const live_terms[2] = {"transient", "long-term"};
 
 static const char *const lost_names[] = {
-	[LIVE_LOST_EVENTS] = "events", [LIVE_LOST_FOLIOS] = "folios",	[LIVE_LOST_SITES] = "sites",
-	[LIVE_LOST_STACKS] = "stacks", [LIVE_LOST_HOLDERS] = "holders", [LIVE_LOST_RETURNS] = "returns",
+	[LIVE_LOST_EVENTS] = "events",	   [LIVE_LOST_FOLIOS] = "folios",
+	[LIVE_LOST_SITES] = "sites",	   [LIVE_LOST_STACKS] = "stacks",
+	[LIVE_LOST_HOLDERS] = "holders",   [LIVE_LOST_RETURNS] = "returns",
+	[LIVE_LOST_RELEASES] = "releases",
 };
 
 /* Bounds of what is shown, as powers of two of ns. */
@@ -52,7 +54,7 @@ static void print_group(const struct live *l, int device, int term)
 
 	tool_size_words(g->pages * PINS_PAGE, false, pinned, sizeof pinned);
 	tool_size_words((uint64_t)g->held_pages * PINS_PAGE, false, held, sizeof held);
-	if (l->c->have_leases)
+	if (l->c->have_leases && !g->lease_unknown)
 		tool_size_words(g->leased, false, leased, sizeof leased);
 	if (g->oldest_ns)
 		tool_age_words(tool_now() - g->oldest_ns, age, sizeof age);
@@ -97,10 +99,19 @@ static void print_histograms(const struct live *l)
 		}
 }
 
+static uint64_t untimed(const struct live *l)
+{
+	uint64_t n = 0;
+
+	for (int d = 0; d < PINS_NR_DEVICES; d++)
+		n += l->groups[d][0].untimed + l->groups[d][1].untimed;
+	return n;
+}
+
 static void print_site(const struct live *l, const struct live_known *k)
 {
-	char size[24], age[24] = "-", program[24];
-	uint64_t held = k->now.held_pages > 0 ? (uint64_t)k->now.held_pages * PINS_PAGE : 0;
+	char size[24], age[24] = "-", program[24], file[64];
+	uint64_t held = (uint64_t)k->held_pages * PINS_PAGE;
 	int room = width();
 
 	tool_size_words(held, l->o->exact, size, sizeof size);
@@ -112,10 +123,7 @@ static void print_site(const struct live *l, const struct live_known *k)
 		       l->o->exact ? 13 : 4, size, k->gone_ns ? "GONE" : age, (uint64_t)k->now.calls);
 	if (width() >= LIVE_WIDE)
 		room -= printf("%-22.22s ", k->name);
-	tool_put_path(k->path				 ? k->path
-		      : k->now.key.memory == CENSUS_NONE ? "of no file"
-							 : "private memory",
-		      room);
+	tool_put_path(live_file_words(k, file, sizeof file), room);
 }
 
 static void print_sites(const struct live *l, bool last)
@@ -144,7 +152,7 @@ static uint64_t lost(const struct live *l)
 {
 	uint64_t n = l->cost.missed;
 
-	for (int i = LIVE_LOST_EVENTS; i < LIVE_NR_COUNTS; i++)
+	for (int i = LIVE_LOST_EVENTS; i <= LIVE_LOST_RELEASES; i++)
 		n += l->counts[i];
 	return n;
 }
@@ -152,11 +160,12 @@ static uint64_t lost(const struct live *l)
 static void print_lost(const struct live *l)
 {
 	if (!lost(l)) {
-		printf("Nothing was lost.\n");
+		printf(l->nr_kprobes ? "Nothing is known to be lost (what kprobes miss isn't counted).\n"
+				     : "Nothing was lost.\n");
 		return;
 	}
 	printf("LOST:");
-	for (int i = LIVE_LOST_EVENTS; i < LIVE_NR_COUNTS; i++)
+	for (int i = LIVE_LOST_EVENTS; i <= LIVE_LOST_RELEASES; i++)
 		if (l->counts[i])
 			printf(" %" PRIu64 " %s,", l->counts[i], lost_names[i]);
 	printf(" %" PRIu64 " calls not seen (interrupted a program).\n", l->cost.missed);
@@ -174,8 +183,28 @@ static double each(const struct live *l, int which)
 	return l->cost.runs[which] ? (double)l->cost.ns[which] / 1e3 / (double)l->cost.runs[which] : 0;
 }
 
+/* Any loss shows here, whatever its reason. */
+static void print_kernel(const struct live *l)
+{
+	struct live_seen seen = live_seen(l);
+
+	if (l->have_kernel)
+		printf("The kernel counts %" PRIu64 " pins acquired, %" PRIu64
+		       " released; seen: %" PRIu64 ", %" PRIu64 ".\n",
+		       l->kernel_now.acquired - l->kernel.acquired,
+		       l->kernel_now.released - l->kernel.released, seen.pinned - l->seen.pinned,
+		       seen.unpinned - l->seen.unpinned);
+}
+
 static void print_cost(const struct live *l)
 {
+	if (l->stats < 0) {
+		printf("Cost: of the programs it isn't known (kernel.bpf_stats_enabled is refused); "
+		       "this "
+		       "command %.3f %%.\n",
+		       share(l, l->cost.own_ns - l->began_own_ns));
+		return;
+	}
 	printf("Cost: programs ran at %" PRIu64 " pins, %.2f us each, and at %" PRIu64
 	       " releases, %.2f us each:\n%.3f %% of one processor; this command %.3f %%.\n",
 	       l->cost.runs[0], each(l, 0), l->cost.runs[1], each(l, 1),
@@ -192,7 +221,7 @@ static void print_totals(const struct live *l)
 	       " pages unpinned.\n",
 	       age, l->counts[LIVE_LONG_CALLS], l->counts[LIVE_LONG_PAGES], l->counts[LIVE_SHORT_CALLS],
 	       l->counts[LIVE_SHORT_PAGES],
-	       l->o->followed ? "(all followed)" : "(one call in 64 followed)",
+	       l->o->followed ? "(all followed)" : "(one call in " TEXT_OF(LIVE_SAMPLE) " followed)",
 	       l->counts[LIVE_FAILED_CALLS], l->counts[LIVE_UNPINNED_PAGES]);
 }
 
@@ -217,12 +246,16 @@ void live_print_picture(struct live *l, bool last)
 		live_leak_words(l, pins_at(&l->leaks, struct live_leak, i), words, sizeof words);
 		puts(words);
 	}
+	if (untimed(l))
+		printf("%" PRIu64 " releases, of pins that overlap in a folio, aren't timed.\n",
+		       untimed(l));
 	putchar('\n');
 	if (last && l->confirmed + l->unseen)
 		printf("Of %" PRIu64 " that are held long-term, the census finds %" PRIu64
 		       " pinned; of %" PRIu64 " the release was not seen.\n",
 		       l->confirmed + l->unseen, l->confirmed, l->unseen);
 	print_lost(l);
+	print_kernel(l);
 	print_cost(l);
 }
 
@@ -238,23 +271,23 @@ static void add_text(struct json_object *o, const char *key, const char *text)
 	json_object_object_add(o, key, text ? tool_json_text(text) : NULL);
 }
 
-/* Not known without pinleased. */
-static void add_leased(struct json_object *o, const struct live *l, uint64_t bytes)
+/* Not known without pinleased, nor of what has no known address. */
+static void add_leased(struct json_object *o, const struct live *l, uint64_t bytes, bool unknown)
 {
 	json_object_object_add(o, "leased_bytes",
-			       l->c->have_leases ? json_object_new_uint64(bytes) : NULL);
+			       l->c->have_leases && !unknown ? json_object_new_uint64(bytes) : NULL);
 }
 
-static struct json_object *histogram(const struct live_group *g)
+static struct json_object *histogram(const __u64 *counts)
 {
 	struct json_object *all = json_object_new_array();
 
 	for (int i = 0; i < LIVE_BUCKETS; i++)
-		if (g->histogram[i]) {
+		if (counts[i]) {
 			struct json_object *o = json_object_new_object();
 
 			add_number(o, "from_ns", i ? 1ull << i : 0);
-			add_number(o, "count", g->histogram[i]);
+			add_number(o, "count", counts[i]);
 			json_object_array_add(all, o);
 		}
 	return all;
@@ -272,9 +305,10 @@ static struct json_object *group(const struct live *l, int d, int t)
 	add_number(o, "held", (uint64_t)g->held);
 	add_number(o, "held_bytes", (uint64_t)g->held_pages * PINS_PAGE);
 	add_number(o, "released", g->released);
-	add_leased(o, l, g->leased);
+	add_number(o, "untimed", g->untimed);
+	add_leased(o, l, g->leased, g->lease_unknown);
 	add_number(o, "oldest_ns", g->oldest_ns ? tool_now() - g->oldest_ns : 0);
-	json_object_object_add(o, "histogram", histogram(g));
+	json_object_object_add(o, "histogram", histogram((const __u64 *)g->histogram));
 	add_text(o, "class", pins_classes[d].can);
 	add_text(o, "fitting_policy", pins_classes[d].policy);
 	return o;
@@ -296,11 +330,30 @@ static struct json_object *site(const struct live *l, const struct live_known *k
 	}
 	add_number(o, "calls", k->now.calls);
 	add_number(o, "pages", k->now.pages);
-	add_number(o, "held", k->now.held > 0 ? (uint64_t)k->now.held : 0);
-	add_number(o, "held_bytes", k->now.held_pages > 0 ? (uint64_t)k->now.held_pages * PINS_PAGE : 0);
-	add_leased(o, l, k->leased);
+	add_number(o, "held", (uint64_t)k->held);
+	add_number(o, "held_bytes", (uint64_t)k->held_pages * PINS_PAGE);
+	add_leased(o, l, k->leased, k->lease_unknown);
 	add_number(o, "released", k->now.released);
+	add_number(o, "untimed", k->now.untimed);
+	json_object_object_add(o, "histogram", histogram(k->now.histogram));
 	json_object_object_add(o, "holder_gone", json_object_new_boolean(k->gone_ns != 0));
+	return o;
+}
+
+static void add_known(struct json_object *o, const char *key, bool known, uint64_t n)
+{
+	json_object_object_add(o, key, known ? json_object_new_uint64(n) : NULL);
+}
+
+static struct json_object *kernel(const struct live *l)
+{
+	struct json_object *o = json_object_new_object();
+	struct live_seen seen = live_seen(l);
+
+	add_known(o, "acquired", l->have_kernel, l->kernel_now.acquired - l->kernel.acquired);
+	add_known(o, "released", l->have_kernel, l->kernel_now.released - l->kernel.released);
+	add_number(o, "acquired_seen", seen.pinned - l->seen.pinned);
+	add_number(o, "released_seen", seen.unpinned - l->seen.unpinned);
 	return o;
 }
 
@@ -308,7 +361,7 @@ static struct json_object *losses(const struct live *l)
 {
 	struct json_object *o = json_object_new_object();
 
-	for (int i = LIVE_LOST_EVENTS; i < LIVE_NR_COUNTS; i++)
+	for (int i = LIVE_LOST_EVENTS; i <= LIVE_LOST_RELEASES; i++)
 		add_number(o, lost_names[i], l->counts[i]);
 	add_number(o, "calls", l->cost.missed);
 	return o;
@@ -317,11 +370,12 @@ static struct json_object *losses(const struct live *l)
 static struct json_object *cost(const struct live *l)
 {
 	struct json_object *o = json_object_new_object();
+	bool known = l->stats >= 0;
 
-	add_number(o, "pin_runs", l->cost.runs[0]);
-	add_number(o, "pin_ns", l->cost.ns[0]);
-	add_number(o, "release_runs", l->cost.runs[1]);
-	add_number(o, "release_ns", l->cost.ns[1]);
+	add_known(o, "pin_runs", known, l->cost.runs[0]);
+	add_known(o, "pin_ns", known, l->cost.ns[0]);
+	add_known(o, "release_runs", known, l->cost.runs[1]);
+	add_known(o, "release_ns", known, l->cost.ns[1]);
 	add_number(o, "own_ns", l->cost.own_ns - l->began_own_ns);
 	add_number(o, "elapsed_ns", tool_now() - l->began_ns);
 	return o;
@@ -364,6 +418,7 @@ struct json_object *live_picture_json(struct live *l)
 	add_number(all, "held_confirmed", l->confirmed);
 	add_number(all, "release_not_seen", l->unseen);
 	json_object_object_add(all, "lost", losses(l));
+	json_object_object_add(all, "kernel", kernel(l));
 	json_object_object_add(all, "cost", cost(l));
 	return all;
 }

@@ -15,51 +15,6 @@
 #include <live.skel.h>
 #include "pins_live.h"
 
-struct symbol {
-	uint64_t addr;
-	char name[56];
-};
-
-static struct pins_vec symbols = {.size = sizeof(struct symbol)};
-
-static int by_symbol(const void *a, const void *b)
-{
-	const struct symbol *x = a, *y = b;
-
-	return x->addr != y->addr ? (x->addr < y->addr ? -1 : 1) : 0;
-}
-
-/* Modules that are loaded later are not known: read again where an address is above all. */
-static void read_symbols(void)
-{
-	FILE *f = fopen("/proc/kallsyms", "re");
-	struct symbol s;
-	char line[512], type;
-
-	symbols.n = 0;
-	while (f && fgets(line, sizeof line, f))
-		if (sscanf(line, "%lx %c %55s", &s.addr, &type, s.name) == 3 && strchr("tTwW", type))
-			pins_add(&symbols, &s);
-	if (f)
-		fclose(f);
-	pins_order(&symbols, by_symbol);
-}
-
-static const char *symbol_at(uint64_t addr)
-{
-	size_t low = 0, high = symbols.n;
-
-	while (low < high) {
-		size_t mid = (low + high) / 2;
-
-		if (pins_at(&symbols, struct symbol, mid)->addr <= addr)
-			low = mid + 1;
-		else
-			high = mid;
-	}
-	return low ? pins_at(&symbols, struct symbol, low - 1)->name : "?";
-}
-
 /* By the beginning of a function's name. */
 static const struct {
 	const char *begin;
@@ -123,11 +78,11 @@ static void name_site(struct live *l, struct live_known *k)
 	snprintf(k->name, sizeof k->name, "?");
 	if (k->now.key.stack < 0 || bpf_map_lookup_elem(bpf_map__fd(l->bpf->maps.stacks), &id, stack))
 		return;
-	if (!symbols.n || stack[0] > pins_at(&symbols, struct symbol, symbols.n - 1)->addr)
-		read_symbols();
 	for (int i = 0; i < LIVE_DEPTH && stack[i]; i++) {
-		const char *name = symbol_at(stack[i]);
+		const char *name = live_symbol(stack[i]);
 
+		if (!name)
+			continue;
 		if (!strcmp(k->name, "?") && !is_common(name))
 			snprintf(k->name, sizeof k->name, "%.*s", (int)strcspn(name, "."), name);
 		for (size_t j = 0; j < sizeof kinds / sizeof *kinds; j++)
@@ -181,7 +136,7 @@ void live_forget(struct live *l)
 	for (size_t i = 0; i < l->order.n; i++)
 		live_drop(l, *pins_at(&l->order, struct live_known *, i));
 	pins_free(&l->order);
-	pins_free(&symbols);
+	live_free_symbols();
 }
 
 /* The number may be another process' by now. */
@@ -189,19 +144,23 @@ bool live_is_gone(const struct live_site *site)
 {
 	unsigned long long started = 0, ticks = (unsigned long long)sysconf(_SC_CLK_TCK);
 	char path[40], line[1024] = "", *after;
+	int threads = 0;
 	FILE *f;
 
 	snprintf(path, sizeof path, "/proc/%u/stat", site->key.tgid);
 	f = fopen(path, "re");
-	if (f && !fgets(line, sizeof line, f))
+	if (!f)
+		return errno == ENOENT || errno == ESRCH; /* else it isn't known */
+	if (!fgets(line, sizeof line, f))
 		*line = 0;
-	if (f)
-		fclose(f);
+	fclose(f);
 	after = strrchr(line, ')'); /* a name may have any other */
-	if (!after || after[1] != ' ' || after[2] == 'Z' || after[2] == 'X' ||
+	if (!after || after[1] != ' ' ||
 	    sscanf(after + 2,
-		   "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
-		   &started) != 1)
+		   "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %d %*d %llu",
+		   &threads, &started) != 2)
+		return true;
+	if ((after[2] == 'Z' && threads <= 1) || after[2] == 'X')
 		return true;
 	return started != site->key.started_ns / (1000000000 / ticks);
 }
