@@ -5,28 +5,38 @@
 
 #include "live_maps.h"
 
+#define HUGETLBFS 0x958458f6
+
+static __always_inline __u64 index_of(struct folio *folio, struct inode *inode)
+{
+	__u64 index = (__u64)BPF_CORE_READ(folio, index);
+
+	if (!huge_index || !inode || BPF_CORE_READ(inode, i_sb, s_magic) != HUGETLBFS)
+		return index;
+	return index * half((__u64)folio + off_nr_pages);
+}
+
 static __always_inline void describe(struct live_key *site, __u64 page, __u64 head, __u64 *index)
 {
 	struct folio *folio = (void *)head;
 	__u64 mapping = (__u64)BPF_CORE_READ(folio, mapping);
 	struct address_space *space = (void *)(mapping & ~3ull);
-	struct inode *inode;
+	struct inode *inode = 0;
 
-	*index = (__u64)BPF_CORE_READ(folio, index) + (page - head) / CENSUS_PAGE_SIZE;
 	site->memory = CENSUS_NONE;
 	if ((mapping & 3) == 1)
 		site->memory = CENSUS_ANON;
 	else if ((mapping & 3) == 3)
 		site->memory = CENSUS_KSM;
-	else if (mapping && !(mapping & 3)) {
+	else if (mapping && !(mapping & 3))
 		inode = BPF_CORE_READ(space, host);
-		if (!inode)
-			return;
+	if (inode) {
 		site->memory = CENSUS_FILE;
 		site->inode = (__u64)inode;
 		site->ino = BPF_CORE_READ(inode, i_ino);
 		site->dev = BPF_CORE_READ(inode, i_sb, s_dev);
 	}
+	*index = index_of(folio, inode) + (page - head) / CENSUS_PAGE_SIZE;
 }
 
 static __always_inline __u64 mix(__u64 hash, __u64 with)

@@ -263,5 +263,6 @@ void live_print_leak(struct live *l, const struct live_leak *leak)
 		return;
 	}
 	live_leak_words(l, leak, words, sizeof words);
-	puts(words);
+	if (*words) /* else its site is known no more */
+		puts(words);
 }

@@ -71,6 +71,7 @@ static void set_up(struct live *l)
 	b->rodata->off_pincount = l->c->bpf->rodata->off_pincount;
 	b->rodata->off_nr_pages = l->c->bpf->rodata->off_nr_pages;
 	b->rodata->bit_head = l->c->bpf->rodata->bit_head;
+	b->rodata->huge_index = pins_has_function(l->c, "hugetlb_basepage_index");
 	b->rodata->foll_longterm = longterm_flag(l->c->btf);
 	b->rodata->sample = l->o->followed ? 1 : LIVE_SAMPLE;
 	b->rodata->exact = l->o->followed;

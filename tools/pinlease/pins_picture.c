@@ -244,7 +244,8 @@ void live_print_picture(struct live *l, bool last)
 	}
 	for (size_t i = 0; i < l->leaks.n && (last || l->o->mode == PINS_WATCH); i++) {
 		live_leak_words(l, pins_at(&l->leaks, struct live_leak, i), words, sizeof words);
-		puts(words);
+		if (*words)
+			puts(words);
 	}
 	if (untimed(l))
 		printf("%" PRIu64 " releases, of pins that overlap in a folio, aren't timed.\n",
