@@ -411,7 +411,7 @@ def main():
         ('a leak: not mapped any more', unmapped),
         ('two have one page, one gives it back', anew(two_holders)),
         ('two have one huge page, one gives it back', anew(two_holders_of_a_huge_page)),
-        ('two have one page, one ends', anew(no_leak),
+        ('two have one page, one ends', anew(no_leak)),
         ('two buffers in one huge page', anew(overlapping)),
         ('lost events are counted', lost),
         ('watched: held, released, for how long', watched),

@@ -201,6 +201,16 @@ struct json_object *tool_json_text(const char *text)
 	return o;
 }
 
+void tool_add_number(struct json_object *o, const char *key, uint64_t n)
+{
+	json_object_object_add(o, key, json_object_new_uint64(n));
+}
+
+void tool_add_text(struct json_object *o, const char *key, const char *text)
+{
+	json_object_object_add(o, key, text ? tool_json_text(text) : NULL);
+}
+
 int tool_number(const char *text, uint64_t max, uint64_t *n)
 {
 	char *end;

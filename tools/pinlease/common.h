@@ -48,6 +48,8 @@ void tool_put_path(const char *path, int room);
 /* With U+FFFD for each byte that is of no letter of UTF-8: names are anybody's bytes, and JSON's aren't.
  */
 struct json_object *tool_json_text(const char *text);
+void tool_add_number(struct json_object *o, const char *key, uint64_t n);
+void tool_add_text(struct json_object *o, const char *key, const char *text); /* NULL: null */
 
 /* All of `text` is a number from 0 to `max`, decimal or 0x: 0, or -EINVAL. */
 int tool_number(const char *text, uint64_t max, uint64_t *n);

@@ -22,16 +22,6 @@ void live_put_line(struct json_object *o)
 	json_object_put(o);
 }
 
-static void add_number(struct json_object *o, const char *key, uint64_t n)
-{
-	json_object_object_add(o, key, json_object_new_uint64(n));
-}
-
-static void add_text(struct json_object *o, const char *key, const char *text)
-{
-	json_object_object_add(o, key, text ? tool_json_text(text) : NULL);
-}
-
 /* The time of the clock on the wall at a moment of the kernel's. */
 static void clock_words(uint64_t ns, char *buf, size_t len)
 {
@@ -144,12 +134,12 @@ void live_print_start(const struct live *l)
 	if (l->o->json) {
 		struct json_object *o = json_object_new_object();
 
-		add_text(o, "event", "start");
-		add_number(o, "functions_by_trampoline", l->nr_trampolines);
-		add_number(o, "functions_by_kprobe", l->nr_kprobes);
-		add_text(o, "not_followed", *l->unfollowed ? l->unfollowed : NULL);
+		tool_add_text(o, "event", "start");
+		tool_add_number(o, "functions_by_trampoline", l->nr_trampolines);
+		tool_add_number(o, "functions_by_kprobe", l->nr_kprobes);
+		tool_add_text(o, "not_followed", *l->unfollowed ? l->unfollowed : NULL);
 		json_object_object_add(o, "exact", json_object_new_boolean(l->o->followed));
-		add_number(o, "followed_transient", l->o->followed ? 1 : LIVE_SAMPLE);
+		tool_add_number(o, "followed_transient", l->o->followed ? 1 : LIVE_SAMPLE);
 		live_put_line(o);
 		return;
 	}
@@ -163,25 +153,25 @@ void live_print_start(const struct live *l)
 		print_titles(l);
 }
 
-static void add_site(struct json_object *o, const struct live_known *k)
+void live_add_site(struct json_object *o, const struct live_known *k)
 {
-	add_number(o, "pid", k->now.key.tgid);
-	add_text(o, "program", k->now.program);
-	add_text(o, "device", pins_classes[k->device].name);
-	add_text(o, "term", live_terms[k->now.key.longterm]);
-	add_text(o, "site", k->name);
-	add_text(o, "path", k->path);
+	tool_add_number(o, "pid", k->now.key.tgid);
+	tool_add_text(o, "program", k->now.program);
+	tool_add_text(o, "device", pins_classes[k->device].name);
+	tool_add_text(o, "term", live_terms[k->now.key.longterm]);
+	tool_add_text(o, "site", k->name);
+	tool_add_text(o, "path", k->path);
 	if (k->now.key.memory == CENSUS_FILE) {
-		add_number(o, "file_dev", makedev(k->now.key.dev >> 20, k->now.key.dev & 0xfffff));
-		add_number(o, "file_ino", k->now.key.ino);
+		tool_add_number(o, "file_dev", makedev(k->now.key.dev >> 20, k->now.key.dev & 0xfffff));
+		tool_add_number(o, "file_ino", k->now.key.ino);
 	}
 }
 
 static void add_place(struct json_object *o, struct pins_range range, uint64_t pages)
 {
-	add_number(o, "bytes", pages * PINS_PAGE);
-	add_number(o, "start", range.start);
-	add_number(o, "end", range.end);
+	tool_add_number(o, "bytes", pages * PINS_PAGE);
+	tool_add_number(o, "start", range.start);
+	tool_add_number(o, "end", range.end);
 }
 
 void live_print_event(struct live *l, const struct live_event *e)
@@ -196,12 +186,12 @@ void live_print_event(struct live *l, const struct live_event *e)
 		return;
 	}
 	o = json_object_new_object();
-	add_text(o, "event", whats[e->what]);
-	add_number(o, "time_ns", e->ns);
-	add_site(o, k);
+	tool_add_text(o, "event", whats[e->what]);
+	tool_add_number(o, "time_ns", e->ns);
+	live_add_site(o, k);
 	add_place(o, range_of(k, e->addr, e->index, e->pages), e->pages);
-	add_number(o, "by_pid", e->tgid);
-	add_text(o, "by_program", e->program);
+	tool_add_number(o, "by_pid", e->tgid);
+	tool_add_text(o, "by_program", e->program);
 	if (e->what == LIVE_RELEASE)
 		json_object_object_add(o, "held_ns",
 				       e->untimed ? NULL : json_object_new_uint64(e->held_ns));
@@ -239,13 +229,13 @@ struct json_object *live_leak_json(struct live *l, const struct live_leak *leak)
 	const struct live_known *k = live_known(l, leak->site);
 	struct json_object *o = json_object_new_object();
 
-	add_text(o, "event", "leak");
+	tool_add_text(o, "event", "leak");
 	if (k) {
-		add_site(o, k);
+		live_add_site(o, k);
 		add_place(o, range_of_leak(k, leak), leak->pages);
 	}
-	add_text(o, "how", leak->how == LIVE_HOLDER_GONE ? "holder gone" : "not mapped");
-	add_number(o, "held_ns", tool_now() - leak->since_ns);
+	tool_add_text(o, "how", leak->how == LIVE_HOLDER_GONE ? "holder gone" : "not mapped");
+	tool_add_number(o, "held_ns", tool_now() - leak->since_ns);
 	json_object_object_add(o, "confirmed", json_object_new_boolean(true));
 	json_object_object_add(o, "open_in", leak->has ? json_object_new_int(leak->has) : NULL);
 	return o;

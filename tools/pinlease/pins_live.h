@@ -127,6 +127,7 @@ void live_print_leak(struct live *l, const struct live_leak *leak);
 void live_leak_words(struct live *l, const struct live_leak *leak, char *buf, size_t len);
 struct json_object *live_leak_json(struct live *l, const struct live_leak *leak);
 const char *live_file_words(const struct live_known *k, char *buf, size_t len);
+void live_add_site(struct json_object *o, const struct live_known *k);
 void live_put_line(struct json_object *o);
 
 int pins_live(struct census *c, const struct pins_options *o);

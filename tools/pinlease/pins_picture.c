@@ -262,16 +262,6 @@ void live_print_picture(struct live *l, bool last)
 
 /* ------------------------------------------------------------------------------------------ JSON -- */
 
-static void add_number(struct json_object *o, const char *key, uint64_t n)
-{
-	json_object_object_add(o, key, json_object_new_uint64(n));
-}
-
-static void add_text(struct json_object *o, const char *key, const char *text)
-{
-	json_object_object_add(o, key, text ? tool_json_text(text) : NULL);
-}
-
 /* Not known without pinleased, nor of what has no known address. */
 static void add_leased(struct json_object *o, const struct live *l, uint64_t bytes, bool unknown)
 {
@@ -287,8 +277,8 @@ static struct json_object *histogram(const __u64 *counts)
 		if (counts[i]) {
 			struct json_object *o = json_object_new_object();
 
-			add_number(o, "from_ns", i ? 1ull << i : 0);
-			add_number(o, "count", counts[i]);
+			tool_add_number(o, "from_ns", i ? 1ull << i : 0);
+			tool_add_number(o, "count", counts[i]);
 			json_object_array_add(all, o);
 		}
 	return all;
@@ -299,19 +289,19 @@ static struct json_object *group(const struct live *l, int d, int t)
 	const struct live_group *g = &l->groups[d][t];
 	struct json_object *o = json_object_new_object();
 
-	add_text(o, "device", pins_classes[d].name);
-	add_text(o, "term", live_terms[t]);
-	add_number(o, "calls", g->calls);
-	add_number(o, "pages", g->pages);
-	add_number(o, "held", (uint64_t)g->held);
-	add_number(o, "held_bytes", (uint64_t)g->held_pages * PINS_PAGE);
-	add_number(o, "released", g->released);
-	add_number(o, "untimed", g->untimed);
+	tool_add_text(o, "device", pins_classes[d].name);
+	tool_add_text(o, "term", live_terms[t]);
+	tool_add_number(o, "calls", g->calls);
+	tool_add_number(o, "pages", g->pages);
+	tool_add_number(o, "held", (uint64_t)g->held);
+	tool_add_number(o, "held_bytes", (uint64_t)g->held_pages * PINS_PAGE);
+	tool_add_number(o, "released", g->released);
+	tool_add_number(o, "untimed", g->untimed);
 	add_leased(o, l, g->leased, g->lease_unknown);
-	add_number(o, "oldest_ns", g->oldest_ns ? tool_now() - g->oldest_ns : 0);
+	tool_add_number(o, "oldest_ns", g->oldest_ns ? tool_now() - g->oldest_ns : 0);
 	json_object_object_add(o, "histogram", histogram((const __u64 *)g->histogram));
-	add_text(o, "class", pins_classes[d].can);
-	add_text(o, "fitting_policy", pins_classes[d].policy);
+	tool_add_text(o, "class", pins_classes[d].can);
+	tool_add_text(o, "fitting_policy", pins_classes[d].policy);
 	return o;
 }
 
@@ -319,23 +309,14 @@ static struct json_object *site(const struct live *l, const struct live_known *k
 {
 	struct json_object *o = json_object_new_object();
 
-	add_number(o, "pid", k->now.key.tgid);
-	add_text(o, "program", k->now.program);
-	add_text(o, "device", pins_classes[k->device].name);
-	add_text(o, "term", live_terms[k->now.key.longterm]);
-	add_text(o, "site", k->name);
-	add_text(o, "path", k->path);
-	if (k->now.key.memory == CENSUS_FILE) {
-		add_number(o, "file_dev", makedev(k->now.key.dev >> 20, k->now.key.dev & 0xfffff));
-		add_number(o, "file_ino", k->now.key.ino);
-	}
-	add_number(o, "calls", k->now.calls);
-	add_number(o, "pages", k->now.pages);
-	add_number(o, "held", (uint64_t)k->held);
-	add_number(o, "held_bytes", (uint64_t)k->held_pages * PINS_PAGE);
+	live_add_site(o, k);
+	tool_add_number(o, "calls", k->now.calls);
+	tool_add_number(o, "pages", k->now.pages);
+	tool_add_number(o, "held", (uint64_t)k->held);
+	tool_add_number(o, "held_bytes", (uint64_t)k->held_pages * PINS_PAGE);
 	add_leased(o, l, k->leased, k->lease_unknown);
-	add_number(o, "released", k->now.released);
-	add_number(o, "untimed", k->now.untimed);
+	tool_add_number(o, "released", k->now.released);
+	tool_add_number(o, "untimed", k->now.untimed);
 	json_object_object_add(o, "histogram", histogram(k->now.histogram));
 	json_object_object_add(o, "holder_gone", json_object_new_boolean(k->gone_ns != 0));
 	return o;
@@ -353,8 +334,8 @@ static struct json_object *kernel(const struct live *l)
 
 	add_known(o, "acquired", l->have_kernel, l->kernel_now.acquired - l->kernel.acquired);
 	add_known(o, "released", l->have_kernel, l->kernel_now.released - l->kernel.released);
-	add_number(o, "acquired_seen", seen.pinned - l->seen.pinned);
-	add_number(o, "released_seen", seen.unpinned - l->seen.unpinned);
+	tool_add_number(o, "acquired_seen", seen.pinned - l->seen.pinned);
+	tool_add_number(o, "released_seen", seen.unpinned - l->seen.unpinned);
 	return o;
 }
 
@@ -363,8 +344,8 @@ static struct json_object *losses(const struct live *l)
 	struct json_object *o = json_object_new_object();
 
 	for (int i = LIVE_LOST_EVENTS; i <= LIVE_LOST_RELEASES; i++)
-		add_number(o, lost_names[i], l->counts[i]);
-	add_number(o, "calls", l->cost.missed);
+		tool_add_number(o, lost_names[i], l->counts[i]);
+	tool_add_number(o, "calls", l->cost.missed);
 	return o;
 }
 
@@ -377,8 +358,8 @@ static struct json_object *cost(const struct live *l)
 	add_known(o, "pin_ns", known, l->cost.ns[0]);
 	add_known(o, "release_runs", known, l->cost.runs[1]);
 	add_known(o, "release_ns", known, l->cost.ns[1]);
-	add_number(o, "own_ns", l->cost.own_ns - l->began_own_ns);
-	add_number(o, "elapsed_ns", tool_now() - l->began_ns);
+	tool_add_number(o, "own_ns", l->cost.own_ns - l->began_own_ns);
+	tool_add_number(o, "elapsed_ns", tool_now() - l->began_ns);
 	return o;
 }
 
@@ -386,12 +367,12 @@ static struct json_object *totals(const struct live *l)
 {
 	struct json_object *o = json_object_new_object();
 
-	add_number(o, "longterm_calls", l->counts[LIVE_LONG_CALLS]);
-	add_number(o, "longterm_pages", l->counts[LIVE_LONG_PAGES]);
-	add_number(o, "transient_calls", l->counts[LIVE_SHORT_CALLS]);
-	add_number(o, "transient_pages", l->counts[LIVE_SHORT_PAGES]);
-	add_number(o, "failed_calls", l->counts[LIVE_FAILED_CALLS]);
-	add_number(o, "unpinned_pages", l->counts[LIVE_UNPINNED_PAGES]);
+	tool_add_number(o, "longterm_calls", l->counts[LIVE_LONG_CALLS]);
+	tool_add_number(o, "longterm_pages", l->counts[LIVE_LONG_PAGES]);
+	tool_add_number(o, "transient_calls", l->counts[LIVE_SHORT_CALLS]);
+	tool_add_number(o, "transient_pages", l->counts[LIVE_SHORT_PAGES]);
+	tool_add_number(o, "failed_calls", l->counts[LIVE_FAILED_CALLS]);
+	tool_add_number(o, "unpinned_pages", l->counts[LIVE_UNPINNED_PAGES]);
 	return o;
 }
 
@@ -416,8 +397,8 @@ struct json_object *live_picture_json(struct live *l)
 	json_object_object_add(all, "devices", groups);
 	json_object_object_add(all, "sites", sites);
 	json_object_object_add(all, "leaks", leaks);
-	add_number(all, "held_confirmed", l->confirmed);
-	add_number(all, "release_not_seen", l->unseen);
+	tool_add_number(all, "held_confirmed", l->confirmed);
+	tool_add_number(all, "release_not_seen", l->unseen);
 	json_object_object_add(all, "lost", losses(l));
 	json_object_object_add(all, "kernel", kernel(l));
 	json_object_object_add(all, "cost", cost(l));

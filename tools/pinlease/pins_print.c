@@ -153,16 +153,6 @@ void pins_print_table(const struct census *c, bool exact, bool filtered)
 
 /* ------------------------------------------------------------------------------------------- JSON -- */
 
-static void add_number(struct json_object *o, const char *key, uint64_t n)
-{
-	json_object_object_add(o, key, json_object_new_uint64(n));
-}
-
-static void add_text(struct json_object *o, const char *key, const char *text)
-{
-	json_object_object_add(o, key, text ? tool_json_text(text) : NULL);
-}
-
 static void add_truth(struct json_object *o, const char *key, bool truth)
 {
 	json_object_object_add(o, key, json_object_new_boolean(truth));
@@ -175,8 +165,8 @@ static struct json_object *ranges(const struct pins_row *r)
 	for (size_t i = 0; i < r->ranges.n; i++) {
 		struct json_object *o = json_object_new_object();
 
-		add_number(o, "start", pins_at(&r->ranges, struct pins_range, i)->start);
-		add_number(o, "end", pins_at(&r->ranges, struct pins_range, i)->end);
+		tool_add_number(o, "start", pins_at(&r->ranges, struct pins_range, i)->start);
+		tool_add_number(o, "end", pins_at(&r->ranges, struct pins_range, i)->end);
 		json_object_array_add(all, o);
 	}
 	return all;
@@ -187,23 +177,23 @@ static struct json_object *to_json(const struct pins_row *r)
 	struct json_object *o = json_object_new_object();
 
 	json_object_object_add(o, "pid", r->pid ? json_object_new_int(r->pid) : NULL);
-	add_text(o, "program", r->pid ? r->program : NULL);
-	add_text(o, "device", pins_classes[r->device].name);
+	tool_add_text(o, "program", r->pid ? r->program : NULL);
+	tool_add_text(o, "device", pins_classes[r->device].name);
 	add_truth(o, "listed", r->sure);
-	add_text(o, "memory", memories[r->memory]);
+	tool_add_text(o, "memory", memories[r->memory]);
 	if (r->memory == CENSUS_FILE) {
-		add_text(o, "path", r->path);
-		add_number(o, "file_dev", makedev(r->dev >> 20, r->dev & 0xfffff));
-		add_number(o, "file_ino", r->ino);
+		tool_add_text(o, "path", r->path);
+		tool_add_number(o, "file_dev", makedev(r->dev >> 20, r->dev & 0xfffff));
+		tool_add_number(o, "file_ino", r->ino);
 	}
 	add_truth(o, "mapped", r->mapped);
-	add_number(o, "bytes", r->bytes);
-	add_number(o, "pins", r->pins);
-	add_number(o, "references", r->refs);
+	tool_add_number(o, "bytes", r->bytes);
+	tool_add_number(o, "pins", r->pins);
+	tool_add_number(o, "references", r->refs);
 	json_object_object_add(o, "ranges", ranges(r));
-	add_text(o, "lease", r->lease);
-	add_text(o, "class", pins_classes[r->device].can);
-	add_text(o, "fitting_policy", pins_classes[r->device].policy);
+	tool_add_text(o, "lease", r->lease);
+	tool_add_text(o, "class", pins_classes[r->device].can);
+	tool_add_text(o, "fitting_policy", pins_classes[r->device].policy);
 	return o;
 }
 
@@ -211,20 +201,20 @@ static struct json_object *machine(const struct census *c)
 {
 	struct json_object *o = json_object_new_object();
 
-	add_number(o, "pins", c->found);
-	add_number(o, "kernel_pins", pins_counted(c));
-	add_number(o, "kernel_acquired", c->after.acquired);
-	add_number(o, "kernel_released", c->after.released);
-	add_number(o, "acquired_and_released_meanwhile", pins_meanwhile(c));
+	tool_add_number(o, "pins", c->found);
+	tool_add_number(o, "kernel_pins", pins_counted(c));
+	tool_add_number(o, "kernel_acquired", c->after.acquired);
+	tool_add_number(o, "kernel_released", c->after.released);
+	tool_add_number(o, "acquired_and_released_meanwhile", pins_meanwhile(c));
 	add_truth(o, "equal", !pins_off(c));
-	add_number(o, "unexplained_references", c->unexplained);
-	add_number(o, "pages", c->pages);
-	add_number(o, "unreadable_pages", c->unreadable);
+	tool_add_number(o, "unexplained_references", c->unexplained);
+	tool_add_number(o, "pages", c->pages);
+	tool_add_number(o, "unreadable_pages", c->unreadable);
 	add_truth(o, "huge_pages_tried", c->own.huge_seen);
 	add_truth(o, "leases_known", c->have_leases);
-	add_number(o, "scan_ns", c->scan_ns);
-	add_number(o, "processes_ns", c->who_ns);
-	add_number(o, "total_ns", c->total_ns);
+	tool_add_number(o, "scan_ns", c->scan_ns);
+	tool_add_number(o, "processes_ns", c->who_ns);
+	tool_add_number(o, "total_ns", c->total_ns);
 	return o;
 }
 

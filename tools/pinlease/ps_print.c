@@ -115,16 +115,6 @@ void ps_print_table(const struct ps_found *f, bool exact)
 	printf("%zu lease%s, %s%s\n", f->n, tool_s(f->n), size, exact ? " bytes" : "");
 }
 
-static void add_number(struct json_object *o, const char *key, uint64_t n)
-{
-	json_object_object_add(o, key, json_object_new_uint64(n));
-}
-
-static void add_text(struct json_object *o, const char *key, const char *text)
-{
-	json_object_object_add(o, key, tool_json_text(text));
-}
-
 /* Who has caused it, and whether he waits. */
 static void add_recall(struct json_object *o, const struct pl_entry_msg *e)
 {
@@ -132,15 +122,15 @@ static void add_recall(struct json_object *o, const struct pl_entry_msg *e)
 	char name[64];
 
 	actor_name(e, name, sizeof name);
-	add_number(r, "actor_pid", e->actor_pid);
-	add_number(r, "actor_tid", e->actor_tid);
-	add_text(r, "actor", name);
-	add_text(r, "by", op_words(e));
-	add_text(r, "source", e->source);
+	tool_add_number(r, "actor_pid", e->actor_pid);
+	tool_add_number(r, "actor_tid", e->actor_tid);
+	tool_add_text(r, "actor", name);
+	tool_add_text(r, "by", op_words(e));
+	tool_add_text(r, "source", e->source);
 	json_object_object_add(r, "waits", json_object_new_boolean(e->held != 0));
-	add_number(r, "start", e->recall_start);
-	add_number(r, "end", e->recall_end);
-	add_number(r, "bytes", e->recall_end - e->recall_start);
+	tool_add_number(r, "start", e->recall_start);
+	tool_add_number(r, "end", e->recall_end);
+	tool_add_number(r, "bytes", e->recall_end - e->recall_start);
 	json_object_object_add(o, "recall", r);
 }
 
@@ -148,28 +138,28 @@ static struct json_object *to_json(const struct pl_entry_msg *e)
 {
 	struct json_object *o = json_object_new_object();
 
-	add_number(o, "pid", e->pid);
-	add_number(o, "thread", e->thread);
-	add_number(o, "uid", e->uid);
-	add_text(o, "program", e->program);
-	add_text(o, "device", e->device);
-	add_number(o, "lease", e->lease);
-	add_number(o, "start", e->start);
-	add_number(o, "end", e->end);
-	add_number(o, "bytes", e->end - e->start);
-	add_number(o, "detached_bytes", e->detached);
-	add_number(o, "orphaned_bytes", e->orphaned);
-	add_number(o, "file_dev", e->file_dev);
-	add_number(o, "file_ino", e->file_ino);
-	add_number(o, "file_offset", e->file_offset);
-	add_text(o, "path", e->path);
-	add_number(o, "age_ns", tool_now() - e->since_ns);
-	add_text(o, "policy", ps_policy_words(e));
-	add_number(o, "grace_ms", e->grace_ms);
-	add_text(o, "state", ps_state_words(e));
+	tool_add_number(o, "pid", e->pid);
+	tool_add_number(o, "thread", e->thread);
+	tool_add_number(o, "uid", e->uid);
+	tool_add_text(o, "program", e->program);
+	tool_add_text(o, "device", e->device);
+	tool_add_number(o, "lease", e->lease);
+	tool_add_number(o, "start", e->start);
+	tool_add_number(o, "end", e->end);
+	tool_add_number(o, "bytes", e->end - e->start);
+	tool_add_number(o, "detached_bytes", e->detached);
+	tool_add_number(o, "orphaned_bytes", e->orphaned);
+	tool_add_number(o, "file_dev", e->file_dev);
+	tool_add_number(o, "file_ino", e->file_ino);
+	tool_add_number(o, "file_offset", e->file_offset);
+	tool_add_text(o, "path", e->path);
+	tool_add_number(o, "age_ns", tool_now() - e->since_ns);
+	tool_add_text(o, "policy", ps_policy_words(e));
+	tool_add_number(o, "grace_ms", e->grace_ms);
+	tool_add_text(o, "state", ps_state_words(e));
 	if (e->deadline_ns)
-		add_number(o, "deadline_in_ns",
-			   e->deadline_ns > tool_now() ? e->deadline_ns - tool_now() : 0);
+		tool_add_number(o, "deadline_in_ns",
+				e->deadline_ns > tool_now() ? e->deadline_ns - tool_now() : 0);
 	if (ps_is_recalled(e))
 		add_recall(o, e);
 	json_object_object_add(o, "can_be_forced", json_object_new_boolean(e->forced));
