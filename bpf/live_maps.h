@@ -5,6 +5,7 @@
 
 const volatile __u32 off_tail = 8, off_mapcount = 48, off_refcount = 52, off_pincount, off_nr_pages;
 const volatile __u32 bit_head = 6, foll_longterm, sample = 1, exact, events, self;
+const volatile __u32 only;	 /* of transient pins those of this process; 0: of all */
 const volatile __u32 huge_index; /* of hugetlbfs: it counts huge pages, until Linux 6.6 */
 
 struct {

@@ -72,7 +72,8 @@ static __always_inline struct live_site *note_site(const struct live_key *key, _
 	}
 	site->key = *key;
 	site->first_ns = now;
-	bpf_get_current_comm(site->program, sizeof(site->program));
+	BPF_CORE_READ_STR_INTO(&site->program, (struct task_struct *)bpf_get_current_task(),
+			       group_leader, comm); /* a thread may have another name */
 	return site;
 }
 
@@ -381,12 +382,19 @@ static __always_inline void follow(struct walk *w, const struct call *c, __u64 p
 	end_run(w);
 }
 
-/* Of transient calls one in `sample`, of this command none. */
+/* Of transient calls one in `sample`, of this command none. All long-term ones, so that none is taken
+ * for another's. */
 static __always_inline __u32 is_followed(const struct call *c)
 {
-	if (bpf_get_current_pid_tgid() >> 32 == self)
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+
+	if (tgid == self)
 		return 0;
-	return c->flags & foll_longterm || sample <= 1 || !(bpf_get_prandom_u32() % sample);
+	if (c->flags & foll_longterm)
+		return 1;
+	if (only && tgid != only)
+		return 0;
+	return sample <= 1 || !(bpf_get_prandom_u32() % sample);
 }
 
 static __always_inline void count_call(const struct call *c, __s64 nr, __u64 pages)

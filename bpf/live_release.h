@@ -157,7 +157,7 @@ SEPARATE int release(struct walk *w)
 	if (count > left)
 		end_surplus(f, w, count - left);
 	if (left && count < left + w->run) /* one that isn't remembered, or one that is */
-		doubt(f, LIVE_UNTIMED);
+		doubt(f, LIVE_UNTIMED | LIVE_DOUBT);
 	if (!noted(f))
 		bpf_map_delete_elem(&folios, &head);
 	return 0;

@@ -75,6 +75,7 @@ static void set_up(struct live *l)
 	b->rodata->foll_longterm = longterm_flag(l->c->btf);
 	b->rodata->sample = l->o->followed ? 1 : LIVE_SAMPLE;
 	b->rodata->exact = l->o->followed;
+	b->rodata->only = (uint32_t)l->o->filter.pid;
 	b->rodata->events = l->o->mode == PINS_TRACE;
 	b->rodata->self = getpid();
 	bpf_map__set_max_entries(b->maps.ring, l->o->buffer);
