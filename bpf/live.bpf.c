@@ -235,9 +235,11 @@ SEC("?kprobe/unpin_folios") int k_unpin_folios(struct pt_regs *ctx)
 
 static long mend_folio(void *map, __u64 *head, struct live_folio *f, void *unused)
 {
-	mend(f, *head, 0);
+	__u64 at = *head;
+
+	mend(f, at, 0);
 	if (!noted(f))
-		bpf_map_delete_elem(&folios, head);
+		bpf_map_delete_elem(&folios, &at);
 	return 0;
 }
 
