@@ -113,6 +113,8 @@ SEPARATE int hold(struct walk *w, __u64 pages)
 	if (!w)
 		return 0;
 	head = w->head;
+	if (!pins_of(head)) /* of the zero page none are counted */
+		return 0;
 	f = folio_at(head);
 	if (!f) {
 		add(LIVE_LOST_FOLIOS, 1);
