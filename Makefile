@@ -72,6 +72,13 @@ bench-vm:
 	vm/run -j 1 vm/optional/bench.job
 	@bench/run.py --again build/vm/bench-7.2/results/results.json
 
+bench-pins:
+	@scripts/deps vm
+	@[ -f build/build.ninja ] || meson setup build -Dtests=true
+	ninja -C build bench/pinlease-bench tools/pinlease/pinlease
+	vm/run -j 1 vm/optional/bench-pins.job
+	@bench/run.py --again build/vm/bench-pins-7.2/results/results.json
+
 model:
 	@scripts/deps model
 	@model/run
@@ -109,4 +116,4 @@ format:
 clean:
 	rm -rf build build-asan build-tsan
 
-.PHONY: help demo check check-vm kernel-support file-operations stress chaos bench bench-vm model model-mutations fuzz build install format clean
+.PHONY: help demo check check-vm kernel-support file-operations stress chaos bench bench-vm bench-pins model model-mutations fuzz build install format clean

@@ -163,5 +163,6 @@ void group_arbiter_files(const struct bench *b);
 void group_arbiter_force(const struct bench *b);
 void group_arbiter_fair(const struct bench *b);
 void group_arbiter_many(const struct bench *b);
+void group_pins(const struct bench *b);
 
 #endif

@@ -33,6 +33,7 @@ static const struct {
 	{"device-verbs", group_device_verbs},
 	{"device-vfio", group_device_vfio},
 	{"device-iommufd", group_device_iommufd},
+	{"pins", group_pins},
 };
 
 static const struct {

@@ -6,7 +6,7 @@ usage: bench/run.py PROGRAM [--scale huge|full|quick|tiny] [--only PREFIX] [--di
 
 PROGRAM is build/bench/pinlease-bench; `make bench` builds it and calls this. --readme also makes this run
 the reference: it goes to bench/results/reference and into bench/README.md; with --only it replaces these
-groups there. pinleased is $PINLEASED, or the one that was built beside PROGRAM.
+groups there. pinleased and pinlease are $PINLEASED and $PINLEASE, or those that were built beside PROGRAM.
 """
 import argparse
 import datetime
@@ -31,7 +31,7 @@ STEPS = [('reference', 'same'), ('reference', 'across'), ('recall-mem', 'same'),
          ('recall-file', 'same'), ('recall-file', 'across'), ('map', 'same'), ('calls', 'same'), ('calls', 'across'),
          ('cache-hit', 'same'), ('cache-hit', 'across'), ('touch', 'same'), ('files', 'same'), ('files', 'across'), ('arbiter-hold', 'same'), ('arbiter-hold', 'across'),
          ('arbiter-files', 'same'), ('arbiter-files', 'across'), ('arbiter-force', 'same'), ('arbiter-fair', 'same'),
-         ('arbiter-many', 'same'), ('device-ring', 'same'), ('device-verbs', 'same'), ('device-vfio', 'same'), ('device-iommufd', 'same')]
+         ('arbiter-many', 'same'), ('device-ring', 'same'), ('device-verbs', 'same'), ('device-vfio', 'same'), ('device-iommufd', 'same'), ('pins', 'same')]
 HUGE_STEPS = [('huge-cache', 'same')]  # of the scale "huge": what takes gigabytes and minutes, and nothing else
 MOST_ROUNDS = {'arbiter-many': 3}
 BEGIN, END = '<!-- measured: begin -->\n', '<!-- measured: end -->\n'
@@ -166,7 +166,9 @@ def main():
     options = parser.parse_args()
     if not options.program and not options.again:
         parser.error('a program to run, or --again')
-    os.environ.setdefault('PINLEASED', str(pathlib.Path(options.program or '').resolve().parent.parent / 'daemon/pinleased'))
+    built = pathlib.Path(options.program or '').resolve().parent.parent
+    os.environ.setdefault('PINLEASED', str(built / 'daemon/pinleased'))
+    os.environ.setdefault('PINLEASE', str(built / 'tools/pinlease/pinlease'))
     found = results.load(options.again) if options.again else measure(options)
     out = BENCH / 'results/reference' if options.readme else options.out
     if options.readme and options.only:

@@ -140,6 +140,7 @@ static __always_inline int begin(struct pt_regs *ctx, struct call *c)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 
+	c->began = bpf_ktime_get_ns();
 	c->followed = is_followed(c);
 	if (c->followed)
 		c->stack = bpf_get_stackid(ctx, &stacks, 0);
@@ -233,19 +234,32 @@ SEC("?kprobe/unpin_folios") int k_unpin_folios(struct pt_regs *ctx)
 /* ------------------------------------------------------------------------------------------ mending --
  */
 
+/* The kernel has no room for a return now and then; else the table would fill with such calls. */
+static long drop_call(void *map, __u64 *thread, struct call *c, __u64 *now)
+{
+	__u64 key = *thread;
+
+	if (*now - c->began > LIVE_PATIENCE_NS && !bpf_map_delete_elem(&calls, &key))
+		add(LIVE_LOST_RETURNS, 1);
+	return 0;
+}
+
 static long mend_folio(void *map, __u64 *head, struct live_folio *f, void *unused)
 {
 	__u64 at = *head;
 
 	mend(f, at, 0);
 	if (!noted(f))
-		bpf_map_delete_elem(&folios, &at);
+		forget_folio(at);
 	return 0;
 }
 
 /* What the command runs now and then: a release that was missed ends its pins for good. */
 SEC("syscall") int mend_all(void *ctx)
 {
+	__u64 now = bpf_ktime_get_ns();
+
 	bpf_for_each_map_elem(&folios, mend_folio, 0, 0);
+	bpf_for_each_map_elem(&calls, drop_call, &now, 0);
 	return 0;
 }

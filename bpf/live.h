@@ -7,9 +7,10 @@
 #include <linux/types.h>
 #endif
 
-#define LIVE_BUCKETS 40 /* of a histogram: [0] below 2 ns, [n] from 2^n ns on, the last all above */
-#define LIVE_SLOTS   4	/* callers whose pins of one folio are told apart */
-#define LIVE_DEPTH   24 /* of a call site's stack */
+#define LIVE_BUCKETS	 40 /* of a histogram: [0] below 2 ns, [n] from 2^n ns on, the last all above */
+#define LIVE_SLOTS	 4  /* callers whose pins of one folio are told apart */
+#define LIVE_DEPTH	 24 /* of a call site's stack */
+#define LIVE_PATIENCE_NS 600000000000ull /* a call that took so long hasn't been seen to come back */
 
 enum live_count {
 	LIVE_LONG_CALLS, /* by the kernel's FOLL_LONGTERM */

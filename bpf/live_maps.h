@@ -29,6 +29,10 @@ struct {
 	__type(value, struct live_folio);
 } folios SEC(".maps");
 
+/* How many of them have this hash: most releases are of none, and are over when that is seen. */
+#define NOTED_BITS 16
+__s32 noted_at[1 << NOTED_BITS];
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, LIVE_NR_COUNTS);
@@ -47,6 +51,7 @@ struct {
 /* A call that pins. */
 struct call {
 	__u64 start, nr, pages; /* pages: the address of the array of what it got */
+	__u64 began;		/* by a kprobe */
 	__u64 first;		/* of folios: the page of the file that it begins at; nr: pages */
 	__u32 flags;
 	__s32 stack;
@@ -69,6 +74,17 @@ static __always_inline void add(__u32 which, __u64 n)
 
 	if (count)
 		__sync_fetch_and_add(count, n);
+}
+
+static __always_inline __s32 *noted_of(__u64 head)
+{
+	return &noted_at[(__u32)(head / CENSUS_PAGE_SIZE * 0x9e3779b97f4a7c15ull >> (64 - NOTED_BITS)) &
+			 ((1 << NOTED_BITS) - 1)];
+}
+
+static __always_inline int is_noted(__u64 head)
+{
+	return *noted_of(head) > 0;
 }
 
 static __always_inline __u64 word(__u64 addr)

@@ -159,7 +159,7 @@ SEPARATE int release(struct walk *w)
 	if (left && count < left + w->run) /* one that isn't remembered, or one that is */
 		doubt(f, LIVE_UNTIMED | LIVE_DOUBT);
 	if (!noted(f))
-		bpf_map_delete_elem(&folios, &head);
+		forget_folio(head);
 	return 0;
 }
 
@@ -173,6 +173,10 @@ static long release_page(__u64 i, void *arg)
 	if (page < w->head || page >= w->end) {
 		if (w->run)
 			release(w);
+		if (!is_noted(w->are_folios ? page : head_of(page))) {
+			w->run = w->head = w->end = nothing;
+			return 0;
+		}
 		enter(w, page);
 	}
 	w->run++;
@@ -211,10 +215,13 @@ static __always_inline int unpin_row(__u64 page, __u64 nr)
 
 static __always_inline int unpin_one_folio(__u64 folio, __u64 nr)
 {
-	struct walk w = {.now = bpf_ktime_get_ns(), .are_folios = 1};
+	struct walk w = {.are_folios = 1};
 
 	w.tgid = bpf_get_current_pid_tgid() >> 32;
 	count_unpinned(&w, nr);
+	if (!is_noted(folio))
+		return 0;
+	w.now = bpf_ktime_get_ns();
 	enter(&w, folio);
 	w.run = nr;
 	return release(&w);

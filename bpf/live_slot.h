@@ -48,8 +48,17 @@ static __always_inline struct live_folio *folio_at(__u64 head)
 
 	if (f)
 		return f;
-	bpf_map_update_elem(&folios, &head, &none, 1 /* BPF_NOEXIST */);
+	__sync_fetch_and_add(noted_of(head),
+			     1); /* before it is there, so that no release passes it by */
+	if (bpf_map_update_elem(&folios, &head, &none, 1 /* BPF_NOEXIST */))
+		__sync_fetch_and_add(noted_of(head), -1);
 	return bpf_map_lookup_elem(&folios, &head);
+}
+
+static __always_inline void forget_folio(__u64 head)
+{
+	if (!bpf_map_delete_elem(&folios, &head))
+		__sync_fetch_and_add(noted_of(head), -1);
 }
 
 /* The slot of this site, else of nobody; LIVE_SLOTS: there is none. */

@@ -88,7 +88,8 @@ def share(tag, path, mode=',readonly=on'):
 
 
 def command(job, kernel, folder, initrd, kvm):
-    accel = ['-accel', 'kvm', '-cpu', 'host'] if kvm else ['-accel', 'tcg,thread=multi', '-cpu', 'max']
+    counts = '-icount' in job.qemu  # instructions are the guest's time: only where they are emulated, one after the other
+    accel = ['-accel', 'kvm', '-cpu', 'host'] if kvm and not counts else ['-accel', 'tcg,thread=' + ('single' if counts else 'multi'), '-cpu', 'max']
     # no_timer_check: a busy machine that emulates fails the kernel's test of its timer, which is deadly where there is an IOMMU.
     append = ' '.join(['console=ttyS0 loglevel=7 panic=-1 printk.devkmsg=on watchdog_thresh=60 no_timer_check',
                        'rcupdate.rcu_cpu_stall_timeout=300', *job.args])
