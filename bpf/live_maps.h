@@ -65,6 +65,8 @@ struct { /* of kprobes: those that have not returned yet, by thread */
 	__type(value, struct call);
 } calls SEC(".maps");
 
+__u32 follow_self; /* while what that takes is measured */
+
 /* 0, but the verifier can't know that. So it takes all turns of a loop that counts from it for one. */
 volatile __u64 nothing;
 

@@ -83,7 +83,7 @@ static __always_inline void tell(__u32 what, const struct walk *w, __u64 pages, 
 	struct live_event *e;
 	__u64 task = bpf_get_current_pid_tgid();
 
-	if (!events)
+	if (!events || task >> 32 == self)
 		return;
 	e = bpf_ringbuf_reserve(&ring, sizeof(*e), 0);
 	if (!e) {
@@ -220,11 +220,11 @@ static __always_inline __u32 is_followed(const struct call *c)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 
-	if (tgid == self)
+	if (tgid == self && !follow_self)
 		return 0;
 	if (c->flags & foll_longterm)
 		return 1;
-	if (only && tgid != only)
+	if (only && tgid != only && tgid != self)
 		return 0;
 	return sample <= 1 || !(bpf_get_prandom_u32() % sample);
 }

@@ -108,6 +108,22 @@ def can_pagemap_scan():
     return ioctl_works('/proc/self/pagemap', 0xc0606610, struct.pack('5Q', 96, 0, at, at + 4096, 0) + bytes(56))
 
 
+def follows(privileged, **environment):
+    """(functions of the kernel that pinlease pins --watch follows by trampolines, by kprobes)"""
+    with subprocess.Popen([PINLEASE, 'pins', '--watch', '--json'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
+                          env=dict(os.environ, **environment), preexec_fn=None if privileged else drop_capabilities) as command:
+        line = command.stdout.readline()
+        command.terminate()
+        command.communicate()
+    start = json.loads(line) if line else {}
+    return start.get('functions_by_trampoline', 0), start.get('functions_by_kprobe', 0)
+
+
+def takes_census(privileged):
+    command = [PINLEASE, 'pins', '--json']
+    return subprocess.run(command, capture_output=True, preexec_fn=None if privileged else drop_capabilities, check=False).returncode != 2
+
+
 def facilities_are_right():
     """Each is here or says why not, and what it brings is here with it; where that can be seen another way, it is."""
     for privileged in (True, False):
@@ -137,7 +153,12 @@ def facilities_are_right():
                  here['IOMMU faults']),
                 ('iommufd', os.path.exists('/dev/iommu'), here['iommufd']),
                 ('groups', bool(glob.glob('/dev/vfio/[0-9]*')), here['VFIO groups']),
-                ('DAX devices', bool(glob.glob('/dev/dax*')), here['DAX devices'])]
+                ('DAX devices', bool(glob.glob('/dev/dax*')), here['DAX devices']),
+                ('census of pins', takes_census(privileged), here['census of pins'])]
+        if 'pins live, by kprobes' in here:  # else built without BPF
+            by_trampolines, by_both = follows(privileged)
+            same += [('pins by trampolines', by_trampolines > 0 and not by_both, here['pins live, by trampolines']),
+                     ('pins by kprobes', follows(privileged, PINLEASE_BPF_KPROBES='1')[1] > 0, here['pins live, by kprobes'])]
         wrong = [what for what, seen, said in same if seen != said]
         if wrong:
             raise tree.Failure(f'said otherwise than seen: {wrong}\n{same}\n{result["facilities"]}')

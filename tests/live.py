@@ -47,12 +47,22 @@ def a_ring():
         tell_ring(live)
         end = live.end()
     group = device(end, 'io_uring', 'long-term')
-    expect(group, **{'class': 'revocable'})
+    is_of_class(end, 'revocable', device='io_uring', site=sites(end, pid=os.getpid(), device='io_uring')[0]['site'])
     assert not held(end, pid=os.getpid()) or missed(end), end
     assert group['calls'] >= 1 and group['released'] >= 1 and sum(bucket['count'] for bucket in group['histogram']) + group['untimed'] == group['released'], group
     assert end['totals']['longterm_pages'] >= 16 and not leaks(end), end
     assert end['kernel']['acquired'] >= 16 <= end['kernel']['acquired_seen'], end
-    assert all(end['cost'][key] > 0 for key in ('pin_runs', 'pin_ns', 'release_runs', 'release_ns', 'own_ns')), end
+    assert all(end['cost'][key] > 0 for key in ('pin_runs', 'pin_ns', 'release_runs', 'release_ns', 'own_ns', 'longterm_alone_ns', 'transient_alone_ns')), end
+    assert end['cost']['longterm_followed_ns'] > 0 < end['cost']['transient_followed_ns'], end
+
+
+def is_of_class(end, name, **wanted):
+    """A call site is in one class, with its pages, and so are its sites."""
+    found = [(one, caller) for one in end['classes'] for caller in one['call_sites'] if all(caller[key] == value for key, value in wanted.items())]
+    assert found and {one['class'] for one, _ in found} == {name} and all(one['fitting_policy'] for one, _ in found), (name, wanted, end['classes'])
+    for _, caller in found:
+        of = [site for site in end['sites'] if all(site[key] == caller[key] for key in ('site', 'device', 'term'))]
+        assert {site['class'] for site in of} == {name} and caller['pages'] == sum(site['pages'] for site in of), (caller, of)
 
 
 def by_kprobes():
@@ -97,6 +107,7 @@ def exactly():
         end = live.end()
     group = device(end, 'other', 'transient')
     own, = sites(end, pid=os.getpid(), term='transient')
+    is_of_class(end, 'transient', device='other', term='transient', site=own['site'])
     assert group['calls'] >= own['calls'] >= FEW - missed(end) and own['released'] + own['held'] == own['calls'], end
     assert own['held'] <= missed(end), end
 
@@ -138,8 +149,9 @@ def direct_io():
     if not sites(end, pid=os.getpid(), term='transient'):
         raise tree.Skip('direct I/O that pins (Linux 6.5, a file system on disk)')
     group = device(end, 'direct-io', 'transient')
-    assert group['calls'] >= FEW - missed(end) and group['pages'] >= 2 * (FEW - missed(end)) and group['class'] == 'transient', end
+    assert group['calls'] >= FEW - missed(end) and group['pages'] >= 2 * (FEW - missed(end)), end
     expect(sites(end, pid=os.getpid(), term='transient')[0], device='direct-io')
+    is_of_class(end, 'transient', device='direct-io')
 
 
 def regions():
@@ -350,6 +362,8 @@ def leased(*mode):
             while mine(picture := live.next()) == [(8 * PAGE, 0)]:
                 pass
             assert mine(picture) == [(8 * PAGE, 3 * PAGE)] and device(picture, 'io_uring', 'long-term')['leased_bytes'] == 3 * PAGE, picture
+            revocable, = [one for one in picture['classes'] if one['class'] == 'revocable']
+            expect(revocable, leased_bytes=3 * PAGE, unleased_bytes=revocable['held_bytes'] - 3 * PAGE)
         live.end()
 
 
@@ -368,7 +382,7 @@ def filtered():
 
 def table():
     controller, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 30, 80, 0, 0))
     with Live('--trace') as can, subprocess.Popen([cs.PINLEASE, 'pins', '--watch', '--delay', '0.1'], stdout=terminal, stdin=terminal) as command:
         os.close(terminal)
         with cs.Memory(16 * PAGE) as memory, cs.Ring(cs.of(memory)):
@@ -383,10 +397,11 @@ def table():
         can.end()
     os.close(controller)
     last = text.decode().replace('\r', '')
-    assert command.returncode == 0 and re.search(r'^io_uring +long-term +\d+ .* revocable', last, re.M), last
-    rows = re.findall(r'^ *\d+ \S+ +(?:io_uring|other) .*|^(?:io_uring|other|DEVICE|RELEASED) .*', last, re.M)
-    assert len(rows) > 4 and max(map(len, rows)) <= 80, rows
-    assert re.search(r'^Cost: programs ran at \d+ pins, [\d.]+ us each', last, re.M) and re.search(r'^(Nothing (was|is known to be) lost|LOST:)', last, re.M), last
+    assert command.returncode == 0 and re.search(r'^revocable +\S+ +\S+ +\S+ recall, then copy, scratch or fail\n +\S+ +\S+ +\S+ +io_\w+, \d+ call', last, re.M), last
+    assert all(len(line) <= 80 for line in last.split('\n')), last
+    pictures = last.split('\033[H\033[2J')
+    assert len(pictures) > 1 and all(picture.count('\n') < 30 for picture in pictures[1:-1]), pictures
+    assert re.search(r'^Cost: programs ran at \d+ pins, [\d.]+ us each', last, re.M) and re.search(r'^With all that they take here', last, re.M) and re.search(r'^(Nothing (was|is known to be) lost|LOST:)', last, re.M), last
 
 
 def refused():

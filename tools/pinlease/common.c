@@ -113,6 +113,17 @@ int tool_cut(const char *text, int width, const char **next)
 	return at;
 }
 
+/* Thousands, where digits are too many. */
+void tool_count_words(uint64_t n, char *buf, size_t len)
+{
+	static const char units[] = " kMGTPE";
+	unsigned unit = 0;
+
+	for (; n > 99999; unit++)
+		n = (n + 500) / 1000;
+	snprintf(buf, len, "%lu%.1s", n, unit ? &units[unit] : "");
+}
+
 void tool_size_words(uint64_t bytes, bool exact, char *buf, size_t len)
 {
 	const char *unit = "BKMGTPE";

@@ -31,6 +31,7 @@ int tool_cut(const char *text, int width, const char **next);
 
 /* At most four characters, a unit among them; or all digits. */
 void tool_size_words(uint64_t bytes, bool exact, char *buf, size_t len);
+void tool_count_words(uint64_t n, char *buf, size_t len); /* at most six characters */
 void tool_age_words(uint64_t ns, char *buf, size_t len);
 
 /* The end of the word that n stands before. */

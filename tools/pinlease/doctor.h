@@ -240,6 +240,7 @@ void doctor_missing(struct doctor *d, const char *group, const char *name, const
 const char *doctor_facility_why(const struct doctor *d, const char *name);
 void doctor_kernel(struct doctor *d);
 void doctor_hardware(struct doctor *d);
+void doctor_pins(struct doctor *d);
 
 /* -------------------------------------------------------------------------------------- all of it -- */
 

@@ -8,6 +8,7 @@
  *   pins_hold.c     which open objects (rings, regions, sockets ...) hold which pages
  *   pins_map.c      which processes map them, and where
  *   pins_row.c      pages become uses, uses become rows: by process, file, device, lease
+ *   pins_class.c    what can be done about a pin, by its device and who took it
  *   pins_print.c    a table, or JSON
  *
  * Pins as they come and go are followed by what pins_live.h names.
@@ -38,13 +39,39 @@ enum pins_device {
 	PINS_NR_DEVICES,
 };
 
-struct pins_class {
-	const char *name;   /* as options and JSON have it */
-	const char *can;    /* what can be done about such a pin */
+/* What can be done about a pin. */
+enum pins_can {
+	PINS_UNKNOWN,
+	PINS_NOTIFIED,	/* its device's driver hears of changes, and lets go */
+	PINS_REVOCABLE, /* by pinlease, where it is leased */
+	PINS_TRANSIENT, /* it ends by itself, soon */
+	PINS_NEVER,
+	PINS_NR_CANS,
+};
+
+extern const char *const pins_cans[PINS_NR_CANS];
+
+struct pins_fit {
+	enum pins_can can;
 	const char *policy; /* the one of pinlease's that fits */
 };
 
+struct pins_class {
+	const char *name; /* as options and JSON have it */
+	struct pins_fit fit;
+};
+
 extern const struct pins_class pins_classes[PINS_NR_DEVICES];
+
+/* A function of the kernel that pins for this device. */
+struct pins_user {
+	const char *begin;
+	enum pins_device device;
+	const struct pins_fit *fit; /* NULL: its device's */
+};
+
+const struct pins_user *pins_user_of(const char *function); /* NULL: it is everybody's, or not known */
+const struct pins_fit *pins_fit_of(enum pins_device device, const struct pins_user *user, bool longterm);
 
 /* Grows; items are plain memory of `size` bytes each. */
 struct pins_vec {
@@ -163,6 +190,8 @@ void pins_release_own(struct census *c);
 /* What was released, once more: 1 it is released again, 0 it is until pins_release_own(); -errno. */
 int pins_pin_again(struct census *c);
 
+/* A sentence on standard error; or into `buf`, until NULL is given. */
+void pins_hear(char *buf, size_t len);
 void pins_say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* Of this kernel: the place of a member ("a.b"), its size; -ENOENT. The first of two names that is

@@ -143,12 +143,12 @@ void live_print_start(const struct live *l)
 		live_put_line(o);
 		return;
 	}
-	printf("Following %d of the kernel's functions by trampolines, %d by kprobes: %s.\n",
-	       l->nr_trampolines, l->nr_kprobes,
-	       l->o->followed ? "every call, and every page"
-			      : "every long-term call, one transient call in " TEXT_OF(LIVE_SAMPLE));
+	live_put("Following %d of the kernel's functions by trampolines, %d by kprobes: %s.",
+		 l->nr_trampolines, l->nr_kprobes,
+		 l->o->followed ? "every call, and every page"
+				: "every long-term call, one transient call in " TEXT_OF(LIVE_SAMPLE));
 	if (*l->unfollowed)
-		printf("Can't be followed here: %s.\n", l->unfollowed);
+		live_put("Can't be followed here: %s.", l->unfollowed);
 	if (l->o->mode == PINS_TRACE)
 		print_titles(l);
 }
@@ -160,6 +160,7 @@ void live_add_site(struct json_object *o, const struct live_known *k)
 	tool_add_text(o, "device", pins_classes[k->device].name);
 	tool_add_text(o, "term", live_terms[k->now.key.longterm]);
 	tool_add_text(o, "site", k->name);
+	tool_add_text(o, "class", pins_cans[k->fit->can]);
 	tool_add_text(o, "path", k->path);
 	if (k->now.key.memory == CENSUS_FILE) {
 		tool_add_number(o, "file_dev", makedev(k->now.key.dev >> 20, k->now.key.dev & 0xfffff));

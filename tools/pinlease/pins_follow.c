@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <census.skel.h>
@@ -88,7 +87,8 @@ static bool have_kprobes(void)
 	return !access("/sys/bus/event_source/devices/kprobe/type", R_OK);
 }
 
-/* Functions have numbers, in the order of the programs for trampolines. */
+/* Functions have numbers, in the order of the programs for trampolines. Of none: the number behind them.
+ */
 static uint32_t bit_of(const struct live *l, const char *function)
 {
 	struct bpf_program *p;
@@ -105,24 +105,35 @@ static uint32_t bit_of(const struct live *l, const char *function)
 	return bit;
 }
 
-static int load(struct live *l, uint32_t by_kprobe)
+/* One bit for each function: those that nothing can follow; of the others those that kprobes do. */
+struct plan {
+	uint32_t none, kprobes;
+};
+
+static bool is_planned(const struct live *l, const struct bpf_program *p, struct plan plan)
+{
+	uint32_t bit = bit_of(l, function_of(p));
+
+	return !(plan.none & bit) && is_kprobe(p) == ((plan.kprobes & bit) != 0) &&
+	       pins_has_function(l->c, function_of(p));
+}
+
+/* `only`: this function alone, to see whether the kernel takes its program; with small tables. */
+static int load(struct live *l, struct plan plan, uint32_t only)
 {
 	struct bpf_program *p;
+	struct bpf_map *map;
 
 	l->bpf = live_bpf__open();
 	if (!l->bpf)
 		return -errno;
 	set_up(l);
-	bpf_object__for_each_program(p, l->bpf->obj)
-	{
-		bool kprobe;
-
-		if (!is_follower(p))
-			continue;
-		kprobe = by_kprobe & bit_of(l, function_of(p));
-		bpf_program__set_autoload(p, is_kprobe(p) == kprobe &&
-						     pins_has_function(l->c, function_of(p)));
-	}
+	l->functions = bit_of(l, "") - 1;
+	if (only)
+		bpf_object__for_each_map(map, l->bpf->obj) if (bpf_map__max_entries(map) > PINS_PAGE)
+			bpf_map__set_max_entries(map, PINS_PAGE); /* which a buffer can have, too */
+	bpf_object__for_each_program(p, l->bpf->obj) if (is_follower(p)) bpf_program__set_autoload(
+		p, is_planned(l, p, plan) && (!only || only == bit_of(l, function_of(p))));
 	return live_bpf__load(l->bpf);
 }
 
@@ -181,7 +192,7 @@ static bool has_program(const struct live *l, const char *function, bool kprobe)
 }
 
 /* What comes of it, by function. */
-static void count(struct live *l, uint32_t by_kprobe, uint32_t failed)
+static void count(struct live *l, struct plan plan)
 {
 	struct bpf_program *p;
 
@@ -192,10 +203,10 @@ static void count(struct live *l, uint32_t by_kprobe, uint32_t failed)
 		if (!is_follower(p) || is_kprobe(p) || !pins_has_function(l->c, function_of(p)))
 			continue;
 		bit = bit_of(l, function_of(p));
-		if (failed & bit || !has_program(l, function_of(p), by_kprobe & bit))
+		if (plan.none & bit || !has_program(l, function_of(p), plan.kprobes & bit))
 			tool_append(l->unfollowed, sizeof l->unfollowed, "%s%s",
 				    *l->unfollowed ? ", " : "", function_of(p));
-		else if (by_kprobe & bit)
+		else if (plan.kprobes & bit)
 			l->nr_kprobes++;
 		else
 			l->nr_trampolines++;
@@ -210,41 +221,70 @@ static int no_room(struct live *l, int err)
 	return -ENOSPC;
 }
 
-/* Where a trampoline is refused, all is loaded once more with a kprobe in its place. */
-static int try_all(struct live *l)
+/* What a trampoline can't do a kprobe may; what it can't, either, nothing can. */
+static void demote(struct live *l, struct plan *plan, uint32_t failed)
 {
-	uint32_t by_kprobe = getenv("PINLEASE_BPF_KPROBES") ? ~0u : 0, failed;
-	int err;
+	bool kprobes = l->by != LIVE_TRAMPOLINES && have_kprobes();
 
-	for (;;) {
-		failed = 0;
-		err = load(l, by_kprobe);
-		if (err == -ENOMEM || err == -E2BIG)
-			return no_room(l, err);
-		if (err)
-			failed = ~0u;
-		else
-			err = attach_all(l, &failed);
-		if (!(failed & ~by_kprobe) || !have_kprobes())
-			break;
-		by_kprobe |= failed;
+	plan->none |= failed & (kprobes ? plan->kprobes : l->functions);
+	plan->kprobes |= failed;
+}
+
+/* The functions whose programs are refused, each tried alone: one refusal fails the load of all. */
+static uint32_t refused(struct live *l, struct plan plan)
+{
+	uint32_t failed = 0;
+
+	for (uint32_t bit = 1; bit & l->functions; bit <<= 1) {
+		if (plan.none & bit)
+			continue;
+		if (load(l, plan, bit))
+			failed |= bit;
 		detach(l);
 	}
-	if (failed != ~0u)
-		count(l, by_kprobe, failed);
-	return l->nr_trampolines + l->nr_kprobes ? 0 : err ? err : -EOPNOTSUPP;
+	return failed;
+}
+
+/* Each round has less to try than the one before. */
+static int try_all(struct live *l)
+{
+	struct plan plan = {.kprobes = l->by == LIVE_KPROBES ? ~0u : 0};
+	int err = 0, first = 0;
+
+	if (l->by == LIVE_KPROBES && !have_kprobes())
+		return -EOPNOTSUPP;
+	while (!l->functions || plan.none != l->functions) {
+		uint32_t failed = 0;
+
+		err = load(l, plan, 0);
+		if (err == -ENOMEM || err == -E2BIG)
+			return no_room(l, err);
+		if (!err)
+			err = attach_all(l, &failed);
+		if (!err)
+			break;
+		first = first ? first : err;
+		detach(l);
+		if (!failed)
+			failed = refused(l, plan);
+		if (!failed) /* none alone, but all together */
+			break;
+		demote(l, &plan, failed);
+	}
+	if (err || !l->bpf)
+		return first ? first : -EOPNOTSUPP;
+	count(l, plan);
+	return l->nr_trampolines + l->nr_kprobes ? 0 : first ? first : -EOPNOTSUPP;
 }
 
 /* From here on the kernel's counters are compared. */
 static int begin(struct live *l)
 {
-	int err = live_test(l);
+	int err = live_read_counts(l);
 
-	live_load_symbols(); /* sites have no names without; all else goes on */
-	if (!err)
-		err = live_read_counts(l);
 	l->seen = live_seen(l);
 	l->have_kernel = !err && !pins_counters(&l->kernel);
+	l->kprobes_say_missed = pins_offset(l->c, "bpf_link_info", "perf_event.kprobe.missed") >= 0;
 	return err;
 }
 
@@ -255,15 +295,34 @@ int live_follow(struct live *l)
 	l->links.size = sizeof(struct bpf_link *);
 	l->stats = bpf_enable_stats(BPF_STATS_RUN_TIME); /* without, the cost isn't known */
 	err = try_all(l);
+	return err ? err : live_test(l);
+}
+
+int live_follow_any(struct live *l)
+{
+	char said[512] = "";
+	int err;
+
+	l->by = getenv("PINLEASE_BPF_KPROBES") ? LIVE_KPROBES : LIVE_ANY;
+	pins_hear(said, sizeof said);
+	live_measure(l, false);
+	err = live_follow(l);
 	if (!err)
-		return begin(l);
-	if (err == -ENOSPC)
-		return err;
-	pins_say(
-		"this kernel lets no program follow its functions (%s; kprobes: %s), so pins can't be "
-		"watched as they come (PINLEASE_BPF_LOG=1 shows why); pinlease pins, without --watch or "
-		"--trace, shows those that there are",
-		strerror(-err), have_kprobes() ? "refused, too" : "it has none");
+		live_measure(l, true);
+	if (!err)
+		err = begin(l);
+	pins_hear(NULL, 0);
+	if (!err)
+		live_load_symbols(); /* sites have no names without; all else goes on */
+	if (*said)
+		pins_say("%s", said);
+	else if (err)
+		pins_say("this kernel lets no program follow its functions (%s; kprobes: %s), so pins "
+			 "can't be "
+			 "watched as they come (PINLEASE_BPF_LOG=1 shows why); pinlease pins, without "
+			 "--watch or "
+			 "--trace, shows those that there are",
+			 strerror(-err), have_kprobes() ? "refused, too" : "it has none");
 	return err;
 }
 
@@ -273,28 +332,4 @@ void live_unfollow(struct live *l)
 	pins_free(&l->links);
 	if (l->stats >= 0)
 		close(l->stats);
-}
-
-void live_read_cost(struct live *l)
-{
-	struct bpf_program *p;
-	struct rusage own;
-
-	getrusage(RUSAGE_SELF, &own);
-	l->cost = (struct live_cost){
-		.own_ns = (uint64_t)(own.ru_utime.tv_sec + own.ru_stime.tv_sec) * 1000000000 +
-			  (uint64_t)(own.ru_utime.tv_usec + own.ru_stime.tv_usec) * 1000};
-	bpf_object__for_each_program(p, l->bpf->obj)
-	{
-		struct bpf_prog_info info = {0};
-		uint32_t len = sizeof info;
-
-		if (!is_follower(p) || bpf_program__fd(p) < 0 ||
-		    bpf_obj_get_info_by_fd(bpf_program__fd(p), &info, &len))
-			continue;
-		if (!is_kprobe(p) || rank(p) != 1) /* a call has two programs there */
-			l->cost.runs[is_unpin(p)] += info.run_cnt;
-		l->cost.ns[is_unpin(p)] += info.run_time_ns;
-		l->cost.missed += info.recursion_misses;
-	}
 }

@@ -20,14 +20,31 @@
 #include "command.h"
 #include "pins.h"
 
+static struct {
+	char *buf;
+	size_t len;
+} hears;
+
+void pins_hear(char *buf, size_t len)
+{
+	hears.buf = buf;
+	hears.len = len;
+}
+
 void pins_say(const char *fmt, ...)
 {
 	va_list ap;
 
-	fputs("pinlease pins: ", stderr);
 	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
+	if (hears.buf)
+		vsnprintf(hears.buf, hears.len, fmt, ap);
+	else {
+		fputs("pinlease pins: ", stderr);
+		vfprintf(stderr, fmt, ap);
+	}
 	va_end(ap);
+	if (hears.buf)
+		return;
 	fputc('\n', stderr);
 }
 

@@ -156,7 +156,7 @@ static int run(struct live *l, int signals)
 	int err;
 
 	live_read_cost(l);
-	l->began_own_ns = l->cost.own_ns;
+	l->before = l->cost;
 	l->began_ns = tool_now();
 	live_print_start(l);
 	err = tool_flush("pinlease pins");
@@ -190,7 +190,7 @@ int pins_live(struct census *c, const struct pins_options *o)
 		err = pins_calibrate(c);
 	pins_release_own(c);
 	if (!err)
-		err = live_follow(&l);
+		err = live_follow_any(&l);
 	if (!err)
 		err = run(&l, signals);
 	close(signals);

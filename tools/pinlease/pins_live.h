@@ -4,11 +4,14 @@
  *
  *   pins_live.c     goes round until it is told to end
  *   pins_follow.c   the programs: which this kernel lets follow which of its functions; what they cost
+ *   pins_measure.c  what a pin takes, alone and followed
+ *   pins_cost.c     what the programs cost, and missed
  *   pins_test.c     a pin of its own must be seen
  *   pins_symbol.c   the names of the kernel's functions
  *   pins_site.c     a stack becomes the name of who called, and a kind of device; a process, a file
  *   pins_look.c     what the programs have counted becomes a picture
  *   pins_leak.c     what is held by nobody: suspected here, confirmed by a census
+ *   pins_callers.c  sites by the kernel's function, and those by what can be done
  *   pins_picture.c  the picture as a table, or JSON
  *   pins_event.c    one line for each event
  */
@@ -35,6 +38,7 @@ struct live_known {
 	uint64_t id;
 	struct live_site now; /* the last that was read */
 	enum pins_device device;
+	const struct pins_fit *fit;
 	char name[64]; /* the kernel's function that it was for */
 	char *path;    /* NULL: no file */
 	int64_t held,
@@ -52,6 +56,15 @@ struct live_group {
 	uint64_t histogram[LIVE_BUCKETS];
 };
 
+/* All sites of a function, long-term or transient. */
+struct live_caller {
+	const char *name; /* the site's */
+	enum pins_device device;
+	const struct pins_fit *fit;
+	bool longterm, lease_unknown;
+	uint64_t calls, pages, held_bytes, leased, oldest_ns;
+};
+
 enum live_leaked { LIVE_HOLDER_GONE, LIVE_UNMAPPED };
 
 struct live_leak {
@@ -60,6 +73,9 @@ struct live_leak {
 	enum live_leaked how;
 	int32_t has; /* a process that has it open, says the census; 0: none known */
 };
+
+/* By what functions are followed. */
+enum live_by { LIVE_ANY, LIVE_TRAMPOLINES, LIVE_KPROBES };
 
 struct live_cost {
 	uint64_t runs[2], ns[2], missed; /* of the programs: [0] at pins, [1] at releases */
@@ -76,9 +92,12 @@ struct live {
 	struct census *c;
 	struct live_bpf *bpf;
 	struct pins_vec links; /* struct bpf_link * */
+	enum live_by by;
+	uint32_t functions;	 /* a bit for each */
+	bool kprobes_say_missed; /* the kernel counts what they miss */
 	int nr_trampolines, nr_kprobes, stats;
 	char unfollowed[256]; /* functions that nothing can follow here */
-	uint64_t began_ns, began_own_ns, mended_ns;
+	uint64_t began_ns, mended_ns;
 	struct pins_counters kernel, kernel_now; /* kernel: at the beginning */
 	struct live_seen seen;			 /* at the beginning */
 	bool have_kernel;
@@ -86,18 +105,24 @@ struct live {
 	struct pins_vec order; /* struct live_known *: all of them */
 	struct live_group groups[PINS_NR_DEVICES][2], folded[PINS_NR_DEVICES][2]; /* [1]: long-term */
 	uint64_t counts[LIVE_NR_COUNTS];
-	struct live_cost cost;
-	struct pins_vec leaks;	    /* struct live_leak */
+	struct live_cost cost, before;		  /* before: there was anything to follow */
+	uint64_t longterm_ns[2], transient_ns[2]; /* a call of ours, alone and followed; 0: not known */
+	struct pins_vec leaks;			  /* struct live_leak */
 	uint64_t confirmed, unseen; /* of what is held: found by the last census, not found */
 };
 
 extern const char *const live_terms[2];
 
 /* Each 0 or -errno after a sentence. */
-int live_follow(struct live *l);
+int live_follow(struct live *l); /* as l->by says; without a sentence: the kernel refuses it */
+int live_follow_any(struct live *l);
 void live_unfollow(struct live *l);
 void live_read_cost(struct live *l);
 int live_test(struct live *l);
+void live_measure(struct live *l, bool followed);
+
+/* What a program didn't see because it interrupted another is counted here, kprobes' too. */
+bool live_knows_missed(const struct live *l);
 
 /* 0; -EPERM after a sentence: the kernel shows no addresses. NULL: none that is known. */
 int live_load_symbols(void);
@@ -119,6 +144,9 @@ int live_each_folio(struct live *l, void (*each)(uint64_t folio, const struct li
 /* Those whose holder has gone; `all`: whatever is held. */
 int live_find_leaks(struct live *l, bool all);
 
+int live_print_callers(const struct live *l, int room); /* in lines; how many it took */
+struct json_object *live_callers_json(const struct live *l);
+
 void live_print_picture(struct live *l, bool last);
 struct json_object *live_picture_json(struct live *l);
 void live_print_start(const struct live *l);
@@ -128,6 +156,7 @@ void live_leak_words(struct live *l, const struct live_leak *leak, char *buf, si
 struct json_object *live_leak_json(struct live *l, const struct live_leak *leak);
 const char *live_file_words(const struct live_known *k, char *buf, size_t len);
 void live_add_site(struct json_object *o, const struct live_known *k);
+void live_put(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* in lines that fit */
 void live_put_line(struct json_object *o);
 
 int pins_live(struct census *c, const struct pins_options *o);

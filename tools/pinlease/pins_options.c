@@ -26,10 +26,6 @@ enum {
 #define MIN_DELAY_MS 100
 #define MAX_DELAY_MS 3600000
 
-/* In the order of enum pins_device. */
-static const char *const kinds[PINS_NR_DEVICES] = {
-	"io_uring", "rdma", "vfio", "iommufd", "af_xdp", "dma-buf", "vmsplice", "direct-io", "other"};
-
 static const struct argp_option option_table[] = {
 	{"buffer", BUFFER, "KIB", 0, "Room for events that --trace has not printed yet [4096]", 0},
 	{"bytes", BYTES, NULL, 0, "Sizes in bytes, exactly", 0},
@@ -47,6 +43,15 @@ static const struct argp_option option_table[] = {
 	 "Show who pins how much and for how long, again and again, until interrupted", 0},
 	{0},
 };
+
+static int choose_kind(const char *word, struct argp_state *state)
+{
+	for (int i = 0; i < PINS_NR_DEVICES; i++)
+		if (!strcmp(word, pins_classes[i].name))
+			return i;
+	argp_error(state, "no kind \"%s\"; see --help", word);
+	return 0;
+}
 
 static int choose(const char *word, const char *const *words, int n, const char *what,
 		  struct argp_state *state)
@@ -117,7 +122,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		arbiter_file(arg, &o->filter.file_dev, &o->filter.file_ino, state);
 		return 0;
 	case KIND:
-		o->filter.device = choose(arg, kinds, PINS_NR_DEVICES, "no kind", state);
+		o->filter.device = choose_kind(arg, state);
 		return 0;
 	case SORT:
 		o->sort = choose(arg, sorts, PINS_NR_SORTS, "can't sort by", state);

@@ -3,15 +3,18 @@
 #include <inttypes.h>
 #include <json-c/json.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "common.h"
 #include "pins_live.h"
 
-#define ROWS 20 /* of a terminal, for sites */
+#define ENDS	    14 /* lines before and after what is of devices, classes and sites */
+#define LEAST_SITES 3
 
 const char *const live_terms[2] = {"transient", "long-term"};
 
@@ -32,12 +35,13 @@ static bool is_empty(const struct live_group *g)
 	return !g->calls && !g->held && !g->released;
 }
 
-static bool is_any(const struct live *l)
+static int nr_groups(const struct live *l)
 {
+	int n = 0;
+
 	for (int d = 0; d < PINS_NR_DEVICES; d++)
-		if (!is_empty(&l->groups[d][0]) || !is_empty(&l->groups[d][1]))
-			return true;
-	return false;
+		n += !is_empty(&l->groups[d][0]) + !is_empty(&l->groups[d][1]);
+	return n;
 }
 
 static int width(void)
@@ -45,11 +49,27 @@ static int width(void)
 	return isatty(STDOUT_FILENO) ? tool_width(stdout, 120) : INT_MAX;
 }
 
+void live_put(const char *fmt, ...)
+{
+	char text[1024];
+	const char *at = text;
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	while (*at) {
+		const char *next;
+		int n = tool_cut(at, width(), &next);
+
+		printf("%.*s\n", n, at);
+		at = next;
+	}
+}
+
 static void print_group(const struct live *l, int device, int term)
 {
 	const struct live_group *g = &l->groups[device][term];
-	const struct pins_class *class = &pins_classes[device];
-	bool wide = width() >= LIVE_WIDE;
 	char pinned[24], held[24], leased[24] = "?", age[24] = "-";
 
 	tool_size_words(g->pages * PINS_PAGE, false, pinned, sizeof pinned);
@@ -58,24 +78,32 @@ static void print_group(const struct live *l, int device, int term)
 		tool_size_words(g->leased, false, leased, sizeof leased);
 	if (g->oldest_ns)
 		tool_age_words(tool_now() - g->oldest_ns, age, sizeof age);
-	printf("%-9s %-9s %8" PRIu64 " %6s %6s %6" PRId64 " %6s %7s %-*s%s%s\n", class->name,
-	       live_terms[term], g->calls, pinned, held, g->held, leased, age, wide ? 10 : 0, class->can,
-	       wide ? " " : "", wide ? class->policy : "");
+	printf("%-9s %-9s %8" PRIu64 " %6s %6s %6" PRId64 " %6s %7s\n", pins_classes[device].name,
+	       live_terms[term], g->calls, pinned, held, g->held, leased, age);
 }
 
-static void print_groups(const struct live *l)
+static int print_groups(const struct live *l)
 {
-	printf("%-9s %-9s %8s %6s %6s %6s %6s %7s %-*s%s\n", "DEVICE", "TERM", "CALLS", "PINNED", "HELD",
-	       "IN", "LEASED", "OLDEST", width() >= LIVE_WIDE ? 10 : 0, "IS",
-	       width() >= LIVE_WIDE ? " POLICY THAT FITS" : "");
+	int lines = 1;
+
+	printf("%-9s %-9s %8s %6s %6s %6s %6s %7s\n", "DEVICE", "TERM", "CALLS", "PINNED", "HELD", "IN",
+	       "LEASED", "OLDEST");
 	for (int d = 0; d < PINS_NR_DEVICES; d++)
 		for (int t = 1; t >= 0; t--)
-			if (!is_empty(&l->groups[d][t]))
+			if (!is_empty(&l->groups[d][t])) {
 				print_group(l, d, t);
+				lines++;
+			}
+	return lines;
 }
 
-static void print_histograms(const struct live *l)
+/* None where the terminal is too low. */
+static int print_histograms(const struct live *l, int room)
 {
+	int lines = 2;
+
+	if (room < nr_groups(l) + lines)
+		return 0;
 	printf("\n%-9s %-9s", "RELEASED", "AFTER");
 	for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
 		printf(" %6s", bound_names[i]);
@@ -90,13 +118,17 @@ static void print_histograms(const struct live *l)
 			printf("%-9s %-9s", pins_classes[d].name, live_terms[t]);
 			for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++) {
 				uint64_t n = 0;
+				char words[24];
 
 				for (; from < bounds[i]; from++)
 					n += g->histogram[from];
-				printf(" %6" PRIu64, n);
+				tool_count_words(n, words, sizeof words);
+				printf(" %6s", words);
 			}
 			putchar('\n');
+			lines++;
 		}
+	return lines;
 }
 
 static uint64_t untimed(const struct live *l)
@@ -126,10 +158,23 @@ static void print_site(const struct live *l, const struct live_known *k)
 	tool_put_path(live_file_words(k, file, sizeof file), room);
 }
 
-static void print_sites(const struct live *l, bool last)
+/* Of the terminal, for what a picture has between its first and its last lines. */
+static int rows(const struct live *l)
 {
-	int room = isatty(STDOUT_FILENO) && !last ? ROWS : INT_MAX;
+	struct winsize size = {0};
+
+	if (!isatty(STDOUT_FILENO))
+		return INT_MAX;
+	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) || !size.ws_row)
+		size.ws_row = 24;
+	return size.ws_row - ENDS - 3 * (int)l->leaks.n;
+}
+
+static void print_sites(const struct live *l, int room)
+{
 	size_t left = 0;
+
+	room = room < LEAST_SITES ? LEAST_SITES : room;
 
 	printf("\n%7s %-10s %-9s %-9s %*s %7s %6s %s%s\n", "PID", "PROGRAM", "DEVICE", "TERM",
 	       l->o->exact ? 13 : 4, "HELD", "OLDEST", "CALLS",
@@ -159,16 +204,21 @@ static uint64_t lost(const struct live *l)
 
 static void print_lost(const struct live *l)
 {
+	char words[512] = "LOST:";
+
 	if (!lost(l)) {
-		printf(l->nr_kprobes ? "Nothing is known to be lost (what kprobes miss isn't counted).\n"
-				     : "Nothing was lost.\n");
+		live_put(
+			live_knows_missed(l)
+				? "Nothing was lost."
+				: "Nothing is known to be lost (what kprobes miss isn't counted here).");
 		return;
 	}
-	printf("LOST:");
 	for (int i = LIVE_LOST_EVENTS; i <= LIVE_LOST_RELEASES; i++)
 		if (l->counts[i])
-			printf(" %" PRIu64 " %s,", l->counts[i], lost_names[i]);
-	printf(" %" PRIu64 " calls not seen (interrupted a program).\n", l->cost.missed);
+			tool_append(words, sizeof words, " %" PRIu64 " %s,", l->counts[i],
+				    lost_names[i]);
+	live_put("%s %" PRIu64 " calls not seen (interrupted a program%s).", words, l->cost.missed,
+		 live_knows_missed(l) ? "" : "; what kprobes miss isn't counted here");
 }
 
 static double share(const struct live *l, uint64_t ns)
@@ -189,26 +239,46 @@ static void print_kernel(const struct live *l)
 	struct live_seen seen = live_seen(l);
 
 	if (l->have_kernel)
-		printf("The kernel counts %" PRIu64 " pins acquired, %" PRIu64
-		       " released; seen: %" PRIu64 ", %" PRIu64 ".\n",
-		       l->kernel_now.acquired - l->kernel.acquired,
-		       l->kernel_now.released - l->kernel.released, seen.pinned - l->seen.pinned,
-		       seen.unpinned - l->seen.unpinned);
+		live_put("The kernel counts %" PRIu64 " pins acquired, %" PRIu64
+			 " released; seen: %" PRIu64 ", %" PRIu64 ".",
+			 l->kernel_now.acquired - l->kernel.acquired,
+			 l->kernel_now.released - l->kernel.released, seen.pinned - l->seen.pinned,
+			 seen.unpinned - l->seen.unpinned);
 }
 
 static void print_cost(const struct live *l)
 {
 	if (l->stats < 0) {
-		printf("Cost: of the programs it isn't known (kernel.bpf_stats_enabled is refused); "
-		       "this "
-		       "command %.3f %%.\n",
-		       share(l, l->cost.own_ns - l->began_own_ns));
+		live_put(
+			"Cost: of the programs it isn't known (the kernel refuses its statistics); this "
+			"command %.3f %% of one processor.",
+			share(l, l->cost.own_ns));
 		return;
 	}
-	printf("Cost: programs ran at %" PRIu64 " pins, %.2f us each, and at %" PRIu64
-	       " releases, %.2f us each:\n%.3f %% of one processor; this command %.3f %%.\n",
-	       l->cost.runs[0], each(l, 0), l->cost.runs[1], each(l, 1),
-	       share(l, l->cost.ns[0] + l->cost.ns[1]), share(l, l->cost.own_ns - l->began_own_ns));
+	live_put("Cost: programs ran at %" PRIu64 " pins, %.2f us each, and at %" PRIu64
+		 " releases, %.2f us each: %.3f %% of one processor, trampolines or probes not counted; "
+		 "this command %.3f %%.",
+		 l->cost.runs[0], each(l, 0), l->cost.runs[1], each(l, 1),
+		 share(l, l->cost.ns[0] + l->cost.ns[1]), share(l, l->cost.own_ns));
+}
+
+static void add_measured(char *buf, size_t len, const char *what, const uint64_t ns[2])
+{
+	if (ns[0] && ns[1])
+		tool_append(buf, len, "%s %s %.2f us, not %.2f",
+			    *buf ? "," : "With all that they take here", what, (double)ns[1] / 1e3,
+			    (double)ns[0] / 1e3);
+}
+
+/* Once, before anything else was followed. */
+static void print_measured(const struct live *l)
+{
+	char words[256] = "";
+
+	add_measured(words, sizeof words, "a ring's buffer of a page takes", l->longterm_ns);
+	add_measured(words, sizeof words, "a page read from a process", l->transient_ns);
+	if (*words)
+		live_put("%s.", words);
 }
 
 static void print_totals(const struct live *l)
@@ -216,13 +286,13 @@ static void print_totals(const struct live *l)
 	char age[24];
 
 	tool_age_words(tool_now() - l->began_ns, age, sizeof age);
-	printf("In %s: %" PRIu64 " long-term calls, %" PRIu64 " pages; %" PRIu64
-	       " transient calls, %" PRIu64 " pages\n%s; %" PRIu64 " calls that failed; %" PRIu64
-	       " pages unpinned.\n",
-	       age, l->counts[LIVE_LONG_CALLS], l->counts[LIVE_LONG_PAGES], l->counts[LIVE_SHORT_CALLS],
-	       l->counts[LIVE_SHORT_PAGES],
-	       l->o->followed ? "(all followed)" : "(one call in " TEXT_OF(LIVE_SAMPLE) " followed)",
-	       l->counts[LIVE_FAILED_CALLS], l->counts[LIVE_UNPINNED_PAGES]);
+	live_put("In %s: %" PRIu64 " long-term calls, %" PRIu64 " pages; %" PRIu64
+		 " transient calls, %" PRIu64 " pages %s; %" PRIu64 " calls that failed; %" PRIu64
+		 " pages unpinned.",
+		 age, l->counts[LIVE_LONG_CALLS], l->counts[LIVE_LONG_PAGES],
+		 l->counts[LIVE_SHORT_CALLS], l->counts[LIVE_SHORT_PAGES],
+		 l->o->followed ? "(all followed)" : "(one call in " TEXT_OF(LIVE_SAMPLE) " followed)",
+		 l->counts[LIVE_FAILED_CALLS], l->counts[LIVE_UNPINNED_PAGES]);
 }
 
 void live_print_picture(struct live *l, bool last)
@@ -237,27 +307,30 @@ void live_print_picture(struct live *l, bool last)
 		return;
 	}
 	print_totals(l);
-	if (is_any(l)) {
-		print_groups(l);
-		print_histograms(l);
-		print_sites(l, last);
+	if (nr_groups(l)) {
+		int room = (last ? INT_MAX : rows(l)) - LEAST_SITES;
+
+		room -= print_groups(l);
+		room -= live_print_callers(l, room);
+		room -= print_histograms(l, room);
+		print_sites(l, room + LEAST_SITES);
 	}
 	for (size_t i = 0; i < l->leaks.n && (last || l->o->mode == PINS_WATCH); i++) {
 		live_leak_words(l, pins_at(&l->leaks, struct live_leak, i), words, sizeof words);
-		if (*words)
-			puts(words);
+		live_put("%s", words); /* none: its site is known no more */
 	}
 	if (untimed(l))
-		printf("%" PRIu64 " releases, of pins that overlap in a folio, aren't timed.\n",
-		       untimed(l));
+		live_put("%" PRIu64 " releases, of pins that overlap in a folio, aren't timed.",
+			 untimed(l));
 	putchar('\n');
 	if (last && l->confirmed + l->unseen)
-		printf("Of %" PRIu64 " that are held long-term, the census finds %" PRIu64
-		       " pinned; of %" PRIu64 " the release was not seen.\n",
-		       l->confirmed + l->unseen, l->confirmed, l->unseen);
+		live_put("Of %" PRIu64 " that are held long-term, the census finds %" PRIu64
+			 " pinned; of %" PRIu64 " the release was not seen.",
+			 l->confirmed + l->unseen, l->confirmed, l->unseen);
 	print_lost(l);
 	print_kernel(l);
 	print_cost(l);
+	print_measured(l);
 }
 
 /* ------------------------------------------------------------------------------------------ JSON -- */
@@ -300,8 +373,6 @@ static struct json_object *group(const struct live *l, int d, int t)
 	add_leased(o, l, g->leased, g->lease_unknown);
 	tool_add_number(o, "oldest_ns", g->oldest_ns ? tool_now() - g->oldest_ns : 0);
 	json_object_object_add(o, "histogram", histogram((const __u64 *)g->histogram));
-	tool_add_text(o, "class", pins_classes[d].can);
-	tool_add_text(o, "fitting_policy", pins_classes[d].policy);
 	return o;
 }
 
@@ -319,6 +390,10 @@ static struct json_object *site(const struct live *l, const struct live_known *k
 	tool_add_number(o, "untimed", k->now.untimed);
 	json_object_object_add(o, "histogram", histogram(k->now.histogram));
 	json_object_object_add(o, "holder_gone", json_object_new_boolean(k->gone_ns != 0));
+	tool_add_number(o, "first_ns", k->now.first_ns);
+	tool_add_number(o, "last_ns", k->now.last_ns);
+	tool_add_number(o, "oldest_ns", k->oldest_ns ? tool_now() - k->oldest_ns : 0);
+	tool_add_text(o, "fitting_policy", k->fit->policy);
 	return o;
 }
 
@@ -358,7 +433,11 @@ static struct json_object *cost(const struct live *l)
 	add_known(o, "pin_ns", known, l->cost.ns[0]);
 	add_known(o, "release_runs", known, l->cost.runs[1]);
 	add_known(o, "release_ns", known, l->cost.ns[1]);
-	tool_add_number(o, "own_ns", l->cost.own_ns - l->began_own_ns);
+	add_known(o, "longterm_alone_ns", l->longterm_ns[0], l->longterm_ns[0]);
+	add_known(o, "longterm_followed_ns", l->longterm_ns[1], l->longterm_ns[1]);
+	add_known(o, "transient_alone_ns", l->transient_ns[0], l->transient_ns[0]);
+	add_known(o, "transient_followed_ns", l->transient_ns[1], l->transient_ns[1]);
+	tool_add_number(o, "own_ns", l->cost.own_ns);
 	tool_add_number(o, "elapsed_ns", tool_now() - l->began_ns);
 	return o;
 }
@@ -395,6 +474,7 @@ struct json_object *live_picture_json(struct live *l)
 		json_object_array_add(leaks, live_leak_json(l, pins_at(&l->leaks, struct live_leak, i)));
 	json_object_object_add(all, "totals", totals(l));
 	json_object_object_add(all, "devices", groups);
+	json_object_object_add(all, "classes", live_callers_json(l));
 	json_object_object_add(all, "sites", sites);
 	json_object_object_add(all, "leaks", leaks);
 	tool_add_number(all, "held_confirmed", l->confirmed);

@@ -90,7 +90,8 @@ static void print_devices(const struct census *c, bool exact)
 		tool_size_words(bytes, exact, size, sizeof size);
 		if (pins)
 			printf("%-9s %*s %6" PRIu64 " %-10s %s\n", pins_classes[d].name, exact ? 13 : 4,
-			       size, pins, pins_classes[d].can, pins_classes[d].policy);
+			       size, pins, pins_cans[pins_classes[d].fit.can],
+			       pins_classes[d].fit.policy);
 	}
 }
 
@@ -114,7 +115,7 @@ static void print_sums(const struct census *c, bool exact, bool filtered)
 		pins += r->pins;
 		leased += r->lease ? r->bytes : 0;
 		revocable +=
-			!r->lease && !strcmp(pins_classes[r->device].can, "revocable") ? r->bytes : 0;
+			!r->lease && pins_classes[r->device].fit.can == PINS_REVOCABLE ? r->bytes : 0;
 	}
 	tool_size_words(bytes, exact, all, sizeof all);
 	tool_size_words(leased, exact, some, sizeof some);
@@ -192,8 +193,8 @@ static struct json_object *to_json(const struct pins_row *r)
 	tool_add_number(o, "references", r->refs);
 	json_object_object_add(o, "ranges", ranges(r));
 	tool_add_text(o, "lease", r->lease);
-	tool_add_text(o, "class", pins_classes[r->device].can);
-	tool_add_text(o, "fitting_policy", pins_classes[r->device].policy);
+	tool_add_text(o, "class", pins_cans[pins_classes[r->device].fit.can]);
+	tool_add_text(o, "fitting_policy", pins_classes[r->device].fit.policy);
 	return o;
 }
 

@@ -17,18 +17,6 @@
 #include "pins.h"
 #include "ps.h"
 
-const struct pins_class pins_classes[PINS_NR_DEVICES] = {
-	[PINS_URING] = {"io_uring", "revocable", "recall, then copy, scratch or fail"},
-	[PINS_RDMA] = {"rdma", "revocable", "recall, then fail; follow, if it has ODP"},
-	[PINS_VFIO] = {"vfio", "revocable", "recall, then scratch, copy or fail"},
-	[PINS_IOMMUFD] = {"iommufd", "revocable", "recall, then scratch, copy or fail"},
-	[PINS_XDP] = {"af_xdp", "not at all", "keep or refuse; kill at the deadline"},
-	[PINS_DMABUF] = {"dma-buf", "not at all", "keep or refuse; kill at the deadline"},
-	[PINS_VMSPLICE] = {"vmsplice", "transient", "none: wait until the pipe is read"},
-	[PINS_DIRECT] = {"direct-io", "transient", "none: it ends by itself"},
-	[PINS_OTHER] = {"other", "unknown", "none: direct I/O ends by itself"},
-};
-
 struct use {
 	const struct census_pin *pin;
 	enum pins_device device;

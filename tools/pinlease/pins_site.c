@@ -15,44 +15,6 @@
 #include <live.skel.h>
 #include "pins_live.h"
 
-/* By the beginning of a function's name. */
-static const struct {
-	const char *begin;
-	enum pins_device device;
-} kinds[] = {
-	{"io_sqe_buffer", PINS_URING},
-	{"io_buffer_", PINS_URING},
-	{"io_register_", PINS_URING},
-	{"__io_sqe_buffers", PINS_URING},
-	{"io_pin_pages", PINS_URING},
-	{"__io_uring_register", PINS_URING},
-	{"ib_umem_", PINS_RDMA},
-	{"rxe_", PINS_RDMA},
-	{"siw_", PINS_RDMA},
-	{"vfio_", PINS_VFIO},
-	{"vaddr_get_pfn", PINS_VFIO},
-	{"iopt_", PINS_IOMMUFD},
-	{"pfn_reader_", PINS_IOMMUFD},
-	{"iommufd_", PINS_IOMMUFD},
-	{"xdp_umem_", PINS_XDP},
-	{"udmabuf_", PINS_DMABUF},
-	{"iomap_dio_", PINS_DIRECT},
-	{"__iomap_dio_", PINS_DIRECT},
-	{"blkdev_direct_IO", PINS_DIRECT},
-	{"__blkdev_direct_IO", PINS_DIRECT},
-	{"blkdev_read_iter", PINS_DIRECT},
-	{"blkdev_write_iter", PINS_DIRECT},
-	{"bio_map_user_iov", PINS_DIRECT},
-	{"do_direct_IO", PINS_DIRECT},
-	{"__blockdev_direct_IO", PINS_DIRECT},
-	{"ext4_dio_", PINS_DIRECT},
-	{"nfs_direct_", PINS_DIRECT},
-	{"nfs_file_direct_", PINS_DIRECT},
-	{"fuse_direct_io", PINS_DIRECT},
-	{"netfs_unbuffered_", PINS_DIRECT},
-	{"process_vm_rw", PINS_OTHER},
-};
-
 /* Functions that all are called by, and the programs themselves. */
 static bool is_common(const char *name)
 {
@@ -73,8 +35,11 @@ static void name_site(struct live *l, struct live_known *k)
 {
 	uint64_t stack[LIVE_DEPTH] = {0};
 	uint32_t id = (uint32_t)k->now.key.stack;
+	bool longterm = k->now.key.longterm;
+	const struct pins_user *user;
 
 	k->device = PINS_OTHER;
+	k->fit = pins_fit_of(PINS_OTHER, NULL, longterm);
 	snprintf(k->name, sizeof k->name, "?");
 	if (k->now.key.stack < 0 || bpf_map_lookup_elem(bpf_map__fd(l->bpf->maps.stacks), &id, stack))
 		return;
@@ -85,11 +50,12 @@ static void name_site(struct live *l, struct live_known *k)
 			continue;
 		if (!strcmp(k->name, "?") && !is_common(name))
 			snprintf(k->name, sizeof k->name, "%.*s", (int)strcspn(name, "."), name);
-		for (size_t j = 0; j < sizeof kinds / sizeof *kinds; j++)
-			if (!strncmp(name, kinds[j].begin, strlen(kinds[j].begin))) {
-				k->device = kinds[j].device;
-				return;
-			}
+		user = pins_user_of(name);
+		if (!user)
+			continue;
+		k->device = user->device;
+		k->fit = pins_fit_of(user->device, user, longterm);
+		return;
 	}
 }
 
