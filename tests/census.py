@@ -274,6 +274,8 @@ def hugetlb():
     try:
         with memfd(2 * HUGE, flags=os.MFD_HUGETLB) as fd, Memory(HUGE, fd, HUGE) as memory, Ring(of(memory)):
             only(census()[0], memory='file', bytes=HUGE, mapped=True, ranges=bounds(HUGE, HUGE))
+        with memfd(2 * HUGE, flags=os.MFD_HUGETLB) as fd, Memory(HUGE, fd, HUGE, private=True) as memory, Ring(of(memory)):
+            only(census()[0], memory='anonymous', bytes=HUGE, mapped=True, ranges=[{'start': memory.start, 'end': memory.start + HUGE}])
     except OSError as error:
         raise tree.Skip('huge pages that are free (vm.nr_hugepages)') from error
     gone()

@@ -174,8 +174,8 @@ static int with_leases(struct doctor *d)
 	given_sources(d->ctx, d->sources, sizeof(d->sources));
 	d->sees_callers = can_see_callers();
 	doctor_kernel(d);
-	doctor_hardware(d);
 	doctor_pins(d);
+	doctor_hardware(d);
 	doctor_devices_open(d);
 	for (unsigned i = 0; i < d->n; i++)
 		for (unsigned k = 0; k < d->n_devices && !d->rows[i].memory->why[0]; k++) {

@@ -64,16 +64,16 @@ static void look_at(struct view *view, int32_t pid)
 	*view = (struct view){.pid = pid, .pagemap = pid ? pins_pagemap(pid) : -1, .block = ~0ull};
 }
 
-/* The first page of it that is mapped by this VMA. */
-static void match(struct census *c, struct view *view, const struct census_vma *v, uint32_t number)
+/* The first page of it, which has this index, that is mapped by this VMA. */
+static void match(struct census *c, struct view *view, const struct census_vma *v, uint32_t number,
+		  uint64_t index)
 {
 	const struct census_pin *p = pins_at(&c->pins, struct census_pin, number);
-	uint64_t len = (v->end - v->start) / PINS_PAGE,
-		 page = p->index < v->pgoff ? v->pgoff - p->index : 0;
+	uint64_t len = (v->end - v->start) / PINS_PAGE, page = index < v->pgoff ? v->pgoff - index : 0;
 
 	look_at(view, v->pid);
-	for (; page < p->nr_pages && p->index + page < v->pgoff + len; page++) {
-		uint64_t addr = v->start + (p->index + page - v->pgoff) * PINS_PAGE;
+	for (; page < p->nr_pages && index + page < v->pgoff + len; page++) {
+		uint64_t addr = v->start + (index + page - v->pgoff) * PINS_PAGE;
 
 		if (frame(view, addr) != p->pfn + page)
 			continue;
@@ -104,17 +104,33 @@ static void candidates(struct census *c, struct view *view, const struct census_
 		key.index = p->index;
 		if (compare(p, &key) || p->index >= v->pgoff + (v->end - v->start) / PINS_PAGE)
 			return;
-		match(c, view, v, order[low]);
+		match(c, view, v, order[low], p->index);
+	}
+}
+
+/* Private copies of pages of hugetlbfs, of which nothing says that they are: few, so each is tried. */
+static void private_huge(struct census *c, struct view *view, const struct census_vma *v,
+			 const uint32_t *order)
+{
+	for (size_t i = 0; i < c->pins.n; i++) {
+		const struct census_pin *p = &sorted[order[i]];
+
+		if (p->memory == CENSUS_ANON && p->nr_pages >= BLOCK && p->index)
+			match(c, view, v, order[i], p->index * p->nr_pages);
 	}
 }
 
 /* Until Linux 6.6 the index of a page in hugetlbfs counted huge pages. */
+static bool counts_huge(const struct census *c)
+{
+	return pins_has_function(c, "hugetlb_basepage_index");
+}
+
 static void normalise(struct census *c)
 {
-	bool old = pins_has_function(c, "hugetlb_basepage_index");
 	long sb = pins_offset(c, "inode", "i_sb"), magic = pins_offset(c, "super_block", "s_magic");
 
-	for (size_t i = 0; old && i < c->pins.n; i++) {
+	for (size_t i = 0; i < c->pins.n; i++) {
 		struct census_pin *p = pins_at(&c->pins, struct census_pin, i);
 
 		if (p->nr_pages >= BLOCK && p->inode &&
@@ -134,11 +150,13 @@ int pins_list_maps(struct census *c)
 {
 	uint32_t *order = calloc(c->pins.n + 1, sizeof *order);
 	struct view view = {.pagemap = -1};
+	bool old = counts_huge(c);
 	uint64_t longest = 1;
 
 	if (!order)
 		return -ENOMEM;
-	normalise(c);
+	if (old)
+		normalise(c);
 	for (uint32_t i = 0; i < c->pins.n; i++) {
 		order[i] = i;
 		if (pins_at(&c->pins, struct census_pin, i)->nr_pages > longest)
@@ -152,6 +170,8 @@ int pins_list_maps(struct census *c)
 		if (v->anon)
 			candidates(c, &view, v, order, (struct census_pin){.memory = CENSUS_ANON},
 				   longest);
+		if (v->anon && v->ino && old)
+			private_huge(c, &view, v, order);
 		if (v->ino)
 			candidates(
 				c, &view, v, order,
