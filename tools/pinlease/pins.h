@@ -166,6 +166,16 @@ struct pins_filter {
 	uint64_t file_dev, file_ino;
 };
 
+/* As a pin has it: dev is the kernel's own number. */
+struct pins_memory {
+	uint64_t ino;
+	uint32_t dev, kind;
+};
+
+/* Nothing of this process. */
+bool pins_wanted(const struct pins_filter *f, int32_t pid, enum pins_device device,
+		 const struct pins_memory *m);
+
 void *pins_add(struct pins_vec *v, const void *item);
 void pins_order(struct pins_vec *v, int (*compare)(const void *, const void *));
 void pins_free(struct pins_vec *v);
@@ -235,7 +245,7 @@ void pins_list_leases(struct census *c);
 /* The policy of the lease at `addr`, NULL: none; and how many bytes from there have the same answer. */
 const char *pins_lease_at(const struct census *c, int32_t pid, uint64_t addr, uint64_t *len);
 
-/* Of a record's pages one, by this process. */
+/* Of a record's pages one, by this process; 0: by anybody. */
 bool pins_is_mapped(const struct census *c, uint32_t pin, int32_t pid);
 
 /* A hold, and its pages from the address of a struct page. */

@@ -204,21 +204,22 @@ void live_print_event(struct live *l, const struct live_event *e)
 void live_leak_words(struct live *l, const struct live_leak *leak, char *buf, size_t len)
 {
 	const struct live_known *k = live_known(l, leak->site);
-	char size[24], age[24], program[24], range[64], file[64], path[512];
+	char size[24], confirmed[24], age[24], program[24], range[64], file[64], path[512];
 
 	*buf = 0;
 	if (!k)
 		return;
 	tool_size_words(leak->pages * PINS_PAGE, l->o->exact, size, sizeof size);
+	tool_size_words(leak->confirmed * PINS_PAGE, l->o->exact, confirmed, sizeof confirmed);
 	tool_age_words(tool_now() - leak->since_ns, age, sizeof age);
 	tool_path_words(k->now.program, 16, program, sizeof program);
 	range_words(k, range_of_leak(k, leak), range, sizeof range);
 	tool_path_words(live_file_words(k, file, sizeof file), 400, path, sizeof path);
-	tool_append(
-		buf, len,
-		"LEAK %s by %u (%s) at least %s ago, %s at %s, %s %s: %s, the census finds %s pinned; ",
-		size, k->now.key.tgid, program, age, pins_classes[k->device].name, k->name, range, path,
-		hows[leak->how], l->o->followed ? "it" : "its first page");
+	tool_append(buf, len,
+		    "LEAK %s by %u (%s) at least %s ago, %s at %s, %s %s: %s, the census finds %s of it "
+		    "pinned; ",
+		    size, k->now.key.tgid, program, age, pins_classes[k->device].name, k->name, range,
+		    path, hows[leak->how], confirmed);
 	if (leak->has)
 		tool_append(buf, len, "%d has it open", leak->has);
 	else
@@ -237,7 +238,7 @@ struct json_object *live_leak_json(struct live *l, const struct live_leak *leak)
 	}
 	tool_add_text(o, "how", leak->how == LIVE_HOLDER_GONE ? "holder gone" : "not mapped");
 	tool_add_number(o, "held_ns", tool_now() - leak->since_ns);
-	json_object_object_add(o, "confirmed", json_object_new_boolean(true));
+	tool_add_number(o, "confirmed_bytes", leak->confirmed * PINS_PAGE);
 	json_object_object_add(o, "open_in", leak->has ? json_object_new_int(leak->has) : NULL);
 	return o;
 }

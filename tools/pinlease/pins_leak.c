@@ -49,8 +49,48 @@ static int32_t holder_of(const struct census *c, const struct census_pin *p)
 	return 0;
 }
 
+/* Pages of both ranges. */
+static uint64_t common(uint64_t at, uint64_t nr, uint64_t other, uint64_t nr_other)
+{
+	uint64_t start = at > other ? at : other,
+		 end = at + nr < other + nr_other ? at + nr : other + nr_other;
+
+	return end > start ? end - start : 0;
+}
+
+static bool is_mapped_by(const struct census *c, const struct census_pin *p, int32_t pid)
+{
+	return pins_is_mapped(c, (uint32_t)(p - (struct census_pin *)c->pins.items), pid);
+}
+
+/*
+ * How much of what the slot stands for the census finds pinned; `unmapped`: and not mapped by its
+ * process, private memory by nobody. A file's pages are known by their place in it, private ones by the
+ * address that they were touched at, which is another's where memory was moved: then the first page is
+ * all that is known.
+ */
+static uint64_t found(const struct census *c, const struct live_slot *slot, const struct live_key *key,
+		      const struct census_pin *first, bool unmapped)
+{
+	bool file = key->memory == CENSUS_FILE;
+	uint64_t at = file ? slot->index : slot->addr / PINS_PAGE, pages = (uint64_t)slot->pages, n = 0;
+
+	for (size_t i = 0; i < c->pins.n; i++) {
+		const struct census_pin *p = pins_at(&c->pins, struct census_pin, i);
+
+		if (p->memory != key->memory || (file && (p->ino != key->ino || p->dev != key->dev)) ||
+		    !p->pins || !common(at, pages, p->index, p->nr_pages) ||
+		    (unmapped && is_mapped_by(c, p, file ? (int32_t)key->tgid : 0)))
+			continue;
+		n += common(at, pages, p->index, p->nr_pages);
+	}
+	if (!n && (!unmapped || !is_mapped_by(c, first, (int32_t)key->tgid)))
+		n = first->nr_pages;
+	return n < pages ? n : pages;
+}
+
 static void add(struct looking *look, const struct live_slot *slot, enum live_leaked how,
-		const struct census_pin *p)
+		const struct census_pin *p, uint64_t confirmed)
 {
 	struct live_leak *k = find(&look->l->leaks, slot->site, how);
 	uint64_t pages = (uint64_t)slot->pages;
@@ -61,6 +101,7 @@ static void add(struct looking *look, const struct live_slot *slot, enum live_le
 				.addr_end = slot->addr + pages * PINS_PAGE,
 				.index_end = slot->index + pages,
 				.pages = pages,
+				.confirmed = confirmed,
 				.how = how};
 
 	if (!k) {
@@ -69,6 +110,7 @@ static void add(struct looking *look, const struct live_slot *slot, enum live_le
 		return;
 	}
 	k->pages += pages;
+	k->confirmed += confirmed;
 	k->since_ns = new.since_ns < k->since_ns ? new.since_ns : k->since_ns;
 	k->addr = new.addr < k->addr ? new.addr : k->addr;
 	k->index = new.index < k->index ? new.index : k->index;
@@ -96,6 +138,7 @@ static void judge_slot(struct looking *look, const struct live_folio *f, const s
 		       const struct census_pin *p)
 {
 	const struct census *c = &look->census;
+	uint64_t pages;
 	struct live_known *k = slot->site && slot->pins > 0 ? live_known(look->l, slot->site) : NULL;
 
 	if (!k || !slot->longterm || !live_wanted(look->l, k) || (!look->all && !is_left_over(k)))
@@ -107,13 +150,15 @@ static void judge_slot(struct looking *look, const struct live_folio *f, const s
 	look->l->confirmed++;
 	if (slot->flags & LIVE_DOUBT)
 		return;
-	if (is_left_over(k) && p->pins > living(look->l, f) && live_is_gone(&k->now))
-		add(look, slot, LIVE_HOLDER_GONE, p);
-	else if (!k->gone_ns && slot->addr && /* else pinned by its file */
-		 !pins_is_mapped(c, (uint32_t)(p - (struct census_pin *)c->pins.items),
-				 (int32_t)k->now.key.tgid) &&
-		 !live_is_gone(&k->now)) /* not even by now */
-		add(look, slot, LIVE_UNMAPPED, p);
+	if (is_left_over(k) && p->pins > living(look->l, f) && live_is_gone(&k->now)) {
+		add(look, slot, LIVE_HOLDER_GONE, p, found(c, slot, &k->now.key, p, false));
+		return;
+	}
+	if (k->gone_ns || !slot->addr) /* pinned by its file */
+		return;
+	pages = found(c, slot, &k->now.key, p, true);
+	if (pages && !live_is_gone(&k->now)) /* not even by now */
+		add(look, slot, LIVE_UNMAPPED, p, pages);
 }
 
 static void judge(uint64_t folio, const struct live_folio *f, void *arg)

@@ -69,6 +69,7 @@ enum live_leaked { LIVE_HOLDER_GONE, LIVE_UNMAPPED };
 
 struct live_leak {
 	uint64_t site, since_ns, pages;
+	uint64_t confirmed;			   /* of these pages: so many has the census found */
 	uint64_t addr, addr_end, index, index_end; /* from the first to the last */
 	enum live_leaked how;
 	int32_t has; /* a process that has it open, says the census; 0: none known */

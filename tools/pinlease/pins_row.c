@@ -113,13 +113,20 @@ const char *pins_lease_at(const struct census *c, int32_t pid, uint64_t addr, ui
 
 /* ------------------------------------------------------------------------------------------- rows -- */
 
+bool pins_wanted(const struct pins_filter *f, int32_t pid, enum pins_device device,
+		 const struct pins_memory *m)
+{
+	if (pid == getpid() || (f->pid && pid != f->pid) ||
+	    (f->device >= 0 && device != (unsigned)f->device))
+		return false;
+	return !f->by_file || (m->kind == CENSUS_FILE && m->ino == f->file_ino &&
+			       makedev(m->dev >> 20, m->dev & 0xfffff) == f->file_dev);
+}
+
 static bool wanted(const struct pins_filter *f, const struct use *u)
 {
-	if (u->pid == getpid() || (f->pid && u->pid != f->pid) ||
-	    (f->device >= 0 && u->device != (unsigned)f->device))
-		return false;
-	return !f->by_file || (u->pin->memory == CENSUS_FILE && u->pin->ino == f->file_ino &&
-			       makedev(u->pin->dev >> 20, u->pin->dev & 0xfffff) == f->file_dev);
+	return pins_wanted(f, u->pid, u->device,
+			   &(struct pins_memory){u->pin->ino, u->pin->dev, u->pin->memory});
 }
 
 static struct pins_row *row_of(struct census *c, const struct use *u, const char *lease)
@@ -207,7 +214,7 @@ bool pins_is_mapped(const struct census *c, uint32_t pin, int32_t pid)
 {
 	const struct pins_map *map = map_of(c, pin, pid);
 
-	return map && map->pid == pid;
+	return map && (!pid || map->pid == pid);
 }
 
 /* Of the process that was asked for last it is known. */

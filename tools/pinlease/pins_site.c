@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <live.skel.h>
@@ -133,12 +132,8 @@ bool live_is_gone(const struct live_site *site)
 
 bool live_wanted(const struct live *l, const struct live_known *k)
 {
-	const struct pins_filter *f = &l->o->filter;
 	const struct live_key *key = &k->now.key;
 
-	if (key->tgid == (uint32_t)getpid() || (f->pid && key->tgid != (uint32_t)f->pid) ||
-	    (f->device >= 0 && k->device != (unsigned)f->device))
-		return false;
-	return !f->by_file || (key->memory == CENSUS_FILE && key->ino == f->file_ino &&
-			       makedev(key->dev >> 20, key->dev & 0xfffff) == f->file_dev);
+	return pins_wanted(&l->o->filter, (int32_t)key->tgid, k->device,
+			   &(struct pins_memory){key->ino, key->dev, key->memory});
 }
