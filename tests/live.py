@@ -396,7 +396,8 @@ def filtered():
 def table():
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 30, 80, 0, 0))
-    with Live('--trace') as can, subprocess.Popen([cs.PINLEASE, 'pins', '--watch', '--delay', '0.1'], stdout=terminal, stdin=terminal) as command:
+    with Live('--trace') as can, subprocess.Popen([cs.PINLEASE, 'pins', '--watch', '--delay', '0.1'], stdout=terminal, stdin=terminal,
+                                                 env=dict(os.environ, TERM='vt100')) as command:
         os.close(terminal)
         with cs.Memory(16 * PAGE) as memory, cs.Ring(cs.of(memory)):
             text = b''

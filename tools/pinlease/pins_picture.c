@@ -320,8 +320,8 @@ void live_print_picture(struct live *l, bool last)
 		live_put("%s", words); /* none: its site is known no more */
 	}
 	if (untimed(l))
-		live_put("%" PRIu64 " releases, of pins that overlap in a folio, aren't timed.",
-			 untimed(l));
+		live_put("%" PRIu64 " release%s of pins that overlap in a folio: not timed.", untimed(l),
+			 tool_s(untimed(l)));
 	putchar('\n');
 	if (last && l->confirmed + l->unseen)
 		live_put("Of %" PRIu64 " that are held long-term, the census finds %" PRIu64
