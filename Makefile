@@ -12,6 +12,7 @@ help:
 	@echo 'make chaos    kill pinleased, holders and actors at any moment and look what is left of the promises; SEED=N TIME=SECONDS [60]'
 	@echo 'make bench    build, measure what leases cost; six minutes, QUICK=1 under 90 s (bench/README.md)'
 	@echo 'make bench-vm  the same of devices, in a virtual machine that has some; two minutes (bench/README.md)'
+	@echo 'make bench-pins  what following pins costs who pins, in instructions, in a virtual machine; three minutes'
 	@echo 'make model    install spin, check the protocol of recalls in all its states, then that broken rules are found'
 	@echo 'make fuzz     install clang, feed the decoders any bytes; TIME=SECONDS [60] for each'
 	@echo 'make build    only build, in build/'

@@ -74,23 +74,29 @@ static void print_row(const struct census *c, const struct pins_row *r, bool exa
 
 static void print_devices(const struct census *c, bool exact)
 {
-	char size[24];
+	int wide = exact ? 13 : 4;
 
-	printf("\n%-9s %*s %6s %-10s %s\n", "DEVICE", exact ? 13 : 4, exact ? "BYTES" : "SIZE", "PINS",
-	       "IS", "POLICY THAT FITS");
+	printf("\n%-9s %*s %*s %6s %-10s %s\n", "DEVICE", wide, exact ? "BYTES" : "SIZE", exact ? 13 : 6,
+	       "LEASED", "PINS", "IS", "POLICY THAT FITS");
 	for (int d = 0; d < PINS_NR_DEVICES; d++) {
-		uint64_t bytes = 0, pins = 0;
+		uint64_t bytes = 0, leased = 0, pins = 0;
+		char size[24], some[24] = "?";
 
 		for (size_t i = 0; i < c->rows.n; i++) {
 			const struct pins_row *r = pins_at(&c->rows, struct pins_row, i);
 
-			bytes += r->device == (unsigned)d ? r->bytes : 0;
-			pins += r->device == (unsigned)d ? r->pins + r->refs : 0;
+			if (r->device != (unsigned)d)
+				continue;
+			bytes += r->bytes;
+			leased += r->lease ? r->bytes : 0;
+			pins += r->pins + r->refs;
 		}
 		tool_size_words(bytes, exact, size, sizeof size);
+		if (c->have_leases)
+			tool_size_words(leased, exact, some, sizeof some);
 		if (pins)
-			printf("%-9s %*s %6" PRIu64 " %-10s %s\n", pins_classes[d].name, exact ? 13 : 4,
-			       size, pins, pins_cans[pins_classes[d].fit.can],
+			printf("%-9s %*s %*s %6" PRIu64 " %-10s %s\n", pins_classes[d].name, wide, size,
+			       exact ? 13 : 6, some, pins, pins_cans[pins_classes[d].fit.can],
 			       pins_classes[d].fit.policy);
 	}
 }
