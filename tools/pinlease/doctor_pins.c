@@ -33,8 +33,8 @@ static void live(struct doctor *d, struct census *c, size_t way)
 	if (!err && !*l.unfollowed)
 		doctor_here(d, GROUP, ways[way].name, "%s", "");
 	else if (!err)
-		doctor_missing(d, GROUP, ways[way].name, "%s: not of %s; %s", ways[way].name,
-			       l.unfollowed, ways[way].instead);
+		doctor_missing(d, GROUP, ways[way].name, "%s: this kernel refuses them on %s; %s",
+			       ways[way].name, l.unfollowed, ways[way].instead);
 	else if (*said)
 		doctor_missing(d, GROUP, ways[way].name, "%s: %s", ways[way].name, said);
 	else
