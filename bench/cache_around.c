@@ -159,16 +159,17 @@ static void measure_room(const struct bench *b, const struct cache *c)
 	munmap(arena, n * STRIDE);
 }
 
-static uint64_t clock_of(clockid_t clock)
+static int64_t clock_of(clockid_t clock)
 {
 	struct timespec t;
 
 	clock_gettime(clock, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + t.tv_nsec;
+	return (int64_t)t.tv_sec * 1000000000u + t.tv_nsec;
 }
 
-/* The processor's time of all threads but this one. */
-static uint64_t taken_by_others(void)
+/* The processor's time of all threads but this one, and some hundred nanoseconds more or less: two
+ * clocks can't be read at once. */
+static int64_t taken_by_others(void)
 {
 	return clock_of(CLOCK_PROCESS_CPUTIME_ID) - clock_of(CLOCK_THREAD_CPUTIME_ID);
 }
@@ -179,7 +180,8 @@ static void measure_idle(const struct bench *b, const struct cache *c)
 	unsigned n = b->regions < 10000 ? b->regions : 10000;
 	struct timespec settles = {0, 200000000}, whole = {2 * b->n / 1000, 2 * b->n % 1000 * 1000000};
 	char *arena = cache_arena(n);
-	uint64_t began, taken;
+	uint64_t began;
+	int64_t taken;
 
 	cache_open_on(b, c);
 	cache_fill(c, arena, n);
@@ -188,7 +190,7 @@ static void measure_idle(const struct bench *b, const struct cache *c)
 	taken = taken_by_others();
 	nanosleep(&whole, NULL);
 	taken = taken_by_others() - taken;
-	value(b, "idle", c->variant, "idle", taken / ((now_ns() - began) / 1e9));
+	value(b, "idle", c->variant, "idle", (taken > 0 ? taken : 0) / ((now_ns() - began) / 1e9));
 	c->close();
 	munmap(arena, n * STRIDE);
 }

@@ -117,7 +117,8 @@ def cache_row(r, group, place, what, metric, unit):
     def number(key):
         return '' if r.get('p50', *key) is None else us(r.get('p50', *key)) if unit == 'us' else f"{r.get('p50', *key):.1f}"
 
-    return [what + CACHE_WORDS.get(metric, '') + ('' if place == 'same' else ', two CPUs'), number(mine), number(ucx), times(r.ratio(mine, ucx)),
+    ucx_ratio = None if metric == 'idle' else r.ratio(mine, ucx)  # of next to nothing there is none
+    return [what + CACHE_WORDS.get(metric, '') + ('' if place == 'same' else ', two CPUs'), number(mine), number(ucx), times(ucx_ratio),
             times(r.ratio(mine, without)), times(r.ratio(mine, base)) if metric in CACHE_BASES else '']
 
 
