@@ -144,6 +144,8 @@ struct pl_cache {
 	struct pl_region *parted;
 	size_t n_chunks, taken, regions, bytes, n_parted;
 	size_t hand, sweep; /* of the clock: the region it is at; of who looks for a free one */
+	size_t guessed,
+		to_guess; /* from `guessed` to there, regions may not be in the table of guesses */
 	struct pl_small small[PL_SMALL];
 
 	pthread_t cleaner;

@@ -62,14 +62,19 @@ void pl_guess_add(struct pl_guesses *g, uintptr_t start, size_t number)
 {
 	uintptr_t table = atomic_load_explicit(&g->table, memory_order_relaxed);
 	uint64_t hash = pl_guess_hash(start);
+	uint32_t guess = pl_guess_tag(table, hash) + (uint32_t)number + 1;
 	struct pl_bucket *b = pl_guess_bucket(table, hash);
-	unsigned i = 0;
+	unsigned room = PL_BUCKET;
 
-	while (i < PL_BUCKET && atomic_load_explicit(&b->guess[i], memory_order_relaxed))
-		i++;
-	if (i < PL_BUCKET)
-		atomic_store_explicit(&b->guess[i], pl_guess_tag(table, hash) + (uint32_t)number + 1,
-				      memory_order_release);
+	for (unsigned i = 0; i < PL_BUCKET; i++) {
+		uint32_t there = atomic_load_explicit(&b->guess[i], memory_order_relaxed);
+
+		if (there == guess)
+			return;
+		room = there ? room : i;
+	}
+	if (room < PL_BUCKET)
+		atomic_store_explicit(&b->guess[room], guess, memory_order_release);
 }
 
 void pl_guess_remove(struct pl_guesses *g, uintptr_t start, size_t number)

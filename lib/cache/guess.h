@@ -84,7 +84,8 @@ static inline bool pl_guess_get(const struct pl_bucket *b, unsigned i, uint32_t 
 int pl_guesses_init(struct pl_guesses *g);
 void pl_guesses_end(struct pl_guesses *g);
 
-/* For so many, a power of two. True: it is another table, with nothing in it: add each again. */
+/* For so many, a power of two. True: it is another table, with nothing in it: add each again, when there
+ * is time. What is there already isn't added. */
 bool pl_guesses_grow(struct pl_guesses *g, size_t n);
 void pl_guess_add(struct pl_guesses *g, uintptr_t start, size_t number);
 void pl_guess_remove(struct pl_guesses *g, uintptr_t start, size_t number);

@@ -4,7 +4,8 @@
 
 #include "cache/cache.h"
 
-#define FIRST 256 /* places */
+#define FIRST	256 /* places */
+#define GUESSES 4   /* for each registration that is new */
 
 #define store(place, what) __atomic_store_n(&(place), what, __ATOMIC_RELEASE)
 
@@ -32,15 +33,14 @@ static void fill(struct pl_cache *c, size_t top)
 	pl_chunk_fill(pl_rest(first), (top - c->top) * sizeof(struct pl_rest));
 }
 
-static void more_guesses(struct pl_cache *c, size_t top)
+/* What the table before this one had comes into it a few at a time: nobody waits for all of it. */
+static void guess_some(struct pl_cache *c)
 {
-	if (!pl_guesses_grow(&c->guesses, top))
-		return;
-	for (size_t i = 0; i < c->top; i++) {
-		struct pl_region *r = pl_region_at(c, i);
+	for (unsigned n = 0; n < GUESSES && c->guessed < c->to_guess; n++, c->guessed++) {
+		struct pl_region *r = pl_region_at(c, c->guessed);
 
 		if (pl_rest(r)->in_tree)
-			pl_guess_add(&c->guesses, r->reg.start, i);
+			pl_guess_add(&c->guesses, r->reg.start, r->number);
 	}
 }
 
@@ -60,7 +60,10 @@ static void more_regions(struct pl_cache *c)
 	}
 	if (top <= PL_CHUNK)
 		fill(c, top);
-	more_guesses(c, top);
+	if (pl_guesses_grow(&c->guesses, top)) {
+		c->guessed = 0;
+		c->to_guess = c->top;
+	}
 	atomic_store_explicit(&c->top, top, memory_order_release);
 }
 
@@ -150,6 +153,7 @@ int pl_region_link(struct pl_cache *c, struct pl_region *r)
 		return err;
 	pl_guess_add(&c->guesses, r->reg.start, r->number);
 	pl_rest(r)->in_tree = true;
+	guess_some(c);
 	return 0;
 }
 
