@@ -314,6 +314,33 @@ static void a_recall_is_answered_by_put(void **state)
 	rig_close(&r);
 }
 
+static void only_what_is_in_use_refuses(void **state)
+{
+	struct pinl_cache_opts opts = {.size = sizeof opts,
+				       .flags = PINL_PIN | PINL_COOPERATIVE,
+				       .max_merge = 1,
+				       .policy = {.size = sizeof opts.policy,
+						  .kind = PINL_REFUSE,
+						  .refuse = PINL_OPBIT(PINL_OP_UNMAP)}};
+	char *at = pages_new(2);
+	const struct pinl_reg *reg;
+	struct rig r;
+
+	rig_open(&r, &opts);
+	reg = got(&r, at, 8, 0);
+	tag_at(&r, at + PAGE);
+	assert_int_equal(pinl_munmap(r.ctx, at, PAGE), -EBUSY);
+	assert_ptr_equal(got(&r, at, 8, 0), reg);
+	assert_ok(pinl_munmap(r.ctx, at + PAGE, PAGE));
+	pinl_put(reg);
+	assert_int_equal(pinl_munmap(r.ctx, at, PAGE), -EBUSY);
+	pinl_put(reg);
+	assert_ok(pinl_munmap(r.ctx, at, PAGE));
+	settled(&r);
+	assert_int_equal(r.tagger.unmaps, 2);
+	rig_close(&r);
+}
+
 /* -------------------------------------------------------------------------------- the rest -- */
 
 static void a_child_has_nothing(void **state)
@@ -391,6 +418,7 @@ int main(void)
 		cmocka_unit_test(many_may_be_in_use),
 		cmocka_unit_test(a_leak_is_reported),
 		cmocka_unit_test(a_recall_is_answered_by_put),
+		cmocka_unit_test(only_what_is_in_use_refuses),
 		cmocka_unit_test(a_child_has_nothing),
 		cmocka_unit_test(caches_do_not_meet),
 	};

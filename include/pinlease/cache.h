@@ -65,7 +65,7 @@ struct pinl_cache_opts {
 	 * and its orphaned pages are reported. RECALL: its notice has the registration as cookie
 	 * (pinl_event.cookie, a struct pinl_reg *); the answer is pinl_put() by all who have it. Raw
 	 * changes of leased memory are slower then by what a recall costs. With SCRATCH or COPY no
-	 * registration is made over another that is in use.
+	 * registration is made over another that is in use. REFUSE: what isn't in use refuses nothing.
 	 */
 	struct pinl_policy policy;
 	/*

@@ -270,6 +270,7 @@ bool pl_lacks_room(struct pl_cache *c, const struct pl_range *range,
 
 /* clean.c */
 int pl_barrier_prepare(void);
+void pl_barrier_everywhere(void);	  /* every other thread has passed one since this was called */
 size_t pl_clean(struct pl_cache *c);	  /* ends what nobody has; cache->lock held, dropped meanwhile */
 size_t pl_clean_wait(struct pl_cache *c); /* or what another thread is about to end */
 void pl_ring_bell(struct pl_cache *c, bool now);

@@ -25,8 +25,7 @@ int pl_barrier_prepare(void)
 	return 0;
 }
 
-/* Every other thread of the process has passed a barrier since this was called. */
-static void barrier_everywhere(void)
+void pl_barrier_everywhere(void)
 {
 	syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
 }
@@ -94,7 +93,7 @@ size_t pl_clean(struct pl_cache *c)
 	collect_garbage(c);
 	if (!c->parted)
 		return 0;
-	barrier_everywhere();
+	pl_barrier_everywhere();
 	ready = take_unused(c);
 	if (!ready)
 		return 0;

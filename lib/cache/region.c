@@ -10,15 +10,19 @@
 #define store(place, what) __atomic_store_n(&(place), what, __ATOMIC_RELEASE)
 
 /* ctx->lock held, so neither a source's thread nor the cache's own waits for anything here. */
-static bool changed(struct pl_cached *cached)
+static bool changed(struct pl_cached *cached, bool refuses)
 {
 	struct pl_region *r =
 		pl_region_of_rest((struct pl_rest *)((char *)cached - offsetof(struct pl_rest, cached)));
 	struct pl_cache *c = pl_caches[r->cache];
 	bool used;
 
+	if (refuses && pl_users(c, r))
+		return false;
 	if (pl_region_kill(r))
 		pl_count(c, invalidated);
+	if (refuses)
+		pl_barrier_everywhere();
 	used = pl_users(c, r) != 0;
 	pl_ring_bell(c, c->opts.policy.kind == PINL_RECALL);
 	return !used;

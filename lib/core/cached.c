@@ -5,17 +5,23 @@
 #include "core/cached.h"
 
 /*
- * Under KEEP an idle registration goes out of the cache and then off the device, and there is nothing to
- * report: no transfer of the holder's is lost with it. A recall goes its way, as the device has the
- * pages still; the cache answers it by ending the lease.
+ * Under KEEP and REFUSE an idle registration goes out of the cache and then off the device, and there is
+ * nothing to report: no transfer of the holder's is lost with it. A recall goes its way, as the device
+ * has the pages still; the cache answers it by ending the lease.
  */
 bool pl_cached_changed(struct pinl_lease *l)
 {
-	bool idle = l->cached->changed(l->cached) && l->policy.kind == PINL_KEEP;
+	bool idle = l->cached->changed(l->cached, false) &&
+		    (l->policy.kind == PINL_KEEP || l->policy.kind == PINL_REFUSE);
 
 	if (idle)
 		atomic_store(&l->idle, true);
 	return idle;
+}
+
+bool pl_cached_unused(struct pinl_lease *l)
+{
+	return l->cached && l->cached->changed(l->cached, true);
 }
 
 void pl_cached_used(struct pinl_lease *l)

@@ -12,9 +12,10 @@
 struct pl_cached {
 	/*
 	 * A change that matters to the lease, before anything is made of it. ctx->lock held: note it,
-	 * wake somebody, nothing else. False: somebody uses the registration.
+	 * wake somebody, nothing else. False: somebody uses the registration. `refuses`: then there will
+	 * be no change; and true is certain.
 	 */
-	bool (*changed)(struct pl_cached *cached);
+	bool (*changed)(struct pl_cached *cached, bool refuses);
 };
 
 struct pl_lease_how {
@@ -35,6 +36,9 @@ int pl_lease_map(struct pinl_device *device, const struct pl_lease_how *how, str
 
 /* Tells the cache; ctx->lock held. True: nothing else is to be done, nobody has the lease. */
 bool pl_cached_changed(struct pinl_lease *lease);
+
+/* True: nobody has it, so it refuses nothing, and is out of the cache; ctx->lock held. */
+bool pl_cached_unused(struct pinl_lease *lease);
 
 /* It turned out to be in use when it was changed: the last look (check.c) is to be at it. */
 void pl_cached_used(struct pinl_lease *lease);

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "core/cached.h"
 #include "core/change.h"
 #include "core/export.h"
 #include "core/extent.h"
@@ -45,7 +46,8 @@ static struct pinl_lease *refuser(struct pinl_ctx *ctx, const struct pinl_change
 	enum pl_effect effect;
 
 	for_each_lease(l, ctx, ch) if (l->state != PINL_RELEASED && pl_lease_overlap(l, ch, va) &&
-				       pl_recall_ask(l, ch, &effect).action == PL_REFUSE) return l;
+				       pl_recall_ask(l, ch, &effect).action == PL_REFUSE &&
+				       !pl_cached_unused(l)) return l;
 	return NULL;
 }
 
