@@ -36,6 +36,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
 LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+LIBC.shmat.restype = ctypes.c_void_p
+LIBC.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 SETUP, REGISTER = 425, 427
 RING_FDS = 20
@@ -212,6 +214,30 @@ def unmapped():
             memory.unmap()
             row = only(census()[0], device='io_uring', mapped=False, bytes=4 * PAGE, pins=4, memory='file' if file else 'anonymous')
             assert row['ranges'] == (bounds(0, 4 * PAGE) if file else bounds(memory.start, 4 * PAGE)), row
+    gone()
+
+
+def of_a_segment():
+    """System V shared memory; the first segment's inode has the number 0."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            call(LIBC.unshare(0x08000000))  # CLONE_NEWIPC: so it is the first
+            status = 2
+            address = call(LIBC.shmat(call(LIBC.shmget(0, 4 * PAGE, 0o1600)), None, 0))
+            ctypes.memset(address, 1, 4 * PAGE)
+            with Ring((address, 2 * PAGE)):
+                only(census()[0], device='io_uring', memory='file', path='SYSV00000000', file_ino=0, mapped=True,
+                     ranges=bounds(0, 2 * PAGE))
+            status = 0
+        except Exception as error:  # pylint: disable=broad-except
+            print(f'# {error}', flush=True)
+        os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == 1:
+        raise tree.Skip('IPC namespaces')
+    assert status == 0, status
     gone()
 
 
@@ -536,6 +562,7 @@ def main():
         ('a file has its path, also a new or no longer one', of_a_file),
         ('private memory of a file on disk', on_disk),
         ('memory that is no longer mapped', unmapped),
+        ('a System V segment, the first', of_a_segment),
         ('memory that other pages are mapped instead of', replaced),
         ('pages that a file has let go', cut_off),
         ('a huge page', huge_pages),

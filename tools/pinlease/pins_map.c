@@ -170,9 +170,9 @@ int pins_list_maps(struct census *c)
 		if (v->anon)
 			candidates(c, &view, v, order, (struct census_pin){.memory = CENSUS_ANON},
 				   longest);
-		if (v->anon && v->ino && old)
+		if (v->anon && v->dev && old)
 			private_huge(c, &view, v, order);
-		if (v->ino)
+		if (v->dev) /* the first System V segment is inode 0 */
 			candidates(
 				c, &view, v, order,
 				(struct census_pin){.memory = CENSUS_FILE, .dev = v->dev, .ino = v->ino},
