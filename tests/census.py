@@ -241,6 +241,18 @@ def of_a_segment():
     gone()
 
 
+def untouched():
+    """Another mapping of the file's bytes that nobody has touched, so that no page table has them: they are mapped all the same."""
+    with memfd(4 * PAGE) as fd, Memory(4 * PAGE, fd) as memory, Ring(of(memory)):
+        other = call(LIBC.mmap(None, 4 * PAGE, 3, mmap.MAP_SHARED, fd, 0))
+        memory.unmap()
+        only(census()[0], device='io_uring', mapped=True, ranges=bounds(0, 4 * PAGE))
+        LIBC.munmap(other, 2 * PAGE)
+        assert sorted((row['mapped'], row['bytes']) for row in census()[0]) == [(False, 2 * PAGE), (True, 2 * PAGE)]
+        LIBC.munmap(other, 4 * PAGE)
+    gone()
+
+
 def replaced():
     """Where other pages are mapped now, those that are pinned are not."""
     with memfd(4 * PAGE) as fd, Memory(4 * PAGE) as memory, Memory(4 * PAGE, fd, private=True) as copied, spliced(copied), Ring(of(memory)):
@@ -563,6 +575,7 @@ def main():
         ('private memory of a file on disk', on_disk),
         ('memory that is no longer mapped', unmapped),
         ('a System V segment, the first', of_a_segment),
+        ('a file is mapped, though nobody has touched it there', untouched),
         ('memory that other pages are mapped instead of', replaced),
         ('pages that a file has let go', cut_off),
         ('a huge page', huge_pages),

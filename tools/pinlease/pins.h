@@ -96,10 +96,12 @@ struct pins_piece {
 	uint32_t hold, pad;
 };
 
-/* A page that a process maps. */
+/* A page that a process maps. What it has pinned itself it has touched; who maps a file sees of it
+ * whatever he touches next. */
 struct pins_map {
 	uint32_t pin;
 	int32_t pid;
+	bool touched;
 	uint64_t addr; /* of the page */
 	uint64_t page; /* number in the pin's folio */
 };

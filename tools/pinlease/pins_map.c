@@ -40,7 +40,7 @@ static int by_index(const void *a, const void *b)
 	return compare(&sorted[*(const uint32_t *)a], &sorted[*(const uint32_t *)b]);
 }
 
-static uint64_t frame(struct view *view, uint64_t addr)
+static uint64_t entry(struct view *view, uint64_t addr)
 {
 	uint64_t number = addr / PINS_PAGE, block = number / BLOCK;
 
@@ -51,8 +51,19 @@ static uint64_t frame(struct view *view, uint64_t addr)
 			memset(view->entries, 0, sizeof view->entries);
 		view->block = block;
 	}
-	number = view->entries[number % BLOCK];
-	return number >> 63 ? number & ((1ull << 55) - 1) : 0;
+	return view->entries[number % BLOCK];
+}
+
+static bool is_frame(uint64_t entry, uint64_t pfn)
+{
+	return entry >> 63 && (entry & ((1ull << 55) - 1)) == pfn;
+}
+
+/* Nothing is there, nor swapped out, nor a guard (Linux 6.15): the file's page is, when it is touched.
+ */
+static bool is_empty(uint64_t entry)
+{
+	return !(entry >> 62) && !(entry >> 58 & 1);
 }
 
 static void look_at(struct view *view, int32_t pid)
@@ -64,23 +75,27 @@ static void look_at(struct view *view, int32_t pid)
 	*view = (struct view){.pid = pid, .pagemap = pid ? pins_pagemap(pid) : -1, .block = ~0ull};
 }
 
-/* The first page of it, which has this index, that is mapped by this VMA. */
+/* The first page of it, which has this index, that is mapped by this VMA, rather one that was touched. */
 static void match(struct census *c, struct view *view, const struct census_vma *v, uint32_t number,
 		  uint64_t index)
 {
 	const struct census_pin *p = pins_at(&c->pins, struct census_pin, number);
 	uint64_t len = (v->end - v->start) / PINS_PAGE, page = index < v->pgoff ? v->pgoff - index : 0;
+	struct pins_map map = {.pin = number, .pid = v->pid};
 
 	look_at(view, v->pid);
-	for (; page < p->nr_pages && index + page < v->pgoff + len; page++) {
-		uint64_t addr = v->start + (index + page - v->pgoff) * PINS_PAGE;
+	for (; page < p->nr_pages && index + page < v->pgoff + len && !map.touched; page++) {
+		uint64_t addr = v->start + (index + page - v->pgoff) * PINS_PAGE,
+			 found = entry(view, addr);
 
-		if (frame(view, addr) != p->pfn + page)
-			continue;
-		pins_add(&c->maps,
-			 &(struct pins_map){.pin = number, .pid = v->pid, .addr = addr, .page = page});
-		return;
+		map.touched = is_frame(found, p->pfn + page);
+		if (map.touched || (p->memory == CENSUS_FILE && !map.addr && is_empty(found))) {
+			map.addr = addr;
+			map.page = page;
+		}
 	}
+	if (map.addr)
+		pins_add(&c->maps, &map);
 }
 
 /* Those of one kind of memory that this VMA could have; `longest` is that of any folio. */
@@ -143,7 +158,9 @@ static int by_pin(const void *a, const void *b)
 {
 	const struct pins_map *x = a, *y = b;
 
-	return x->pin != y->pin ? (x->pin < y->pin ? -1 : 1) : (x->pid > y->pid) - (x->pid < y->pid);
+	if (x->pin != y->pin)
+		return x->pin < y->pin ? -1 : 1;
+	return x->pid != y->pid ? (x->pid < y->pid ? -1 : 1) : y->touched - x->touched;
 }
 
 int pins_list_maps(struct census *c)

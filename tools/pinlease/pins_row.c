@@ -317,22 +317,35 @@ static void use_pieces(struct making *m)
 	}
 }
 
+/* The first process after `pid` that has touched it. */
+static const struct pins_map *touched_by(const struct census *c, uint32_t pin, int32_t pid)
+{
+	const struct pins_map *map = map_of(c, pin, pid + 1);
+
+	while (map && !map->touched) /* of a process' mappings, one that was touched is the first */
+		map = map_of(c, pin, map->pid + 1);
+	return map;
+}
+
 /* Whose pins they are that no list has: of those that map the page, one with a device; the only one;
  * nobody known. */
 static void use_rest(struct making *m, uint32_t number, uint64_t pins)
 {
 	const struct census *c = m->c;
 	const struct census_pin *p = pins_at(&c->pins, struct census_pin, number);
-	const struct pins_map *first = map_of(c, number, 0), *with = NULL, *map = first;
-	struct use u = {
-		.pin = p, .device = PINS_OTHER, .nr = p->nr_pages, .pins = pins, .mapped = first};
+	const struct pins_map *first = touched_by(c, number, 0), *with = NULL, *map = first;
+	struct use u = {.pin = p,
+			.device = PINS_OTHER,
+			.nr = p->nr_pages,
+			.pins = pins,
+			.mapped = map_of(c, number, 0)};
 
-	for (; map && !with; map = map_of(c, number, map->pid + 1))
+	for (; map && !with; map = touched_by(c, number, map->pid))
 		if (device_of(m, map->pid) >= 0)
 			with = map;
 	if (with)
 		u.device = device_of(m, with->pid);
-	else if (first && !map_of(c, number, first->pid + 1))
+	else if (first && !touched_by(c, number, first->pid))
 		with = first;
 	if (with) {
 		u.pid = with->pid;

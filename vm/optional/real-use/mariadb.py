@@ -1,0 +1,87 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""MariaDB by io_uring and O_DIRECT: nothing is pinned while it is idle; when its disk hangs, what is under way."""
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import scene
+
+DISK = 'real-use'
+
+
+@contextlib.contextmanager
+def disk():
+    """A file system on a disk that can be made to hang; where it is mounted."""
+    scene.run('modprobe', '-a', 'loop', 'dm_mod')
+    with contextlib.ExitStack() as stack:
+        folder = pathlib.Path(stack.enter_context(scene.folder()))
+        with open(folder / 'image', 'wb') as image:
+            image.truncate(192 << 20)
+        loop = scene.run('losetup', '--find', '--show', folder / 'image').strip()
+        stack.callback(scene.run, 'losetup', '--detach', loop)
+        sectors = scene.run('blockdev', '--getsz', loop).strip()
+        scene.run('dmsetup', 'create', '--noudevsync', '--noudevrules', DISK, '--table', f'0 {sectors} linear {loop} 0')
+        stack.callback(scene.run, 'dmsetup', 'remove', '--noudevsync', '--retry', DISK)
+        place = folder / 'mysql'
+        place.mkdir()
+        scene.run('mkfs.ext4', '-q', '-F', '-b', '4096', f'/dev/mapper/{DISK}')
+        scene.run('mount', f'/dev/mapper/{DISK}', place)
+        stack.callback(lambda: scene.until('it can be unmounted', lambda: not subprocess.run(['umount', place], check=False,
+                                                                                            capture_output=True).returncode))
+        yield place
+
+
+@contextlib.contextmanager
+def hanging():
+    scene.run('dmsetup', 'suspend', '--noudevsync', '--noflush', '--nolockfs', DISK)
+    try:
+        yield
+    finally:
+        scene.run('dmsetup', 'resume', '--noudevsync', DISK)
+
+
+def server(place):
+    return scene.Program('mariadbd', '--no-defaults', '--user=root', f'--datadir={place}', f'--socket={place}/socket', '--skip-networking',
+                         '--skip-grant-tables', '--innodb-use-native-aio=1', '--innodb-flush-method=O_DIRECT',
+                         '--innodb-buffer-pool-size=16M', '--innodb-log-file-size=8M')
+
+
+def client(place, words):
+    return ['mariadb', '--no-defaults', f'--socket={place}/socket', '-e', words]
+
+
+def has_ring(program):
+    return any('io_uring' in os.readlink(path) for path in pathlib.Path(f'/proc/{program.pid}/fd').iterdir() if path.is_symlink())
+
+
+def works():
+    scene.need('mariadbd', 'mariadb', 'mariadb-install-db', 'dmsetup')
+    with disk() as place:
+        scene.run('mariadb-install-db', '--no-defaults', '--user=root', f'--datadir={place}', '--skip-test-db', '--innodb-log-file-size=8M')
+        with server(place) as program:
+            scene.until('it answers', lambda: not subprocess.run(client(place, 'SELECT 1'), check=False, capture_output=True).returncode, program)
+            if not has_ring(program):
+                raise scene.Failure(f'it has no io_uring:\n{program.said()}')
+            scene.run(*client(place, 'CREATE DATABASE a; CREATE TABLE a.b (c LONGTEXT) ENGINE=InnoDB'))
+            scene.until('nothing of it is pinned any more', lambda: not scene.rows_of('mariadbd'), program)
+            page = scene.Page('mariadb')
+            page.started(program)
+            page.pins()
+            with hanging(), scene.Program(*client(place, "INSERT INTO a.b VALUES (REPEAT('x', 4000000))")):
+                page.parts.append('# The disk hangs now, and somebody inserts.\n')
+                rows = scene.until('the insert waits for the disk', lambda: scene.rows_of('mariadbd'), program)
+                scene.check(rows, pid=program.pid, device='other', memory='anonymous', mapped=True)
+                page.pins()
+            scene.until('nothing of it is pinned any more', lambda: not scene.rows_of('mariadbd'), program)
+            page.parts.append('# The disk is back.\n')
+            page.pins()
+            page.write()
+            scene.run(*client(place, 'SHUTDOWN'))
+            program.process.wait(scene.PATIENCE)
+
+
+if __name__ == '__main__':
+    sys.exit(scene.tap([('idle, with a disk that hangs, and after', works)]))
