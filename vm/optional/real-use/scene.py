@@ -69,9 +69,9 @@ class Program:
         self.log.close()
 
 
-def until(what, ready, *programs):
+def until(what, ready, *programs, patience=PATIENCE):
     """The first answer of ready() that is something; the programs must not end meanwhile."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while not (answer := ready()):
         for program in programs:
             program.must_run()
