@@ -457,6 +457,35 @@ def regions():
         assert holder.returncode == 0
 
 
+@contextlib.contextmanager
+def container():
+    """Of VFIO, with the job's device."""
+    group = os.environ.get('PINLEASE_TEST_VFIO')
+    if not group or not os.path.exists('/dev/vfio/vfio'):
+        raise tree.Skip('a VFIO group (PINLEASE_TEST_VFIO)')
+    with open('/dev/vfio/vfio', 'r+b', buffering=0) as file, open(f'/dev/vfio/{group}', 'r+b', buffering=0) as member:
+        fcntl.ioctl(member, 0x3b68, struct.pack('i', file.fileno()))  # VFIO_GROUP_SET_CONTAINER
+        fcntl.ioctl(file, 0x3b66, 3)  # VFIO_SET_IOMMU, type 1
+        yield lambda start, iova, size: fcntl.ioctl(file, 0x3b71, struct.pack('IIQQQ', 32, 3, start, iova, size))  # VFIO_IOMMU_MAP_DMA
+
+
+def device_memory():
+    """What is mapped for a VFIO device, also a part of a huge page; another pin of that process isn't."""
+    with memfd(8 * PAGE) as fd, Memory(8 * PAGE, fd) as file, Memory(HUGE, huge=True) as huge, Memory(4 * PAGE) as other:
+        with container() as map_dma, Ring(of(other)):
+            map_dma(file.start + PAGE, 0, 4 * PAGE)
+            map_dma(huge.start + 3 * PAGE, HUGE, 5 * PAGE)
+            rows = sorted(census()[0], key=lambda row: (row['device'], row['memory']))
+            only(rows[:1], device='io_uring', bytes=4 * PAGE)
+            only(rows[1:2], device='vfio', listed=True, memory='anonymous', mapped=True, pins=5, bytes=5 * PAGE,
+                 ranges=bounds(huge.start + 3 * PAGE, 5 * PAGE))
+            only(rows[2:], device='vfio', listed=True, memory='file', mapped=True, pins=4, ranges=bounds(PAGE, 4 * PAGE))
+            file.unmap()
+            rows = json.loads(run('--json', '--kind', 'other').stdout)['pins']
+            only([row for row in rows if row.get('path') == 'memfd:census'], pid=None, mapped=False, pins=4, ranges=bounds(PAGE, 4 * PAGE))
+    gone()
+
+
 def leased():
     """With a lease, and the part without: told apart."""
     with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, memfd(8 * PAGE) as fd, Memory(8 * PAGE, fd) as memory, \
@@ -590,6 +619,7 @@ def main():
         ("an AF_XDP socket's area", socket_area),
         ('a udmabuf', dmabuf),
         ('memory regions', regions),
+        ('memory that is mapped for a VFIO device', device_memory),
         ('leased and not', leased),
         ('by process, by kind, sorted', chosen),
         ('the table', table),

@@ -43,6 +43,7 @@ void pins_start(struct census *c)
 			     .tasks = {.size = sizeof(struct census_task)},
 			     .holds = {.size = sizeof(struct pins_hold)},
 			     .pieces = {.size = sizeof(struct pins_piece)},
+			     .regions = {.size = sizeof(struct pins_region)},
 			     .maps = {.size = sizeof(struct pins_map)},
 			     .rows = {.size = sizeof(struct pins_row)},
 			     .memories = {.size = sizeof(struct pins_range)},
@@ -84,6 +85,7 @@ void pins_end(struct census *c)
 	pins_free(&c->tasks);
 	pins_free(&c->holds);
 	pins_free(&c->pieces);
+	pins_free(&c->regions);
 	pins_free(&c->maps);
 	pins_free(&c->rows);
 	pins_free(&c->leases);

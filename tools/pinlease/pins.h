@@ -96,6 +96,13 @@ struct pins_piece {
 	uint32_t hold, pad;
 };
 
+/* Addresses of a process whose pages an object holds, a pin for each. */
+struct pins_region {
+	enum pins_device device;
+	int32_t pid;
+	uint64_t start, end;
+};
+
 /* A page that a process maps. What it has pinned itself it has touched; who maps a file sees of it
  * whatever he touches next. */
 struct pins_map {
@@ -150,8 +157,8 @@ struct census {
 	int nr_modules;
 	struct census_pin *window;
 	struct pins_own own;
-	struct pins_vec pins, files, vmas, tasks, holds, pieces, maps, rows, leases, memories, places,
-		objects;
+	struct pins_vec pins, files, vmas, tasks, holds, pieces, regions, maps, rows, leases, memories,
+		places, objects;
 	struct pins_counters before, after; /* without ours */
 	uint64_t found, found_bytes;	    /* pins of others */
 	uint64_t unexplained;		    /* plain references that nothing explains */
@@ -260,8 +267,10 @@ void pins_hold_xdp(struct census *c, const struct census_file *f);
 void pins_hold_dmabuf(struct census *c, const struct census_file *f);
 void pins_hold_pipe(struct census *c, const struct census_file *f);
 void pins_hold_rdma(struct census *c, const struct census_file *f);
+void pins_hold_vfio(struct census *c, const struct census_file *f);
 
-/* What device a file like this one stands for that keeps no list which we can read; -1: none. */
+/* What device a file like this one stands for whose list of what it holds may be none or not to be read;
+ * -1: none. */
 int pins_device_of(const struct census_file *f);
 
 char *pins_path(struct census *c, uint64_t inode, uint32_t dev, uint64_t ino); /* to be freed; NULL */

@@ -268,8 +268,8 @@ void pins_hold_pipe(struct census *c, const struct census_file *f)
 
 /* --------------------------------------------------------------------------------------- all -- */
 
-/* These keep no list that can be read here: what their processes map and nothing else explains is
- * theirs. */
+/* These keep no list that can be read here, or none of pages: what their processes map and nothing else
+ * explains is theirs. */
 int pins_device_of(const struct census_file *f)
 {
 	static const struct {
@@ -297,6 +297,8 @@ static void hold_file(struct census *c, const struct census_file *f)
 		pins_hold_ring(c, f->pid, f->fd, f->private_data);
 	else if (S_ISCHR(f->mode) && !strncmp(f->name, "uverbs", 6))
 		pins_hold_rdma(c, f);
+	else if (S_ISCHR(f->mode) && !strcmp(f->name, "vfio"))
+		pins_hold_vfio(c, f);
 }
 
 /* First for those that made them: a child has a ring, but of its pages only copies. */

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Pages become uses (who has which part of a page, by which device), and uses become rows. Pins that an
- * object has in its own list are its; what is left of a page's pins is said to be of a process that maps
- * it: one that has a device open which keeps no list, or else nobody knows by what. What this command
- * pins itself is left out everywhere.
+ * object has in its own list are its, of pages or of addresses; what is left of a page's pins is said to
+ * be of a process that maps it: one that has a device open which keeps no list, or else nobody knows by
+ * what. What this command pins itself is left out everywhere.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -317,6 +317,39 @@ static void use_pieces(struct making *m)
 	}
 }
 
+static void use_region(struct making *m, const struct pins_map *map, const struct pins_region *r)
+{
+	const struct census_pin *p = pins_at(&m->c->pins, struct census_pin, map->pin);
+	uint64_t base = map->addr - map->page * PINS_PAGE, last = base + p->nr_pages * PINS_PAGE,
+		 start = r->start > base ? r->start : base, end = r->end < last ? r->end : last;
+	struct use u = {.pin = p,
+			.device = r->device,
+			.sure = true,
+			.mapped = true,
+			.pid = r->pid,
+			.addr = start};
+
+	if (r->pid != map->pid || start >= end)
+		return;
+	u.page = (start - base) / PINS_PAGE;
+	u.nr = (end - start) / PINS_PAGE;
+	u.pins = take(&m->left[map->pin].pins, u.nr);
+	if (u.pins)
+		add_use(m, &u);
+}
+
+static void use_regions(struct making *m)
+{
+	struct census *c = m->c;
+
+	for (size_t i = 0; i < c->maps.n; i++) {
+		const struct pins_map *map = pins_at(&c->maps, struct pins_map, i);
+
+		for (size_t j = 0; j < c->regions.n && m->left[map->pin].pins; j++)
+			use_region(m, map, pins_at(&c->regions, struct pins_region, j));
+	}
+}
+
 /* The first process after `pid` that has touched it. */
 static const struct pins_map *touched_by(const struct census *c, uint32_t pin, int32_t pid)
 {
@@ -433,6 +466,7 @@ int pins_make_rows(struct census *c, const struct pins_filter *filter)
 	}
 	leave_out_own(c, own_pins(c));
 	use_pieces(&m);
+	use_regions(&m);
 	for (uint32_t i = 0; i < c->pins.n; i++) {
 		if (m.left[i].pins)
 			use_rest(&m, i, m.left[i].pins);
