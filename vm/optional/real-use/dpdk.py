@@ -34,6 +34,7 @@ def testpmd():
             page.started(program)
             page.pins()
             page.show('ss', '--xdp', '-a', '-e')
+            page.account(program.pid)
             page.write()
     finally:
         scene.run('ip', 'link', 'del', 'xdp0')

@@ -23,10 +23,11 @@ def rings(program):
 def private():
     scene.need('fio')
     with scene.folder() as folder, job(folder) as program:
-        scene.check(rings(program), listed=True, memory='anonymous', mapped=True, bytes=DEPTH * SIZE, pins=DEPTH * SIZE // scene.PAGE)
+        row = scene.check(rings(program), listed=True, memory='anonymous', mapped=True, bytes=DEPTH * SIZE, pins=DEPTH * SIZE // scene.PAGE)
         page = scene.Page('fio')
         page.started(program)
         page.pins()
+        page.account(row['pid'])
         page.write()
 
 

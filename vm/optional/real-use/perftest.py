@@ -36,6 +36,7 @@ def both_sides():
             page.started(client)
             page.pins()
             page.show('rdma', 'resource', 'show', 'mr')
+            page.account(server.pid)
             page.write()
 
 

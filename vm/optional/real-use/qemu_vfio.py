@@ -51,7 +51,7 @@ def rows_of(program):
 def check_all(program, found):
     """As much as the kernel has on the process' account, though it can't say where."""
     for row in found:
-        scene.check([row], device='vfio', listed=False, mapped=True)
+        scene.check([row], device='vfio', listed=True, mapped=True)
     pinned, account = scene.PAGE * sum(row['pins'] for row in found), scene.locked(program.pid)
     if pinned != account['VmLck'] or pinned < MEMORY:
         raise scene.Failure(f'{pinned} bytes of pins are found, and the kernel accounts {account}: {found}')
@@ -61,7 +61,7 @@ def show(name, program):
     page = scene.Page(name)
     page.started(program)
     page.pins()
-    page.show('grep', '-E', 'VmLck|VmPin|VmRSS', f'/proc/{program.pid}/status')
+    page.account(program.pid)
     page.write()
 
 

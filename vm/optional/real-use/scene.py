@@ -126,6 +126,10 @@ class Page:
     def pins(self, *arguments):
         self.show(PINLEASE, 'pins', *arguments)
 
+    def account(self, pid):
+        """What one had before: sums of the process."""
+        self.show('grep', '-E', 'VmLck|VmPin|VmRSS', f'/proc/{pid}/status')
+
     def write(self):
         RESULTS.mkdir(parents=True, exist_ok=True)
         self.path.write_text('\n'.join(part.rstrip('\n') for part in self.parts) + '\n', encoding='utf-8')
