@@ -22,6 +22,7 @@ import sys
 import tempfile
 import termios
 import time
+import types
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -227,8 +228,8 @@ def of_a_segment():
             status = 2
             address = call(LIBC.shmat(call(LIBC.shmget(0, 4 * PAGE, 0o1600)), None, 0))
             ctypes.memset(address, 1, 4 * PAGE)
-            with Ring((address, 2 * PAGE)):
-                only(census()[0], device='io_uring', memory='file', path='SYSV00000000', file_ino=0, mapped=True,
+            with spliced(types.SimpleNamespace(start=address, size=2 * PAGE)):
+                only(census()[0], device='vmsplice', memory='file', path='SYSV00000000', file_ino=0, mapped=True,
                      ranges=bounds(0, 2 * PAGE))
             status = 0
         except Exception as error:  # pylint: disable=broad-except

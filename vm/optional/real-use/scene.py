@@ -32,9 +32,15 @@ def need(*programs):
         raise Skip(f"{', '.join(lost)}: scripts/deps real-use installs what is needed")
 
 
+@contextlib.contextmanager
 def folder():
-    """An empty one for a scene, on the file system of the job."""
-    return tempfile.TemporaryDirectory(dir='/var/tmp')
+    """An empty one for a scene, on the file system of the job; by a name that one can read in a page."""
+    path = pathlib.Path('/var/tmp/real-use')
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
 class Program:
