@@ -75,7 +75,8 @@ static void look_at(struct view *view, int32_t pid)
 	*view = (struct view){.pid = pid, .pagemap = pid ? pins_pagemap(pid) : -1, .block = ~0ull};
 }
 
-/* The first page of it, which has this index, that is mapped by this VMA, rather one that was touched. */
+/* The first page of it, which has this index, that is mapped by this VMA, rather one that was touched.
+ */
 static void match(struct census *c, struct view *view, const struct census_vma *v, uint32_t number,
 		  uint64_t index)
 {
