@@ -100,7 +100,7 @@ struct pins_piece {
 struct pins_region {
 	enum pins_device device;
 	int32_t pid;
-	uint64_t start, end;
+	uint64_t start, end, reach; /* reach: the largest end from the process' first on */
 };
 
 /* A page that a process maps. What it has pinned itself it has touched; who maps a file sees of it
@@ -268,6 +268,11 @@ void pins_hold_dmabuf(struct census *c, const struct census_file *f);
 void pins_hold_pipe(struct census *c, const struct census_file *f);
 void pins_hold_rdma(struct census *c, const struct census_file *f);
 void pins_hold_vfio(struct census *c, const struct census_file *f);
+
+/* Regions by process and begin, and how many are of processes before this one, or of it and begin before
+ * `addr`. */
+void pins_sort_regions(struct census *c);
+size_t pins_regions_before(const struct census *c, int32_t pid, uint64_t addr);
 
 /* What device a file like this one stands for whose list of what it holds may be none or not to be read;
  * -1: none. */

@@ -329,7 +329,7 @@ static void use_region(struct making *m, const struct pins_map *map, const struc
 			.pid = r->pid,
 			.addr = start};
 
-	if (r->pid != map->pid || start >= end)
+	if (start >= end)
 		return;
 	u.page = (start - base) / PINS_PAGE;
 	u.nr = (end - start) / PINS_PAGE;
@@ -341,12 +341,18 @@ static void use_region(struct making *m, const struct pins_map *map, const struc
 static void use_regions(struct making *m)
 {
 	struct census *c = m->c;
+	const struct pins_region *r = c->regions.items;
 
+	pins_sort_regions(c);
 	for (size_t i = 0; i < c->maps.n; i++) {
 		const struct pins_map *map = pins_at(&c->maps, struct pins_map, i);
+		const struct census_pin *p = pins_at(&c->pins, struct census_pin, map->pin);
+		uint64_t base = map->addr - map->page * PINS_PAGE;
+		size_t at = pins_regions_before(c, map->pid, base + p->nr_pages * PINS_PAGE);
 
-		for (size_t j = 0; j < c->regions.n && m->left[map->pin].pins; j++)
-			use_region(m, map, pins_at(&c->regions, struct pins_region, j));
+		while (at && r[at - 1].pid == map->pid && r[at - 1].reach > base &&
+		       m->left[map->pin].pins)
+			use_region(m, map, &r[--at]);
 	}
 }
 

@@ -50,3 +50,38 @@ void pins_hold_vfio(struct census *c, const struct census_file *f)
 	if (!pins_seen(c, iommu))
 		walk(c, pins_word(c, iommu + list), 0, &left);
 }
+
+static int by_process(const void *a, const void *b)
+{
+	const struct pins_region *x = a, *y = b;
+
+	if (x->pid != y->pid)
+		return x->pid < y->pid ? -1 : 1;
+	return x->start != y->start ? (x->start < y->start ? -1 : 1) : 0;
+}
+
+void pins_sort_regions(struct census *c)
+{
+	pins_order(&c->regions, by_process);
+	for (size_t i = 0; i < c->regions.n; i++) {
+		struct pins_region *r = pins_at(&c->regions, struct pins_region, i);
+
+		r->reach = i && r[-1].pid == r->pid && r[-1].reach > r->end ? r[-1].reach : r->end;
+	}
+}
+
+size_t pins_regions_before(const struct census *c, int32_t pid, uint64_t addr)
+{
+	size_t low = 0, high = c->regions.n;
+
+	while (low < high) {
+		size_t mid = (low + high) / 2;
+		const struct pins_region *r = pins_at(&c->regions, struct pins_region, mid);
+
+		if (r->pid < pid || (r->pid == pid && r->start < addr))
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	return low;
+}

@@ -4,6 +4,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -64,6 +65,19 @@ def waiting():
     return rows if sum(row['pins'] for row in rows) * scene.PAGE >= 16 << 10 else None
 
 
+def hang(place, program, page):
+    """What is under way while the disk stands still, and that it is over then."""
+    with hanging(), scene.Program(*client(place, 'SET GLOBAL innodb_max_dirty_pages_pct = 0')):
+        page.parts.append('# The disk hangs now, and MariaDB is told to write what it has changed.')
+        rows = scene.until('it waits for the disk with a page of its own', waiting, program, patience=60)
+        for row in rows:
+            scene.check([row], pid=program.pid, device='other', memory='anonymous', mapped=True)
+        page.pins()
+    scene.until('nothing of it is pinned any more', lambda: not scene.rows_of('mariadbd'), program)
+    page.parts.append('# The disk is back.')
+    page.pins()
+
+
 def works():
     scene.need('mariadbd', 'mariadb', 'mariadb-install-db', 'dmsetup')
     with disk() as place:
@@ -79,15 +93,12 @@ def works():
             page = scene.Page('mariadb')
             page.started(program)
             page.pins()
-            with hanging(), scene.Program(*client(place, 'SET GLOBAL innodb_max_dirty_pages_pct = 0')):
-                page.parts.append('# The disk hangs now, and MariaDB is told to write what it has changed.')
-                rows = scene.until('it waits for the disk with a page of its own', waiting, program, patience=60)
-                for row in rows:
-                    scene.check([row], pid=program.pid, device='other', memory='anonymous', mapped=True)
-                page.pins()
-            scene.until('nothing of it is pinned any more', lambda: not scene.rows_of('mariadbd'), program)
-            page.parts.append('# The disk is back.')
-            page.pins()
+            with scene.following(program.pid) as watch:
+                hang(place, program, page)
+                said = watch.end()
+            if not re.search(r'^direct-io +transient +[1-9]', said, re.M) or not re.search(r'^ *\d+ mariadbd +direct-io ', said, re.M):
+                raise scene.Failure(f"the writes weren't followed:\n{said}")
+            page.parts.append(f'$ pinlease pins --watch --exact --pid {program.pid} # from before the disk hung\n{said}')
             page.write()
             scene.run(*client(place, 'SHUTDOWN'))
             program.process.wait(scene.PATIENCE)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -116,18 +117,34 @@ def check(rows, **wanted):
     return rows[0]
 
 
+@contextlib.contextmanager
+def following(pid):
+    """`pinlease pins --watch` of a process, each call; .end() has the last picture of it."""
+    with Program(PINLEASE, 'pins', '--watch', '--exact', '--delay', 3600, '--pid', pid) as watch:
+        until('pins are followed', lambda: '\nIn ' in watch.said(), watch)
+
+        def end():
+            watch.process.send_signal(signal.SIGINT)
+            if watch.process.wait(PATIENCE):
+                raise Failure(f'following ended with {watch.process.returncode}:\n{watch.said()}')
+            said = watch.said()
+            return said[said.rindex('\nIn ') + 1:]
+        watch.end = end
+        yield watch
+
+
 class Page:
     """What an operator sees of a scene, as it is printed."""
     def __init__(self, name):
         self.path, self.parts = RESULTS / f'{name}.txt', []
 
     def started(self, program):
-        self.parts.append(f"$ {' '.join(program.command)} &\n")
+        self.parts.append(f'$ {shlex.join(program.command)} &\n')
 
     def show(self, *command):
         """With the program's name only, as one would type it."""
         words = [pathlib.Path(str(command[0])).name, *map(str, command[1:])]
-        self.parts.append(f"$ {' '.join(words)}\n{run(*command)}")
+        self.parts.append(f'$ {shlex.join(words)}\n{run(*command)}')
 
     def pins(self, *arguments):
         self.show(PINLEASE, 'pins', *arguments)
