@@ -60,16 +60,15 @@ def has_ring(program):
 
 
 def waiting():
-    """One of InnoDB's pages, of 16 KiB, at least; how much of a huge page is pinned isn't known, only how often."""
-    rows = scene.rows_of('mariadbd')
-    return rows if sum(row['pins'] for row in rows) * scene.PAGE >= 16 << 10 else None
+    """A page of InnoDB's, or, if it had written those already, the log's; how much of a huge page is pinned isn't known, only how often."""
+    return scene.rows_of('mariadbd')
 
 
 def hang(place, program, page):
     """What is under way while the disk stands still, and that it is over then."""
-    with hanging(), scene.Program(*client(place, 'SET GLOBAL innodb_max_dirty_pages_pct = 0')):
+    with hanging(), scene.Program(*client(place, 'SET GLOBAL innodb_max_dirty_pages_pct = 0; DELETE FROM a.b LIMIT 1')):
         page.parts.append('# The disk hangs now, and MariaDB is told to write what it has changed.')
-        rows = scene.until('it waits for the disk with a page of its own', waiting, program, patience=60)
+        rows = scene.until('it waits for the disk', waiting, program, patience=110)
         for row in rows:
             scene.check([row], pid=program.pid, device='other', memory='anonymous', mapped=True)
         page.pins()
