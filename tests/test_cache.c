@@ -403,6 +403,58 @@ static void caches_do_not_meet(void **state)
 	munmap(at, PAGE);
 }
 
+enum { GROWN = 1 << 14 };
+
+struct growing {
+	struct rig r;
+	char *at;
+	atomic_uint made; /* pages that are registered */
+};
+
+static void *look_up(void *arg)
+{
+	struct growing *g = arg;
+	const struct pinl_reg *reg;
+
+	for (unsigned i = 1, made; (made = g->made) < GROWN; i = i * 1664525 + 1013904223) {
+		char *page = g->at + (i >> 8) % (made + 1) * PAGE;
+
+		reg = got(&g->r, page, 8, 0);
+		assert_ptr_equal((char *)reg->start, page);
+		pinl_put(reg);
+	}
+	return NULL;
+}
+
+/* Places of registrations and what guesses where they are grow by doubling, while others look them up.
+ */
+static void what_grows_is_found(void **state)
+{
+	static struct growing g;
+	pthread_t thread[2];
+
+	rig_open(&g.r, unmerged());
+	g.at = pages_new(GROWN + 1);
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, look_up, &g), 0);
+	for (unsigned i = 0; i < GROWN; i++) {
+		pinl_put(got(&g.r, g.at + i * PAGE, 8, 0));
+		g.made = i + 1;
+	}
+	for (int i = 0; i < 2; i++)
+		pthread_join(thread[i], NULL);
+	assert_true(stat_of(&g.r, "regions") >= GROWN);
+	for (unsigned i = 0; i < GROWN; i++) {
+		const struct pinl_reg *reg = got(&g.r, g.at + i * PAGE, 8, 0);
+
+		assert_ptr_equal((char *)reg->start, g.at + i * PAGE);
+		pinl_put(reg);
+	}
+	assert_true(stat_of(&g.r, "regions") <= GROWN + 1);
+	rig_close(&g.r);
+	munmap(g.at, (GROWN + 1) * PAGE);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -421,6 +473,7 @@ int main(void)
 		cmocka_unit_test(only_what_is_in_use_refuses),
 		cmocka_unit_test(a_child_has_nothing),
 		cmocka_unit_test(caches_do_not_meet),
+		cmocka_unit_test(what_grows_is_found),
 	};
 
 	return cmocka_run_group_tests_name("cache", tests, NULL, NULL);

@@ -38,6 +38,9 @@ static void fill(struct pl_cache *c, size_t top)
 }
 
 /* What the table before this one had comes into it a few at a time: nobody waits for all of it. */
+_Static_assert(PL_CHUNKS *PL_CHUNK < 1u << PL_GUESS_BITS,
+	       "a guess has room for a region's number, and one");
+
 static void guess_some(struct pl_cache *c)
 {
 	for (unsigned n = 0; n < GUESSES && c->guessed < c->to_guess; n++, c->guessed++) {
@@ -145,7 +148,7 @@ bool pl_region_kill(struct pl_region *r)
 	return true;
 }
 
-/* A guess finds it before the index does, so its gen has the bit first. */
+/* A guess of the place's last region may find it before the index does, so its gen has the bit first. */
 int pl_region_link(struct pl_cache *c, struct pl_region *r)
 {
 	int err;
