@@ -287,7 +287,8 @@ static void take_events(struct cell *c, struct seen *seen)
 		if (ev.type != PINL_EV_NOTICE)
 			continue;
 		seen->before |= is_unchanged(c) && !pages_taken(c, false) && !has_returned(c);
-		pinl_quiesced(c->lease);
+		if (c->lease) /* else it has ended meanwhile */
+			pinl_quiesced(c->lease);
 	}
 }
 
@@ -336,6 +337,7 @@ static enum found judge(struct cell *c, int err, struct seen *seen)
 	while (pages_taken(c, false) && !seen->told && poll(&p, 1, LATE_MS) > 0)
 		take_events(c, seen);
 	pinl_unmap_range(c->lease);
+	c->lease = NULL;
 	take_events(c, seen);
 	if (seen->told)
 		return TOLD;
