@@ -17,8 +17,11 @@
 #ifndef LOOKS
 #define LOOKS 2 /* of each */
 #endif
+#ifndef ACTORS
+#define ACTORS 1
+#endif
 #ifndef CHANGES
-#define CHANGES 2
+#define CHANGES 2 /* of each */
 #endif
 #ifndef REGIONS
 #define REGIONS 3 /* one after the other, not used again: a gen stands for that */
@@ -26,10 +29,16 @@
 #define NONE 15
 
 byte life, told;      /* of the page; what the kernel has told of */
-byte queued, acked;   /* events unread; read */
-bool mark, kicked;   /* kicked: who waits for the mark to go has asked to look */
-byte seq;
-bool locked, idle_actor;
+byte event[ACTORS];   /* unread: of which life; 0: none */
+bool mark, kicked;    /* kicked: who waits for the mark to go has asked to look */
+bool changing;	      /* the sequence is odd */
+byte round;	      /* odd: the reader is in one */
+bool locked;
+
+byte old[ACTORS];     /* of these, what the round is to read */
+
+#define COVERED (!(old[0] && event[0] == old[0]) && !(old[ACTORS - 1] && event[ACTORS - 1] == old[ACTORS - 1]))
+#define QUEUED (event[0] || event[ACTORS - 1])
 
 byte made;	      /* regions so far */
 bool valid[REGIONS], ended[REGIONS];
@@ -63,31 +72,30 @@ inline drain(me)
 
 /* ----------------------------------------------------------------------------------- who changes -- */
 
-proctype Actor()
+proctype Actor(byte me)
 {
-	byte n;
+	byte n, mine;
 
 	do
 	:: n < CHANGES ->
-		life++;
+		d_step { life++; mine = life }
 		/* the kernel's gap: free already, not told */
 #ifndef MARK_AT_ONCE
-		queued++; /* it can be read before who polls is told of it: */
+		event[me] = mine; /* it can be read before who polls is told of it: */
 #endif
 		d_step {
 #ifdef MARK_AT_ONCE
-			queued++;
+			event[me] = mine;
 #endif
-			told = life;
+			told = (told < mine -> mine : told);
 #ifndef MUT_NO_MARK
 			mark = true /* late, if it has been */
 #endif
 		}
-		acked > n; /* munmap() returns */
+		event[me] == 0; /* munmap() returns */
 		n++
 	:: else -> break
-	od;
-	idle_actor = true
+	od
 }
 
 /* ------------------------------------------------------------------------------------- who reads -- */
@@ -104,58 +112,80 @@ inline apply()
 	}
 }
 
+inline take(a)
+{
+	d_step {
+		told = (told < event[a] -> event[a] : told);
+		event[a] = 0
+	}
+#ifdef MUT_SEQ_AFTER_READ
+	changing = true;
+#endif
+#ifdef MUT_EVEN_BEFORE_APPLY
+	changing = false;
+#endif
+	apply();
+#ifdef MUT_SEQ_AFTER_READ
+	changing = false;
+#endif
+#ifdef MUT_EVEN_BEFORE_APPLY
+	changing = true
+#endif
+}
+
 proctype Reader()
 {
 	byte n;
 end:	do
-	:: kicked && queued == 0 ->
+	:: kicked && !QUEUED ->
 		atomic {
 			kicked = false;
 			if
-			:: mark -> goto round
+			:: mark -> goto begin
 			:: else
 			fi
 		}
-	:: queued > 0 ->
-round:
+	:: QUEUED ->
+begin:
 #ifdef MUT_MARK_BEFORE_SEQ
 		mark = false;
 #endif
 #ifndef MUT_SEQ_AFTER_READ
-		seq++;
+		changing = true;
 #endif
+		round++;
 again:
 #ifndef MUT_MARK_BEFORE_SEQ
 		mark = false;
 #endif
-		do
-		:: queued > 0 ->
-			d_step {
-				queued--;
-				acked++;
-				told = (told < acked -> acked : told)
-			}
-#ifdef MUT_SEQ_AFTER_READ
-			seq++;
+		d_step {
+			old[0] = event[0];
+			old[ACTORS - 1] = event[ACTORS - 1]
+		}
+		do /* a round reads what was there, and some more */
+		:: event[0] -> take(0)
+#if ACTORS > 1
+		:: event[1] -> take(1)
 #endif
-#ifdef MUT_EVEN_BEFORE_APPLY
-			seq++;
+#ifdef MUT_ROUND_OF_ONE
+		:: break
+#else
+		:: COVERED -> break
 #endif
-			apply();
-#ifdef MUT_SEQ_AFTER_READ
-			seq++;
-#endif
-#ifdef MUT_EVEN_BEFORE_APPLY
-			seq++;
-#endif
-		:: queued == 0 -> break
 		od;
 		if
-		:: mark -> goto again
+		:: mark || QUEUED ->
+#ifdef MUT_LOW_BETWEEN
+			changing = false;
+			changing = true;
+#endif
+			round = round + 2;
+			goto again
 		:: else
 		fi;
+		round++;
 #ifndef MUT_SEQ_AFTER_READ
-		seq++
+		changing = false
 #endif
 	od
 }
@@ -174,7 +204,7 @@ inline settle(me, r, ok)
 #endif
 	ok = ok && !mark;
 #ifndef MUT_NO_SEQ
-	ok = ok && !(seq & 1);
+	ok = ok && !changing;
 #endif
 #ifndef MUT_VALID_FIRST
 	ok = ok && valid[r];
@@ -188,13 +218,40 @@ inline settle(me, r, ok)
 	fi
 }
 
+/* Something is changing: what is there, when a round is over that began after the lookup did. */
+inline wait_told(me, r, ok)
+{
+#ifdef MUT_ROUND_UNDER_WAY
+	d_step { until = ((round + 2) / 2) * 2 };
+#else
+	d_step { until = ((round + 3) / 2) * 2 };
+#endif
+	do
+	:: round >= until || (!mark && !changing) -> break
+#ifndef MUT_NO_LOOK
+	:: atomic { mark && !changing && !QUEUED && !kicked -> kicked = true }
+#endif
+	od;
+#ifdef MUT_TOLD_VALID_FIRST
+	ok = valid[r];
+#endif
+	store_pin(me, r);
+#ifndef MUT_TOLD_VALID_FIRST
+	ok = valid[r];
+#endif
+	if
+	:: ok -> has[me] = r
+	:: else -> store_pin(me, NONE)
+	fi
+}
+
 /* With the lock: what is there, or a new one, which a change can find before it is in the index. */
 inline miss(me, r, ok)
 {
 	do
-	:: atomic { !locked && !mark && !(seq & 1) -> locked = true; break }
+	:: atomic { !locked && !mark && !changing -> locked = true; break }
 #ifndef MUT_NO_LOOK
-	:: atomic { mark && !(seq & 1) && queued == 0 && !kicked -> kicked = true } /* else it comes anyway */
+	:: atomic { mark && !changing && !QUEUED && !kicked -> kicked = true } /* else it comes anyway */
 #endif
 	od;
 	if
@@ -216,7 +273,7 @@ inline miss(me, r, ok)
 
 proctype Looker(byte me)
 {
-	byte n, r, mine = NONE, began;
+	byte n, r, mine = NONE, began, until;
 	bool ok;
 
 	do
@@ -225,7 +282,12 @@ proctype Looker(byte me)
 		ok = false;
 		r = mine;
 		if
-		:: r != NONE -> settle(me, r, ok)
+		:: r != NONE ->
+			settle(me, r, ok);
+			if
+			:: !ok && valid[r] -> wait_told(me, r, ok)
+			:: else
+			fi
 		:: else
 		fi;
 		do
@@ -290,7 +352,10 @@ end:	do
 
 init {
 	atomic {
-		run Actor();
+		run Actor(0);
+#if ACTORS > 1
+		run Actor(1);
+#endif
 		run Reader();
 		run Cleaner();
 		run Looker(0);

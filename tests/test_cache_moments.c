@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <dirent.h>
+#include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <time.h>
@@ -304,6 +305,59 @@ static void no_lookup_waits_for_what_is_over(void **state)
 	rig_close(&p.rig);
 }
 
+enum { FOUND = 300, REFUSED = 20 };
+
+static void *discard_on(void *arg)
+{
+	struct helper *h = arg;
+
+	h->tid = gettid();
+	while (!h->stop)
+		madvise(h->at, PAGE, MADV_DONTNEED);
+	return NULL;
+}
+
+/*
+ * Who discards in a watched mapping runs as soon as its event is read, in place of the reader, which
+ * shares its processor with it: when that goes on, there is the next event. So there is always one.
+ */
+static void who_discards_elsewhere_stops_no_lookup(void **state)
+{
+	static struct helper h;
+	char *mine, *others = pages_new(2);
+	const struct pinl_reg *reg;
+	int found = 0, refused = 0, err;
+
+	memset(&h, 0, sizeof h);
+	rig_open(&h.rig, unmerged());
+	mine = map_fresh();
+	pinl_put(got(&h.rig, mine, 8, 0));
+	pinl_put(got(&h.rig, others, 8, 0)); /* watches the other page, too */
+	h.at = others + PAGE;
+	pthread_create(&h.thread, NULL, discard_on, &h);
+	while (!h.tid)
+		sched_yield();
+	pin_to(h.tid, true);
+	pin_to(reader_tid(), true);
+	be_slow(reader_tid());
+	while (found < FOUND && refused < REFUSED) {
+		err = pinl_get(h.rig.dev, mine, 8, 0, &reg);
+		if (err)
+			assert_int_equal(err, -EAGAIN);
+		else
+			pinl_put(reg);
+		found += !err;
+		refused += !!err;
+	}
+	h.stop = true;
+	pthread_join(h.thread, NULL);
+	print_message("found %d times, refused %d times, misses %lu\n", found, refused,
+		      (unsigned long)stat_of(&h.rig, "misses"));
+	assert_int_equal(found, FOUND);
+	munmap(mine, PAGE);
+	rig_close(&h.rig);
+}
+
 /* --------------------------------------------------------------------------- a real device -- */
 
 /* The soft device pins and transfers: what it reads is what is there. */
@@ -342,6 +396,7 @@ int main(void)
 		cmocka_unit_test(a_hole_is_known_before_the_reader_wakes_up),
 		cmocka_unit_test(what_is_about_to_go_is_not_kept),
 		cmocka_unit_test(no_lookup_waits_for_what_is_over),
+		cmocka_unit_test(who_discards_elsewhere_stops_no_lookup),
 		cmocka_unit_test(the_device_reads_what_is_there),
 	};
 

@@ -207,6 +207,14 @@ static inline bool pl_changing(struct pinl_ctx *ctx)
 	       (atomic_load_explicit(&ctx->sequence, memory_order_acquire) & 1);
 }
 
+static inline void pl_count_hit(struct pl_table *t, struct pl_region *r)
+{
+	if (!atomic_load_explicit(&r->used, memory_order_relaxed))
+		atomic_store_explicit(&r->used, 1, memory_order_relaxed);
+	atomic_store_explicit(&t->hits, atomic_load_explicit(&t->hits, memory_order_relaxed) + 1,
+			      memory_order_relaxed);
+}
+
 /* open.c, close.c */
 extern struct pl_cache *pl_caches[PL_CACHES];
 int pl_cache_of(struct pinl_device *dev, struct pl_cache **cache);
@@ -228,7 +236,16 @@ void pl_unpin(struct pl_table *t, struct pl_region *r);
 /* miss.c */
 int pl_cache_miss(struct pinl_device *dev, const struct pl_want *want, const struct pinl_reg **reg);
 
-int pl_wait_settled(struct pl_cache *c); /* every change that has happened is applied; or -EAGAIN */
+/* Somebody else is at it: asked again so often, and for so long. */
+#define PL_PAUSE_NS 50000
+#define PL_WAIT_NS  100000000ull
+
+/* wait.c; in a PL_CALL. Every change that has happened is applied, and none is under way; or -EAGAIN. */
+int pl_wait_settled(struct pl_cache *c);
+/* What is registered and stays valid while what has been told of by now is applied, counted for the
+ * caller; NULL: there is no such thing, or no need to wait. -EAGAIN as above. */
+int pl_get_told(struct pl_cache *c, struct pl_table *t, const struct pl_want *want,
+		struct pl_region **out);
 
 /* huge.c: to the whole of the huge pages at both ends */
 void pl_extend_huge(struct pl_cache *c, struct pl_range *range);

@@ -71,10 +71,7 @@ static inline bool settle(struct pl_cache *c, struct pl_table *t, struct pl_regi
 	pl_pin(t, r);
 	atomic_signal_fence(memory_order_seq_cst);
 	if (!pl_changing(c->ctx) && atomic_load_explicit(&r->gen, memory_order_acquire) == gen) {
-		if (!atomic_load_explicit(&r->used, memory_order_relaxed))
-			atomic_store_explicit(&r->used, 1, memory_order_relaxed);
-		atomic_store_explicit(&t->hits, atomic_load_explicit(&t->hits, memory_order_relaxed) + 1,
-				      memory_order_relaxed);
+		pl_count_hit(t, r);
 		return true;
 	}
 	pl_unpin(t, r);

@@ -5,44 +5,14 @@
  * has changed meanwhile is never found by anybody else.
  */
 #include <errno.h>
-#include <sched.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "cache/cache.h"
 #include "cache/merge.h"
 #include "core/sentence.h"
 
-#define PAGE	 4096ul
-#define TRIES	 64
-#define YIELDS	 100
-#define PAUSE_NS 50000
-#define WAIT_NS	 100000000ull
-
-/* ---------------------------------------------------------------------------------- the waiting -- */
-
-int pl_wait_settled(struct pl_cache *c)
-{
-	uint64_t until = pl_clock_ns() + WAIT_NS;
-	struct timespec pause = {0, PAUSE_NS};
-
-	if (!pl_changing(c->ctx))
-		return 0;
-	pl_count(c, waited);
-	for (int i = 0; pl_changing(c->ctx); i++) {
-		if (i >= YIELDS / 4)
-			pl_cached_look(c->ctx);
-		if (i < YIELDS)
-			sched_yield();
-		else if (pl_clock_ns() < until)
-			nanosleep(&pause, NULL);
-		else
-			return pinl_set_error(-EAGAIN,
-					      "a change of mappings has been under way for 100 ms, "
-					      "perhaps held by a recall; try again");
-	}
-	return 0;
-}
+#define PAGE  4096ul
+#define TRIES 64
 
 /* ---------------------------------------------------------------------------------- the making -- */
 
@@ -263,14 +233,14 @@ struct trying {
 /* -EAGAIN: somebody is at it, who isn't waited for with the lock held. */
 static bool is_worth_a_try(int err, struct trying *t)
 {
-	struct timespec pause = {0, PAUSE_NS};
+	struct timespec pause = {0, PL_PAUSE_NS};
 
 	if (err == -EALREADY)
 		return ++t->n < TRIES;
 	if (err != -EAGAIN)
 		return false;
 	if (!t->until)
-		t->until = pl_clock_ns() + WAIT_NS;
+		t->until = pl_clock_ns() + PL_WAIT_NS;
 	nanosleep(&pause, NULL);
 	return pl_clock_ns() < t->until;
 }
@@ -307,6 +277,13 @@ int pl_cache_miss(struct pinl_device *dev, const struct pl_want *asked, const st
 	if (err)
 		return err;
 	t = pl_table_of(c);
+	err = pl_get_told(c, t, &want, &r);
+	if (err)
+		return err;
+	if (r) {
+		*out = &r->reg;
+		return 0;
+	}
 	pl_count(c, misses);
 	do {
 		err = pl_wait_settled(c);

@@ -46,6 +46,17 @@ int pl_say_in_use(const struct pl_range *range, uint64_t lease_id)
 		range->start, range->end, (unsigned long)lease_id);
 }
 
+uint64_t pl_round_next(struct pinl_ctx *ctx)
+{
+	return (atomic_load(&ctx->round) + 3) & ~1ull;
+}
+
+/* Other sources have no rounds: while one of them is at it, nothing is known. */
+bool pl_round_is_over(struct pinl_ctx *ctx, uint64_t round)
+{
+	return atomic_load(&ctx->round) >= round && !atomic_load(&ctx->unmarked);
+}
+
 void pl_cached_look(struct pinl_ctx *ctx)
 {
 	if (atomic_load(&ctx->sequence) & 1) /* a source is at it */

@@ -49,6 +49,13 @@ void pl_cached_part(struct pinl_lease *lease);
 /* -EBUSY: a lease of the cache's is in use over part of the range, under SCRATCH or COPY. */
 int pl_say_in_use(const struct pl_range *range, uint64_t lease_id);
 
+/*
+ * Whatever a source has been told of by now is applied when the round that _next() says is over: the one
+ * that begins next. The one that is under way may have looked for the last time already.
+ */
+uint64_t pl_round_next(struct pinl_ctx *ctx);
+bool pl_round_is_over(struct pinl_ctx *ctx, uint64_t round);
+
 /* Something seems to be changing: asks the sources to see whether that is so. */
 void pl_cached_look(struct pinl_ctx *ctx);
 

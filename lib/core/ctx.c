@@ -104,16 +104,45 @@ int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid)
 	return inside;
 }
 
-void pinl_changing_begin(struct pinl_ctx *ctx)
+static void raise_sequence(struct pinl_ctx *ctx)
 {
 	if (atomic_fetch_add(&ctx->changing, 1) == 0)
 		atomic_fetch_add(&ctx->sequence, 1);
 }
 
-void pinl_changing_end(struct pinl_ctx *ctx)
+static void lower_sequence(struct pinl_ctx *ctx)
 {
 	if (atomic_fetch_sub(&ctx->changing, 1) == 1)
 		atomic_fetch_add(&ctx->sequence, 1);
+}
+
+void pinl_changing_begin(struct pinl_ctx *ctx)
+{
+	atomic_fetch_add(&ctx->unmarked, 1);
+	raise_sequence(ctx);
+}
+
+void pinl_changing_end(struct pinl_ctx *ctx)
+{
+	lower_sequence(ctx);
+	atomic_fetch_sub(&ctx->unmarked, 1);
+}
+
+void pl_round_begin(struct pinl_ctx *ctx)
+{
+	raise_sequence(ctx);
+	atomic_fetch_add(&ctx->round, 1);
+}
+
+void pl_round_step(struct pinl_ctx *ctx)
+{
+	atomic_fetch_add(&ctx->round, 2);
+}
+
+void pl_round_end(struct pinl_ctx *ctx)
+{
+	atomic_fetch_add(&ctx->round, 1);
+	lower_sequence(ctx);
 }
 
 void pl_mark_set(struct pinl_ctx *ctx, const _Atomic(unsigned) *word, unsigned bit)

@@ -197,6 +197,8 @@ struct pinl_ctx {
 	_Atomic unsigned mark_bit;
 	char after_sequence[64];
 	atomic_int changing;
+	atomic_int unmarked;		     /* of those, without a mark */
+	atomic_uint_fast64_t round;	     /* of the source that has the mark; odd: it is in one */
 	atomic_uint applying;		     /* odd: reports are being taken */
 	atomic_uint wants_hold;		     /* PINL_OPBITs wanted held by any lease so far */
 	_Atomic pid_t exempt[PL_MAX_EXEMPT]; /* negative: inside the library, what it frees is told */
@@ -224,6 +226,14 @@ bool pl_alive(const struct pinl_ctx *ctx);
 int pl_stale(void);
 /* By a source: where the kernel says that it has changes for it. NULL: nowhere. */
 void pl_mark_set(struct pinl_ctx *ctx, const _Atomic(unsigned) *word, unsigned bit);
+/*
+ * By the same source, around taking changes: as pinl_changing_begin() and _end(), and it says when it
+ * has taken all there were. Each round reads on until there is none left. step: another round begins,
+ * and nobody sees a moment in between in which nothing changes.
+ */
+void pl_round_begin(struct pinl_ctx *ctx);
+void pl_round_step(struct pinl_ctx *ctx);
+void pl_round_end(struct pinl_ctx *ctx);
 bool pl_wait_applied(struct pinl_ctx *ctx); /* false: there was nothing to wait for */
 int pl_exempt_enter(struct pinl_ctx *ctx);
 pid_t pl_self_tid(const struct pinl_ctx *ctx); /* gettid() without a system call; ctx is alive */

@@ -7,15 +7,19 @@
 #include "source/uffd.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <sched.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/ctx.h"
 #include "os/compat.h"
 
 #define RESCAN_MS 10
-#define MAX_READS 64 /* with the sequence raised */
+#define MAX_READS 64
+#define FOREIGN	  16 /* at most, of processes with the same memory */
 
 static void apply(struct pl_uffd *u, const struct uffd_msg *msg, int callers)
 {
@@ -77,18 +81,17 @@ static int wait_hold(struct pl_uffd *u, unsigned *messages)
 	return 0;
 }
 
-/* True: there is no event left now. */
-static bool read_events(struct pl_uffd *u, unsigned messages, int callers)
+/* How many; fewer: there was none left. */
+static unsigned read_events(struct pl_uffd *u, unsigned messages, int callers)
 {
 	struct uffd_msg msg;
-	bool got = true;
+	unsigned n = 0;
 
-	while (messages-- && got) {
-		got = read(u->fd, &msg, sizeof msg) == sizeof msg;
-		if (got)
-			apply(u, &msg, callers);
+	while (n < messages && read(u->fd, &msg, sizeof msg) == sizeof msg) {
+		apply(u, &msg, callers);
+		n++;
 	}
-	return !got;
+	return n;
 }
 
 static bool is_pending(struct pl_uffd *u)
@@ -98,26 +101,61 @@ static bool is_pending(struct pl_uffd *u)
 	return poll(&p, 1, 0) > 0;
 }
 
+/* What may be read, once. `n`: so many were. True: there is none left. */
+static bool take_some(struct pl_uffd *u, unsigned *n)
+{
+	unsigned messages;
+	int callers = wait_hold(u, &messages);
+
+	pinl_applying_begin(u->ctx);
+	*n = read_events(u, messages, callers);
+	if (u->hold.one)
+		pl_uffd_hold_drop_read(&u->hold);
+	else
+		pl_uffd_hold_drop(&u->hold, callers);
+	pinl_applying_end(u->ctx);
+	return *n < messages || !is_pending(u);
+}
+
+/* How many events there can be at a time: each thread waits for one. */
+static long most_events(void)
+{
+	struct stat st;
+
+	return stat("/proc/self/task", &st) ? LONG_MAX : (long)st.st_nlink + FOREIGN;
+}
+
+/*
+ * A round: whatever was unread when it began is read and applied. That is so if there is none left; and
+ * if there always is one, because those who were let go come back at once, when so many have been read
+ * as there could be, as the kernel has them in a row. True: there is none left.
+ */
+static bool take_round(struct pl_uffd *u)
+{
+	long left = LONG_MAX;
+	bool known = false, empty;
+	unsigned n;
+
+	pl_uffd_mark_take(&u->mark, u->ctx);
+	while (!(empty = take_some(u, &n)) && left > n && !atomic_load(&u->stop)) {
+		left = known ? left - n : most_events();
+		known = true;
+	}
+	return empty;
+}
+
 /* The mark comes down while the sequence is up, and what set it is read before that is lowered. */
 static void take_events(struct pl_uffd *u)
 {
-	unsigned messages;
-	int callers;
-	bool dry;
+	bool empty;
 
-	pinl_changing_begin(u->ctx);
-	do {
-		pl_uffd_mark_take(&u->mark, u->ctx);
-		callers = wait_hold(u, &messages);
-		pinl_applying_begin(u->ctx);
-		dry = read_events(u, messages, callers);
-		if (u->hold.one)
-			pl_uffd_hold_drop_read(&u->hold);
-		else
-			pl_uffd_hold_drop(&u->hold, callers);
-		pinl_applying_end(u->ctx);
-	} while (!atomic_load(&u->stop) && (pl_uffd_mark_is_set(&u->mark) || (!dry && is_pending(u))));
-	pinl_changing_end(u->ctx);
+	pl_round_begin(u->ctx);
+	empty = take_round(u);
+	while (!atomic_load(&u->stop) && (!empty || pl_uffd_mark_is_set(&u->mark))) {
+		pl_round_step(u->ctx);
+		empty = take_round(u);
+	}
+	pl_round_end(u->ctx);
 }
 
 /*
