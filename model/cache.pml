@@ -168,17 +168,12 @@ again:
 		:: event[1] -> take(1)
 #endif
 #ifdef MUT_ROUND_OF_ONE
-		:: break
-#else
-		:: COVERED -> break
+		:: round < 8 -> break
 #endif
+		:: COVERED -> break
 		od;
 		if
 		:: mark || QUEUED ->
-#ifdef MUT_LOW_BETWEEN
-			changing = false;
-			changing = true;
-#endif
 			round = round + 2;
 			goto again
 		:: else
