@@ -57,7 +57,7 @@ int pl_get_told(struct pl_cache *c, struct pl_table *t, const struct pl_want *wa
 		struct pl_region **out)
 {
 	struct until told = {.round = pl_round_next(c->ctx)};
-	uint64_t need = pl_gen_need(want->access), gen;
+	uint64_t need = pl_gen_found(want->access), gen;
 	struct pl_region *r;
 	int err;
 
