@@ -106,10 +106,10 @@ int pinl_cache_open(struct pinl_device *dev, const struct pinl_cache_opts *opts)
  *
  * Errors: those of pinl_map_range(); -EINVAL len is 0 or the range overflows; -EAGAIN try again: a
  * change of mappings that was told of before the call has been under way for 100 ms (a munmap(2) or
- * madvise(2) held by a recall, of any memory; the explicit calls hold up lookups of their range only), or
- * this is called by what pinl_invalidate() calls, or, if the range isn't registered, there has been no
- * moment without a change for so long, or it changes all the time; -EBUSY another userfaultfd owns the
- * memory, or, with SCRATCH or COPY, part of the range is in use by another registration.
+ * madvise(2) held by a recall, of any memory; the explicit calls hold up lookups of their range only),
+ * or this is called by what pinl_invalidate() calls, or, if the range isn't registered, there has been
+ * no moment without a change for so long, or it changes all the time; -EBUSY another userfaultfd owns
+ * the memory, or, with SCRATCH or COPY, part of the range is in use by another registration.
  */
 int pinl_get(struct pinl_device *dev, const void *addr, size_t len, unsigned access,
 	     const struct pinl_reg **reg);
