@@ -155,7 +155,9 @@ begin:
 #endif
 		round++;
 again:
-#ifndef MUT_MARK_BEFORE_SEQ
+#ifdef MUT_MARK_BEFORE_SEQ
+		skip;
+#else
 		mark = false;
 #endif
 		d_step {

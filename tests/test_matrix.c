@@ -80,6 +80,20 @@ static FILE *keep;
 
 /* ---------------------------------------------------------------------------------- the file -- */
 
+/* Huge pages of the cell before may go back to the pool a moment later than its pins are gone. */
+static char *map_unit(const struct place *p, int fd, int i)
+{
+	char *va;
+
+	for (int ms = 0;; ms++) {
+		va = mmap(NULL, p->unit, PROT_READ | PROT_WRITE, MAP_SHARED, fd, i * p->unit);
+		if (va != MAP_FAILED)
+			return va;
+		assert_true(p->huge && ms < HANG_S * 1000);
+		usleep(1000);
+	}
+}
+
 static int file_of(const struct place *p, const char *name, char letter, char *path)
 {
 	char *page = malloc(p->unit);
@@ -96,9 +110,8 @@ static int file_of(const struct place *p, const char *name, char letter, char *p
 	assert_int_equal(ftruncate(fd, UNITS * p->unit), 0);
 	memset(page, letter, p->unit);
 	for (int i = 0; i < UNITS; i++) {
-		char *va = mmap(NULL, p->unit, PROT_READ | PROT_WRITE, MAP_SHARED, fd, i * p->unit);
+		char *va = map_unit(p, fd, i);
 
-		assert_ptr_not_equal(va, MAP_FAILED);
 		memcpy(va, page, p->unit);
 		munmap(va, p->unit);
 	}
