@@ -533,6 +533,9 @@ def rude():
         said = run('--pid', str(os.getpid())).stdout
         assert '\x1b' not in said and ' a?[2J' in said and 'memfd:c?[2Jd' in said, said
         assert only(census()[0])['path'] == 'memfd:c\x1b[2Jd'
+    with called(b'a\xc2\x9b2Jb\x90'), memfd(PAGE, 'c\x9d0;d') as fd, Memory(PAGE, fd) as memory, Ring(of(memory)):
+        said = run('--pid', str(os.getpid())).stdout
+        assert '\x9b' not in said and '\x9d' not in said and 'a??2Jb?' in said and 'memfd:c??0;d' in said, said
     with called(b'a\xe2\x82b\x90c'), memfd(PAGE, 'd') as fd, Memory(PAGE, fd) as memory, Ring(of(memory)):
         assert only(census()[0])['program'] == 'a\ufffd\ufffdb\ufffdc'
     gone()

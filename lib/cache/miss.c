@@ -292,6 +292,8 @@ int pl_cache_miss(struct pinl_device *dev, const struct pl_want *asked, const st
 		pthread_mutex_lock(&c->lock);
 		err = get_locked(c, t, &want, &r);
 		pthread_mutex_unlock(&c->lock);
+		if (atomic_load(&c->garbage)) /* what was merged */
+			pl_ring_bell(c, false);
 	} while (is_worth_a_try(err, &trying));
 	if (err == -EALREADY)
 		err = pinl_set_error(-EAGAIN, "%#lx to %#lx changes all the time; try again", want.start,

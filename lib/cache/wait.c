@@ -71,7 +71,7 @@ int pl_get_told(struct pl_cache *c, struct pl_table *t, const struct pl_want *wa
 	    __atomic_load_n(&r->reg.end, __ATOMIC_ACQUIRE) < want->end)
 		return 0;
 	err = wait_until(c, &told);
-	if (err)
+	if (err || atomic_load(&r->gen) != gen) /* what has changed is nobody's to count */
 		return err;
 	pl_pin(t, r);
 	atomic_signal_fence(memory_order_seq_cst);
@@ -80,6 +80,7 @@ int pl_get_told(struct pl_cache *c, struct pl_table *t, const struct pl_want *wa
 		*out = r;
 	} else {
 		pl_unpin(t, r);
+		pl_ring_bell(c, false);
 	}
 	return 0;
 }

@@ -228,8 +228,8 @@ int pl_stale(void);
 void pl_mark_set(struct pinl_ctx *ctx, const _Atomic(unsigned) *word, unsigned bit);
 /*
  * By the same source, around taking changes: as pinl_changing_begin() and _end(), and it says when it
- * has taken all there were. Each round reads on until there is none left. step: another round begins,
- * and nobody sees a moment in between in which nothing changes.
+ * has taken all there were. Each round takes all that were there when it began. step: another round
+ * begins, and nobody sees a moment in between in which nothing changes.
  */
 void pl_round_begin(struct pinl_ctx *ctx);
 void pl_round_step(struct pinl_ctx *ctx);

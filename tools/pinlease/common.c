@@ -152,31 +152,6 @@ void tool_age_words(uint64_t ns, char *buf, size_t len)
 		snprintf(buf, len, "%lud%02luh", s / 86400, s / 3600 % 24);
 }
 
-void tool_path_words(const char *path, int room, char *buf, size_t len)
-{
-	int n = (int)strlen(path);
-
-	room = room < 10 ? 10 : room;
-	*buf = 0;
-	if (n > room) {
-		tool_append(buf, len, "...");
-		for (path += n - room + 3; (*path & 0xc0) == 0x80;) /* not from the middle of a letter */
-			path++;
-	}
-	tool_append(buf, len, "%s", path);
-	for (; *buf; buf++) /* anybody may have named it */
-		if ((*buf > 0 && *buf < ' ') || *buf == 127)
-			*buf = '?';
-}
-
-void tool_put_path(const char *path, int room)
-{
-	char words[512];
-
-	tool_path_words(path, room, words, sizeof words);
-	puts(words);
-}
-
 /* The bytes of the letter there; 0: there is none. */
 static int letter(const unsigned char *s)
 {
@@ -190,6 +165,42 @@ static int letter(const unsigned char *s)
 		c = c << 6 | (s[i] & 0x3f);
 	}
 	return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) ? 0 : n;
+}
+
+/* Anybody may have named it: what a terminal would obey, or isn't a letter, is none here. */
+static void disarm(char *text)
+{
+	while (*text) {
+		const unsigned char *s = (const unsigned char *)text;
+		int n = letter(s);
+
+		if (!n || *s < ' ' || *s == 127 || (*s == 0xc2 && s[1] < 0xa0))
+			memset(text, '?', n ? n : 1);
+		text += n ? n : 1;
+	}
+}
+
+void tool_path_words(const char *path, int room, char *buf, size_t len)
+{
+	int n = (int)strlen(path);
+
+	room = room < 10 ? 10 : room;
+	*buf = 0;
+	if (n > room) {
+		tool_append(buf, len, "...");
+		for (path += n - room + 3; (*path & 0xc0) == 0x80;) /* not from the middle of a letter */
+			path++;
+	}
+	tool_append(buf, len, "%s", path);
+	disarm(buf);
+}
+
+void tool_put_path(const char *path, int room)
+{
+	char words[512];
+
+	tool_path_words(path, room, words, sizeof words);
+	puts(words);
 }
 
 struct json_object *tool_json_text(const char *text)

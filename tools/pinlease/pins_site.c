@@ -104,28 +104,42 @@ void live_forget(struct live *l)
 	live_free_symbols();
 }
 
-/* The number may be another process' by now. */
+/* Of a process, whose name may have anything in it. */
+static const char *after_name(const char *path, char *text, size_t len)
+{
+	FILE *f = fopen(path, "re");
+	const char *end;
+	size_t n;
+
+	if (!f)
+		return NULL;
+	n = fread(text, 1, len - 1, f);
+	fclose(f);
+	for (size_t i = 0; i < n; i++)
+		text[i] = text[i] ? text[i] : '?';
+	text[n] = 0;
+	errno = 0;
+	end = strrchr(text, ')');
+	return end && end[1] == ' ' ? end + 2 : NULL;
+}
+
+/* The number may be another process' by now. What can't be read isn't known, and so not gone. */
 bool live_is_gone(const struct live_site *site)
 {
 	unsigned long long started = 0, ticks = (unsigned long long)sysconf(_SC_CLK_TCK);
-	char path[40], line[1024] = "", *after;
+	char path[40], text[1024];
+	const char *after;
 	int threads = 0;
-	FILE *f;
 
 	snprintf(path, sizeof path, "/proc/%u/stat", site->key.tgid);
-	f = fopen(path, "re");
-	if (!f)
-		return errno == ENOENT || errno == ESRCH; /* else it isn't known */
-	if (!fgets(line, sizeof line, f))
-		*line = 0;
-	fclose(f);
-	after = strrchr(line, ')'); /* a name may have any other */
-	if (!after || after[1] != ' ' ||
-	    sscanf(after + 2,
+	after = after_name(path, text, sizeof text);
+	if (!after)
+		return errno == ENOENT || errno == ESRCH;
+	if (sscanf(after,
 		   "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %d %*d %llu",
 		   &threads, &started) != 2)
-		return true;
-	if ((after[2] == 'Z' && threads <= 1) || after[2] == 'X')
+		return false;
+	if ((*after == 'Z' && threads <= 1) || *after == 'X')
 		return true;
 	return started != site->key.started_ns / (1000000000 / ticks);
 }
