@@ -21,7 +21,11 @@ bool pl_cached_changed(struct pinl_lease *l)
 
 bool pl_cached_unused(struct pinl_lease *l)
 {
-	return l->cached && l->cached->changed(l->cached, true);
+	bool unused = l->cached && l->cached->changed(l->cached, true);
+
+	if (unused)
+		atomic_store(&l->idle, true);
+	return unused;
 }
 
 void pl_cached_used(struct pinl_lease *l)

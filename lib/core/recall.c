@@ -250,7 +250,9 @@ void pl_recall_apply(struct pinl_lease *l, struct pinl_change *ch, const struct 
 
 	if (v.action == PL_ALLOW || l->state == PINL_RELEASED)
 		return;
-	if (l->cached && pl_cached_changed(l))
+	/* who would have refused was found to be nobody's, and who looks it up now will see that it's
+	 * gone */
+	if (l->cached && (pl_cached_changed(l) || v.action == PL_REFUSE))
 		return;
 	if (atomic_load(&l->more->taken_outside) &&
 	    !(ch->can & PINL_CAN_BEFORE)) { /* it was when that happened */
