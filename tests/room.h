@@ -3,6 +3,7 @@
 #ifndef TESTS_ROOM_H
 #define TESTS_ROOM_H
 
+#include <stddef.h>
 #include <sys/mman.h>
 
 /* In the middle of a gap, which the kernel fills from above: it can grow in place, and a hole that a
