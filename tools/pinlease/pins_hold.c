@@ -16,10 +16,11 @@
 #include <census.skel.h>
 #include "pins.h"
 
-#define DMA_BUF_MAGIC 0x444d4142
-#define PIPE_MAGIC    0x50495045
-#define MAX_SLOTS     (1u << 16) /* of a pipe or a ring: a number that was freed meanwhile may be any */
-#define MAX_ARRAY     (1u << 24) /* of anything: more is no number but garbage */
+#define DMA_BUF_MAGIC  0x444d4142
+#define PIPE_MAGIC     0x50495045
+#define VFIO_CONTAINER (10u << 20 | 196) /* a misc device's number, as the kernel has it */
+#define MAX_SLOTS      (1u << 16) /* of a pipe or a ring: a number that was freed meanwhile may be any */
+#define MAX_ARRAY      (1u << 24) /* of anything: more is no number but garbage */
 
 #define FREE 0ull /* in the table of objects, which is open and of a power of two */
 
@@ -297,7 +298,7 @@ static void hold_file(struct census *c, const struct census_file *f)
 		pins_hold_ring(c, f->pid, f->fd, f->private_data);
 	else if (S_ISCHR(f->mode) && !strncmp(f->name, "uverbs", 6))
 		pins_hold_rdma(c, f);
-	else if (S_ISCHR(f->mode) && !strcmp(f->name, "vfio"))
+	else if (S_ISCHR(f->mode) && f->rdev == VFIO_CONTAINER)
 		pins_hold_vfio(c, f);
 }
 
