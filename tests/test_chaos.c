@@ -119,6 +119,22 @@ static void renew(struct pinl_device *dev, int fd, char *va, struct pinl_lease *
 	}
 }
 
+/* Where pinleased is killed faster than it starts, nobody is served for longer than a context waits. */
+static struct pinl_ctx *open_connected(const struct pinl_opts *opts, struct told *t)
+{
+	struct pinl_ctx *ctx;
+
+	for (;;) {
+		int err = pinl_open(opts, &ctx);
+
+		if (err)
+			give_up(t, err);
+		if (is_connected(ctx))
+			return ctx;
+		pinl_close(ctx);
+	}
+}
+
 static void __attribute__((noreturn)) hold(const char *file, int n, struct told *t)
 {
 	struct pinl_opts opts = {
@@ -134,10 +150,9 @@ static void __attribute__((noreturn)) hold(const char *file, int n, struct told 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	account_pins();
 	fd = open(file, O_RDWR | O_CLOEXEC);
-	if (ftruncate(fd, n * PG) || pinl_open(&opts, &ctx))
+	if (ftruncate(fd, n * PG))
 		give_up(t, -errno);
-	if (!is_connected(ctx))
-		give_up(t, -ENOTCONN);
+	ctx = open_connected(&opts, t);
 	va = mmap(NULL, n * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
 	arg.ring = &ring;
 	if (n <= FILE_PAGES
