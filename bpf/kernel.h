@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The few members of the kernel's structures that census.bpf.c names. Their places are found when the
+ * The few members of the kernel's structures that programs here name. Their places are found when the
  * program is loaded (CO-RE); only those are here that every kernel from 6.1 on has under this name. What
  * differs is found by the command (pins_kernel.c) and passed as a constant.
  */
@@ -23,7 +23,10 @@ enum {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_STACK_TRACE = 7,
 	BPF_MAP_TYPE_RINGBUF = 27,
+	BPF_MAP_TYPE_HASH_OF_MAPS = 13,
+	BPF_F_NO_PREALLOC = 1 << 0,
 	BPF_F_MMAPABLE = 1 << 10,
+	BPF_F_INNER_MAP = 1 << 12,
 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -34,7 +37,7 @@ struct atomic {
 
 struct super_block {
 	__u32 s_dev;
-	unsigned long s_magic;
+	unsigned long s_magic, s_blocksize;
 };
 
 struct inode {
@@ -42,6 +45,13 @@ struct inode {
 	__u32 i_rdev;
 	struct super_block *i_sb;
 	unsigned long i_ino;
+	__s64 i_size;
+	__u32 i_generation;
+};
+
+struct iattr {
+	unsigned int ia_valid;
+	__s64 ia_size;
 };
 
 struct address_space {
@@ -60,15 +70,21 @@ struct qstr {
 
 struct dentry {
 	struct qstr d_name;
+	struct inode *d_inode;
 };
 
 struct path {
 	struct dentry *dentry;
 };
 
+struct file_operations {
+	void *remap_file_range;
+};
+
 struct file {
 	struct path f_path;
 	struct inode *f_inode;
+	struct file_operations *f_op;
 	void *private_data;
 };
 
@@ -90,12 +106,22 @@ struct vm_area_struct {
 	void *anon_vma;
 };
 
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
 struct task_struct {
 	int pid, tgid;
 	char comm[16];
 	void *mm, *io_uring;
 	struct task_struct *group_leader;
 	__u64 start_boottime;
+	struct files_struct *files;
 };
 
 struct seq_file;

@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Refuses what would take guarded bytes out of a file. Every truncation passes inode_setattr(), which
+ * says all. The other calls are looked at where they begin (fentry), and what is to be refused is noted
+ * for the thread; the answer is given where they ask whether the file may be written to,
+ * file_permission(). So a note lives within one call, and a write, which has none, is never refused.
+ *
+ * Answers are given by LSM programs, or where the kernel runs none by programs that go before the
+ * security_*() functions (fmod_ret); pinleased loads one kind. Which pages an operation takes is said as
+ * in lib/source/files_op.c. A guarded file is found by number and generation and not by inode storage,
+ * which there is only with the BPF LSM.
+ */
+/* clang-format off: the types come first */
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+/* clang-format on */
+
+#include "gate.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+#define EBUSY	  16
+#define ATTR_SIZE (1 << 3)
+#define MAY_WRITE 2
+
+#define EXT4_MAGIC	0xef53
+#define TMPFS_MAGIC	0x01021994
+#define HUGETLBFS_MAGIC 0x958458f6
+
+enum {
+	KEEP_SIZE = 1,
+	PUNCH = 2,
+	COLLAPSE = 8,
+	ZERO = 0x10,
+	INSERT = 0x20,
+	UNSHARE = 0x40,
+	WRITE_ZEROES = 0x80
+};
+
+/* enum pinl_op, which pinleased checks. */
+enum { OP_TRUNCATE, OP_PUNCH, OP_ZERO, OP_COLLAPSE, OP_INSERT, OP_REMOVE = 10 };
+
+const volatile __u64 page_size = 4096;
+
+struct ranges {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_INNER_MAP);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct gate_range));
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, GATE_FILES);
+	__type(key, struct gate_file);
+	__array(values, struct ranges);
+} files SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct gate_state);
+} state SEC(".maps");
+
+struct note {
+	__u64 file; /* its address */
+	struct gate_refusal refusal;
+};
+
+struct { /* by thread; made at the start, so that nothing is allocated in a call */
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, GATE_REFUSING);
+	__type(key, __u64);
+	__type(value, struct note);
+} notes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 17);
+} refusals SEC(".maps");
+
+/* ------------------------------------------------------------------------------------- judging -- */
+
+static __always_inline struct gate_state *the_state(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&state, &zero);
+}
+
+static __always_inline void name_file(struct inode *inode, struct gate_file *f)
+{
+	f->ino = BPF_CORE_READ(inode, i_ino);
+	f->dev = BPF_CORE_READ(inode, i_sb, s_dev);
+	f->generation = BPF_CORE_READ(inode, i_generation);
+}
+
+struct look {
+	__u64 start, end;
+	__u32 ops, hit;
+};
+
+static long look_at(void *map, __u32 *index, struct gate_range *r, struct look *l)
+{
+	if (!(r->ops & l->ops) || l->start >= r->end || r->start >= l->end)
+		return 0;
+	l->hit = 1;
+	return 1;
+}
+
+/* What would be refused. 0: nothing. */
+static __always_inline int judge(struct inode *inode, struct gate_refusal *r)
+{
+	struct look l = {.start = r->start, .end = r->end, .ops = 1u << r->op | r->also};
+	struct gate_state *s = the_state();
+	__u64 thread = bpf_get_current_pid_tgid();
+	void *ranges;
+
+	if (!s || !s->files || bpf_ktime_get_ns() >= s->until_ns || r->start >= r->end)
+		return 0;
+	name_file(inode, &r->file);
+	ranges = bpf_map_lookup_elem(&files, &r->file);
+	if (!ranges)
+		return 0;
+	bpf_for_each_map_elem(ranges, look_at, &l, 0);
+	r->pid = thread >> 32;
+	r->tid = thread;
+	return l.hit;
+}
+
+static __always_inline int refuse(struct gate_refusal *r)
+{
+	struct gate_state *s = the_state();
+
+	if (bpf_ringbuf_output(&refusals, r, sizeof *r, 0) && s)
+		__sync_fetch_and_add(&s->untold, 1);
+	return -EBUSY;
+}
+
+/* ---------------------------------------------------------------------------------- truncation -- */
+
+static __always_inline __u64 page_of(struct inode *inode)
+{
+	struct super_block *sb = BPF_CORE_READ(inode, i_sb);
+
+	return BPF_CORE_READ(sb, s_magic) == HUGETLBFS_MAGIC ? BPF_CORE_READ(sb, s_blocksize)
+							     : page_size;
+}
+
+static __always_inline __u64 down(__u64 at, __u64 page)
+{
+	return at & ~(page - 1);
+}
+
+static __always_inline __u64 up(__u64 at, __u64 page)
+{
+	return at >= GATE_END - page ? GATE_END : down(at + page - 1, page);
+}
+
+static __always_inline int resize(struct dentry *dentry, struct iattr *attr)
+{
+	struct inode *inode = BPF_CORE_READ(dentry, d_inode);
+	struct gate_refusal r = {.op = OP_TRUNCATE, .end = GATE_END};
+
+	if (!(BPF_CORE_READ(attr, ia_valid) & ATTR_SIZE))
+		return 0;
+	r.start = up(BPF_CORE_READ(attr, ia_size), page_of(inode));
+	return judge(inode, &r) ? refuse(&r) : 0;
+}
+
+/* Of both kinds, and with a mapping of users in front or without. */
+#define RESIZE(section, name, at)                                                                       \
+	SEC(section) int name(__u64 *ctx)                                                               \
+	{                                                                                               \
+		int before = (int)ctx[at + 2];                                                          \
+                                                                                                        \
+		return before ? before : resize((void *)ctx[at], (void *)ctx[at + 1]);                  \
+	}
+RESIZE("?lsm/inode_setattr", lsm_resize_2, 0)
+RESIZE("?lsm/inode_setattr", lsm_resize_3, 1)
+RESIZE("?fmod_ret/security_inode_setattr", mod_resize_2, 0)
+RESIZE("?fmod_ret/security_inode_setattr", mod_resize_3, 1)
+
+/* ------------------------------------------------------------------------------ all other calls -- */
+
+static __always_inline int note(struct file *file, __u32 op, __u32 also, __u64 start, __u64 end)
+{
+	struct note n = {.file = (__u64)file,
+			 .refusal = {.op = op, .also = also, .start = start, .end = end}};
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct gate_state *s;
+
+	if (!judge(BPF_CORE_READ(file, f_inode), &n.refusal))
+		return 0;
+	s = the_state();
+	if (bpf_map_update_elem(&notes, &thread, &n, 0) && s)
+		__sync_fetch_and_add(&s->lost, 1);
+	return 0;
+}
+
+static __always_inline int forget(void)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+
+	bpf_map_delete_elem(&notes, &thread);
+	return 0;
+}
+
+static __always_inline int answer(struct file *file, int mask)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct note *n;
+	int err;
+
+	if (!(mask & MAY_WRITE))
+		return 0;
+	n = bpf_map_lookup_elem(&notes, &thread);
+	if (!n || n->file != (__u64)file)
+		return 0;
+	err = refuse(&n->refusal);
+	bpf_map_delete_elem(&notes, &thread);
+	return err;
+}
+
+#define ANSWER(section, name)                                                                           \
+	SEC(section) int name(__u64 *ctx)                                                               \
+	{                                                                                               \
+		int before = (int)ctx[2];                                                               \
+                                                                                                        \
+		return before ? before : answer((void *)ctx[0], (int)ctx[1]);                           \
+	}
+ANSWER("?lsm/file_permission", lsm_answer)
+ANSWER("?fmod_ret/security_file_permission", mod_answer)
+
+/* Partial pages stay, but the last one of the file; elsewhere than here they may go, too. */
+static __always_inline int keeps_edges(struct inode *inode)
+{
+	__u64 magic = BPF_CORE_READ(inode, i_sb, s_magic);
+
+	return magic == EXT4_MAGIC || magic == TMPFS_MAGIC || magic == HUGETLBFS_MAGIC;
+}
+
+static __always_inline int hole(struct file *file, __u32 op, __u32 also, __u64 offset, __u64 len)
+{
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	__u64 page = page_of(inode), end = len > GATE_END - offset ? GATE_END : offset + len;
+
+	if (!keeps_edges(inode))
+		return note(file, op, also, down(offset, page), up(end, page));
+	if (end >= (__u64)BPF_CORE_READ(inode, i_size))
+		return note(file, op, also, up(offset, page), up(end, page));
+	return note(file, op, also, up(offset, page), down(end, page));
+}
+
+/* From the page of the offset to the end. XFS drops the page before, too. */
+static __always_inline int shift(struct file *file, __u32 op, __u32 also, __u64 offset)
+{
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	__u64 page = page_of(inode), start = down(offset, page);
+
+	if (start && !keeps_edges(inode))
+		start -= page;
+	return note(file, op, also, start, GATE_END);
+}
+
+SEC("?fentry/vfs_fallocate") int begin_fallocate(__u64 *ctx)
+{
+	struct file *file = (void *)ctx[0];
+	__u64 offset = ctx[2], len = ctx[3];
+
+	switch ((__u32)ctx[1] & ~KEEP_SIZE) {
+	case 0:
+	case UNSHARE:
+		return 0;
+	case PUNCH:
+		return hole(file, OP_PUNCH, 1u << OP_REMOVE, offset, len);
+	case ZERO:
+	case WRITE_ZEROES:
+		return hole(file, OP_ZERO, 0, offset, len);
+	case COLLAPSE:
+		return shift(file, OP_COLLAPSE, 0, offset);
+	case INSERT:
+		return shift(file, OP_INSERT, 0, offset);
+	}
+	return shift(file, OP_PUNCH, ~0u, offset); /* not known yet: it may be anything */
+}
+
+SEC("?fexit/vfs_fallocate") int end_fallocate(__u64 *ctx)
+{
+	return forget();
+}
+
+/* What takes blocks of another file's: to its end, where there is no length. */
+static __always_inline int share(__u64 *ctx)
+{
+	struct file *to = (void *)ctx[2];
+
+	return ctx[4] ? hole(to, OP_ZERO, 0, ctx[3], ctx[4]) : shift(to, OP_ZERO, 0, ctx[3]);
+}
+
+SEC("?fentry/vfs_clone_file_range") int begin_clone(__u64 *ctx)
+{
+	return share(ctx);
+}
+
+SEC("?fexit/vfs_clone_file_range") int end_clone(__u64 *ctx)
+{
+	return forget();
+}
+
+SEC("?fentry/vfs_dedupe_file_range_one") int begin_dedupe(__u64 *ctx)
+{
+	return share(ctx);
+}
+
+SEC("?fexit/vfs_dedupe_file_range_one") int end_dedupe(__u64 *ctx)
+{
+	return forget();
+}
+
+/* Where it can't clone it writes, which leaves the pages. */
+SEC("?fentry/vfs_copy_file_range") int begin_copy(__u64 *ctx)
+{
+	struct file *to = (void *)ctx[2];
+
+	return BPF_CORE_READ(to, f_op, remap_file_range) && ctx[4] ? share(ctx) : 0;
+}
+
+SEC("?fexit/vfs_copy_file_range") int end_copy(__u64 *ctx)
+{
+	return forget();
+}
+
+/* ---------------------------------------------------------------------------------------- naming -- */
+
+SEC("syscall") int identify(struct gate_order *order)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **slots = BPF_CORE_READ(table, fd), *file = 0;
+	struct gate_file f = {};
+	__s32 fd = order->fd;
+
+	if (fd < 0 || (__u32)fd >= BPF_CORE_READ(table, max_fds) ||
+	    bpf_probe_read_kernel(&file, sizeof file, slots + fd) || !file)
+		return 0;
+	name_file(BPF_CORE_READ(file, f_inode), &f);
+	order->file = f;
+	order->found = 1;
+	return 0;
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The gate's programs in the kernel (bpf/gate.bpf.c): loaded, tried, kept beyond this process, and told
+ * what they guard. Which bytes those are, and whose, is gate.c's. What changes something is called by
+ * one thread at a time.
+ */
+#ifndef PL_DAEMON_GATE_LOAD_H
+#define PL_DAEMON_GATE_LOAD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "bpf/gate.h"
+
+struct gate_programs;
+
+#define GATE_DIR "/sys/fs/bpf/pinlease"
+
+/*
+ * dir: where programs are pinned, so that they outlive this process; NULL: nowhere. What is guarded is
+ * so for that long from now on, see gate_renew(). -errno and a sentence.
+ */
+int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out);
+
+/* Nothing is guarded any more. kept: but by what is pinned, until its time is over. */
+void gate_unload(struct gate_programs *g, bool kept);
+
+const char *gate_means(const struct gate_programs *g);	  /* "lsm", "fmod_ret" */
+const char *gate_unpinned(const struct gate_programs *g); /* why nothing is pinned; NULL: it is */
+
+/* -errno and a sentence. n 0: nothing of the file is guarded. The ranges are in order and apart. */
+int gate_identify(struct gate_programs *g, int fd, struct gate_file *file);
+int gate_guard(struct gate_programs *g, const struct gate_file *file, const struct gate_range *ranges,
+	       unsigned n);
+
+/* The program in the way of every read and write is there only while something is guarded, and for one
+ * more call of gate_renew(), as it takes long to come and go. */
+void gate_renew(struct gate_programs *g);
+
+/* Calls that weren't looked at, or went on for want of room: by the programs' own account. */
+uint64_t gate_missed(const struct gate_programs *g);
+
+/* Refusals, as they come; to be read when the descriptor can be. */
+int gate_fd(const struct gate_programs *g);
+void gate_read(struct gate_programs *g, void (*told)(const struct gate_refusal *r, void *arg),
+	       void *arg);
+
+/* gate_pin.c */
+struct bpf_link;
+struct bpf_map;
+int gate_pin_begin(const char *dir, char *own, unsigned long size); /* the folder of this process */
+int gate_pin_link(const char *own, const char *name, struct bpf_link *link);
+int gate_pin_state(const char *own, struct bpf_map *state);
+void gate_pin_end(const char *own);
+
+/* Those of processes that are dead end so soon, and go when they have. */
+void gate_take_over(const char *dir, unsigned within_ms);
+
+#endif

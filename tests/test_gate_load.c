@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The gate's programs, without pinleased: bytes of a file are guarded, and every way to take them is
+ * refused where it touches them. Needs a kernel that lets BPF programs in front of its functions: they
+ * run in the VM (vm/jobs/gate*.job). PINLEASE_GATE_MEANS: by which means that has to be.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <linux/falloc.h>
+#include <cmocka.h>
+#include "check.h"
+#include "daemon/gate_load.h"
+#include "gate_rig.h"
+
+#define DIRECTORY GATE_DIR "-test"
+#define LONG_MS	  3600000
+
+static struct gate_programs *gate;
+
+static void need_gate(void)
+{
+	if (gate)
+		return;
+	print_message("skip: BPF programs in front of the kernel's functions: %s\n", pinl_error());
+	skip();
+}
+
+static int load_once(void **state)
+{
+	gate_load(NULL, LONG_MS, &gate);
+	return 0;
+}
+
+static int unload(void **state)
+{
+	gate_unload(gate, false);
+	return 0;
+}
+
+/* Pages 2 and 3. */
+static struct gate_file guard(struct gate_programs *g, const struct gate_target *t, unsigned ops)
+{
+	struct gate_range r = {.start = 2 * t->page, .end = 4 * t->page, .ops = ops};
+	struct gate_file file;
+
+	assert_ok(gate_identify(g, t->fd, &file));
+	assert_ok(gate_guard(g, &file, &r, 1));
+	return file;
+}
+
+static int run(enum gate_place place, const struct gate_op *op, unsigned guarded, unsigned page,
+	       bool *clones)
+{
+	struct gate_target t;
+	struct gate_file file;
+	int err;
+
+	assert_true(gate_target_open(place, &t));
+	if (guarded)
+		file = guard(gate, &t, guarded);
+	err = op->run(&t, page * t.page);
+	if (guarded)
+		gate_guard(gate, &file, NULL, 0);
+	*clones = t.clones;
+	gate_target_close(&t);
+	return err;
+}
+
+static bool is_lacking(int err)
+{
+	return err == -EOPNOTSUPP || err == -EINVAL || err == -ENOSYS || err == -ENOTTY;
+}
+
+static void expect(const char *what, const struct gate_op *op, int err, int wanted)
+{
+	if (err != wanted)
+		fail_msg("%s, %s: %s instead of %s", op->name, what, strerror(-err), strerror(-wanted));
+}
+
+static void check_op(enum gate_place place, const struct gate_op *op)
+{
+	unsigned others = PINL_OPS_ALL & ~PINL_OPBIT(op->op);
+	bool clones;
+
+	if (is_lacking(run(place, op, 0, 3, &clones))) {
+		print_message("%s: no %s there\n", gate_place_names[place], op->name);
+		return;
+	}
+	expect("unguarded", op, run(place, op, 0, 3, &clones), 0);
+	expect("on guarded bytes", op, run(place, op, PINL_OPBIT(op->op), 3, &clones),
+	       op->copy && !clones ? 0 : -EBUSY);
+	if (!op->all)
+		expect("beyond guarded bytes", op, run(place, op, PINL_OPS_ALL, 5, &clones), 0);
+	if (op->op == PINL_OP_PUNCH || op->op == PINL_OP_REMOVE) /* which is a punch, too */
+		others &= ~(PINL_OPBIT(PINL_OP_PUNCH) | PINL_OPBIT(PINL_OP_REMOVE));
+	expect("guarded against others", op, run(place, op, others, 3, &clones), 0);
+}
+
+static void check_place(enum gate_place place)
+{
+	struct gate_target t;
+
+	need_gate();
+	if (!gate_target_open(place, &t)) {
+		print_message("skip: a file of the kind %s: %s\n", gate_place_names[place],
+			      strerror(errno));
+		skip();
+	}
+	gate_target_close(&t);
+	for (unsigned i = 0; i < gate_n_ops; i++)
+		check_op(place, &gate_ops[i]);
+}
+
+static void memfd_is_guarded(void **state)
+{
+	check_place(PLACE_MEMFD);
+}
+
+static void hugetlbfs_is_guarded(void **state)
+{
+	check_place(PLACE_HUGE);
+}
+
+static void a_file_is_guarded(void **state)
+{
+	check_place(PLACE_DIR);
+}
+
+static void means_are_those_of_the_kernel(void **state)
+{
+	const char *wanted = getenv("PINLEASE_GATE_MEANS");
+
+	if (wanted && !gate)
+		fail_msg("no gate: %s", pinl_error());
+	need_gate();
+	print_message("by %s\n", gate_means(gate));
+	if (wanted)
+		assert_string_equal(gate_means(gate), wanted);
+}
+
+static void writes_and_partial_pages_pass(void **state)
+{
+	const struct {
+		int mode;
+		off_t offset, len;
+	} harmless[] = {
+		{0, 2 * 4096, 4096},
+		{FALLOC_FL_KEEP_SIZE, 3 * 4096, 32 * 4096},
+		{FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * 4096 + 8, 4000},
+		{FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 2 * 4096 + 100},
+	};
+	struct gate_target t;
+	struct gate_file file;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	file = guard(gate, &t, PINL_OPS_ALL);
+	assert_int_equal(pwrite(t.fd, "x", 1, 2 * t.page), 1);
+	for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++)
+		if (fallocate(t.fd, harmless[i].mode, harmless[i].offset, harmless[i].len))
+			fail_msg("%zu: %s", i, strerror(errno));
+	assert_int_equal(ftruncate(t.fd, 3 * t.page + 1), 0);
+	assert_int_equal(ftruncate(t.fd, 3 * t.page), -1);
+	assert_int_equal(errno, EBUSY);
+	assert_int_equal(ftruncate(t.fd, 100 * t.page), 0);
+	gate_guard(gate, &file, NULL, 0);
+	gate_target_close(&t);
+}
+
+/* A refused call leaves nothing behind that a later write of the same thread would meet. */
+static void a_write_after_a_refusal_passes(void **state)
+{
+	struct gate_target t;
+	struct gate_file file;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	file = guard(gate, &t, PINL_OPS_ALL);
+	for (int i = 0; i < 2000; i++) {
+		assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
+		assert_int_equal(pwrite(t.fd, "x", 1, 2 * t.page), 1);
+	}
+	/* Refused for another reason, before it asks whether it may be written to. */
+	assert_int_equal(fallocate(t.fd, FALLOC_FL_PUNCH_HOLE, 3 * t.page, t.page), -1);
+	assert_int_not_equal(errno, EBUSY);
+	assert_int_equal(pwrite(t.fd, "x", 1, 2 * t.page), 1);
+	gate_guard(gate, &file, NULL, 0);
+	gate_target_close(&t);
+}
+
+static void told(const struct gate_refusal *r, void *arg)
+{
+	*(struct gate_refusal *)arg = *r;
+}
+
+static void refusals_are_told(void **state)
+{
+	struct gate_refusal r = {0};
+	struct gate_target t;
+	struct gate_file file;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	file = guard(gate, &t, PINL_OPS_ALL);
+	gate_read(gate, told, &r);
+	assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
+	gate_read(gate, told, &r);
+	assert_int_equal(r.op, PINL_OP_PUNCH);
+	assert_int_equal(r.start, 3 * t.page);
+	assert_int_equal(r.end, 4 * t.page);
+	assert_int_equal(r.pid, getpid());
+	assert_memory_equal(&r.file, &file, sizeof file);
+	gate_guard(gate, &file, NULL, 0);
+	gate_target_close(&t);
+}
+
+static void many_ranges_are_told_apart(void **state)
+{
+	enum { RANGES = 300 };
+	struct gate_range r[RANGES];
+	struct gate_target t;
+	struct gate_file file;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	assert_int_equal(ftruncate(t.fd, 2 * RANGES * t.page), 0);
+	for (unsigned i = 0; i < RANGES; i++)
+		r[i] = (struct gate_range){2 * i * t.page, (2 * i + 1) * t.page, PINL_OPS_ALL, 0};
+	assert_ok(gate_identify(gate, t.fd, &file));
+	assert_ok(gate_guard(gate, &file, r, RANGES));
+	for (unsigned i = 0; i < 2 * RANGES; i++)
+		assert_int_equal(gate_ops[4].run(&t, i * t.page), i % 2 ? 0 : -EBUSY);
+	gate_guard(gate, &file, NULL, 0);
+	assert_int_equal(ftruncate(t.fd, 0), 0);
+	gate_target_close(&t);
+}
+
+/* ----------------------------------------------------------------------------------- afterwards -- */
+
+/* A process that guards the file and is killed. */
+static void guard_and_die(const struct gate_target *t, unsigned keep_ms)
+{
+	struct gate_programs *g;
+	int status, ready[2];
+	pid_t child;
+	char c;
+
+	assert_int_equal(pipe(ready), 0);
+	child = fork();
+	if (!child) {
+		if (gate_load(DIRECTORY, keep_ms, &g) || gate_unpinned(g))
+			_exit(1);
+		guard(g, t, PINL_OPS_ALL);
+		gate_renew(g);
+		if (write(ready[1], "x", 1) == 1)
+			pause();
+		_exit(1);
+	}
+	close(ready[1]);
+	assert_int_equal(read(ready[0], &c, 1), 1);
+	close(ready[0]);
+	kill(child, SIGKILL);
+	assert_int_equal(waitpid(child, &status, 0), child);
+}
+
+static unsigned entries(const char *path)
+{
+	DIR *d = opendir(path);
+	struct dirent *e;
+	unsigned n = 0;
+
+	while (d && (e = readdir(d)))
+		n += *e->d_name != '.';
+	if (d)
+		closedir(d);
+	return n;
+}
+
+static void the_dead_guard_until_they_are_taken_over(void **state)
+{
+	struct gate_target t;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	guard_and_die(&t, LONG_MS);
+	assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
+	assert_int_equal(ftruncate(t.fd, 0), -1);
+	assert_int_equal(entries(DIRECTORY), 1);
+	gate_take_over(DIRECTORY, 0);
+	assert_int_equal(entries(DIRECTORY), 0);
+	assert_int_equal(gate_ops[4].run(&t, 3 * t.page), 0);
+	assert_int_equal(ftruncate(t.fd, 0), 0);
+	gate_target_close(&t);
+	rmdir(DIRECTORY);
+}
+
+static void the_dead_guard_not_for_ever(void **state)
+{
+	struct gate_target t;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	guard_and_die(&t, 2000);
+	while (ftruncate(t.fd, 0)) { /* the runner ends a test that takes too long */
+		assert_int_equal(errno, EBUSY);
+		usleep(1000);
+	}
+	gate_take_over(DIRECTORY, LONG_MS);
+	assert_int_equal(entries(DIRECTORY), 0);
+	gate_target_close(&t);
+	rmdir(DIRECTORY);
+}
+
+static void a_clean_end_leaves_nothing(void **state)
+{
+	struct gate_programs *g;
+	struct gate_target t;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	assert_ok(gate_load(DIRECTORY, LONG_MS, &g));
+	assert_null(gate_unpinned(g));
+	guard(g, &t, PINL_OPS_ALL);
+	assert_int_equal(ftruncate(t.fd, 0), -1);
+	gate_unload(g, false);
+	assert_int_equal(access(DIRECTORY, F_OK), -1);
+	assert_int_equal(ftruncate(t.fd, 0), 0);
+	gate_target_close(&t);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(means_are_those_of_the_kernel),
+		cmocka_unit_test(memfd_is_guarded),
+		cmocka_unit_test(hugetlbfs_is_guarded),
+		cmocka_unit_test(a_file_is_guarded),
+		cmocka_unit_test(writes_and_partial_pages_pass),
+		cmocka_unit_test(a_write_after_a_refusal_passes),
+		cmocka_unit_test(refusals_are_told),
+		cmocka_unit_test(many_ranges_are_told_apart),
+		cmocka_unit_test(the_dead_guard_until_they_are_taken_over),
+		cmocka_unit_test(the_dead_guard_not_for_ever),
+		cmocka_unit_test(a_clean_end_leaves_nothing),
+	};
+
+	return cmocka_run_group_tests(tests, load_once, unload);
+}
