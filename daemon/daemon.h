@@ -30,10 +30,12 @@ struct limits {
 	uint64_t leases, bytes; /* of one user */
 	unsigned connections;	/* of one user */
 	unsigned ceiling_ms;
-	bool closed;	  /* after a crash who waits, and whoever comes, waits for the restart */
-	unsigned hold_ms; /* of a minute, that one user's leases hold changes; 0: three ceilings */
-	unsigned notices; /* a minute, of one user's leases */
-	bool may_kill;	  /* holders whose policy asks for it */
+	bool closed;	       /* after a crash who waits, and whoever comes, waits for the restart */
+	unsigned hold_ms;      /* of a minute, that one user's leases hold changes; 0: three ceilings */
+	unsigned notices;      /* a minute, of one user's leases */
+	bool may_kill;	       /* holders whose policy asks for it */
+	const char *gate;      /* where the gate's programs are pinned; NULL: there is no gate */
+	unsigned gate_keep_ms; /* how long it refuses after a crash */
 };
 
 /* share.c: what runs out of it in a minute is its size */

@@ -18,7 +18,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "bpf/gate.skel.h"
+#include <gate.skel.h>
 #include "os/clock.h"
 #include "pinlease/device.h"
 
@@ -395,13 +395,21 @@ int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out)
 	return 0;
 }
 
-void gate_unload(struct gate_programs *g, bool kept)
+void gate_unload(struct gate_programs *g)
 {
 	if (!g)
 		return;
-	if (*g->own && !kept)
+	if (*g->own)
 		gate_pin_end(g->own);
 	free_programs(g);
+}
+
+void gate_leave(struct gate_programs *g, unsigned ms)
+{
+	if (__atomic_load_n(&g->state->files, __ATOMIC_ACQUIRE))
+		__atomic_store_n(&g->state->until_ns, pl_clock_ns() + ms * 1000000ull, __ATOMIC_RELEASE);
+	else if (*g->own)
+		gate_pin_end(g->own);
 }
 
 const char *gate_means(const struct gate_programs *g)

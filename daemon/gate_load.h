@@ -22,8 +22,10 @@ struct gate_programs;
  */
 int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out);
 
-/* Nothing is guarded any more. kept: but by what is pinned, until its time is over. */
-void gate_unload(struct gate_programs *g, bool kept);
+void gate_unload(struct gate_programs *g); /* nothing is guarded any more */
+
+/* The process is about to end: what is pinned guards so long, if there is anything to guard. */
+void gate_leave(struct gate_programs *g, unsigned ms);
 
 const char *gate_means(const struct gate_programs *g);	  /* "lsm", "fmod_ret" */
 const char *gate_unpinned(const struct gate_programs *g); /* why nothing is pinned; NULL: it is */

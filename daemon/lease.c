@@ -24,11 +24,11 @@ struct held_lease *lease_find(struct holder *h, uint64_t number)
 
 static uint64_t coverage(struct server *s, const struct pinl_memory *mem)
 {
-	void *files = pl_source_priv(s->ctx, &pl_files_ops);
 	uint64_t all = 0;
 
-	for (int op = 0; files && op < PINL_OP_NR; op++)
-		all |= (uint64_t)pl_files_ops.coverage(files, mem, op) << (4 * op);
+	for (const struct pl_source *o = s->ctx->sources; o < s->ctx->sources + s->ctx->n_sources; o++)
+		for (int op = 0; op < PINL_OP_NR; op++)
+			all |= (uint64_t)o->ops->coverage(o->priv, mem, op) << (4 * op);
 	if (mem->kind == PINL_MEM_SHMEM || mem->kind == PINL_MEM_HUGETLB)
 		all |= PL_SUPERVISED;
 	return all;

@@ -13,6 +13,8 @@
 #include <unistd.h>
 
 #include "daemon.h"
+#include "gate.h"
+#include "gate_load.h"
 
 struct options {
 	const char *socket;
@@ -30,7 +32,9 @@ enum {
 	CRASH = 'k',
 	MAY_KILL = 'K',
 	HOLD = 'm',
-	NOTICES = 'r'
+	NOTICES = 'r',
+	GATE = 'g',
+	GATE_KEEP = 'x'
 };
 
 static const struct argp_option option_table[] = {
@@ -47,6 +51,13 @@ static const struct argp_option option_table[] = {
 	{"max-hold", HOLD, "MS", 0,
 	 "Time of each minute that one user's leases hold changes up [three ceilings]", 0},
 	{"max-notices", NOTICES, "N", 0, "Recalls a minute of one user's leases [60000]", 0},
+	{"gate", GATE, "DIR", 0,
+	 "Where the programs are pinned that refuse changes of files which can't be held; \"no\": there "
+	 "are "
+	 "none [" GATE_DIR "]",
+	 0},
+	{"gate-keeps", GATE_KEEP, "MS", 0,
+	 "So long these go on refusing after a crash, until a restart [60000]", 0},
 	{"max-connections", CONNECTIONS, "N", 0, "Connections of one user [1024]", 0},
 	{0},
 };
@@ -126,6 +137,14 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case NOTICES:
 		o->limits.notices = (unsigned)number(key, arg, UINT32_MAX, state);
 		return 0;
+	case GATE:
+		if (*arg != '/' && strcmp(arg, "no"))
+			argp_error(state, "--gate: \"%s\" is neither no nor an absolute path", arg);
+		o->limits.gate = *arg == '/' ? arg : NULL;
+		return 0;
+	case GATE_KEEP:
+		o->limits.gate_keep_ms = (unsigned)number(key, arg, DAY_MS, state);
+		return 0;
 	case MAY_KILL:
 		o->limits.may_kill = either(key, arg, "yes", "no", state);
 		return 0;
@@ -191,7 +210,9 @@ int main(int argc, char **argv)
 			   .ceiling_ms = 10000,
 			   .closed = true,
 			   .notices = 60000,
-			   .may_kill = true},
+			   .may_kill = true,
+			   .gate = GATE_DIR,
+			   .gate_keep_ms = 60000},
 	};
 	struct server *s;
 	sd_event *event;
@@ -212,8 +233,10 @@ int main(int argc, char **argv)
 	sd_notify(0, "READY=1");
 	err = sd_event_loop(event);
 	sd_notify(0, "STOPPING=1");
-	if (s->store.image && err >= 0) /* all is in the store: who waits, waits for the restart */
+	if (s->store.image && err >= 0) { /* all is in the store: who waits, waits for the restart */
+		gate_hand_over(s);
 		_exit(EXIT_SUCCESS);
+	}
 	server_free(s);
 	sd_event_unref(event);
 	return err < 0 ? fail(err, "event loop") : EXIT_SUCCESS;

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "daemon.h"
+#include "gate.h"
 #include "os/clock.h"
 #include "os/thread.h"
 #include "source/sources.h"
@@ -162,20 +163,41 @@ int server_listen(struct server *s, int sock)
 	return sd_event_add_io(s->event, NULL, sock, EPOLLIN, on_connection, s);
 }
 
+/* Before files: what that can refuse, too, this one refuses also by descriptors that it doesn't see. */
+static void add_gate(struct server *s)
+{
+	struct gate_options o = {.dir = s->limits.closed ? s->limits.gate : NULL,
+				 .keep_ms = s->limits.gate_keep_ms};
+
+	if (s->limits.gate)
+		pinl_source_add(s->ctx, &gate_ops, &o); /* why it isn't there is in pinl_sources() */
+}
+
+/* Kept from an earlier process, it has to work. */
+static int add_files(struct server *s)
+{
+	struct pl_files_kept kept = {.table = s->store.image ? &s->store.image->files : NULL,
+				     .resumed = s->store.resumed};
+	int err = pinl_source_add(s->ctx, &pl_files_ops, kept.table ? &kept : NULL);
+
+	if (kept.table || err == -EMFILE || err == -ENFILE || err == -ENOMEM || err == -EAGAIN)
+		return err;
+	return 0;
+}
+
 static int open_core(struct server *s)
 {
 	struct pinl_opts opts = {.size = sizeof opts,
 				 .ceiling_ms = s->limits.ceiling_ms,
 				 .sources = PINL_SOURCE_FILES,
 				 .summary_fd = -1};
-
-	struct pl_files_kept kept = {.table = s->store.image ? &s->store.image->files : NULL,
-				     .resumed = s->store.resumed};
 	char sources[1024] = "";
-	int err = kept.table ? pl_open_core(&opts, &s->ctx) : pinl_open(&opts, &s->ctx);
+	int err = pl_open_core(&opts, &s->ctx);
 
-	if (!err && kept.table)
-		err = pinl_source_add(s->ctx, &pl_files_ops, &kept);
+	if (!err)
+		add_gate(s);
+	if (!err)
+		err = add_files(s);
 	if (!err && pl_source_priv(s->ctx, &pl_files_ops)) {
 		err = pl_files_be_fair(pl_source_priv(s->ctx, &pl_files_ops));
 	} else if (!err) {
@@ -249,7 +271,7 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 		pl_files_go_on(pl_source_priv(s->ctx, &pl_files_ops));
 	store_groups_taken(&s->store);
 	*out = s;
-	return 0;
+	return gate_start(s);
 }
 
 static void say_end(const struct server *s)
@@ -296,6 +318,7 @@ void server_free(struct server *s)
 	doors_free(s);
 	watch_stop(s);
 	sd_event_source_disable_unref(s->events);
+	gate_stop(s);
 	laters_free(s);
 	pinl_close(s->ctx);
 	recall_go_on(s);

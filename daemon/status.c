@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "daemon.h"
+#include "gate.h"
 
 static uint32_t changes_held(const struct server *s, uint64_t *outside)
 {
@@ -86,6 +87,9 @@ static int add_sources(struct server *s, struct listing *list)
 			continue;
 		pl_message_init(&m, PL_SOURCE);
 		strncpy(m.source.text, line, sizeof m.source.text - 1);
+		if (!strcmp(line, "gate: running"))
+			gate_describe(s, m.source.text + strlen(line),
+				      sizeof m.source.text - strlen(line));
 		err = list_add(list, &m);
 	}
 	return err;

@@ -40,7 +40,7 @@ static int load_once(void **state)
 
 static int unload(void **state)
 {
-	gate_unload(gate, false);
+	gate_unload(gate);
 	return 0;
 }
 
@@ -329,7 +329,7 @@ static void a_clean_end_leaves_nothing(void **state)
 	assert_null(gate_unpinned(g));
 	guard(g, &t, PINL_OPS_ALL);
 	assert_int_equal(ftruncate(t.fd, 0), -1);
-	gate_unload(g, false);
+	gate_unload(g);
 	assert_int_equal(access(DIRECTORY, F_OK), -1);
 	assert_int_equal(ftruncate(t.fd, 0), 0);
 	gate_target_close(&t);

@@ -404,6 +404,14 @@ uint64_t pinl_newest(struct pinl_ctx *ctx)
 	return id;
 }
 
+void pl_change_was_refused(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	pthread_mutex_lock(&ctx->lock);
+	ch->id = ++ctx->next_id;
+	refused(ctx, ch);
+	pthread_mutex_unlock(&ctx->lock);
+}
+
 /* So that of several changes of one call none recalls before another is refused. Of now, no promise. */
 bool pl_would_refuse(struct pinl_ctx *ctx, const struct pinl_change *ch)
 {

@@ -35,6 +35,8 @@ void pl_change_over(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *c
 		    void *arg, uint64_t when_ns);
 /* As pinl_change_submit(), of an actor who waits since then. Takes ctx->lock. */
 void pl_change_submit_since(struct pinl_ctx *ctx, struct pinl_change *change, uint64_t since_ns);
+/* The kernel has refused it, as a lease's policy says: that is told. Takes ctx->lock. */
+void pl_change_was_refused(struct pinl_ctx *ctx, struct pinl_change *change);
 void pl_gate_join(struct pinl_lease *lease);
 void pl_gate_add(struct pinl_ctx *ctx, const struct pinl_change *change);
 

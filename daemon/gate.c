@@ -1,0 +1,433 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Which bytes of which files the gate's programs guard. Invariant: a file is in `files` while it has a
+ * lease with REFUSE, and the kernel guards exactly what these leases cover, each byte against what its
+ * leases name together. So the kernel answers as the policy function would (lib/core/policy.c), without
+ * asking; what it has refused is told to the core afterwards.
+ */
+#include "daemon/gate.h"
+
+#include <errno.h>
+#include <linux/magic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/queue.h>
+
+#include "core/change.h"
+#include "daemon.h"
+#include "daemon/gate_load.h"
+#include "os/clock.h"
+
+#define OPS_REFUSED  (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
+#define TICKS	     4	  /* in the time after which what isn't renewed ends */
+#define COME_BACK_MS 5000 /* holders that have lost their pinleased have found the next by then */
+
+_Static_assert(PINL_OP_TRUNCATE == 0 && PINL_OP_PUNCH == 1 && PINL_OP_ZERO == 2 &&
+		       PINL_OP_COLLAPSE == 3 && PINL_OP_INSERT == 4 && PINL_OP_REMOVE == 10,
+	       "bpf/gate.bpf.c has the same numbers");
+
+struct part {
+	LIST_ENTRY(part) link;
+	const struct pinl_lease *lease;
+	uint64_t start, end;
+	unsigned ops;
+};
+
+struct guarded {
+	struct pl_node node; /* by inode number */
+	uint64_t dev;
+	struct gate_file file;
+	LIST_HEAD(, part) parts;
+	unsigned n_parts;
+};
+
+struct gate {
+	struct pinl_ctx *ctx;
+	const char *dir;
+	unsigned keep_ms;
+	pthread_mutex_t lock; /* the next two */
+	struct gate_programs *programs;
+	struct pl_index files;
+	sd_event_source *timer, *ring; /* main loop */
+};
+
+/* ------------------------------------------------------------------------------------- ranges -- */
+
+struct edge {
+	uint64_t at;
+	unsigned ops;
+	bool begins;
+};
+
+static int compare(const void *a, const void *b)
+{
+	const struct edge *x = a, *y = b;
+
+	return x->at < y->at ? -1 : x->at > y->at;
+}
+
+static unsigned edges_of(const struct guarded *f, struct edge *e)
+{
+	const struct part *p;
+	unsigned n = 0;
+
+	LIST_FOREACH(p, &f->parts, link)
+	{
+		e[n++] = (struct edge){p->start, p->ops, true};
+		e[n++] = (struct edge){p->end, p->ops, false};
+	}
+	qsort(e, n, sizeof *e, compare);
+	return n;
+}
+
+/* In order, apart, and none beside another that is refused the same. How many. */
+static unsigned merge(const struct edge *e, unsigned n, struct gate_range *out)
+{
+	unsigned count[PINL_OP_NR] = {0}, ops = 0, used = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t end = i + 1 < n ? e[i + 1].at : 0;
+
+		for (int op = 0; op < PINL_OP_NR; op++)
+			if (e[i].ops & PINL_OPBIT(op)) {
+				count[op] += e[i].begins ? 1 : -1;
+				ops = count[op] ? ops | PINL_OPBIT(op) : ops & ~PINL_OPBIT(op);
+			}
+		if (!ops || end <= e[i].at)
+			continue;
+		if (used && out[used - 1].end == e[i].at && out[used - 1].ops == ops)
+			out[used - 1].end = end;
+		else
+			out[used++] = (struct gate_range){e[i].at, end, ops, 0};
+	}
+	return used;
+}
+
+/* lock held */
+static int guard(struct gate *g, const struct guarded *f)
+{
+	size_t n = 2 * (size_t)f->n_parts;
+	struct edge *edges;
+	struct gate_range *ranges;
+	int err;
+
+	if (!n)
+		return gate_guard(g->programs, &f->file, NULL, 0);
+	edges = malloc(n * sizeof *edges);
+	ranges = malloc(n * sizeof *ranges);
+	if (edges && ranges)
+		err = gate_guard(g->programs, &f->file, ranges,
+				 merge(edges, edges_of(f, edges), ranges));
+	else
+		err = pinl_set_error(-ENOMEM, "out of memory for the gate");
+	free(edges);
+	free(ranges);
+	return err;
+}
+
+/* -------------------------------------------------------------------------------------- leases -- */
+
+static bool is_known(const struct pinl_memory *mem)
+{
+	return mem->fs_magic == TMPFS_MAGIC || mem->fs_magic == HUGETLBFS_MAGIC ||
+	       mem->fs_magic == EXT4_SUPER_MAGIC || mem->fs_magic == XFS_SUPER_MAGIC;
+}
+
+static unsigned gate_coverage(void *src, const struct pinl_memory *mem, enum pinl_op op)
+{
+	return (OPS_REFUSED & PINL_OPBIT(op)) && mem->ino && mem->fd >= 0 && is_known(mem)
+		       ? PINL_CAN_REFUSE
+		       : 0;
+}
+
+static struct guarded *find(const struct gate *g, uint64_t dev, uint64_t ino)
+{
+	struct pl_node *n = pl_index_first(&g->files, ino, ino + 1);
+
+	while (n && ((struct guarded *)n)->dev != dev)
+		n = pl_index_next(n, ino, ino + 1);
+	return (struct guarded *)n;
+}
+
+static void forget_empty(struct gate *g, struct guarded *f)
+{
+	if (f->n_parts)
+		return;
+	pl_index_remove(&g->files, &f->node);
+	free(f);
+}
+
+/* lock held */
+static int get_file(struct gate *g, const struct pinl_memory *mem, struct guarded **out)
+{
+	struct guarded *f = find(g, mem->dev, mem->ino);
+	int err = 0;
+
+	if (!f) {
+		f = calloc(1, sizeof *f);
+		if (!f)
+			return pinl_set_error(-ENOMEM, "out of memory for the gate");
+		err = gate_identify(g->programs, mem->fd, &f->file);
+		if (err) {
+			free(f);
+			return err;
+		}
+		f->dev = mem->dev;
+		f->node.start = mem->ino;
+		f->node.end = mem->ino + 1;
+		pl_index_insert(&g->files, &f->node);
+	}
+	*out = f;
+	return 0;
+}
+
+static void drop_part(struct guarded *f, struct part *p)
+{
+	LIST_REMOVE(p, link);
+	f->n_parts--;
+	free(p);
+}
+
+/* lock held; takes p */
+static int add_part(struct gate *g, const struct pinl_memory *mem, struct part *p)
+{
+	struct guarded *f = NULL;
+	int err = get_file(g, mem, &f);
+
+	if (err) {
+		free(p);
+		return err;
+	}
+	LIST_INSERT_HEAD(&f->parts, p, link);
+	f->n_parts++;
+	err = guard(g, f);
+	if (err) {
+		drop_part(f, p);
+		forget_empty(g, f);
+	}
+	return err;
+}
+
+static int gate_watch(void *src, const struct pinl_memory *mem)
+{
+	const struct pinl_lease *l = pl_lease_of_memory(mem);
+	unsigned ops = l->policy.refuse & OPS_REFUSED;
+	struct gate *g = src;
+	struct part *p;
+	int err;
+
+	if (l->policy.kind != PINL_REFUSE || !ops || !gate_coverage(src, mem, PINL_OP_TRUNCATE))
+		return 0;
+	if (ops & PINL_OPBIT(PINL_OP_PUNCH))
+		ops |= PINL_OPBIT(PINL_OP_REMOVE);
+	p = calloc(1, sizeof *p);
+	if (!p)
+		return pinl_set_error(-ENOMEM, "out of memory for the gate");
+	p->lease = l;
+	p->start = mem->offset;
+	p->end = mem->offset + (l->m.end - l->m.start);
+	p->ops = ops;
+	pthread_mutex_lock(&g->lock);
+	err = add_part(g, mem, p);
+	pthread_mutex_unlock(&g->lock);
+	return err;
+}
+
+static void gate_unwatch(void *src, const struct pinl_memory *mem)
+{
+	const struct pinl_lease *l = pl_lease_of_memory(mem);
+	struct gate *g = src;
+	struct guarded *f;
+	struct part *p;
+
+	pthread_mutex_lock(&g->lock);
+	f = find(g, mem->dev, mem->ino);
+	p = f ? LIST_FIRST(&f->parts) : NULL;
+	while (p && p->lease != l)
+		p = LIST_NEXT(p, link);
+	if (p) {
+		drop_part(f, p);
+		if (guard(g, f))
+			fprintf(stderr, "pinleased: the gate still guards what lease %lu had: %s\n",
+				l->id, pinl_error());
+		forget_empty(g, f);
+	}
+	pthread_mutex_unlock(&g->lock);
+}
+
+/* ------------------------------------------------------------------------------------ refusals -- */
+
+/* lock held. st_dev and st_ino of it. */
+static bool known_as(const struct gate *g, const struct gate_file *file, struct pinl_change *ch)
+{
+	struct pl_node *n = pl_index_first(&g->files, file->ino, file->ino + 1);
+
+	while (n && memcmp(&((struct guarded *)n)->file, file, sizeof *file))
+		n = pl_index_next(n, file->ino, file->ino + 1);
+	if (n) {
+		ch->file_dev = ((struct guarded *)n)->dev;
+		ch->file_ino = file->ino;
+	}
+	return n;
+}
+
+static void on_refusal(const struct gate_refusal *r, void *arg)
+{
+	struct gate *g = arg;
+	struct pinl_change ch = {
+		.op = r->op,
+		.also = r->also & OPS_REFUSED,
+		.can = PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_REFUSE,
+		.on_file = 1,
+		.file_start = r->start,
+		.file_end = r->end,
+		.actor_pid = r->pid,
+		.actor_tid = r->tid,
+		.source = "gate",
+	};
+	bool known;
+
+	pthread_mutex_lock(&g->lock);
+	known = known_as(g, &r->file, &ch);
+	pthread_mutex_unlock(&g->lock);
+	if (known) /* else its leases have ended since */
+		pl_change_was_refused(g->ctx, &ch);
+}
+
+static int on_ring(sd_event_source *source, int fd, uint32_t revents, void *arg)
+{
+	struct gate *g = arg;
+
+	gate_read(g->programs, on_refusal, g);
+	return 0;
+}
+
+/* ---------------------------------------------------------------------------------- life, death -- */
+
+/* Also to sweep what the dead have left, soon after its time. */
+static uint64_t tick_us(const struct gate *g)
+{
+	uint64_t us = g->keep_ms * 1000ull / TICKS;
+
+	return us < COME_BACK_MS * 1000ull ? us : COME_BACK_MS * 1000ull;
+}
+
+static int on_tick(sd_event_source *source, uint64_t usec, void *arg)
+{
+	struct gate *g = arg;
+	uint64_t now;
+
+	pthread_mutex_lock(&g->lock);
+	gate_renew(g->programs);
+	pthread_mutex_unlock(&g->lock);
+	if (g->dir)
+		gate_take_over(g->dir, UINT32_MAX);
+	sd_event_now(sd_event_source_get_event(source), CLOCK_MONOTONIC, &now);
+	sd_event_source_set_time(source, now + tick_us(g));
+	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+}
+
+static int gate_open(struct pinl_ctx *ctx, const void *arg, void **src)
+{
+	const struct gate_options *o = arg;
+	struct gate *g = calloc(1, sizeof *g);
+	int err;
+
+	if (!g)
+		return pinl_set_error(-ENOMEM, "out of memory for the gate");
+	g->ctx = ctx;
+	g->dir = o->dir;
+	g->keep_ms = o->keep_ms;
+	err = gate_load(o->dir, o->keep_ms, &g->programs);
+	if (err) {
+		free(g);
+		return err;
+	}
+	pthread_mutex_init(&g->lock, NULL);
+	*src = g;
+	return 0;
+}
+
+static void gate_close(void *src)
+{
+	struct gate *g = src;
+
+	if (g->dir)
+		gate_take_over(g->dir, 0);
+	gate_unload(g->programs);
+	while (g->files.root) {
+		struct guarded *f = (struct guarded *)g->files.root;
+
+		while (f->n_parts)
+			drop_part(f, LIST_FIRST(&f->parts));
+		forget_empty(g, f);
+	}
+	pthread_mutex_destroy(&g->lock);
+	free(g);
+}
+
+int gate_start(struct server *s)
+{
+	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+	int err;
+
+	if (!g)
+		return 0;
+	if (g->dir)
+		gate_take_over(g->dir, s->store.resumed ? 0 : COME_BACK_MS);
+	err = sd_event_add_io(s->event, &g->ring, gate_fd(g->programs), EPOLLIN, on_ring, g);
+	if (err >= 0)
+		err = sd_event_add_time_relative(s->event, &g->timer, CLOCK_MONOTONIC, tick_us(g), 0,
+						 on_tick, g);
+	return err < 0 ? err : 0;
+}
+
+void gate_stop(struct server *s)
+{
+	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+
+	if (!g)
+		return;
+	sd_event_source_disable_unref(g->timer);
+	sd_event_source_disable_unref(g->ring);
+}
+
+void gate_hand_over(struct server *s)
+{
+	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+
+	if (g)
+		gate_leave(g->programs, COME_BACK_MS);
+}
+
+void gate_describe(struct server *s, char *text, size_t len)
+{
+	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+	const char *unpinned;
+	uint64_t missed;
+	int n;
+
+	if (!g)
+		return;
+	unpinned = gate_unpinned(g->programs);
+	missed = gate_missed(g->programs);
+	n = snprintf(text, len, ", by %s",
+		     strcmp(gate_means(g->programs), "lsm") ? "fmod_ret" : "the BPF LSM");
+	if (unpinned)
+		n += snprintf(text + n, len - n, "; open after a crash (not pinned: %.100s)", unpinned);
+	else
+		n += snprintf(text + n, len - n, "; after a crash closed for %u ms", g->keep_ms);
+	if (missed)
+		snprintf(text + n, len - n, "; %lu call%s went on unseen", missed, s_of(missed));
+}
+
+const struct pinl_source_ops gate_ops = {
+	.size = sizeof(struct pinl_source_ops),
+	.name = "gate",
+	.open = gate_open,
+	.close = gate_close,
+	.coverage = gate_coverage,
+	.watch = gate_watch,
+	.unwatch = gate_unwatch,
+};

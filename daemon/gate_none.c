@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* In place of gate.c, where pinleased is built without libbpf. */
+#include "daemon/gate.h"
+
+#include <errno.h>
+#include <pinlease/device.h>
+
+static int gate_open(struct pinl_ctx *ctx, const void *arg, void **src)
+{
+	return pinl_set_error(-EOPNOTSUPP, "pinleased was built without BPF (libbpf, clang, bpftool)");
+}
+
+int gate_start(struct server *s)
+{
+	return 0;
+}
+
+void gate_stop(struct server *s)
+{
+}
+
+void gate_hand_over(struct server *s)
+{
+}
+
+void gate_describe(struct server *s, char *text, size_t len)
+{
+}
+
+const struct pinl_source_ops gate_ops = {
+	.size = sizeof(struct pinl_source_ops),
+	.name = "gate",
+	.open = gate_open,
+};

@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * REFUSE on files that fanotify doesn't see, by pinleased's gate: another process is refused exactly
+ * what cuts the lease. Needs a kernel that lets BPF programs in front of its functions
+ * (vm/jobs/gate*.job).
+ */
+#include "arbiter_rig.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "gate_rig.h"
+
+#define DIRECTORY "/sys/fs/bpf/pinlease-test"
+#define FILE_OPS  (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
+#define AT	  3 /* a leased page */
+#define BEYOND	  5
+
+static const char *const for_long[] = {"--gate", DIRECTORY, "--gate-keeps", "3600000", NULL};
+static const char *const for_short[] = {"--gate", DIRECTORY, "--gate-keeps", "1500", NULL};
+static const char *const open_then[] = {"--gate", DIRECTORY, "--gate-keeps", "3600000", "--after-crash",
+					"open",	  NULL};
+
+static struct pinl_ctx *ctx;
+static struct pinl_device *dev;
+
+static const struct gate_op *op_named(const char *name)
+{
+	for (unsigned i = 0; i < gate_n_ops; i++)
+		if (!strcmp(gate_ops[i].name, name))
+			return &gate_ops[i];
+	fail_msg("no operation %s", name);
+	return NULL;
+}
+
+static void open_all(struct arbiter *a, const char *const *options)
+{
+	arbiter_start(a, options);
+	assert_ok(pinl_open(NULL, &ctx));
+	assert_ok(pinl_device_open(ctx, "soft", NULL, &dev));
+}
+
+static void close_all(struct arbiter *a)
+{
+	pinl_close(ctx);
+	ctx = NULL;
+	arbiter_stop(a);
+	if (!access(DIRECTORY, F_OK) && !system("ls -lR " DIRECTORY " >&2"))
+		fail_msg("there is something left in %s", DIRECTORY);
+}
+
+/* Pages 2 and 3. */
+static struct pinl_lease *lease(const struct gate_target *t, unsigned refuse)
+{
+	struct pinl_policy p = {.size = sizeof p, .kind = PINL_REFUSE, .refuse = refuse};
+	uintptr_t at = (uintptr_t)t->mem;
+	struct pinl_lease *l = NULL;
+	int err = pinl_map_range(dev, at + 2 * t->page, at + 4 * t->page, PINL_WRITE, &p, NULL, &l);
+
+	if (err == -EOPNOTSUPP) {
+		print_message("skip: BPF programs in front of the kernel's functions: %s\n",
+			      pinl_error());
+		skip();
+	}
+	assert_ok(err);
+	return l;
+}
+
+/* By another process, with descriptors that are older than the lease. */
+static int by_another(const struct gate_op *op, const struct gate_target *t, unsigned page, pid_t *who)
+{
+	pid_t pid = fork();
+	int status;
+
+	if (!pid)
+		_exit(-op->run(t, page * t->page));
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	if (who)
+		*who = pid;
+	return -WEXITSTATUS(status);
+}
+
+/* Of calls by rings fanotify doesn't see the arguments, and where it is asked, too, it refuses all. */
+static bool is_guessed(const struct gate_op *op, struct pinl_lease *l)
+{
+	struct pinl_lease_info i = {.size = sizeof i};
+
+	assert_ok(pinl_lease_info(l, &i));
+	return !strncmp(op->name, "io_uring", 8) && (i.coverage[op->op] & PINL_CAN_HOLD);
+}
+
+/* What has ended has when pinleased has read that, or when those of the dead have ended. */
+static void let_through(const struct gate_op *op, const struct gate_target *t)
+{
+	int err;
+
+	while ((err = by_another(op, t, AT, NULL)) == -EBUSY) /* the runner ends what takes too long */
+		usleep(10000);
+	assert_int_equal(err, 0);
+}
+
+static int run(enum gate_place place, const struct gate_op *op, unsigned refuse, unsigned page,
+	       bool *clones)
+{
+	struct pinl_lease *l = NULL;
+	struct gate_target t;
+	int err;
+
+	assert_true(gate_target_open(place, &t));
+	if (refuse)
+		l = lease(&t, refuse);
+	err = by_another(op, &t, page, NULL);
+	if (err == -EBUSY && l && is_guessed(op, l) && (page != AT || !(refuse & PINL_OPBIT(op->op))))
+		err = 0;
+	if (l)
+		pinl_unmap_range(l);
+	*clones = t.clones;
+	gate_target_close(&t);
+	return err;
+}
+
+static void expect(const char *what, const struct gate_op *op, int err, int wanted)
+{
+	if (err != wanted)
+		fail_msg("%s, %s: %s instead of %s", op->name, what, strerror(-err), strerror(-wanted));
+}
+
+static bool is_punch(const struct gate_op *op)
+{
+	return op->op == PINL_OP_PUNCH || op->op == PINL_OP_REMOVE;
+}
+
+static void check_op(enum gate_place place, const struct gate_op *op)
+{
+	unsigned others =
+		FILE_OPS & ~(is_punch(op) ? PINL_OPBIT(PINL_OP_PUNCH) | PINL_OPBIT(PINL_OP_REMOVE)
+					  : PINL_OPBIT(op->op));
+	bool clones;
+	int err = run(place, op, 0, AT, &clones);
+
+	if (err) { /* which is known by tests/test_gate_load.c */
+		print_message("%s: no %s there: %s\n", gate_place_names[place], op->name,
+			      strerror(-err));
+		return;
+	}
+	expect("on leased bytes", op, run(place, op, PINL_OPBIT(op->op), AT, &clones),
+	       op->copy && !clones ? 0 : -EBUSY);
+	if (!op->all)
+		expect("beyond leased bytes", op, run(place, op, FILE_OPS, BEYOND, &clones), 0);
+	expect("refused other operations", op, run(place, op, others, AT, &clones), 0);
+}
+
+/* Files on disk have their fanotify without a gate. */
+static void need_gate(void)
+{
+	struct gate_target t;
+
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	pinl_unmap_range(lease(&t, FILE_OPS));
+	gate_target_close(&t);
+}
+
+static void check_place(enum gate_place place)
+{
+	struct gate_target t;
+	static struct arbiter a;
+
+	if (!gate_target_open(place, &t)) {
+		print_message("skip: a file of the kind %s\n", gate_place_names[place]);
+		skip();
+	}
+	gate_target_close(&t);
+	open_all(&a, for_long);
+	need_gate();
+	for (unsigned i = 0; i < gate_n_ops; i++)
+		check_op(place, &gate_ops[i]);
+	close_all(&a);
+}
+
+static void memfd_is_refused(void **state)
+{
+	check_place(PLACE_MEMFD);
+}
+
+static void hugetlbfs_is_refused(void **state)
+{
+	check_place(PLACE_HUGE);
+}
+
+static void a_file_is_refused(void **state)
+{
+	check_place(PLACE_DIR);
+}
+
+static void leases_add_up(void **state)
+{
+	const struct gate_op *punch = op_named("punch"), *truncation = op_named("ftruncate");
+	struct pinl_lease *first, *second;
+	struct gate_target t, again;
+	static struct arbiter a;
+
+	open_all(&a, for_long);
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	first = lease(&t, PINL_OPBIT(PINL_OP_PUNCH));
+	again = t;
+	again.mem = mmap(NULL, GATE_PAGES * t.page, PROT_READ | PROT_WRITE, MAP_SHARED, t.fd, 0);
+	assert_true(again.mem != MAP_FAILED);
+	second = lease(&again, PINL_OPBIT(PINL_OP_TRUNCATE));
+	assert_int_equal(by_another(punch, &t, AT, NULL), -EBUSY);
+	assert_int_equal(by_another(truncation, &t, AT, NULL), -EBUSY);
+	pinl_unmap_range(first);
+	let_through(punch, &t);
+	assert_int_equal(by_another(truncation, &t, AT, NULL), -EBUSY);
+	pinl_unmap_range(second);
+	let_through(truncation, &t);
+	munmap(again.mem, GATE_PAGES * t.page);
+	gate_target_close(&t);
+	close_all(&a);
+}
+
+static void its_holder_is_told(void **state)
+{
+	struct gate_target t;
+	static struct arbiter a;
+	struct pinl_lease *l;
+	struct pinl_event ev;
+	pid_t who;
+
+	open_all(&a, for_long);
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	l = lease(&t, FILE_OPS);
+	assert_int_equal(by_another(op_named("punch"), &t, AT, &who), -EBUSY);
+	ev = event_of(ctx, PINL_EV_REFUSED);
+	assert_int_equal(ev.op, PINL_OP_PUNCH);
+	assert_int_equal(ev.actor_pid, who);
+	assert_string_equal(ev.source, "gate");
+	assert_int_equal(ev.start, (uintptr_t)t.mem + AT * t.page);
+	assert_int_equal(ev.end, (uintptr_t)t.mem + (AT + 1) * t.page);
+	pinl_unmap_range(l);
+	gate_target_close(&t);
+	close_all(&a);
+}
+
+static bool was_told(enum pinl_event_type type)
+{
+	struct pinl_event ev = {.size = sizeof ev};
+
+	while (!pinl_next_event(ctx, &ev))
+		if (ev.type == type)
+			return true;
+	return false;
+}
+
+/* The library tells the next one of its lease, and that tells of what it has refused. */
+static void a_dead_arbiter_leaves_it_closed(void **state)
+{
+	const struct gate_op *punch = op_named("punch");
+	struct gate_target t;
+	static struct arbiter a;
+	struct pinl_lease *l;
+
+	open_all(&a, for_long);
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	l = lease(&t, FILE_OPS);
+	for (int i = 0; i < 2; i++) {
+		arbiter_kill(&a);
+		assert_int_equal(by_another(punch, &t, AT, NULL), -EBUSY);
+		assert_int_equal(by_another(punch, &t, BEYOND, NULL), 0);
+		arbiter_restart(&a, for_long);
+		do
+			assert_int_equal(by_another(punch, &t, AT, NULL), -EBUSY);
+		while (!was_told(PINL_EV_REFUSED));
+	}
+	pinl_unmap_range(l);
+	let_through(punch, &t);
+	gate_target_close(&t);
+	close_all(&a);
+}
+
+static void and_not_for_ever(void **state)
+{
+	struct gate_target t;
+	static struct arbiter a;
+
+	open_all(&a, for_short);
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	lease(&t, FILE_OPS);
+	arbiter_kill(&a);
+	let_through(op_named("punch"), &t);
+	arbiter_restart(&a, for_short); /* and sweeps what the dead has left */
+	gate_target_close(&t);
+	close_all(&a);
+}
+
+static void open_after_a_crash(void **state)
+{
+	struct gate_target t;
+	static struct arbiter a;
+
+	open_all(&a, open_then);
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	lease(&t, FILE_OPS);
+	assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), -EBUSY);
+	assert_int_equal(access(DIRECTORY, F_OK), -1);
+	arbiter_kill(&a);
+	let_through(op_named("punch"), &t); /* the kernel takes its time to let go */
+	arbiter_restart(&a, open_then);
+	gate_target_close(&t);
+	close_all(&a);
+}
+
+/* Without a gate nothing is promised that can't be kept. */
+static void no_gate_is_said(void **state)
+{
+	static const char *const none[] = {"--gate", "no", NULL};
+	struct pinl_policy p = {.size = sizeof p, .kind = PINL_REFUSE, .refuse = FILE_OPS};
+	struct pinl_lease *l = NULL;
+	struct gate_target t;
+	static struct arbiter a;
+
+	open_all(&a, none);
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	assert_int_equal(pinl_map_range(dev, (uintptr_t)t.mem, (uintptr_t)t.mem + t.page, PINL_WRITE, &p,
+					NULL, &l),
+			 -EOPNOTSUPP);
+	assert_non_null(strstr(pinl_error(), "no source here can refuse"));
+	assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), 0);
+	gate_target_close(&t);
+	close_all(&a);
+}
+
+static int clean_up(void **state)
+{
+	if (ctx)
+		pinl_close(ctx);
+	ctx = NULL;
+	return 0;
+}
+
+#define TEST(name) cmocka_unit_test_teardown(name, clean_up)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(memfd_is_refused),	  TEST(hugetlbfs_is_refused),
+		TEST(a_file_is_refused),  TEST(leases_add_up),
+		TEST(its_holder_is_told), TEST(a_dead_arbiter_leaves_it_closed),
+		TEST(and_not_for_ever),	  TEST(open_after_a_crash),
+		TEST(no_gate_is_said),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
