@@ -14,7 +14,7 @@
 
 struct said {
 	bool runs;
-	char why[304];
+	char why[304], gate[304]; /* gate: its line, if pinleased has one */
 };
 
 static int take_files(const union pl_message *m, void *arg)
@@ -24,6 +24,8 @@ static int take_files(const union pl_message *m, void *arg)
 	if (m->head.type != PL_SOURCE)
 		return 0;
 	s->runs |= !strncmp(m->source.text, "files: running", 14);
+	if (!strncmp(m->source.text, "gate: ", 6))
+		snprintf(s->gate, sizeof s->gate, "%s", m->source.text);
 	if (!strncmp(m->source.text, MISSING, strlen(MISSING)))
 		snprintf(s->why, sizeof s->why, "%s", m->source.text + strlen(MISSING));
 	return 0;
@@ -59,6 +61,16 @@ bool given_files(const char *sources)
 	return strstr(sources, BY_PINLEASED);
 }
 
+static void put_gate(const struct said *s, char *buf, size_t len)
+{
+	static const char running[] = "gate: running";
+
+	if (!strncmp(s->gate, running, strlen(running)))
+		tool_append(buf, len, "gate: by pinleased%s\n", s->gate + strlen(running));
+	else if (*s->gate)
+		tool_append(buf, len, "%s\n", s->gate);
+}
+
 /* One line of this process's, as it is with that. */
 static void put_line(const char *line, const struct said *s, char *buf, size_t len)
 {
@@ -88,5 +100,6 @@ int given_sources(struct pinl_ctx *ctx, char *buf, size_t len)
 	while ((line = strsep(&rest, "\n")))
 		if (*line)
 			put_line(line, &s, buf, len);
+	put_gate(&s, buf, len);
 	return 0;
 }

@@ -21,6 +21,11 @@ static const struct {
 	{"files",
 	 "changes of files on ext4, XFS and btrfs are seen before they happen, held and refused",
 	 "changes of files by others can't be held or refused; at best they are told afterwards"},
+	{"gate",
+	 "what leases with REFUSE refuse is refused also on tmpfs, hugetlbfs, of memfds, and by "
+	 "descriptors "
+	 "that fanotify doesn't see",
+	 "changes of files on tmpfs, hugetlbfs and of memfds can't be refused"},
 	{"notify",
 	 "truncations and holes in files that can't be held (tmpfs, memfd) are told afterwards",
 	 "changes of files that can't be held are not told; a lease ends with a look at the file"},
