@@ -43,6 +43,7 @@ struct gate_programs {
 	unsigned n_links;
 	struct bpf_link *answer; /* NULL: not attached */
 	bool idle;		 /* at the last look nothing was guarded */
+	bool said;		 /* that it can't be detached */
 	struct gate_state *state;
 	struct ring_buffer *ring;
 	void (*told)(const struct gate_refusal *r, void *arg);
@@ -218,6 +219,21 @@ static int answers(struct gate_programs *g)
 	return err;
 }
 
+/* Pinned still, it would stay attached, and in the way of the next one: so it is kept till that works.
+ */
+static void detach_answers(struct gate_programs *g)
+{
+	if (*g->own && gate_pin_remove(g->own, g->kind->answer)) {
+		if (!g->said)
+			fprintf(stderr, "pinleased: the gate stays in the way of reads and writes: %s\n",
+				pinl_error());
+		g->said = true;
+		return;
+	}
+	bpf_link__destroy(g->answer);
+	g->answer = NULL;
+}
+
 int gate_guard(struct gate_programs *g, const struct gate_file *file, const struct gate_range *ranges,
 	       unsigned n)
 {
@@ -252,12 +268,8 @@ void gate_renew(struct gate_programs *g)
 	bool idle = !__atomic_load_n(&g->state->files, __ATOMIC_ACQUIRE);
 
 	__atomic_store_n(&g->state->until_ns, pl_clock_ns() + g->keep_ns, __ATOMIC_RELEASE);
-	if (idle && g->idle && g->answer) {
-		if (*g->own)
-			bpf_link__unpin(g->answer);
-		bpf_link__destroy(g->answer);
-		g->answer = NULL;
-	}
+	if (idle && g->idle && g->answer)
+		detach_answers(g);
 	g->idle = idle;
 }
 

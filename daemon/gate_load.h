@@ -52,6 +52,7 @@ struct bpf_link;
 struct bpf_map;
 int gate_pin_begin(const char *dir, char *own, unsigned long size); /* the folder of this process */
 int gate_pin_link(const char *own, const char *name, struct bpf_link *link);
+int gate_pin_remove(const char *own, const char *name);
 int gate_pin_state(const char *own, struct bpf_map *state);
 void gate_pin_end(const char *own);
 

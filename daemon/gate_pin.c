@@ -70,6 +70,17 @@ int gate_pin_link(const char *own, const char *name, struct bpf_link *link)
 	return err ? pinl_set_error(err, "%s can't be pinned: %s", path, strerror(-err)) : 0;
 }
 
+/* Not bpf_link__unpin(), which calls unlink(2), and takes a link for unpinned whatever came of that. */
+int gate_pin_remove(const char *own, const char *name)
+{
+	char path[PATH_LEN];
+
+	snprintf(path, sizeof path, "%s/%s", own, name);
+	if (!unlinkat(AT_FDCWD, path, 0) || errno == ENOENT)
+		return 0;
+	return pinl_set_error(-errno, "%s can't be removed: %s", path, strerror(errno));
+}
+
 int gate_pin_state(const char *own, struct bpf_map *state)
 {
 	char path[PATH_LEN];
