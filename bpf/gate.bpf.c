@@ -44,21 +44,13 @@ enum { OP_TRUNCATE, OP_PUNCH, OP_ZERO, OP_COLLAPSE, OP_INSERT, OP_REMOVE = 10 };
 
 const volatile __u64 page_size = 4096;
 
-struct ranges {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_INNER_MAP);
-	__uint(max_entries, 1);
-	__uint(key_size, sizeof(__u32));
-	__uint(value_size, sizeof(struct gate_range));
-};
-
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, GATE_FILES);
-	__type(key, struct gate_file);
-	__array(values, struct ranges);
-} files SEC(".maps");
+	__uint(max_entries, GATE_RANGES);
+	__type(key, struct gate_key);
+	__type(value, struct gate_range);
+} ranges SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -102,16 +94,35 @@ static __always_inline void name_file(struct inode *inode, struct gate_file *f)
 }
 
 struct look {
+	struct gate_key at;
 	__u64 start, end;
-	__u32 ops, hit;
+	__u32 ops, empty, hit, unused;
 };
 
-static long look_at(void *map, __u32 *index, struct gate_range *r, struct look *l)
+static long look_at(__u32 i, struct look *l)
 {
-	if (!(r->ops & l->ops) || l->start >= r->end || r->start >= l->end)
+	struct gate_range *r;
+
+	l->at.place = l->empty - 1 - i;
+	r = bpf_map_lookup_elem(&ranges, &l->at);
+	if (!r || !(r->ops & l->ops) || l->start >= r->end || r->start >= l->end)
 		return 0;
 	l->hit = 1;
 	return 1;
+}
+
+/* 0, 1, 2, 4, 8, ...: the first of these places that is empty. */
+static long look_for_end(__u32 i, struct look *l)
+{
+	l->at.place = l->empty = (1u << (i & 31)) >> 1;
+	return !bpf_map_lookup_elem(&ranges, &l->at);
+}
+
+static __noinline int is_guarded(struct look *l)
+{
+	bpf_loop(32, look_for_end, l, 0);
+	bpf_loop(l->empty, look_at, l, 0);
+	return l->hit;
 }
 
 /* What would be refused. 0: nothing. */
@@ -120,18 +131,16 @@ static __always_inline int judge(struct inode *inode, struct gate_refusal *r)
 	struct look l = {.start = r->start, .end = r->end, .ops = 1u << r->op | r->also};
 	struct gate_state *s = the_state();
 	__u64 thread = bpf_get_current_pid_tgid();
-	void *ranges;
+	int hit;
 
-	if (!s || !s->files || bpf_ktime_get_ns() >= s->until_ns || r->start >= r->end)
+	if (!s || !s->ranges || bpf_ktime_get_ns() >= s->until_ns || r->start >= r->end)
 		return 0;
 	name_file(inode, &r->file);
-	ranges = bpf_map_lookup_elem(&files, &r->file);
-	if (!ranges)
-		return 0;
-	bpf_for_each_map_elem(ranges, look_at, &l, 0);
+	l.at.file = r->file;
+	hit = is_guarded(&l);
 	r->pid = thread >> 32;
 	r->tid = thread;
-	return l.hit;
+	return hit;
 }
 
 static __always_inline int refuse(struct gate_refusal *r)

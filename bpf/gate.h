@@ -7,15 +7,25 @@
 #include <linux/types.h>
 #endif
 
-#define GATE_FILES    65536
-#define GATE_RANGES   4096 /* of one file */
-#define GATE_REFUSING 1024 /* calls that are being refused at one moment */
+#define GATE_RANGES   131072 /* of all files; a power of two */
+#define GATE_OF_FILE  16384  /* of one file: who changes it has them looked through */
+#define GATE_REFUSING 16384  /* calls that are being refused at one moment */
 #define GATE_END      0x7fffffffffffffffull
 
 /* A file, as the kernel knows it. A number that is used anew comes with another generation. */
 struct gate_file {
 	__u64 ino;
 	__u32 dev, generation;
+};
+
+/*
+ * Where a range of a file is kept: places of a file are numbered from 0, without gaps. A range moves to
+ * a lower place only, and is there before it is gone from the other one. So who looks at place after
+ * place, downwards from one that he has found empty, passes by none.
+ */
+struct gate_key {
+	struct gate_file file;
+	__u32 place, unused;
 };
 
 /* Bytes that may not be taken by these operations: bits of enum pinl_op. */
@@ -27,7 +37,7 @@ struct gate_range {
 /* Shared memory: all but the last two are pinleased's. */
 struct gate_state {
 	__u64 until_ns; /* CLOCK_MONOTONIC; what is guarded is guarded until then */
-	__u64 files;	/* guarded; 0: the programs leave at once */
+	__u64 ranges;	/* 0: the programs leave at once */
 	__u64 lost;	/* calls that went on, as no place was left to note that they are refused */
 	__u64 untold;	/* refusals that nobody was told of */
 };

@@ -23,10 +23,8 @@ enum {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_STACK_TRACE = 7,
 	BPF_MAP_TYPE_RINGBUF = 27,
-	BPF_MAP_TYPE_HASH_OF_MAPS = 13,
 	BPF_F_NO_PREALLOC = 1 << 0,
 	BPF_F_MMAPABLE = 1 << 10,
-	BPF_F_INNER_MAP = 1 << 12,
 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)

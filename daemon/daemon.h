@@ -49,6 +49,7 @@ struct user {
 	uid_t uid;
 	unsigned refs;
 	uint64_t leases, bytes;
+	uint64_t guarded; /* of the gate's places */
 	unsigned connections, laters, changes;
 	unsigned adopted;   /* of the connections: none yet, but whose process may make one to go on */
 	struct bucket work; /* lock: of the worker's time */
@@ -198,6 +199,7 @@ struct server {
 	struct held_lease *ended; /* their events may be there still */
 	pthread_cond_t work;
 	LIST_HEAD(, user) users;
+	uint64_t guarded;		  /* by the gate, of all of them */
 	struct holder *reap, *unfinished; /* unfinished: the reaper's own */
 	bool stop;
 	pthread_t reaper;
@@ -335,8 +337,10 @@ uint64_t share_grace(struct pinl_lease *l, uint64_t now);
 void share_held(struct pinl_lease *l, uint64_t since_ns);
 void share_noticed(struct user *u);
 int share_may_lease(struct server *s, struct user *u);
-int share_descriptor(struct server *s, struct user *u, int fd); /* one more; -EDQUOT */
-void share_complain(struct server *s);				/* main loop */
+int share_descriptor(struct server *s, struct user *u, int fd);	    /* one more; -EDQUOT */
+int share_guard(struct server *s, struct user *u, uint64_t places); /* one more; -EDQUOT */
+void share_unguard(struct server *s, struct user *u);
+void share_complain(struct server *s); /* main loop */
 unsigned share_hold_ms(const struct server *s);
 void share_used(struct server *s, const struct user *u, uint64_t *hold_ns, uint64_t *notices);
 uint64_t share_work(struct holder *h, uint64_t deadline_ns);

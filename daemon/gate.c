@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Which bytes of which files the gate's programs guard. Invariant: a file is in `files` while it has a
- * lease with REFUSE, and the kernel guards exactly what these leases cover, each byte against what its
- * leases name together. So the kernel answers as the policy function would (lib/core/policy.c), without
- * asking; what it has refused is told to the core afterwards.
+ * lease with REFUSE, and the kernel has a range for each of these leases, in a place of its own, so that
+ * no change of it costs more than two calls. So the kernel answers as the policy function would
+ * (lib/core/policy.c), without asking; what it has refused is told to the core afterwards.
  */
 #include "daemon/gate.h"
 
@@ -27,104 +27,35 @@ _Static_assert(PINL_OP_TRUNCATE == 0 && PINL_OP_PUNCH == 1 && PINL_OP_ZERO == 2 
 		       PINL_OP_COLLAPSE == 3 && PINL_OP_INSERT == 4 && PINL_OP_REMOVE == 10,
 	       "bpf/gate.bpf.c has the same numbers");
 
+/* What of a file a lease refuses. */
 struct part {
-	LIST_ENTRY(part) link;
-	const struct pinl_lease *lease;
-	uint64_t start, end;
-	unsigned ops;
+	struct pl_node node; /* by the lease; not while it is `over` */
+	struct guarded *of;
+	unsigned place; /* at[place] is this one */
+	struct gate_range range;
+	struct user *user;
+	LIST_ENTRY(part) over; /* the kernel couldn't be told that it ended */
 };
 
 struct guarded {
 	struct pl_node node; /* by inode number */
 	uint64_t dev;
 	struct gate_file file;
-	LIST_HEAD(, part) parts;
-	unsigned n_parts;
+	struct part **at; /* as the kernel has them */
+	unsigned n, room;
 };
 
 struct gate {
+	struct server *server;
 	struct pinl_ctx *ctx;
 	const char *dir;
 	unsigned keep_ms;
-	pthread_mutex_t lock; /* the next two */
+	pthread_mutex_t lock; /* the next four */
 	struct gate_programs *programs;
-	struct pl_index files;
+	struct pl_index files, parts;
+	LIST_HEAD(, part) over;
 	sd_event_source *timer, *ring; /* main loop */
 };
-
-/* ------------------------------------------------------------------------------------- ranges -- */
-
-struct edge {
-	uint64_t at;
-	unsigned ops;
-	bool begins;
-};
-
-static int compare(const void *a, const void *b)
-{
-	const struct edge *x = a, *y = b;
-
-	return x->at < y->at ? -1 : x->at > y->at;
-}
-
-static unsigned edges_of(const struct guarded *f, struct edge *e)
-{
-	const struct part *p;
-	unsigned n = 0;
-
-	LIST_FOREACH(p, &f->parts, link)
-	{
-		e[n++] = (struct edge){p->start, p->ops, true};
-		e[n++] = (struct edge){p->end, p->ops, false};
-	}
-	qsort(e, n, sizeof *e, compare);
-	return n;
-}
-
-/* In order, apart, and none beside another that is refused the same. How many. */
-static unsigned merge(const struct edge *e, unsigned n, struct gate_range *out)
-{
-	unsigned count[PINL_OP_NR] = {0}, ops = 0, used = 0;
-
-	for (unsigned i = 0; i < n; i++) {
-		uint64_t end = i + 1 < n ? e[i + 1].at : 0;
-
-		for (int op = 0; op < PINL_OP_NR; op++)
-			if (e[i].ops & PINL_OPBIT(op)) {
-				count[op] += e[i].begins ? 1 : -1;
-				ops = count[op] ? ops | PINL_OPBIT(op) : ops & ~PINL_OPBIT(op);
-			}
-		if (!ops || end <= e[i].at)
-			continue;
-		if (used && out[used - 1].end == e[i].at && out[used - 1].ops == ops)
-			out[used - 1].end = end;
-		else
-			out[used++] = (struct gate_range){e[i].at, end, ops, 0};
-	}
-	return used;
-}
-
-/* lock held */
-static int guard(struct gate *g, const struct guarded *f)
-{
-	size_t n = 2 * (size_t)f->n_parts;
-	struct edge *edges;
-	struct gate_range *ranges;
-	int err;
-
-	if (!n)
-		return gate_guard(g->programs, &f->file, NULL, 0);
-	edges = malloc(n * sizeof *edges);
-	ranges = malloc(n * sizeof *ranges);
-	if (edges && ranges)
-		err = gate_guard(g->programs, &f->file, ranges,
-				 merge(edges, edges_of(f, edges), ranges));
-	else
-		err = pinl_set_error(-ENOMEM, "out of memory for the gate");
-	free(edges);
-	free(ranges);
-	return err;
-}
 
 /* -------------------------------------------------------------------------------------- leases -- */
 
@@ -152,9 +83,10 @@ static struct guarded *find(const struct gate *g, uint64_t dev, uint64_t ino)
 
 static void forget_empty(struct gate *g, struct guarded *f)
 {
-	if (f->n_parts)
+	if (f->n)
 		return;
 	pl_index_remove(&g->files, &f->node);
+	free(f->at);
 	free(f);
 }
 
@@ -182,31 +114,110 @@ static int get_file(struct gate *g, const struct pinl_memory *mem, struct guarde
 	return 0;
 }
 
-static void drop_part(struct guarded *f, struct part *p)
+/* The last quarter of a file's places is for who has none of the others. */
+static int may_have(const struct guarded *f, const struct user *u)
 {
-	LIST_REMOVE(p, link);
-	f->n_parts--;
-	free(p);
+	unsigned his = 0;
+
+	if (f->n < GATE_OF_FILE / 4 * 3)
+		return 0;
+	for (unsigned i = 0; i < f->n; i++)
+		his += f->at[i]->user == u;
+	if (f->n < GATE_OF_FILE && his < GATE_OF_FILE / 4)
+		return 0;
+	return pinl_set_error(-EDQUOT,
+			      "%u leases refuse changes of this file, %u of them user %u's, and %d are "
+			      "the most; end some, or lease in larger pieces",
+			      f->n, his, u->uid, GATE_OF_FILE);
 }
 
-/* lock held; takes p */
+static int make_room(struct guarded *f)
+{
+	unsigned room = f->room ? 2 * f->room : 4;
+	struct part **at;
+
+	if (f->n < f->room)
+		return 0;
+	at = realloc(f->at, room * sizeof(*at));
+	if (!at)
+		return pinl_set_error(-ENOMEM, "out of memory for the gate");
+	f->at = at;
+	f->room = room;
+	return 0;
+}
+
+/* lock held */
 static int add_part(struct gate *g, const struct pinl_memory *mem, struct part *p)
 {
 	struct guarded *f = NULL;
 	int err = get_file(g, mem, &f);
 
+	if (err)
+		return err;
+	err = may_have(f, p->user);
+	if (!err)
+		err = make_room(f);
+	if (!err)
+		err = gate_guard(g->programs, &f->file, f->n, &p->range);
 	if (err) {
-		free(p);
+		forget_empty(g, f);
 		return err;
 	}
-	LIST_INSERT_HEAD(&f->parts, p, link);
-	f->n_parts++;
-	err = guard(g, f);
-	if (err) {
-		drop_part(f, p);
-		forget_empty(g, f);
-	}
+	p->of = f;
+	p->place = f->n;
+	f->at[f->n++] = p;
+	pl_index_insert(&g->parts, &p->node);
+	return 0;
+}
+
+/* lock held; the kernel has it no more */
+static void remove_part(struct gate *g, struct part *p)
+{
+	struct guarded *f = p->of;
+	struct part *last = f->at[--f->n];
+
+	f->at[p->place] = last;
+	last->place = p->place;
+	free(p);
+	forget_empty(g, f);
+}
+
+/* lock held */
+static int let_go(struct gate *g, struct part *p)
+{
+	unsigned last = p->of->n - 1;
+	int err = gate_unguard(g->programs, &p->of->file, p->place, last, &p->of->at[last]->range);
+
+	if (!err)
+		remove_part(g, p);
 	return err;
+}
+
+static struct part *part_of(const struct gate *g, const struct pinl_lease *l)
+{
+	struct pl_node *n = pl_index_first(&g->parts, (uintptr_t)l, (uintptr_t)l + 1);
+
+	return n ? (struct part *)n : NULL;
+}
+
+static struct user *user_of(const struct pinl_lease *l)
+{
+	return ((struct held_lease *)l->cookie)->holder->user;
+}
+
+static struct part *new_part(const struct pinl_lease *l, const struct pinl_memory *mem, unsigned ops)
+{
+	struct part *p = calloc(1, sizeof *p);
+
+	if (!p) {
+		pinl_set_error(-ENOMEM, "out of memory for the gate");
+		return NULL;
+	}
+	p->node.start = (uintptr_t)l;
+	p->node.end = p->node.start + 1;
+	p->user = user_of(l);
+	p->range = (struct gate_range){mem->offset, mem->offset + (l->m.end - l->m.start), ops, 0};
+	return p;
 }
 
 static int gate_watch(void *src, const struct pinl_memory *mem)
@@ -221,16 +232,19 @@ static int gate_watch(void *src, const struct pinl_memory *mem)
 		return 0;
 	if (ops & PINL_OPBIT(PINL_OP_PUNCH))
 		ops |= PINL_OPBIT(PINL_OP_REMOVE);
-	p = calloc(1, sizeof *p);
+	p = new_part(l, mem, ops);
 	if (!p)
-		return pinl_set_error(-ENOMEM, "out of memory for the gate");
-	p->lease = l;
-	p->start = mem->offset;
-	p->end = mem->offset + (l->m.end - l->m.start);
-	p->ops = ops;
-	pthread_mutex_lock(&g->lock);
-	err = add_part(g, mem, p);
-	pthread_mutex_unlock(&g->lock);
+		return -ENOMEM;
+	err = share_guard(g->server, p->user, GATE_RANGES);
+	if (!err) {
+		pthread_mutex_lock(&g->lock);
+		err = add_part(g, mem, p);
+		pthread_mutex_unlock(&g->lock);
+		if (err)
+			share_unguard(g->server, p->user);
+	}
+	if (err)
+		free(p);
 	return err;
 }
 
@@ -238,22 +252,34 @@ static void gate_unwatch(void *src, const struct pinl_memory *mem)
 {
 	const struct pinl_lease *l = pl_lease_of_memory(mem);
 	struct gate *g = src;
-	struct guarded *f;
 	struct part *p;
 
 	pthread_mutex_lock(&g->lock);
-	f = find(g, mem->dev, mem->ino);
-	p = f ? LIST_FIRST(&f->parts) : NULL;
-	while (p && p->lease != l)
-		p = LIST_NEXT(p, link);
+	p = part_of(g, l);
 	if (p) {
-		drop_part(f, p);
-		if (guard(g, f))
+		pl_index_remove(&g->parts, &p->node);
+		if (let_go(g, p)) {
+			LIST_INSERT_HEAD(&g->over, p, over);
 			fprintf(stderr, "pinleased: the gate still guards what lease %lu had: %s\n",
 				l->id, pinl_error());
-		forget_empty(g, f);
+		}
 	}
 	pthread_mutex_unlock(&g->lock);
+	if (p)
+		share_unguard(g->server, user_of(l));
+}
+
+/* lock held */
+static void let_go_of_the_rest(struct gate *g)
+{
+	struct part *p, *next;
+
+	for (p = LIST_FIRST(&g->over); p; p = next) {
+		next = LIST_NEXT(p, over);
+		LIST_REMOVE(p, over);
+		if (let_go(g, p))
+			LIST_INSERT_HEAD(&g->over, p, over);
+	}
 }
 
 /* ------------------------------------------------------------------------------------ refusals -- */
@@ -320,6 +346,7 @@ static int on_tick(sd_event_source *source, uint64_t usec, void *arg)
 
 	pthread_mutex_lock(&g->lock);
 	gate_renew(g->programs);
+	let_go_of_the_rest(g);
 	pthread_mutex_unlock(&g->lock);
 	if (g->dir)
 		gate_take_over(g->dir, UINT32_MAX);
@@ -336,6 +363,7 @@ static int gate_open(struct pinl_ctx *ctx, const void *arg, void **src)
 
 	if (!g)
 		return pinl_set_error(-ENOMEM, "out of memory for the gate");
+	g->server = o->server;
 	g->ctx = ctx;
 	g->dir = o->dir;
 	g->keep_ms = o->keep_ms;
@@ -359,8 +387,8 @@ static void gate_close(void *src)
 	while (g->files.root) {
 		struct guarded *f = (struct guarded *)g->files.root;
 
-		while (f->n_parts)
-			drop_part(f, LIST_FIRST(&f->parts));
+		while (f->n)
+			free(f->at[--f->n]);
 		forget_empty(g, f);
 	}
 	pthread_mutex_destroy(&g->lock);

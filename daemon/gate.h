@@ -14,6 +14,7 @@
 struct server;
 
 struct gate_options {
+	struct server *server;
 	const char *dir; /* where the programs are pinned; NULL: nowhere */
 	unsigned keep_ms;
 };

@@ -180,31 +180,6 @@ int gate_identify(struct gate_programs *g, int fd, struct gate_file *file)
 	return 0;
 }
 
-static int fill(int map, const struct gate_range *ranges, unsigned n)
-{
-	for (__u32 i = 0; i < n; i++)
-		if (bpf_map_update_elem(map, &i, &ranges[i], BPF_ANY))
-			return -errno;
-	return 0;
-}
-
-static int put(struct gate_programs *g, const struct gate_file *file, const struct gate_range *ranges,
-	       unsigned n)
-{
-	LIBBPF_OPTS(bpf_map_create_opts, o, .map_flags = BPF_F_INNER_MAP);
-	int map =
-		bpf_map_create(BPF_MAP_TYPE_ARRAY, "gate_ranges", sizeof(__u32), sizeof *ranges, n, &o);
-	int err;
-
-	if (map < 0)
-		return -errno;
-	err = fill(map, ranges, n);
-	if (!err && bpf_map_update_elem(bpf_map__fd(g->bpf->maps.files), file, &map, BPF_ANY))
-		err = -errno;
-	close(map);
-	return err;
-}
-
 /* Before the first range, so that it holds for it. */
 static int answers(struct gate_programs *g)
 {
@@ -234,38 +209,46 @@ static void detach_answers(struct gate_programs *g)
 	g->answer = NULL;
 }
 
-int gate_guard(struct gate_programs *g, const struct gate_file *file, const struct gate_range *ranges,
-	       unsigned n)
+static int put(struct gate_programs *g, const struct gate_key *at, const struct gate_range *range)
 {
-	int files = bpf_map__fd(g->bpf->maps.files), map;
-	bool was = !bpf_map_lookup_elem(files, file, &map);
-	int err;
+	return bpf_map_update_elem(bpf_map__fd(g->bpf->maps.ranges), at, range, BPF_ANY)
+		       ? pinl_set_error(-errno, "the gate can't guard the file: %s", strerror(errno))
+		       : 0;
+}
 
-	if (!n) {
-		if (was && !bpf_map_delete_elem(files, file))
-			__atomic_sub_fetch(&g->state->files, 1, __ATOMIC_RELEASE);
-		return 0;
-	}
-	if (n > GATE_RANGES)
-		return pinl_set_error(-ENOSPC,
-				      "no more than %d separate ranges of a file can be refused "
-				      "to be taken; lease what is between them, too",
-				      GATE_RANGES);
-	err = g->answer ? 0 : answers(g);
+int gate_guard(struct gate_programs *g, const struct gate_file *file, unsigned place,
+	       const struct gate_range *range)
+{
+	struct gate_key at = {*file, place, 0};
+	int err = g->answer ? 0 : answers(g);
+
 	if (err)
 		return err;
-	err = put(g, file, ranges, n);
-	if (err)
-		return pinl_set_error(err, "the gate can't guard the file: %s", strerror(-err));
 	g->idle = false;
-	if (!was)
-		__atomic_add_fetch(&g->state->files, 1, __ATOMIC_RELEASE);
+	__atomic_add_fetch(&g->state->ranges, 1, __ATOMIC_SEQ_CST); /* before it is one */
+	err = put(g, &at, range);
+	if (err)
+		__atomic_sub_fetch(&g->state->ranges, 1, __ATOMIC_SEQ_CST);
+	return err;
+}
+
+int gate_unguard(struct gate_programs *g, const struct gate_file *file, unsigned place, unsigned last,
+		 const struct gate_range *of_last)
+{
+	struct gate_key at = {*file, place, 0}, from = {*file, last, 0};
+	int err = place == last ? 0 : put(g, &at, of_last);
+
+	if (err)
+		return err;
+	if (bpf_map_delete_elem(bpf_map__fd(g->bpf->maps.ranges), &from))
+		return pinl_set_error(-errno, "the gate can't let go of the file: %s", strerror(errno));
+	__atomic_sub_fetch(&g->state->ranges, 1, __ATOMIC_SEQ_CST);
 	return 0;
 }
 
 void gate_renew(struct gate_programs *g)
 {
-	bool idle = !__atomic_load_n(&g->state->files, __ATOMIC_ACQUIRE);
+	bool idle = !__atomic_load_n(&g->state->ranges, __ATOMIC_ACQUIRE);
 
 	__atomic_store_n(&g->state->until_ns, pl_clock_ns() + g->keep_ns, __ATOMIC_RELEASE);
 	if (idle && g->idle && g->answer)
@@ -287,11 +270,11 @@ static bool refuses(struct gate_programs *g, int fd, size_t page)
 	struct gate_file file;
 	bool works;
 
-	if (gate_identify(g, fd, &file) || gate_guard(g, &file, &all, 1))
+	if (gate_identify(g, fd, &file) || gate_guard(g, &file, 0, &all))
 		return false;
 	works = is_refused(ftruncate(fd, 0)) &&
 		is_refused(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, page));
-	gate_guard(g, &file, NULL, 0);
+	gate_unguard(g, &file, 0, 0, NULL);
 	return works && !ftruncate(fd, 0);
 }
 
@@ -418,7 +401,7 @@ void gate_unload(struct gate_programs *g)
 
 void gate_leave(struct gate_programs *g, unsigned ms)
 {
-	if (__atomic_load_n(&g->state->files, __ATOMIC_ACQUIRE))
+	if (__atomic_load_n(&g->state->ranges, __ATOMIC_ACQUIRE))
 		__atomic_store_n(&g->state->until_ns, pl_clock_ns() + ms * 1000000ull, __ATOMIC_RELEASE);
 	else if (*g->own)
 		gate_pin_end(g->own);

@@ -30,10 +30,17 @@ void gate_leave(struct gate_programs *g, unsigned ms);
 const char *gate_means(const struct gate_programs *g);	  /* "lsm", "fmod_ret" */
 const char *gate_unpinned(const struct gate_programs *g); /* why nothing is pinned; NULL: it is */
 
-/* -errno and a sentence. n 0: nothing of the file is guarded. The ranges are in order and apart. */
+/* -errno and a sentence. Nothing waits for the kernel here, but when the first range comes. */
 int gate_identify(struct gate_programs *g, int fd, struct gate_file *file);
-int gate_guard(struct gate_programs *g, const struct gate_file *file, const struct gate_range *ranges,
-	       unsigned n);
+
+/* place: the file's first free one, see struct gate_key. */
+int gate_guard(struct gate_programs *g, const struct gate_file *file, unsigned place,
+	       const struct gate_range *range);
+
+/* The range of the file's last place takes that of the one that goes. -errno: nothing has changed, or
+ * that is in both. */
+int gate_unguard(struct gate_programs *g, const struct gate_file *file, unsigned place, unsigned last,
+		 const struct gate_range *of_last);
 
 /* The program in the way of every read and write is there only while something is guarded, and for one
  * more call of gate_renew(), as it takes long to come and go. */

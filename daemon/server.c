@@ -166,7 +166,8 @@ int server_listen(struct server *s, int sock)
 /* Before files: what that can refuse, too, this one refuses also by descriptors that it doesn't see. */
 static void add_gate(struct server *s)
 {
-	struct gate_options o = {.dir = s->limits.closed ? s->limits.gate : NULL,
+	struct gate_options o = {.server = s,
+				 .dir = s->limits.closed ? s->limits.gate : NULL,
 				 .keep_ms = s->limits.gate_keep_ms};
 
 	if (s->limits.gate)

@@ -141,6 +141,36 @@ int share_descriptor(struct server *s, struct user *u, int fd)
 			      u->uid);
 }
 
+/* Places of the gate are given as descriptors are. Any thread. */
+int share_guard(struct server *s, struct user *u, uint64_t places)
+{
+	uint64_t users = 1;
+	struct user *it;
+	bool may;
+
+	pthread_mutex_lock(&s->lock);
+	LIST_FOREACH(it, &s->users, link)
+	users += it->guarded > 0;
+	may = s->guarded < places / 4 * 3 || (u->guarded < places / users && s->guarded < places);
+	s->guarded += may;
+	u->guarded += may;
+	pthread_mutex_unlock(&s->lock);
+	return may ? 0
+		   : pinl_set_error(
+			     -EDQUOT,
+			     "of the gate's %lu places few are left, and user %u has his share; end "
+			     "some leases with REFUSE, or lease in larger pieces",
+			     places, u->uid);
+}
+
+void share_unguard(struct server *s, struct user *u)
+{
+	pthread_mutex_lock(&s->lock);
+	s->guarded--;
+	u->guarded--;
+	pthread_mutex_unlock(&s->lock);
+}
+
 /* Main loop. */
 void share_complain(struct server *s)
 {

@@ -222,6 +222,40 @@ static void leases_add_up(void **state)
 	close_all(&a);
 }
 
+/* However many one user leases, others can still refuse changes of the same file. */
+static void a_user_has_his_share(void **state)
+{
+	enum { ALL = 16384 };
+	static struct pinl_lease *l[ALL];
+	struct pinl_policy p = {.size = sizeof p, .kind = PINL_REFUSE, .refuse = FILE_OPS};
+	struct gate_target t;
+	static struct arbiter a;
+	size_t len = ALL * 4096ul;
+	uintptr_t at;
+	int n = 0, err;
+
+	open_all(&a, for_long);
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	assert_int_equal(ftruncate(t.fd, len), 0);
+	at = (uintptr_t)mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, t.fd, 0);
+	assert_true(at != (uintptr_t)MAP_FAILED);
+	do
+		err = pinl_map_range(dev, at + n * 4096ul, at + (n + 1) * 4096ul, PINL_WRITE, &p, NULL,
+				     &l[n]);
+	while (!err && ++n < ALL);
+	assert_int_equal(err, -EDQUOT);
+	assert_non_null(strstr(pinl_error(), "larger pieces"));
+	assert_true(n >= ALL / 2 && n < ALL);
+	assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), -EBUSY);
+	pinl_unmap_range(l[AT]);
+	let_through(op_named("punch"), &t);
+	pinl_unmap_range(lease(&t, FILE_OPS)); /* there is room again */
+	munmap((void *)at, len);
+	gate_target_close(&t);
+	close_all(&a);
+}
+
 static void its_holder_is_told(void **state)
 {
 	struct gate_target t;
@@ -346,10 +380,15 @@ static int clean_up(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(memfd_is_refused),	  TEST(hugetlbfs_is_refused),
-		TEST(a_file_is_refused),  TEST(leases_add_up),
-		TEST(its_holder_is_told), TEST(a_dead_arbiter_leaves_it_closed),
-		TEST(and_not_for_ever),	  TEST(open_after_a_crash),
+		TEST(memfd_is_refused),
+		TEST(hugetlbfs_is_refused),
+		TEST(a_file_is_refused),
+		TEST(leases_add_up),
+		TEST(a_user_has_his_share),
+		TEST(its_holder_is_told),
+		TEST(a_dead_arbiter_leaves_it_closed),
+		TEST(and_not_for_ever),
+		TEST(open_after_a_crash),
 		TEST(no_gate_is_said),
 	};
 

@@ -51,7 +51,7 @@ static struct gate_file guard(struct gate_programs *g, const struct gate_target 
 	struct gate_file file;
 
 	assert_ok(gate_identify(g, t->fd, &file));
-	assert_ok(gate_guard(g, &file, &r, 1));
+	assert_ok(gate_guard(g, &file, 0, &r));
 	return file;
 }
 
@@ -67,7 +67,7 @@ static int run(enum gate_place place, const struct gate_op *op, unsigned guarded
 		file = guard(gate, &t, guarded);
 	err = op->run(&t, page * t.page);
 	if (guarded)
-		gate_guard(gate, &file, NULL, 0);
+		assert_ok(gate_unguard(gate, &file, 0, 0, NULL));
 	*clones = t.clones;
 	gate_target_close(&t);
 	return err;
@@ -170,7 +170,7 @@ static void writes_and_partial_pages_pass(void **state)
 	assert_int_equal(ftruncate(t.fd, 3 * t.page), -1);
 	assert_int_equal(errno, EBUSY);
 	assert_int_equal(ftruncate(t.fd, 100 * t.page), 0);
-	gate_guard(gate, &file, NULL, 0);
+	assert_ok(gate_unguard(gate, &file, 0, 0, NULL));
 	gate_target_close(&t);
 }
 
@@ -191,7 +191,7 @@ static void a_write_after_a_refusal_passes(void **state)
 	assert_int_equal(fallocate(t.fd, FALLOC_FL_PUNCH_HOLE, 3 * t.page, t.page), -1);
 	assert_int_not_equal(errno, EBUSY);
 	assert_int_equal(pwrite(t.fd, "x", 1, 2 * t.page), 1);
-	gate_guard(gate, &file, NULL, 0);
+	assert_ok(gate_unguard(gate, &file, 0, 0, NULL));
 	gate_target_close(&t);
 }
 
@@ -217,28 +217,92 @@ static void refusals_are_told(void **state)
 	assert_int_equal(r.end, 4 * t.page);
 	assert_int_equal(r.pid, getpid());
 	assert_memory_equal(&r.file, &file, sizeof file);
-	gate_guard(gate, &file, NULL, 0);
+	assert_ok(gate_unguard(gate, &file, 0, 0, NULL));
 	gate_target_close(&t);
+}
+
+static struct gate_range every_other(const struct gate_target *t, unsigned i)
+{
+	return (struct gate_range){2 * i * t->page, (2 * i + 1) * t->page, PINL_OPS_ALL, 0};
 }
 
 static void many_ranges_are_told_apart(void **state)
 {
 	enum { RANGES = 300 };
-	struct gate_range r[RANGES];
 	struct gate_target t;
 	struct gate_file file;
+	struct gate_range r;
 
 	need_gate();
 	assert_true(gate_target_open(PLACE_MEMFD, &t));
 	assert_int_equal(ftruncate(t.fd, 2 * RANGES * t.page), 0);
-	for (unsigned i = 0; i < RANGES; i++)
-		r[i] = (struct gate_range){2 * i * t.page, (2 * i + 1) * t.page, PINL_OPS_ALL, 0};
 	assert_ok(gate_identify(gate, t.fd, &file));
-	assert_ok(gate_guard(gate, &file, r, RANGES));
+	for (unsigned i = 0; i < RANGES; i++) {
+		r = every_other(&t, i);
+		assert_ok(gate_guard(gate, &file, i, &r));
+		for (unsigned j = 0; j <= i; j += i > 20 && i < RANGES - 1 ? 37 : 1)
+			assert_int_equal(gate_ops[4].run(&t, 2 * j * t.page), -EBUSY);
+	}
 	for (unsigned i = 0; i < 2 * RANGES; i++)
 		assert_int_equal(gate_ops[4].run(&t, i * t.page), i % 2 ? 0 : -EBUSY);
-	gate_guard(gate, &file, NULL, 0);
+	/* The last one goes to the place of the first, and so on; the others are there still. */
+	for (unsigned i = 0, n = RANGES; i < RANGES / 2; i++) {
+		r = every_other(&t, --n);
+		assert_ok(gate_unguard(gate, &file, i, n, &r));
+		assert_int_equal(gate_ops[4].run(&t, 2 * i * t.page), 0);
+		assert_int_equal(gate_ops[4].run(&t, 2 * n * t.page), -EBUSY);
+		assert_int_equal(gate_ops[4].run(&t, 2 * (RANGES / 2) * t.page), -EBUSY);
+	}
+	for (unsigned n = RANGES / 2; n--;)
+		assert_ok(gate_unguard(gate, &file, n, n, NULL));
 	assert_int_equal(ftruncate(t.fd, 0), 0);
+	gate_target_close(&t);
+}
+
+/* Who moves ranges about leaves no moment in which one of them isn't guarded. */
+static void a_range_that_moves_is_guarded(void **state)
+{
+	enum { RANGES = 9, ROUNDS = 300 };
+	int status, stop[2], n = RANGES;
+	struct gate_target t;
+	struct gate_file file;
+	struct gate_range r;
+	pid_t child;
+	char c;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	assert_int_equal(ftruncate(t.fd, 2 * RANGES * t.page), 0);
+	assert_ok(gate_identify(gate, t.fd, &file));
+	for (int i = 0; i < RANGES; i++) {
+		r = every_other(&t, i);
+		assert_ok(gate_guard(gate, &file, i, &r));
+	}
+	assert_int_equal(pipe2(stop, O_NONBLOCK), 0);
+	child = fork();
+	if (!child) { /* takes the last range's page, again and again */
+		close(stop[1]);
+		while (read(stop[0], &c, 1) < 0)
+			if (gate_ops[4].run(&t, 2 * (RANGES - 1) * t.page) != -EBUSY)
+				_exit(1);
+		_exit(0);
+	}
+	close(stop[0]);
+	for (int i = 0; i < ROUNDS; i++) { /* the last one to a lower place, and back */
+		struct gate_range last = every_other(&t, n - 1);
+		int k = i % (n - 1);
+
+		r = every_other(&t, k);
+		assert_ok(gate_unguard(gate, &file, k, n - 1, &last));
+		assert_ok(gate_guard(gate, &file, n - 1, &last));
+		assert_ok(gate_guard(gate, &file, n, &r));
+		assert_ok(gate_unguard(gate, &file, k, n, &r));
+	}
+	close(stop[1]);
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_int_equal(status, 0);
+	while (n--)
+		assert_ok(gate_unguard(gate, &file, n, n, NULL));
 	gate_target_close(&t);
 }
 
@@ -346,6 +410,7 @@ int main(void)
 		cmocka_unit_test(a_write_after_a_refusal_passes),
 		cmocka_unit_test(refusals_are_told),
 		cmocka_unit_test(many_ranges_are_told_apart),
+		cmocka_unit_test(a_range_that_moves_is_guarded),
 		cmocka_unit_test(the_dead_guard_until_they_are_taken_over),
 		cmocka_unit_test(the_dead_guard_not_for_ever),
 		cmocka_unit_test(a_clean_end_leaves_nothing),
