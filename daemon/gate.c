@@ -20,7 +20,8 @@
 #include "os/clock.h"
 
 #define OPS_REFUSED  (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
-#define TICKS	     4	  /* in the time after which what isn't renewed ends */
+#define TICKS	     4 /* in the time after which what isn't renewed ends */
+#define MINUTE_NS    60000000000ull
 #define COME_BACK_MS 5000 /* holders that have lost their pinleased have found the next by then */
 
 _Static_assert(PINL_OP_TRUNCATE == 0 && PINL_OP_PUNCH == 1 && PINL_OP_ZERO == 2 &&
@@ -45,6 +46,11 @@ struct guarded {
 	unsigned n, room;
 };
 
+/* What the gate hasn't done, ever. */
+struct losses {
+	uint64_t missed, untold;
+};
+
 struct gate {
 	struct server *server;
 	struct pinl_ctx *ctx;
@@ -54,7 +60,10 @@ struct gate {
 	struct gate_programs *programs;
 	struct pl_index files, parts;
 	LIST_HEAD(, part) over;
-	sd_event_source *timer, *ring; /* main loop */
+	sd_event_source *timer, *ring; /* main loop, as the rest */
+	bool started;
+	struct losses said;
+	uint64_t said_ns;
 };
 
 /* -------------------------------------------------------------------------------------- leases -- */
@@ -331,6 +340,28 @@ static int on_ring(sd_event_source *source, int fd, uint32_t revents, void *arg)
 
 /* ---------------------------------------------------------------------------------- life, death -- */
 
+static struct losses losses_of(const struct gate *g)
+{
+	return (struct losses){gate_missed(g->programs), gate_untold(g->programs)};
+}
+
+/* Once a minute, if there are more. */
+static void complain(struct gate *g)
+{
+	struct losses now = losses_of(g);
+	uint64_t ns = pl_clock_ns();
+
+	if ((now.missed <= g->said.missed && now.untold <= g->said.untold) ||
+	    (g->said_ns && ns - g->said_ns < MINUTE_NS))
+		return;
+	fprintf(stderr,
+		"pinleased: the gate hasn't seen %lu call%s, which may have taken bytes that a lease "
+		"refuses, and %lu refusal%s came too fast to be told to holders\n",
+		now.missed, s_of(now.missed), now.untold, s_of(now.untold));
+	g->said = now;
+	g->said_ns = ns;
+}
+
 /* Also to sweep what the dead have left, soon after its time. */
 static uint64_t tick_us(const struct gate *g)
 {
@@ -348,6 +379,7 @@ static int on_tick(sd_event_source *source, uint64_t usec, void *arg)
 	gate_renew(g->programs);
 	let_go_of_the_rest(g);
 	pthread_mutex_unlock(&g->lock);
+	complain(g);
 	if (g->dir)
 		gate_take_over(g->dir, UINT32_MAX);
 	sd_event_now(sd_event_source_get_event(source), CLOCK_MONOTONIC, &now);
@@ -381,7 +413,7 @@ static void gate_close(void *src)
 {
 	struct gate *g = src;
 
-	if (g->dir)
+	if (g->dir && g->started) /* else nobody has the leases of the one before, whose gate stays */
 		gate_take_over(g->dir, 0);
 	gate_unload(g->programs);
 	while (g->files.root) {
@@ -402,6 +434,7 @@ int gate_start(struct server *s)
 
 	if (!g)
 		return 0;
+	g->started = true;
 	if (g->dir)
 		gate_take_over(g->dir, s->store.resumed ? 0 : COME_BACK_MS);
 	err = sd_event_add_io(s->event, &g->ring, gate_fd(g->programs), EPOLLIN, on_ring, g);
@@ -433,21 +466,24 @@ void gate_describe(struct server *s, char *text, size_t len)
 {
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
 	const char *unpinned;
-	uint64_t missed;
+	struct losses lost;
 	int n;
 
 	if (!g)
 		return;
 	unpinned = gate_unpinned(g->programs);
-	missed = gate_missed(g->programs);
+	lost = losses_of(g);
 	n = snprintf(text, len, ", by %s",
 		     strcmp(gate_means(g->programs), "lsm") ? "fmod_ret" : "the BPF LSM");
 	if (unpinned)
 		n += snprintf(text + n, len - n, "; open after a crash (not pinned: %.100s)", unpinned);
 	else
 		n += snprintf(text + n, len - n, "; after a crash closed for %u ms", g->keep_ms);
-	if (missed)
-		snprintf(text + n, len - n, "; %lu call%s went on unseen", missed, s_of(missed));
+	if (lost.missed)
+		n += snprintf(text + n, len - n, "; %lu call%s went on unseen", lost.missed,
+			      s_of(lost.missed));
+	if (lost.untold)
+		snprintf(text + n, len - n, "; %lu refusal%s not told", lost.untold, s_of(lost.untold));
 }
 
 const struct pinl_source_ops gate_ops = {

@@ -22,7 +22,7 @@
 #include "os/clock.h"
 #include "pinlease/device.h"
 
-enum { LINKS = 9 };
+enum { LINKS = 9, AT_ONCE = 64 };
 
 /* The kernel's functions that answer have users' mappings in front of their arguments, or not. */
 struct kind {
@@ -46,6 +46,7 @@ struct gate_programs {
 	bool said;		 /* that it can't be detached */
 	struct gate_state *state;
 	struct ring_buffer *ring;
+	unsigned read; /* this time */
 	void (*told)(const struct gate_refusal *r, void *arg);
 	void *arg;
 	uint64_t keep_ns;
@@ -129,13 +130,20 @@ static int attach_all(struct gate_programs *g)
 	return err;
 }
 
+/* Others may refill the ring as fast as it is read. */
 static int on_refusal(void *arg, void *data, size_t size)
 {
 	struct gate_programs *g = arg;
 
 	if (g->told)
 		g->told(data, g->arg);
-	return 0;
+	return ++g->read < AT_ONCE ? 0 : -EAGAIN;
+}
+
+static void read_ring(struct gate_programs *g)
+{
+	g->read = 0;
+	ring_buffer__consume(g->ring);
 }
 
 static int load(struct gate_programs *g)
@@ -294,7 +302,7 @@ static int try_it(struct gate_programs *g)
 	pinl_set_error(0, "%s", "");
 	works = refuses(g, fd, page);
 	close(fd);
-	ring_buffer__consume(g->ring); /* nobody is to be told of these */
+	read_ring(g); /* nobody is to be told of these */
 	if (works)
 		return 0;
 	return pinl_set_error(-EOPNOTSUPP, "the gate's programs (%s) are loaded, and don't refuse: %s",
@@ -417,9 +425,14 @@ const char *gate_unpinned(const struct gate_programs *g)
 	return *g->own ? NULL : g->unpinned;
 }
 
+uint64_t gate_untold(const struct gate_programs *g)
+{
+	return __atomic_load_n(&g->state->untold, __ATOMIC_RELAXED);
+}
+
 uint64_t gate_missed(const struct gate_programs *g)
 {
-	uint64_t missed = g->state->lost;
+	uint64_t missed = __atomic_load_n(&g->state->lost, __ATOMIC_RELAXED);
 	struct bpf_program *p;
 
 	bpf_object__for_each_program(p, g->bpf->obj)
@@ -442,5 +455,5 @@ void gate_read(struct gate_programs *g, void (*told)(const struct gate_refusal *
 {
 	g->told = told;
 	g->arg = arg;
-	ring_buffer__consume(g->ring);
+	read_ring(g);
 }

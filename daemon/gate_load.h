@@ -49,7 +49,10 @@ void gate_renew(struct gate_programs *g);
 /* Calls that weren't looked at, or went on for want of room: by the programs' own account. */
 uint64_t gate_missed(const struct gate_programs *g);
 
-/* Refusals, as they come; to be read when the descriptor can be. */
+/* Refusals that aren't read, as they came faster than that. */
+uint64_t gate_untold(const struct gate_programs *g);
+
+/* Some refusals; as long as there are more, the descriptor can be read. */
 int gate_fd(const struct gate_programs *g);
 void gate_read(struct gate_programs *g, void (*told)(const struct gate_refusal *r, void *arg),
 	       void *arg);

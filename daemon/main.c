@@ -21,7 +21,8 @@ struct options {
 	struct limits limits;
 };
 
-enum { DAY_MS = 24 * 60 * 60 * 1000 };
+/* The living renew the gate from the main loop, which the watchdog allows to be away so long. */
+enum { DAY_MS = 24 * 60 * 60 * 1000, LEAST_KEEP_MS = 10000 };
 
 enum {
 	SOCKET = 's',
@@ -144,6 +145,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		return 0;
 	case GATE_KEEP:
 		o->limits.gate_keep_ms = (unsigned)number(key, arg, DAY_MS, state);
+		if (o->limits.gate_keep_ms < LEAST_KEEP_MS)
+			argp_error(state, "--gate-keeps: %s is less than %d", arg, LEAST_KEEP_MS);
 		return 0;
 	case MAY_KILL:
 		o->limits.may_kill = either(key, arg, "yes", "no", state);

@@ -20,7 +20,7 @@
 #define BEYOND	  5
 
 static const char *const for_long[] = {"--gate", DIRECTORY, "--gate-keeps", "3600000", NULL};
-static const char *const for_short[] = {"--gate", DIRECTORY, "--gate-keeps", "1500", NULL};
+static const char *const for_short[] = {"--gate", DIRECTORY, "--gate-keeps", "10000", NULL};
 static const char *const open_then[] = {"--gate", DIRECTORY, "--gate-keeps", "3600000", "--after-crash",
 					"open",	  NULL};
 
@@ -251,7 +251,6 @@ static void a_user_has_his_share(void **state)
 	pinl_unmap_range(l[AT]);
 	let_through(op_named("punch"), &t);
 	pinl_unmap_range(lease(&t, FILE_OPS)); /* there is room again */
-	munmap((void *)at, len);
 	gate_target_close(&t);
 	close_all(&a);
 }
