@@ -99,7 +99,9 @@ struct held_lease {
 	struct held_lease *ended_next, *end_next;
 	bool ending;	    /* it is in no index any more */
 	bool gone;	    /* `lease` is, or is about to be; server->reaping */
-	struct notice *own; /* where what finds no room is merged; ctx->lock */
+	struct notice *own; /* where what finds no room is merged; ctx->lock, as the next two */
+	LIST_ENTRY(held_lease) no_more; /* the gate is to be told that it was taken */
+	bool refuses_no_more;		/* it is in that list */
 };
 
 /* To be told to a holder; ctx->lock. */
@@ -179,8 +181,9 @@ struct server {
 	sd_event_source *events; /* the core's; NULL: nobody has ever watched */
 	struct held_lease *ending;
 	uint64_t events_lost; /* by watchers */
-	uint64_t outside;     /* leases forced from there, ever; ctx->lock */
-	atomic_bool cut;      /* a holder has one to be said */
+	uint64_t outside;     /* leases forced from there, ever; ctx->lock, as the next */
+	LIST_HEAD(, held_lease) refuse_no_more;
+	atomic_bool cut; /* a holder has one to be said */
 	unsigned n_watchers, n_endings;
 	struct laters *laters;
 	struct doors *doors;
@@ -273,7 +276,7 @@ extern const struct pl_foreign_ops holder_foreign_ops; /* of the core's: ctx->lo
 int notices_init(struct holder *h);
 int holder_send_notices(struct holder *h); /* 0; -errno: it is to go */
 void notices_send(struct server *s);	   /* main loop: to all; what can't be sent stays there */
-void notices_drop(struct holder *h, const struct held_lease *hl);
+void notices_drop(struct holder *h, struct held_lease *hl);
 void notices_complain(struct server *s); /* main loop: of changes that were let go */
 
 /* file.c: any thread */

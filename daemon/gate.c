@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Which bytes of which files the gate's programs guard. Invariant: a file is in `files` while it has a
- * lease with REFUSE, and the kernel has a range for each of these leases, in a place of its own, so that
- * no change of it costs more than two calls. So the kernel answers as the policy function would
- * (lib/core/policy.c), without asking; what it has refused is told to the core afterwards.
+ * lease with REFUSE that wasn't taken, and the kernel has a range for each of these leases, in a place
+ * of its own, so that no change of it costs more than two calls. So the kernel answers as the policy
+ * function would (lib/core/policy.c), without asking; what it has refused is told to the core
+ * afterwards.
  */
 #include "daemon/gate.h"
 
@@ -209,11 +210,6 @@ static struct part *part_of(const struct gate *g, const struct pinl_lease *l)
 	return n ? (struct part *)n : NULL;
 }
 
-static struct user *user_of(const struct pinl_lease *l)
-{
-	return ((struct held_lease *)l->cookie)->holder->user;
-}
-
 static struct part *new_part(const struct pinl_lease *l, const struct pinl_memory *mem, unsigned ops)
 {
 	struct part *p = calloc(1, sizeof *p);
@@ -224,7 +220,7 @@ static struct part *new_part(const struct pinl_lease *l, const struct pinl_memor
 	}
 	p->node.start = (uintptr_t)l;
 	p->node.end = p->node.start + 1;
-	p->user = user_of(l);
+	p->user = ((struct held_lease *)l->cookie)->holder->user;
 	p->range = (struct gate_range){mem->offset, mem->offset + (l->m.end - l->m.start), ops, 0};
 	return p;
 }
@@ -257,25 +253,52 @@ static int gate_watch(void *src, const struct pinl_memory *mem)
 	return err;
 }
 
-static void gate_unwatch(void *src, const struct pinl_memory *mem)
+/* It may have been ended before. */
+static void end_part(struct gate *g, const struct pinl_lease *l)
 {
-	const struct pinl_lease *l = pl_lease_of_memory(mem);
-	struct gate *g = src;
+	struct user *u;
 	struct part *p;
 
 	pthread_mutex_lock(&g->lock);
 	p = part_of(g, l);
 	if (p) {
+		u = p->user;
 		pl_index_remove(&g->parts, &p->node);
 		if (let_go(g, p)) {
 			LIST_INSERT_HEAD(&g->over, p, over);
-			fprintf(stderr, "pinleased: the gate still guards what lease %lu had: %s\n",
-				l->id, pinl_error());
+			fprintf(stderr, "pinleased: the gate still guards what a lease had: %s\n",
+				pinl_error());
 		}
+		share_unguard(g->server, u);
 	}
 	pthread_mutex_unlock(&g->lock);
-	if (p)
-		share_unguard(g->server, user_of(l));
+}
+
+static void gate_unwatch(void *src, const struct pinl_memory *mem)
+{
+	end_part(src, pl_lease_of_memory(mem));
+}
+
+/* A pointer that is taken from the list may lead nowhere by now, but to no other lease: those are made
+ * by this thread. */
+void gate_drop(struct server *s)
+{
+	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+	const struct pinl_lease *l;
+	struct held_lease *hl;
+
+	do {
+		pthread_mutex_lock(&s->ctx->lock);
+		hl = LIST_FIRST(&s->refuse_no_more);
+		l = hl ? hl->lease : NULL;
+		if (hl) {
+			LIST_REMOVE(hl, no_more);
+			hl->refuses_no_more = false;
+		}
+		pthread_mutex_unlock(&s->ctx->lock);
+		if (g && l)
+			end_part(g, l);
+	} while (hl);
 }
 
 /* lock held */

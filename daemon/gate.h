@@ -23,6 +23,7 @@ extern const struct pinl_source_ops gate_ops; /* arg: struct gate_options */
 
 /* The rest: main loop. Does nothing where the source isn't there. */
 int gate_start(struct server *s);      /* the leases that were kept are there again */
+void gate_drop(struct server *s);      /* what was taken is guarded no more, as it isn't refused */
 void gate_stop(struct server *s);      /* before the core is closed */
 void gate_hand_over(struct server *s); /* the process ends now, and the next takes over */
 void gate_describe(struct server *s, char *text, size_t len); /* after "gate: running" */

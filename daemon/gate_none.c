@@ -15,6 +15,10 @@ int gate_start(struct server *s)
 	return 0;
 }
 
+void gate_drop(struct server *s)
+{
+}
+
 void gate_stop(struct server *s)
 {
 }

@@ -126,10 +126,24 @@ static void orphan(struct pinl_lease *l, const struct pl_recall *lost, uint64_t 
 	store_orphan(hl->stored, lost ? &o : NULL);
 }
 
+/* The same holds. */
+static void all_taken(struct pinl_lease *l)
+{
+	struct held_lease *hl = l->cookie;
+	struct server *s = hl->holder->server;
+
+	if (l->policy.kind != PINL_REFUSE || hl->refuses_no_more)
+		return;
+	hl->refuses_no_more = true;
+	LIST_INSERT_HEAD(&s->refuse_no_more, hl, no_more);
+	pl_wake(s->wake);
+}
+
 const struct pl_foreign_ops holder_foreign_ops = {.tell = tell,
 						  .grace = share_grace,
 						  .held = share_held,
 						  .orphan = orphan,
+						  .taken = all_taken,
 						  .drained = holder_drained};
 
 static void describe_notice(const struct notice *n, union pl_message *m)
@@ -187,7 +201,7 @@ void notices_send(struct server *s)
 	holder_send_notices(h);
 }
 
-void notices_drop(struct holder *h, const struct held_lease *hl)
+void notices_drop(struct holder *h, struct held_lease *hl)
 {
 	struct notice *n, *next;
 
@@ -197,6 +211,9 @@ void notices_drop(struct holder *h, const struct held_lease *hl)
 		notice_free(h, n);
 	if (h->cut == hl)
 		h->cut = NULL;
+	if (hl->refuses_no_more)
+		LIST_REMOVE(hl, no_more);
+	hl->refuses_no_more = false;
 	pthread_mutex_unlock(&h->server->ctx->lock);
 }
 

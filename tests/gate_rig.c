@@ -6,11 +6,13 @@
 #include <liburing.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define URING_FTRUNCATE 55 /* IORING_OP_FTRUNCATE, Linux 6.9 */
@@ -87,6 +89,13 @@ void gate_target_close(struct gate_target *t)
 		close(t->source);
 	if (*t->named)
 		unlink(t->named);
+}
+
+bool gate_may_lack(const struct gate_target *t, const char *op)
+{
+	struct statfs fs;
+
+	return fstatfs(t->fd, &fs) || fs.f_type != XFS_SUPER_MAGIC || !strcmp(op, "io_uring ftruncate");
 }
 
 /* -------------------------------------------------------------------------------------- operations --

@@ -27,6 +27,9 @@ extern const char *const gate_place_names[GATE_PLACES];
 bool gate_target_open(enum gate_place place, struct gate_target *t); /* false: there is none */
 void gate_target_close(struct gate_target *t);
 
+/* On XFS, which is made to share blocks, there is all of it; elsewhere some of it may be lacking. */
+bool gate_may_lack(const struct gate_target *t, const char *op);
+
 struct gate_op {
 	const char *name;
 	enum pinl_op op;

@@ -6,9 +6,13 @@
  */
 #include "arbiter_rig.h"
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <pinlease/device.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -26,6 +30,7 @@ static const char *const open_then[] = {"--gate", DIRECTORY, "--gate-keeps", "36
 
 static struct pinl_ctx *ctx;
 static struct pinl_device *dev;
+static const char *pinlease; /* the command */
 
 static const struct gate_op *op_named(const char *name)
 {
@@ -43,13 +48,27 @@ static void open_all(struct arbiter *a, const char *const *options)
 	assert_ok(pinl_device_open(ctx, "soft", NULL, &dev));
 }
 
+static unsigned entries(const char *path)
+{
+	DIR *d = opendir(path);
+	struct dirent *e;
+	unsigned n = 0;
+
+	while (d && (e = readdir(d)))
+		n += *e->d_name != '.';
+	if (d)
+		closedir(d);
+	return n;
+}
+
 static void close_all(struct arbiter *a)
 {
 	pinl_close(ctx);
 	ctx = NULL;
 	arbiter_stop(a);
-	if (!access(DIRECTORY, F_OK) && !system("ls -lR " DIRECTORY " >&2"))
+	if (entries(DIRECTORY))
 		fail_msg("there is something left in %s", DIRECTORY);
+	rmdir(DIRECTORY);
 }
 
 /* Pages 2 and 3. */
@@ -60,6 +79,8 @@ static struct pinl_lease *lease(const struct gate_target *t, unsigned refuse)
 	struct pinl_lease *l = NULL;
 	int err = pinl_map_range(dev, at + 2 * t->page, at + 4 * t->page, PINL_WRITE, &p, NULL, &l);
 
+	if (err == -EOPNOTSUPP && getenv("PINLEASE_GATE_MEANS"))
+		fail_msg("no gate: %s", pinl_error());
 	if (err == -EOPNOTSUPP) {
 		print_message("skip: BPF programs in front of the kernel's functions: %s\n",
 			      pinl_error());
@@ -134,6 +155,16 @@ static bool is_punch(const struct gate_op *op)
 	return op->op == PINL_OP_PUNCH || op->op == PINL_OP_REMOVE;
 }
 
+static void need_not(enum gate_place place, const struct gate_op *op)
+{
+	struct gate_target t;
+
+	assert_true(gate_target_open(place, &t));
+	if (!gate_may_lack(&t, op->name))
+		fail_msg("no %s on XFS: so it wasn't tried", op->name);
+	gate_target_close(&t);
+}
+
 static void check_op(enum gate_place place, const struct gate_op *op)
 {
 	unsigned others =
@@ -143,6 +174,7 @@ static void check_op(enum gate_place place, const struct gate_op *op)
 	int err = run(place, op, 0, AT, &clones);
 
 	if (err) { /* which is known by tests/test_gate_load.c */
+		need_not(place, op);
 		print_message("%s: no %s there: %s\n", gate_place_names[place], op->name,
 			      strerror(-err));
 		return;
@@ -278,6 +310,113 @@ static void its_holder_is_told(void **state)
 	close_all(&a);
 }
 
+/* Of the folder of the one pinleased that has one here. */
+static unsigned pinned(void)
+{
+	char path[512];
+	DIR *d = opendir(DIRECTORY);
+	struct dirent *e;
+	unsigned n = 0;
+
+	while (d && (e = readdir(d)))
+		if (*e->d_name != '.') {
+			snprintf(path, sizeof path, "%s/%s", DIRECTORY, e->d_name);
+			n += entries(path);
+		}
+	if (d)
+		closedir(d);
+	return n;
+}
+
+/* When nothing has been leased for a while the gate is out of the way of reads and writes. */
+static void a_lease_after_an_idle_time_is_refused(void **state)
+{
+	struct gate_target t;
+	static struct arbiter a;
+	struct pinl_lease *l;
+	unsigned all;
+
+	open_all(&a, for_short);
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	for (int i = 0; i < 2; i++) {
+		l = lease(&t, FILE_OPS);
+		assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), -EBUSY);
+		all = pinned();
+		assert_true(all > 2);
+		pinl_unmap_range(l);
+		while (pinned() >= all) /* the runner ends what takes too long */
+			usleep(10000);
+	}
+	gate_target_close(&t);
+	close_all(&a);
+}
+
+static void who_is_refused_without_end_keeps_nobody_waiting(void **state)
+{
+	enum { ACTORS = 2, LEASES = 30 };
+	struct gate_target t, other;
+	static struct arbiter a;
+	struct pinl_lease *l;
+	pid_t actor[ACTORS];
+	int status;
+
+	open_all(&a, for_long);
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	assert_true(gate_target_open(PLACE_MEMFD, &other));
+	l = lease(&t, FILE_OPS);
+	for (int i = 0; i < ACTORS; i++) {
+		actor[i] = fork();
+		if (!actor[i])
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+		while (!actor[i])
+			op_named("punch")->run(&t, AT * t.page);
+	}
+	event_of(ctx, PINL_EV_REFUSED);
+	for (int i = 0; i < LEASES; i++) {
+		struct pinl_lease *mine = lease(&other, FILE_OPS);
+
+		assert_int_equal(by_another(op_named("punch"), &other, AT, NULL), -EBUSY);
+		pinl_unmap_range(mine);
+	}
+	for (int i = 0; i < ACTORS; i++) {
+		kill(actor[i], SIGKILL);
+		waitpid(actor[i], &status, 0);
+	}
+	pinl_unmap_range(l);
+	gate_target_close(&t);
+	gate_target_close(&other);
+	close_all(&a);
+}
+
+/* As it is by fanotify: a device that has it no more is in nobody's way. */
+static void what_was_taken_is_refused_no_more(void **state)
+{
+	struct pinl_soft_arg arg = {.size = sizeof arg, .device_class = PINL_DEV_REVOCABLE + 1};
+	struct pinl_policy p = {.size = sizeof p, .kind = PINL_REFUSE, .refuse = FILE_OPS};
+	struct pinl_device *revocable;
+	struct pinl_lease *l = NULL;
+	struct gate_target t;
+	static struct arbiter a;
+	char command[512];
+	uintptr_t at;
+
+	open_all(&a, for_long);
+	need_gate();
+	assert_ok(pinl_device_open(ctx, "soft", &arg, &revocable));
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	at = (uintptr_t)t.mem;
+	assert_ok(pinl_map_range(revocable, at + 2 * t.page, at + 4 * t.page, PINL_WRITE | PINL_PIN, &p,
+				 NULL, &l));
+	assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), -EBUSY);
+	snprintf(command, sizeof command, "%s recall --pid %d --force >&2", pinlease, getpid());
+	assert_int_equal(system(command), 0);
+	let_through(op_named("punch"), &t);
+	pinl_unmap_range(l);
+	gate_target_close(&t);
+	pinl_device_close(revocable);
+	close_all(&a);
+}
+
 static bool was_told(enum pinl_event_type type)
 {
 	struct pinl_event ev = {.size = sizeof ev};
@@ -322,6 +461,7 @@ static void and_not_for_ever(void **state)
 	open_all(&a, for_short);
 	assert_true(gate_target_open(PLACE_MEMFD, &t));
 	lease(&t, FILE_OPS);
+	assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), -EBUSY);
 	arbiter_kill(&a);
 	let_through(op_named("punch"), &t);
 	arbiter_restart(&a, for_short); /* and sweeps what the dead has left */
@@ -338,7 +478,7 @@ static void open_after_a_crash(void **state)
 	assert_true(gate_target_open(PLACE_MEMFD, &t));
 	lease(&t, FILE_OPS);
 	assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), -EBUSY);
-	assert_int_equal(access(DIRECTORY, F_OK), -1);
+	assert_int_equal(entries(DIRECTORY), 0);
 	arbiter_kill(&a);
 	let_through(op_named("punch"), &t); /* the kernel takes its time to let go */
 	arbiter_restart(&a, open_then);
@@ -376,7 +516,7 @@ static int clean_up(void **state)
 
 #define TEST(name) cmocka_unit_test_teardown(name, clean_up)
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(memfd_is_refused),
@@ -389,7 +529,11 @@ int main(void)
 		TEST(and_not_for_ever),
 		TEST(open_after_a_crash),
 		TEST(no_gate_is_said),
+		TEST(a_lease_after_an_idle_time_is_refused),
+		TEST(who_is_refused_without_end_keeps_nobody_waiting),
+		TEST(what_was_taken_is_refused_no_more),
 	};
 
+	pinlease = argc > 1 ? argv[1] : "pinlease";
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -84,12 +85,23 @@ static void expect(const char *what, const struct gate_op *op, int err, int want
 		fail_msg("%s, %s: %s instead of %s", op->name, what, strerror(-err), strerror(-wanted));
 }
 
+static void need_not(enum gate_place place, const struct gate_op *op)
+{
+	struct gate_target t;
+
+	assert_true(gate_target_open(place, &t));
+	if (!gate_may_lack(&t, op->name))
+		fail_msg("no %s on XFS: so it wasn't tried", op->name);
+	gate_target_close(&t);
+}
+
 static void check_op(enum gate_place place, const struct gate_op *op)
 {
 	unsigned others = PINL_OPS_ALL & ~PINL_OPBIT(op->op);
 	bool clones;
 
 	if (is_lacking(run(place, op, 0, 3, &clones))) {
+		need_not(place, op);
 		print_message("%s: no %s there\n", gate_place_names[place], op->name);
 		return;
 	}
@@ -217,6 +229,62 @@ static void refusals_are_told(void **state)
 	assert_int_equal(r.end, 4 * t.page);
 	assert_int_equal(r.pid, getpid());
 	assert_memory_equal(&r.file, &file, sizeof file);
+	assert_ok(gate_unguard(gate, &file, 0, 0, NULL));
+	gate_target_close(&t);
+}
+
+static void count_told(const struct gate_refusal *r, void *arg)
+{
+	++*(unsigned *)arg;
+}
+
+static unsigned read_all(void)
+{
+	struct pollfd p = {.fd = gate_fd(gate), .events = POLLIN};
+	unsigned n = 0;
+
+	while (poll(&p, 1, 0) == 1)
+		gate_read(gate, count_told, &n);
+	return n;
+}
+
+/* However fast they come, who reads gets to do something else. */
+static void refusals_are_read_in_parts(void **state)
+{
+	enum { REFUSALS = 200 };
+	struct gate_target t;
+	struct gate_file file;
+	unsigned n = 0;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	file = guard(gate, &t, PINL_OPS_ALL);
+	read_all();
+	for (int i = 0; i < REFUSALS; i++)
+		assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
+	gate_read(gate, count_told, &n);
+	assert_true(n > 0 && n <= REFUSALS / 2);
+	assert_int_equal(n + read_all(), REFUSALS);
+	assert_ok(gate_unguard(gate, &file, 0, 0, NULL));
+	gate_target_close(&t);
+}
+
+static void a_full_ring_is_said(void **state)
+{
+	enum { REFUSALS = 5000 };
+	struct gate_target t;
+	struct gate_file file;
+	uint64_t before;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	file = guard(gate, &t, PINL_OPS_ALL);
+	read_all();
+	before = gate_untold(gate);
+	for (int i = 0; i < REFUSALS; i++)
+		assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
+	assert_true(gate_untold(gate) > before);
+	assert_int_equal(read_all() + gate_untold(gate) - before, REFUSALS);
 	assert_ok(gate_unguard(gate, &file, 0, 0, NULL));
 	gate_target_close(&t);
 }
@@ -382,6 +450,51 @@ static void the_dead_guard_not_for_ever(void **state)
 	rmdir(DIRECTORY);
 }
 
+/* How many links are pinned. */
+static unsigned pinned(void)
+{
+	DIR *d = opendir(DIRECTORY);
+	char path[512];
+	struct dirent *e;
+	unsigned n = 0;
+
+	while (d && (e = readdir(d)))
+		if (*e->d_name != '.') {
+			snprintf(path, sizeof path, "%s/%s", DIRECTORY, e->d_name);
+			n += entries(path);
+		}
+	if (d)
+		closedir(d);
+	return n;
+}
+
+/* The program that each read and write passes goes, and comes back when it is needed. */
+static void an_idle_gate_is_out_of_the_way(void **state)
+{
+	struct gate_programs *g;
+	struct gate_target t;
+	struct gate_file file;
+	unsigned all;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	assert_ok(gate_load(DIRECTORY, LONG_MS, &g));
+	assert_null(gate_unpinned(g));
+	all = pinned();
+	for (int i = 0; i < 3; i++) {
+		file = guard(g, &t, PINL_OPS_ALL);
+		assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
+		assert_int_equal(pinned(), all);
+		assert_ok(gate_unguard(g, &file, 0, 0, NULL));
+		gate_renew(g);
+		gate_renew(g);
+		assert_int_equal(pinned(), all - 1);
+	}
+	gate_unload(g);
+	gate_target_close(&t);
+	rmdir(DIRECTORY);
+}
+
 static void a_clean_end_leaves_nothing(void **state)
 {
 	struct gate_programs *g;
@@ -409,10 +522,13 @@ int main(void)
 		cmocka_unit_test(writes_and_partial_pages_pass),
 		cmocka_unit_test(a_write_after_a_refusal_passes),
 		cmocka_unit_test(refusals_are_told),
+		cmocka_unit_test(refusals_are_read_in_parts),
+		cmocka_unit_test(a_full_ring_is_said),
 		cmocka_unit_test(many_ranges_are_told_apart),
 		cmocka_unit_test(a_range_that_moves_is_guarded),
 		cmocka_unit_test(the_dead_guard_until_they_are_taken_over),
 		cmocka_unit_test(the_dead_guard_not_for_ever),
+		cmocka_unit_test(an_idle_gate_is_out_of_the_way),
 		cmocka_unit_test(a_clean_end_leaves_nothing),
 	};
 

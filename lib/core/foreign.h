@@ -30,6 +30,9 @@ struct pl_foreign_ops {
 	uint64_t (*grace)(struct pinl_lease *lease, uint64_t now_ns);
 	void (*held)(struct pinl_lease *lease, uint64_t since_ns);
 
+	/* All of it is off its device: PINL_RELEASED. The same holds. May be NULL. */
+	void (*taken)(struct pinl_lease *lease);
+
 	/* Some of it is an orphan since then; NULL: nothing of it any more. The same holds. */
 	void (*orphan)(struct pinl_lease *lease, const struct pl_recall *lost, uint64_t since_ns);
 

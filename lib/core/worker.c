@@ -156,6 +156,8 @@ static void apply_taken(struct pinl_lease *l, const struct pl_recall *r, const s
 		pl_lease_input(l, PL_IN_DONE_WHOLE);
 	else
 		pl_lease_input(l, PL_IN_DONE_PART);
+	if (l->state == PINL_RELEASED && l->dev->foreign && l->dev->foreign->taken)
+		l->dev->foreign->taken(l);
 	if (more->has_next && l->state == PINL_ACTIVE) {
 		more->has_next = false;
 		more->recall = more->next;
