@@ -30,11 +30,12 @@ struct limits {
 	uint64_t leases, bytes; /* of one user */
 	unsigned connections;	/* of one user */
 	unsigned ceiling_ms;
-	bool closed;	       /* after a crash who waits, and whoever comes, waits for the restart */
-	unsigned hold_ms;      /* of a minute, that one user's leases hold changes; 0: three ceilings */
-	unsigned notices;      /* a minute, of one user's leases */
-	bool may_kill;	       /* holders whose policy asks for it */
-	const char *gate;      /* where the gate's programs are pinned; NULL: there is no gate */
+	bool closed;	  /* after a crash who waits, and whoever comes, waits for the restart */
+	unsigned hold_ms; /* of a minute, that one user's leases hold changes; 0: three ceilings */
+	unsigned notices; /* a minute, of one user's leases */
+	bool may_kill;	  /* holders whose policy asks for it */
+	bool gate;
+	const char *gate_dir;  /* where its programs are pinned */
 	unsigned gate_keep_ms; /* how long it refuses after a crash */
 };
 
@@ -185,6 +186,8 @@ struct server {
 	LIST_HEAD(, held_lease) refuse_no_more;
 	atomic_bool cut; /* a holder has one to be said */
 	unsigned n_watchers, n_endings;
+	uint64_t gate_until_ns; /* until then an earlier one's gate refuses */
+	sd_event_source *gate_tick;
 	struct laters *laters;
 	struct doors *doors;
 	LIST_HEAD(, change)

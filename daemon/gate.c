@@ -23,7 +23,7 @@
 #define OPS_REFUSED  (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
 #define TICKS	     4 /* in the time after which what isn't renewed ends */
 #define MINUTE_NS    60000000000ull
-#define COME_BACK_MS 5000 /* holders that have lost their pinleased have found the next by then */
+#define COME_BACK_MS 5000
 
 _Static_assert(PINL_OP_TRUNCATE == 0 && PINL_OP_PUNCH == 1 && PINL_OP_ZERO == 2 &&
 		       PINL_OP_COLLAPSE == 3 && PINL_OP_INSERT == 4 && PINL_OP_REMOVE == 10,
@@ -55,13 +55,11 @@ struct losses {
 struct gate {
 	struct server *server;
 	struct pinl_ctx *ctx;
-	const char *dir;
-	unsigned keep_ms;
 	pthread_mutex_t lock; /* the next four */
 	struct gate_programs *programs;
 	struct pl_index files, parts;
 	LIST_HEAD(, part) over;
-	sd_event_source *timer, *ring; /* main loop, as the rest */
+	sd_event_source *ring; /* main loop, as the rest */
 	bool started;
 	struct losses said;
 	uint64_t said_ns;
@@ -385,28 +383,49 @@ static void complain(struct gate *g)
 	g->said_ns = ns;
 }
 
-/* Also to sweep what the dead have left, soon after its time. */
-static uint64_t tick_us(const struct gate *g)
+/* Holders that have lost their pinleased have found the next by then. */
+static unsigned come_back_ms(const struct server *s)
 {
-	uint64_t us = g->keep_ms * 1000ull / TICKS;
+	unsigned part = s->limits.gate_keep_ms / 12;
+
+	return part > COME_BACK_MS ? part : COME_BACK_MS;
+}
+
+/* Also to sweep what the dead have left, soon after its time. */
+static uint64_t tick_us(const struct server *s)
+{
+	uint64_t us = s->limits.gate_keep_ms * 1000ull / TICKS;
 
 	return us < COME_BACK_MS * 1000ull ? us : COME_BACK_MS * 1000ull;
 }
 
-static int on_tick(sd_event_source *source, uint64_t usec, void *arg)
+static void renew(struct gate *g)
 {
-	struct gate *g = arg;
-	uint64_t now;
-
 	pthread_mutex_lock(&g->lock);
 	gate_renew(g->programs);
 	let_go_of_the_rest(g);
 	pthread_mutex_unlock(&g->lock);
 	complain(g);
-	if (g->dir)
-		gate_take_over(g->dir, UINT32_MAX);
-	sd_event_now(sd_event_source_get_event(source), CLOCK_MONOTONIC, &now);
-	sd_event_source_set_time(source, now + tick_us(g));
+}
+
+/* Also without a gate of its own: what is pinned stays in the way of every read and write. */
+static unsigned sweep(struct server *s, const struct gate *g, uint64_t until_ns)
+{
+	return gate_take_over(s->limits.gate_dir, g ? gate_own(g->programs) : NULL, until_ns);
+}
+
+static int on_tick(sd_event_source *source, uint64_t usec, void *arg)
+{
+	struct server *s = arg;
+	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+	uint64_t now;
+
+	if (g)
+		renew(g);
+	if (!sweep(s, g, s->gate_until_ns) && !g)
+		return 0; /* it was for once */
+	sd_event_now(s->event, CLOCK_MONOTONIC, &now);
+	sd_event_source_set_time(source, now + tick_us(s));
 	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 }
 
@@ -420,8 +439,6 @@ static int gate_open(struct pinl_ctx *ctx, const void *arg, void **src)
 		return pinl_set_error(-ENOMEM, "out of memory for the gate");
 	g->server = o->server;
 	g->ctx = ctx;
-	g->dir = o->dir;
-	g->keep_ms = o->keep_ms;
 	err = gate_load(o->dir, o->keep_ms, &g->programs);
 	if (err) {
 		free(g);
@@ -436,8 +453,8 @@ static void gate_close(void *src)
 {
 	struct gate *g = src;
 
-	if (g->dir && g->started) /* else nobody has the leases of the one before, whose gate stays */
-		gate_take_over(g->dir, 0);
+	if (g->started) /* else nobody has the leases of the one before, whose gate stays */
+		sweep(g->server, g, 0);
 	gate_unload(g->programs);
 	while (g->files.root) {
 		struct guarded *f = (struct guarded *)g->files.root;
@@ -450,31 +467,33 @@ static void gate_close(void *src)
 	free(g);
 }
 
-int gate_start(struct server *s)
+void gate_start(struct server *s)
 {
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
-	int err;
+	unsigned left;
+	int err = 0;
 
-	if (!g)
-		return 0;
-	g->started = true;
-	if (g->dir)
-		gate_take_over(g->dir, s->store.resumed ? 0 : COME_BACK_MS);
-	err = sd_event_add_io(s->event, &g->ring, gate_fd(g->programs), EPOLLIN, on_ring, g);
-	if (err >= 0)
-		err = sd_event_add_time_relative(s->event, &g->timer, CLOCK_MONOTONIC, tick_us(g), 0,
-						 on_tick, g);
-	return err < 0 ? err : 0;
+	s->gate_until_ns = s->store.resumed ? 0 : pl_clock_ns() + come_back_ms(s) * 1000000ull;
+	left = sweep(s, g, s->gate_until_ns);
+	if (g) {
+		g->started = true;
+		err = sd_event_add_io(s->event, &g->ring, gate_fd(g->programs), EPOLLIN, on_ring, g);
+	}
+	if (err >= 0 && (g || left))
+		err = sd_event_add_time_relative(s->event, &s->gate_tick, CLOCK_MONOTONIC, tick_us(s), 0,
+						 on_tick, s);
+	if (err < 0)
+		fprintf(stderr, "pinleased: the gate opens in %u ms, as it can't be renewed: %s\n",
+			s->limits.gate_keep_ms, strerror(-err));
 }
 
 void gate_stop(struct server *s)
 {
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
 
-	if (!g)
-		return;
-	sd_event_source_disable_unref(g->timer);
-	sd_event_source_disable_unref(g->ring);
+	s->gate_tick = sd_event_source_disable_unref(s->gate_tick);
+	if (g)
+		g->ring = sd_event_source_disable_unref(g->ring);
 }
 
 void gate_hand_over(struct server *s)
@@ -482,7 +501,7 @@ void gate_hand_over(struct server *s)
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
 
 	if (g)
-		gate_leave(g->programs, COME_BACK_MS);
+		gate_leave(g->programs, come_back_ms(s));
 }
 
 void gate_describe(struct server *s, char *text, size_t len)
@@ -501,7 +520,8 @@ void gate_describe(struct server *s, char *text, size_t len)
 	if (unpinned)
 		n += snprintf(text + n, len - n, "; open after a crash (not pinned: %.100s)", unpinned);
 	else
-		n += snprintf(text + n, len - n, "; after a crash closed for %u ms", g->keep_ms);
+		n += snprintf(text + n, len - n, "; after a crash closed for %u ms",
+			      s->limits.gate_keep_ms);
 	if (lost.missed)
 		n += snprintf(text + n, len - n, "; %lu call%s went on unseen", lost.missed,
 			      s_of(lost.missed));

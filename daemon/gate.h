@@ -21,8 +21,8 @@ struct gate_options {
 
 extern const struct pinl_source_ops gate_ops; /* arg: struct gate_options */
 
-/* The rest: main loop. Does nothing where the source isn't there. */
-int gate_start(struct server *s);      /* the leases that were kept are there again */
+/* The rest: main loop. Where the source isn't there gate_start() sweeps what an earlier one has left. */
+void gate_start(struct server *s);     /* the leases that were kept are there, others can come */
 void gate_drop(struct server *s);      /* what was taken is guarded no more, as it isn't refused */
 void gate_stop(struct server *s);      /* before the core is closed */
 void gate_hand_over(struct server *s); /* the process ends now, and the next takes over */

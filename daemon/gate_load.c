@@ -425,6 +425,11 @@ const char *gate_unpinned(const struct gate_programs *g)
 	return *g->own ? NULL : g->unpinned;
 }
 
+const char *gate_own(const struct gate_programs *g)
+{
+	return *g->own ? g->own : NULL;
+}
+
 uint64_t gate_untold(const struct gate_programs *g)
 {
 	return __atomic_load_n(&g->state->untold, __ATOMIC_RELAXED);

@@ -29,6 +29,7 @@ void gate_leave(struct gate_programs *g, unsigned ms);
 
 const char *gate_means(const struct gate_programs *g);	  /* "lsm", "fmod_ret" */
 const char *gate_unpinned(const struct gate_programs *g); /* why nothing is pinned; NULL: it is */
+const char *gate_own(const struct gate_programs *g);	  /* where it is; NULL: nowhere */
 
 /* -errno and a sentence. Nothing waits for the kernel here, but when the first range comes. */
 int gate_identify(struct gate_programs *g, int fd, struct gate_file *file);
@@ -66,7 +67,7 @@ int gate_pin_remove(const char *own, const char *name);
 int gate_pin_state(const char *own, struct bpf_map *state);
 void gate_pin_end(const char *own);
 
-/* Those of processes that are dead end so soon, and go when they have. */
-void gate_take_over(const char *dir, unsigned within_ms);
+/* Those of others that are dead end then (CLOCK_MONOTONIC), and go when they have. How many are left. */
+unsigned gate_take_over(const char *dir, const char *own, uint64_t until_ns);
 
 #endif

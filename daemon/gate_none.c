@@ -10,9 +10,8 @@ static int gate_open(struct pinl_ctx *ctx, const void *arg, void **src)
 	return pinl_set_error(-EOPNOTSUPP, "pinleased was built without BPF (libbpf, clang, bpftool)");
 }
 
-int gate_start(struct server *s)
+void gate_start(struct server *s)
 {
-	return 0;
 }
 
 void gate_drop(struct server *s)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What is pinned: in DIR a folder for each process, named by its number, with its links and its state.
- * So a new pinleased, also one of another version, needs to know nothing of an old one's programs: both
- * guard side by side until the old ones' time is over.
+ * What is pinned: in DIR a folder for each process, named PID-WHEN, with its links and its state. So a
+ * new pinleased, also one of another version, needs to know nothing of an old one's programs: both guard
+ * side by side until the old ones' time is over. Nothing is believed, and nothing removed, in a place
+ * where others than root and our own user may write.
  */
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
@@ -22,39 +23,63 @@
 #include "os/clock.h"
 #include "pinlease/device.h"
 
-#define BPF_FS	 0xcafe4a11
-#define PATH_LEN 512
+#define BPF_FS	   0xcafe4a11
+#define PATH_LEN   512
+#define STATE_ROOM 256 /* another version's may be longer; until_ns comes first in all of them */
+
+/* A directory that nobody else has a hand in; -errno and a sentence. */
+static int open_own(int at, const char *path)
+{
+	int fd = openat(at, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), err;
+	struct stat st;
+
+	if (fd < 0)
+		return pinl_set_error(-errno, "%s can't be looked at: %s", path, strerror(errno));
+	if (!fstat(fd, &st) && (!st.st_uid || st.st_uid == geteuid()) && !(st.st_mode & 022))
+		return fd;
+	err = pinl_set_error(-EPERM,
+			     "%s belongs to user %u and has mode %o: it must be pinleased's, or root's, "
+			     "and no others may write there",
+			     path, st.st_uid, st.st_mode & 07777);
+	close(fd);
+	return err;
+}
 
 /* All of it, one level deep. */
-static void remove_folder(const char *path)
+static void remove_folder(int dir, const char *name)
 {
-	DIR *d = opendir(path);
+	int fd = open_own(dir, name);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
 	struct dirent *e;
-	int fd;
 
-	if (!d)
-		return;
-	fd = dirfd(d);
-	while ((e = readdir(d)))
+	while (d && (e = readdir(d)))
 		if (*e->d_name != '.')
 			unlinkat(fd, e->d_name, 0);
-	closedir(d);
-	rmdir(path);
+	if (d)
+		closedir(d);
+	else if (fd >= 0)
+		close(fd);
+	unlinkat(dir, name, AT_REMOVEDIR);
 }
 
 int gate_pin_begin(const char *dir, char *own, unsigned long size)
 {
 	struct statfs fs;
+	int fd, err;
 
 	if (mkdir(dir, 0700) && errno != EEXIST)
 		return pinl_set_error(-errno, "%s can't be made: %s", dir, strerror(errno));
-	if (statfs(dir, &fs) || fs.f_type != BPF_FS)
-		return pinl_set_error(-ENODEV,
-				      "%s is on no BPF file system; mount one (mount -t bpf bpf "
-				      "/sys/fs/bpf)",
+	fd = open_own(AT_FDCWD, dir);
+	if (fd < 0)
+		return fd;
+	err = fstatfs(fd, &fs) || fs.f_type != BPF_FS ? -ENODEV : 0;
+	close(fd);
+	if (err)
+		return pinl_set_error(err,
+				      "%s is on no BPF file system; mount one (mount -t bpf -o mode=700 "
+				      "bpf /sys/fs/bpf)",
 				      dir);
-	snprintf(own, size, "%s/%d", dir, getpid());
-	remove_folder(own);
+	snprintf(own, size, "%s/%d-%llu", dir, getpid(), (unsigned long long)pl_clock_ns());
 	if (mkdir(own, 0700))
 		return pinl_set_error(-errno, "%s can't be made: %s", own, strerror(errno));
 	return 0;
@@ -93,56 +118,98 @@ int gate_pin_state(const char *own, struct bpf_map *state)
 
 void gate_pin_end(const char *own)
 {
-	char dir[PATH_LEN], *end;
+	char dir[PATH_LEN], *name;
+	int fd;
 
-	remove_folder(own);
 	snprintf(dir, sizeof dir, "%s", own);
-	end = strrchr(dir, '/');
-	if (end) {
-		*end = 0;
-		rmdir(dir); /* others' may be there */
-	}
+	name = strrchr(dir, '/');
+	if (!name)
+		return;
+	*name++ = 0;
+	fd = open_own(AT_FDCWD, dir);
+	if (fd < 0)
+		return;
+	remove_folder(fd, name);
+	close(fd);
+	unlinkat(AT_FDCWD, dir, AT_REMOVEDIR); /* others' may be there */
 }
 
-/* One of a process that is dead: true if its time is over. */
-static bool is_over(const char *folder, uint64_t until)
+static bool is_state(int fd)
 {
-	struct gate_state s;
-	char path[PATH_LEN + 8];
+	struct bpf_map_info info = {0};
+	__u32 len = sizeof info;
+
+	return !bpf_obj_get_info_by_fd(fd, &info, &len) && info.type == BPF_MAP_TYPE_ARRAY &&
+	       info.key_size == sizeof(__u32) && info.value_size >= sizeof(struct gate_state) &&
+	       info.value_size <= STATE_ROOM;
+}
+
+/* True if its time is over, which it is at `until` at the latest; or if it never was whole. */
+static bool ends_by(int fd, uint64_t until)
+{
+	union {
+		struct gate_state s;
+		char room[STATE_ROOM];
+	} u;
 	__u32 zero = 0;
+
+	if (!is_state(fd) || bpf_map_lookup_elem(fd, &zero, &u))
+		return true;
+	if (u.s.until_ns > until) {
+		u.s.until_ns = until;
+		bpf_map_update_elem(fd, &zero, &u, BPF_ANY);
+	}
+	return u.s.until_ns <= pl_clock_ns();
+}
+
+/* A process that lives renews its own, and may be about to make it; or the number is another's now. */
+static bool is_over(const char *folder, bool lives, uint64_t until)
+{
+	char path[PATH_LEN + 8];
 	bool over;
 	int fd;
 
 	snprintf(path, sizeof path, "%s/state", folder);
 	fd = bpf_obj_get(path);
 	if (fd < 0)
-		return true; /* it was never whole */
-	over = bpf_map_lookup_elem(fd, &zero, &s) || s.until_ns <= pl_clock_ns();
-	if (!over && s.until_ns > until) {
-		s.until_ns = until;
-		bpf_map_update_elem(fd, &zero, &s, BPF_ANY);
-		over = until <= pl_clock_ns();
-	}
+		return errno == ENOENT && !lives;
+	over = ends_by(fd, lives ? UINT64_MAX : until);
 	close(fd);
 	return over;
 }
 
-void gate_take_over(const char *dir, unsigned within_ms)
+/* One of a pinleased's: is it of one that lives? */
+static bool is_folder(const char *name, bool *lives)
 {
-	uint64_t until = pl_clock_ns() + within_ms * 1000000ull;
-	DIR *d = opendir(dir);
+	char *end;
+	pid_t pid = isdigit((unsigned char)*name) ? strtol(name, &end, 10) : 0;
+
+	if (pid <= 0 || *end != '-')
+		return false;
+	*lives = pid != getpid() && (!kill(pid, 0) || errno != ESRCH);
+	return true;
+}
+
+unsigned gate_take_over(const char *dir, const char *own, uint64_t until_ns)
+{
+	int fd = open_own(AT_FDCWD, dir);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
 	char path[PATH_LEN];
 	struct dirent *e;
-	pid_t pid;
+	unsigned left = 0;
+	bool lives;
 
 	while (d && (e = readdir(d))) {
-		pid = isdigit((unsigned char)*e->d_name) ? atoi(e->d_name) : 0;
-		if (pid <= 0 || pid == getpid() || !kill(pid, 0) || errno != ESRCH)
-			continue;
 		snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
-		if (is_over(path, until))
-			remove_folder(path);
+		if (!is_folder(e->d_name, &lives) || (own && !strcmp(path, own)))
+			continue;
+		if (is_over(path, lives, until_ns))
+			remove_folder(fd, e->d_name);
+		left += !faccessat(fd, e->d_name, F_OK, AT_SYMLINK_NOFOLLOW);
 	}
 	if (d)
 		closedir(d);
+	else if (fd >= 0)
+		close(fd);
+	return left;
 }

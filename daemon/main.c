@@ -141,7 +141,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case GATE:
 		if (*arg != '/' && strcmp(arg, "no"))
 			argp_error(state, "--gate: \"%s\" is neither no nor an absolute path", arg);
-		o->limits.gate = *arg == '/' ? arg : NULL;
+		o->limits.gate = *arg == '/';
+		if (o->limits.gate)
+			o->limits.gate_dir = arg;
 		return 0;
 	case GATE_KEEP:
 		o->limits.gate_keep_ms = (unsigned)number(key, arg, DAY_MS, state);
@@ -214,7 +216,8 @@ int main(int argc, char **argv)
 			   .closed = true,
 			   .notices = 60000,
 			   .may_kill = true,
-			   .gate = GATE_DIR,
+			   .gate = true,
+			   .gate_dir = GATE_DIR,
 			   .gate_keep_ms = 60000},
 	};
 	struct server *s;
@@ -231,8 +234,12 @@ int main(int argc, char **argv)
 	if (err)
 		return fail(err, "can't start");
 	err = listen_on(s, &o);
-	if (err < 0)
-		return fail(err, "can't start");
+	if (err < 0) {
+		err = fail(err, "can't start");
+		gate_hand_over(s);
+		return err;
+	}
+	gate_start(s);
 	sd_notify(0, "READY=1");
 	err = sd_event_loop(event);
 	sd_notify(0, "STOPPING=1");

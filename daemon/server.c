@@ -168,7 +168,7 @@ int server_listen(struct server *s, int sock)
 static void add_gate(struct server *s)
 {
 	struct gate_options o = {.server = s,
-				 .dir = s->limits.closed ? s->limits.gate : NULL,
+				 .dir = s->limits.closed ? s->limits.gate_dir : NULL,
 				 .keep_ms = s->limits.gate_keep_ms};
 
 	if (s->limits.gate)
@@ -273,7 +273,7 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 		pl_files_go_on(pl_source_priv(s->ctx, &pl_files_ops));
 	store_groups_taken(&s->store);
 	*out = s;
-	return gate_start(s);
+	return 0;
 }
 
 static void say_end(const struct server *s)

@@ -24,6 +24,8 @@
 #define BEYOND	  5
 
 static const char *const for_long[] = {"--gate", DIRECTORY, "--gate-keeps", "3600000", NULL};
+/* Who comes back has a minute; what isn't told of again ends then. */
+static const char *const for_a_while[] = {"--gate", DIRECTORY, "--gate-keeps", "720000", NULL};
 static const char *const for_short[] = {"--gate", DIRECTORY, "--gate-keeps", "10000", NULL};
 static const char *const open_then[] = {"--gate", DIRECTORY, "--gate-keeps", "3600000", "--after-crash",
 					"open",	  NULL};
@@ -435,20 +437,47 @@ static void a_dead_arbiter_leaves_it_closed(void **state)
 	static struct arbiter a;
 	struct pinl_lease *l;
 
-	open_all(&a, for_long);
+	open_all(&a, for_a_while);
 	assert_true(gate_target_open(PLACE_MEMFD, &t));
 	l = lease(&t, FILE_OPS);
 	for (int i = 0; i < 2; i++) {
 		arbiter_kill(&a);
 		assert_int_equal(by_another(punch, &t, AT, NULL), -EBUSY);
 		assert_int_equal(by_another(punch, &t, BEYOND, NULL), 0);
-		arbiter_restart(&a, for_long);
+		arbiter_restart(&a, for_a_while);
 		do
 			assert_int_equal(by_another(punch, &t, AT, NULL), -EBUSY);
 		while (!was_told(PINL_EV_REFUSED));
 	}
 	pinl_unmap_range(l);
 	let_through(punch, &t);
+	gate_target_close(&t);
+	close_all(&a);
+}
+
+/* A pinleased that can't listen anywhere, and one that has no gate: the first ends nothing, the other
+ * all. */
+static void a_start_that_fails_leaves_it_closed(void **state)
+{
+	static const char *const none[] = {"--gate", DIRECTORY, "--gate", "no", NULL};
+	struct gate_target t;
+	static struct arbiter a;
+	char command[512];
+	int status;
+
+	open_all(&a, for_long);
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	lease(&t, FILE_OPS);
+	arbiter_kill(&a);
+	snprintf(command, sizeof command, "NOTIFY_SOCKET= %s --socket /nowhere/socket --gate %s >&2",
+		 getenv("PINLEASED"), DIRECTORY);
+	status = system(command);
+	assert_true(WIFEXITED(status) && WEXITSTATUS(status));
+	assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), -EBUSY);
+	arbiter_restart(&a, none);
+	let_through(op_named("punch"), &t);
+	while (entries(DIRECTORY)) /* the runner ends what takes too long */
+		usleep(10000);
 	gate_target_close(&t);
 	close_all(&a);
 }
@@ -526,6 +555,7 @@ int main(int argc, char **argv)
 		TEST(a_user_has_his_share),
 		TEST(its_holder_is_told),
 		TEST(a_dead_arbiter_leaves_it_closed),
+		TEST(a_start_that_fails_leaves_it_closed),
 		TEST(and_not_for_ever),
 		TEST(open_after_a_crash),
 		TEST(no_gate_is_said),

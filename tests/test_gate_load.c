@@ -425,7 +425,7 @@ static void the_dead_guard_until_they_are_taken_over(void **state)
 	assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
 	assert_int_equal(ftruncate(t.fd, 0), -1);
 	assert_int_equal(entries(DIRECTORY), 1);
-	gate_take_over(DIRECTORY, 0);
+	gate_take_over(DIRECTORY, NULL, 0);
 	assert_int_equal(entries(DIRECTORY), 0);
 	assert_int_equal(gate_ops[4].run(&t, 3 * t.page), 0);
 	assert_int_equal(ftruncate(t.fd, 0), 0);
@@ -444,7 +444,7 @@ static void the_dead_guard_not_for_ever(void **state)
 		assert_int_equal(errno, EBUSY);
 		usleep(1000);
 	}
-	gate_take_over(DIRECTORY, LONG_MS);
+	gate_take_over(DIRECTORY, NULL, UINT64_MAX);
 	assert_int_equal(entries(DIRECTORY), 0);
 	gate_target_close(&t);
 	rmdir(DIRECTORY);
@@ -495,6 +495,49 @@ static void an_idle_gate_is_out_of_the_way(void **state)
 	rmdir(DIRECTORY);
 }
 
+static pid_t somebody_dead(void)
+{
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(0);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	return pid;
+}
+
+/* Where others may write nothing is pinned; what only looks like one of pinleased's is left alone. */
+static void what_is_not_ours_is_left_alone(void **state)
+{
+	char target[] = "/var/tmp/pinlease-gate.XXXXXX", file[64], link[128];
+	struct gate_programs *g;
+
+	need_gate();
+	if (mkdir(DIRECTORY, 0700) || chmod(DIRECTORY, 0777))
+		fail_msg("%s: %s", DIRECTORY, strerror(errno));
+	assert_ok(gate_load(DIRECTORY, LONG_MS, &g));
+	assert_non_null(gate_unpinned(g));
+	assert_non_null(strstr(gate_unpinned(g), "no others may write there"));
+	assert_int_equal(entries(DIRECTORY), 0);
+	gate_unload(g);
+	assert_int_equal(chmod(DIRECTORY, 0700), 0);
+
+	assert_non_null(mkdtemp(target));
+	snprintf(file, sizeof file, "%s/file", target);
+	snprintf(link, sizeof link, "%s/%d-1", DIRECTORY, somebody_dead());
+	close(open(file, O_CREAT | O_WRONLY, 0600));
+	assert_int_equal(symlink(target, link), 0);
+	gate_take_over(DIRECTORY, NULL, 0);
+	assert_int_equal(access(file, F_OK), 0);
+
+	assert_int_equal(unlink(link), 0);
+	assert_int_equal(mkdir(link, 0700), 0); /* of one that died before it was whole */
+	assert_int_equal(gate_take_over(DIRECTORY, NULL, 0), 0);
+	assert_int_equal(access(link, F_OK), -1);
+	unlink(file);
+	rmdir(target);
+	rmdir(DIRECTORY);
+}
+
 static void a_clean_end_leaves_nothing(void **state)
 {
 	struct gate_programs *g;
@@ -529,6 +572,7 @@ int main(void)
 		cmocka_unit_test(the_dead_guard_until_they_are_taken_over),
 		cmocka_unit_test(the_dead_guard_not_for_ever),
 		cmocka_unit_test(an_idle_gate_is_out_of_the_way),
+		cmocka_unit_test(what_is_not_ours_is_left_alone),
 		cmocka_unit_test(a_clean_end_leaves_nothing),
 	};
 
