@@ -203,12 +203,14 @@ static __always_inline int note(struct file *file, __u32 op, __u32 also, __u64 s
 	struct note n = {.file = (__u64)file,
 			 .refusal = {.op = op, .also = also, .start = start, .end = end}};
 	__u64 thread = bpf_get_current_pid_tgid();
-	struct gate_state *s;
+	struct gate_state *s = the_state();
 
+	if (!s || !s->ranges)
+		return 0;
+	bpf_map_delete_elem(&notes, &thread); /* of a call whose end wasn't seen */
 	if (!judge(BPF_CORE_READ(file, f_inode), &n.refusal))
 		return 0;
-	s = the_state();
-	if (bpf_map_update_elem(&notes, &thread, &n, 0) && s)
+	if (bpf_map_update_elem(&notes, &thread, &n, 0))
 		__sync_fetch_and_add(&s->lost, 1);
 	return 0;
 }
@@ -305,12 +307,22 @@ SEC("?fexit/vfs_fallocate") int end_fallocate(__u64 *ctx)
 	return forget();
 }
 
-/* What takes blocks of another file's: to its end, where there is no length. */
+/* No more than the other file has, whatever is asked for; 0: all of that. */
+static __always_inline __u64 shared_length(__u64 *ctx)
+{
+	struct file *from = (void *)ctx[0];
+	__u64 size = BPF_CORE_READ(from, f_inode, i_size), at = ctx[1];
+	__u64 rest = size > at ? size - at : 0;
+
+	return ctx[4] && ctx[4] < rest ? ctx[4] : rest;
+}
+
+/* What takes blocks of another file's. */
 static __always_inline int share(__u64 *ctx)
 {
-	struct file *to = (void *)ctx[2];
+	__u64 len = shared_length(ctx);
 
-	return ctx[4] ? hole(to, OP_ZERO, 0, ctx[3], ctx[4]) : shift(to, OP_ZERO, 0, ctx[3]);
+	return len ? hole((void *)ctx[2], OP_ZERO, 0, ctx[3], len) : 0;
 }
 
 SEC("?fentry/vfs_clone_file_range") int begin_clone(__u64 *ctx)
@@ -325,7 +337,7 @@ SEC("?fexit/vfs_clone_file_range") int end_clone(__u64 *ctx)
 
 SEC("?fentry/vfs_dedupe_file_range_one") int begin_dedupe(__u64 *ctx)
 {
-	return share(ctx);
+	return ctx[4] ? share(ctx) : 0;
 }
 
 SEC("?fexit/vfs_dedupe_file_range_one") int end_dedupe(__u64 *ctx)
@@ -333,12 +345,19 @@ SEC("?fexit/vfs_dedupe_file_range_one") int end_dedupe(__u64 *ctx)
 	return forget();
 }
 
-/* Where it can't clone it writes, which leaves the pages. */
+/* Where it can't clone it writes, which leaves the pages: to other file systems, and beside blocks. */
+static __always_inline int may_clone(__u64 *ctx)
+{
+	struct file *from = (void *)ctx[0], *to = (void *)ctx[2];
+	struct super_block *sb = BPF_CORE_READ(to, f_inode, i_sb);
+
+	return BPF_CORE_READ(to, f_op, remap_file_range) && BPF_CORE_READ(from, f_inode, i_sb) == sb &&
+	       !((ctx[1] | ctx[3]) & (BPF_CORE_READ(sb, s_blocksize) - 1));
+}
+
 SEC("?fentry/vfs_copy_file_range") int begin_copy(__u64 *ctx)
 {
-	struct file *to = (void *)ctx[2];
-
-	return BPF_CORE_READ(to, f_op, remap_file_range) && ctx[4] ? share(ctx) : 0;
+	return ctx[4] && may_clone(ctx) ? share(ctx) : 0;
 }
 
 SEC("?fexit/vfs_copy_file_range") int end_copy(__u64 *ctx)

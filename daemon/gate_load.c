@@ -26,13 +26,15 @@ enum { LINKS = 9, AT_ONCE = 64 };
 
 /* The kernel's functions that answer have users' mappings in front of their arguments, or not. */
 struct kind {
-	const char *name, *function, *resize_2, *resize_3, *answer;
+	const char *name, *function, *permission, *resize_2, *resize_3, *answer;
 	unsigned without; /* arguments of `function` where there is no such mapping */
 };
 
 static const struct kind kinds[] = {
-	{"lsm", "bpf_lsm_inode_setattr", "lsm_resize_2", "lsm_resize_3", "lsm_answer", 2},
-	{"fmod_ret", "security_inode_setattr", "mod_resize_2", "mod_resize_3", "mod_answer", 2},
+	{"lsm", "bpf_lsm_inode_setattr", "bpf_lsm_file_permission", "lsm_resize_2", "lsm_resize_3",
+	 "lsm_answer", 2},
+	{"fmod_ret", "security_inode_setattr", "security_file_permission", "mod_resize_2",
+	 "mod_resize_3", "mod_answer", 2},
 };
 
 struct gate_programs {
@@ -70,30 +72,96 @@ static unsigned arguments_of(const struct btf *kernel, const char *function)
 	return f ? btf_vlen(btf__type_by_id(kernel, f->type)) : 0;
 }
 
-static bool is_of(const char *program, const struct kind *k, unsigned arguments)
+/* What the programs take for these arguments has to be that: read as something else it is 0, and open.
+ */
+struct argument {
+	const char *function;
+	unsigned of, at;
+	const char *type; /* struct */
+};
+
+static const struct argument arguments[] = {
+	{"vfs_fallocate", 4, 0, "file"},
+	{"vfs_clone_file_range", 6, 0, "file"},
+	{"vfs_clone_file_range", 6, 2, "file"},
+	{"vfs_dedupe_file_range_one", 6, 0, "file"},
+	{"vfs_dedupe_file_range_one", 6, 2, "file"},
+	{"vfs_copy_file_range", 6, 0, "file"},
+	{"vfs_copy_file_range", 6, 2, "file"},
+};
+
+static bool is_argument(const struct btf *kernel, const struct argument *a)
+{
+	int id = btf__find_by_name_kind(kernel, a->function, BTF_KIND_FUNC);
+	const struct btf_type *t = id < 0 ? NULL : btf__type_by_id(kernel, id);
+
+	t = t ? btf__type_by_id(kernel, t->type) : NULL;
+	if (!t || btf_vlen(t) != a->of)
+		return false;
+	t = btf__type_by_id(kernel, btf_params(t)[a->at].type);
+	if (!t || !btf_is_ptr(t))
+		return false;
+	t = btf__type_by_id(kernel, t->type);
+	while (t && btf_is_mod(t))
+		t = btf__type_by_id(kernel, t->type);
+	return t && btf_is_struct(t) && !strcmp(btf__name_by_offset(kernel, t->name_off), a->type);
+}
+
+static int check_one(const struct btf *kernel, const struct argument *a)
+{
+	return is_argument(kernel, a)
+		       ? 0
+		       : pinl_set_error(-EOPNOTSUPP,
+					"the gate doesn't know this kernel's %s(): argument %u of %u "
+					"isn't a struct %s",
+					a->function, a->at + 1, a->of, a->type);
+}
+
+static int check_arguments(const struct btf *kernel, const struct kind *k, unsigned n)
+{
+	const struct argument own[] = {
+		{k->function, n, n - 2, "dentry"},
+		{k->function, n, n - 1, "iattr"},
+		{k->permission, 2, 0, "file"},
+	};
+	int err = 0;
+
+	for (size_t i = 0; !err && i < sizeof arguments / sizeof *arguments; i++)
+		err = check_one(kernel, &arguments[i]);
+	for (size_t i = 0; !err && i < sizeof own / sizeof *own; i++)
+		err = check_one(kernel, &own[i]);
+	return err;
+}
+
+static bool is_of(const char *program, const struct kind *k, unsigned n)
 {
 	if (!strncmp(program, "lsm_", 4) || !strncmp(program, "mod_", 4))
 		return !strcmp(program, k->answer) ||
-		       !strcmp(program, arguments == k->without ? k->resize_2 : k->resize_3);
+		       !strcmp(program, n == k->without ? k->resize_2 : k->resize_3);
 	return true;
 }
 
 static int choose(struct gate_programs *g)
 {
 	struct btf *kernel = btf__load_vmlinux_btf();
-	unsigned arguments = kernel ? arguments_of(kernel, g->kind->function) : 0;
+	unsigned n = kernel ? arguments_of(kernel, g->kind->function) : 0;
 	struct bpf_program *p;
+	int err = 0;
 
-	btf__free(kernel);
 	if (!kernel)
 		return pinl_set_error(-EOPNOTSUPP, "the gate needs a kernel that describes its types "
 						   "(CONFIG_DEBUG_INFO_BTF)");
-	if (!arguments)
-		return pinl_set_error(-EOPNOTSUPP, "the gate finds no %s in this kernel",
-				      g->kind->function);
+	if (n < 2)
+		err = pinl_set_error(-EOPNOTSUPP, "the gate finds no %s in this kernel",
+				     g->kind->function);
+	else
+		err = check_arguments(kernel, g->kind, n);
+	btf__free(kernel);
+	if (err)
+		return err;
 	bpf_object__for_each_program(p, g->bpf->obj)
 	{
-		bpf_program__set_autoload(p, is_of(bpf_program__name(p), g->kind, arguments));
+		bpf_program__set_autoload(p, is_of(bpf_program__name(p), g->kind, n));
 		if (!strcmp(bpf_program__name(p), g->kind->answer))
 			g->answers = p;
 	}

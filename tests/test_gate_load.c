@@ -15,6 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <linux/falloc.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <cmocka.h>
 #include "check.h"
 #include "daemon/gate_load.h"
@@ -182,6 +184,30 @@ static void writes_and_partial_pages_pass(void **state)
 	assert_int_equal(ftruncate(t.fd, 3 * t.page), -1);
 	assert_int_equal(errno, EBUSY);
 	assert_int_equal(ftruncate(t.fd, 100 * t.page), 0);
+	assert_ok(gate_unguard(gate, &file, 0, 0, NULL));
+	gate_target_close(&t);
+}
+
+/* Who asks for more than there is, as cp does, takes no more than there is. */
+static void a_copy_is_as_long_as_its_source(void **state)
+{
+	off_t from = 0, to = 0;
+	struct gate_target t;
+	struct gate_file file;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_DIR, &t));
+	file = guard(gate, &t, PINL_OPS_ALL);
+	if (t.clones) { /* to the end of a source that reaches into what is guarded, and before it */
+		struct file_clone_range all = {.src_fd = t.source};
+
+		assert_int_equal(ioctl(t.fd, FICLONERANGE, &all), -1);
+		assert_int_equal(errno, EBUSY);
+		assert_int_equal(copy_file_range(t.source, &from, t.fd, &to, 1l << 40, 0), -1);
+		assert_int_equal(errno, EBUSY);
+	}
+	assert_int_equal(ftruncate(t.source, 2 * t.page), 0);
+	assert_int_equal(copy_file_range(t.source, &from, t.fd, &to, 1l << 40, 0), 2 * t.page);
 	assert_ok(gate_unguard(gate, &file, 0, 0, NULL));
 	gate_target_close(&t);
 }
@@ -563,6 +589,7 @@ int main(void)
 		cmocka_unit_test(hugetlbfs_is_guarded),
 		cmocka_unit_test(a_file_is_guarded),
 		cmocka_unit_test(writes_and_partial_pages_pass),
+		cmocka_unit_test(a_copy_is_as_long_as_its_source),
 		cmocka_unit_test(a_write_after_a_refusal_passes),
 		cmocka_unit_test(refusals_are_told),
 		cmocka_unit_test(refusals_are_read_in_parts),
