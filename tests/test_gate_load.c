@@ -97,6 +97,18 @@ static void need_not(enum gate_place place, const struct gate_op *op)
 	gate_target_close(&t);
 }
 
+/* XFS does when it shifts. */
+static bool drops_page_before(enum gate_place place)
+{
+	struct gate_target t;
+	bool xfs;
+
+	assert_true(gate_target_open(place, &t));
+	xfs = !gate_may_lack(&t, "collapse");
+	gate_target_close(&t);
+	return xfs;
+}
+
 static void check_op(enum gate_place place, const struct gate_op *op)
 {
 	unsigned others = PINL_OPS_ALL & ~PINL_OPBIT(op->op);
@@ -112,6 +124,9 @@ static void check_op(enum gate_place place, const struct gate_op *op)
 	       op->copy && !clones ? 0 : -EBUSY);
 	if (!op->all)
 		expect("beyond guarded bytes", op, run(place, op, PINL_OPS_ALL, 5, &clones), 0);
+	if (op->op == PINL_OP_COLLAPSE || op->op == PINL_OP_INSERT)
+		expect("right behind guarded bytes", op, run(place, op, PINL_OPS_ALL, 4, &clones),
+		       drops_page_before(place) ? -EBUSY : 0);
 	if (op->op == PINL_OP_PUNCH || op->op == PINL_OP_REMOVE) /* which is a punch, too */
 		others &= ~(PINL_OPBIT(PINL_OP_PUNCH) | PINL_OPBIT(PINL_OP_REMOVE));
 	expect("guarded against others", op, run(place, op, others, 3, &clones), 0);
@@ -521,6 +536,38 @@ static void an_idle_gate_is_out_of_the_way(void **state)
 	rmdir(DIRECTORY);
 }
 
+/* Its process ends on purpose: what it guards is guarded a little longer, and where there is nothing
+ * nothing stays. */
+static void who_hands_over_leaves_what_is_guarded(void **state)
+{
+	struct gate_programs *g;
+	struct gate_target t;
+	int status;
+	pid_t pid;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	for (int guards = 0; guards < 2; guards++) {
+		pid = fork();
+		if (!pid) {
+			if (gate_load(DIRECTORY, LONG_MS, &g) || gate_unpinned(g))
+				_exit(1);
+			if (guards)
+				guard(g, &t, PINL_OPS_ALL);
+			gate_leave(g, LONG_MS);
+			_exit(0);
+		}
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_int_equal(status, 0);
+		assert_int_equal(entries(DIRECTORY), guards);
+		assert_int_equal(gate_ops[4].run(&t, 3 * t.page), guards ? -EBUSY : 0);
+	}
+	gate_take_over(DIRECTORY, NULL, 0);
+	assert_int_equal(gate_ops[4].run(&t, 3 * t.page), 0);
+	gate_target_close(&t);
+	rmdir(DIRECTORY);
+}
+
 static pid_t somebody_dead(void)
 {
 	pid_t pid = fork();
@@ -599,6 +646,7 @@ int main(void)
 		cmocka_unit_test(the_dead_guard_until_they_are_taken_over),
 		cmocka_unit_test(the_dead_guard_not_for_ever),
 		cmocka_unit_test(an_idle_gate_is_out_of_the_way),
+		cmocka_unit_test(who_hands_over_leaves_what_is_guarded),
 		cmocka_unit_test(what_is_not_ours_is_left_alone),
 		cmocka_unit_test(a_clean_end_leaves_nothing),
 	};
