@@ -7,7 +7,6 @@
 #include "daemon/gate_load.h"
 
 #include <bpf/bpf.h>
-#include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -63,76 +62,6 @@ static int silent(enum libbpf_print_level level, const char *fmt, va_list ap)
 	return 0;
 }
 
-/* 0: there is no such function. */
-static unsigned arguments_of(const struct btf *kernel, const char *function)
-{
-	int id = btf__find_by_name_kind(kernel, function, BTF_KIND_FUNC);
-	const struct btf_type *f = id < 0 ? NULL : btf__type_by_id(kernel, id);
-
-	return f ? btf_vlen(btf__type_by_id(kernel, f->type)) : 0;
-}
-
-/* What the programs take for these arguments has to be that: read as something else it is 0, and open.
- */
-struct argument {
-	const char *function;
-	unsigned of, at;
-	const char *type; /* struct */
-};
-
-static const struct argument arguments[] = {
-	{"vfs_fallocate", 4, 0, "file"},
-	{"vfs_clone_file_range", 6, 0, "file"},
-	{"vfs_clone_file_range", 6, 2, "file"},
-	{"vfs_dedupe_file_range_one", 6, 0, "file"},
-	{"vfs_dedupe_file_range_one", 6, 2, "file"},
-	{"vfs_copy_file_range", 6, 0, "file"},
-	{"vfs_copy_file_range", 6, 2, "file"},
-};
-
-static bool is_argument(const struct btf *kernel, const struct argument *a)
-{
-	int id = btf__find_by_name_kind(kernel, a->function, BTF_KIND_FUNC);
-	const struct btf_type *t = id < 0 ? NULL : btf__type_by_id(kernel, id);
-
-	t = t ? btf__type_by_id(kernel, t->type) : NULL;
-	if (!t || btf_vlen(t) != a->of)
-		return false;
-	t = btf__type_by_id(kernel, btf_params(t)[a->at].type);
-	if (!t || !btf_is_ptr(t))
-		return false;
-	t = btf__type_by_id(kernel, t->type);
-	while (t && btf_is_mod(t))
-		t = btf__type_by_id(kernel, t->type);
-	return t && btf_is_struct(t) && !strcmp(btf__name_by_offset(kernel, t->name_off), a->type);
-}
-
-static int check_one(const struct btf *kernel, const struct argument *a)
-{
-	return is_argument(kernel, a)
-		       ? 0
-		       : pinl_set_error(-EOPNOTSUPP,
-					"the gate doesn't know this kernel's %s(): argument %u of %u "
-					"isn't a struct %s",
-					a->function, a->at + 1, a->of, a->type);
-}
-
-static int check_arguments(const struct btf *kernel, const struct kind *k, unsigned n)
-{
-	const struct argument own[] = {
-		{k->function, n, n - 2, "dentry"},
-		{k->function, n, n - 1, "iattr"},
-		{k->permission, 2, 0, "file"},
-	};
-	int err = 0;
-
-	for (size_t i = 0; !err && i < sizeof arguments / sizeof *arguments; i++)
-		err = check_one(kernel, &arguments[i]);
-	for (size_t i = 0; !err && i < sizeof own / sizeof *own; i++)
-		err = check_one(kernel, &own[i]);
-	return err;
-}
-
 static bool is_of(const char *program, const struct kind *k, unsigned n)
 {
 	if (!strncmp(program, "lsm_", 4) || !strncmp(program, "mod_", 4))
@@ -143,20 +72,10 @@ static bool is_of(const char *program, const struct kind *k, unsigned n)
 
 static int choose(struct gate_programs *g)
 {
-	struct btf *kernel = btf__load_vmlinux_btf();
-	unsigned n = kernel ? arguments_of(kernel, g->kind->function) : 0;
 	struct bpf_program *p;
-	int err = 0;
+	unsigned n;
+	int err = gate_look_at_types(g->kind->function, g->kind->permission, &n);
 
-	if (!kernel)
-		return pinl_set_error(-EOPNOTSUPP, "the gate needs a kernel that describes its types "
-						   "(CONFIG_DEBUG_INFO_BTF)");
-	if (n < 2)
-		err = pinl_set_error(-EOPNOTSUPP, "the gate finds no %s in this kernel",
-				     g->kind->function);
-	else
-		err = check_arguments(kernel, g->kind, n);
-	btf__free(kernel);
 	if (err)
 		return err;
 	bpf_object__for_each_program(p, g->bpf->obj)

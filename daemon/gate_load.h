@@ -58,6 +58,10 @@ int gate_fd(const struct gate_programs *g);
 void gate_read(struct gate_programs *g, void (*told)(const struct gate_refusal *r, void *arg),
 	       void *arg);
 
+/* gate_types.c: 0, or -errno and a sentence. The functions that are asked about attributes, with how
+ * many arguments, and about reads and writes. */
+int gate_look_at_types(const char *setattr, const char *permission, unsigned *n_setattr);
+
 /* gate_pin.c */
 struct bpf_link;
 struct bpf_map;
