@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Which bytes of which files the gate's programs guard. Invariant: a file is in `files` while it has a
- * lease with REFUSE that wasn't taken, and the kernel has a range for each of these leases, in a place
- * of its own, so that no change of it costs more than two calls. So the kernel answers as the policy
- * function would (lib/core/policy.c), without asking; what it has refused is told to the core
- * afterwards.
+ * The gate's life beside pinleased's: which leases it refuses for, what becomes of what it has refused,
+ * how long it lasts. Invariant: what is in the kernel is renewed while this process runs, and an earlier
+ * one's ends only when this one has had its leases, or the time for them to come.
  */
 #include "daemon/gate.h"
 
@@ -13,11 +11,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/queue.h>
 
 #include "core/change.h"
 #include "daemon.h"
 #include "daemon/gate_load.h"
+#include "daemon/gate_part.h"
 #include "os/clock.h"
 
 #define OPS_REFUSED  (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
@@ -29,24 +27,6 @@ _Static_assert(PINL_OP_TRUNCATE == 0 && PINL_OP_PUNCH == 1 && PINL_OP_ZERO == 2 
 		       PINL_OP_COLLAPSE == 3 && PINL_OP_INSERT == 4 && PINL_OP_REMOVE == 10,
 	       "bpf/gate.bpf.c has the same numbers");
 
-/* What of a file a lease refuses. */
-struct part {
-	struct pl_node node; /* by the lease; not while it is `over` */
-	struct guarded *of;
-	unsigned place; /* at[place] is this one */
-	struct gate_range range;
-	struct user *user;
-	LIST_ENTRY(part) over; /* the kernel couldn't be told that it ended */
-};
-
-struct guarded {
-	struct pl_node node; /* by inode number */
-	uint64_t dev;
-	struct gate_file file;
-	struct part **at; /* as the kernel has them */
-	unsigned n, room;
-};
-
 /* What the gate hasn't done, ever. */
 struct losses {
 	uint64_t missed, untold;
@@ -55,10 +35,8 @@ struct losses {
 struct gate {
 	struct server *server;
 	struct pinl_ctx *ctx;
-	pthread_mutex_t lock; /* the next four */
 	struct gate_programs *programs;
-	struct pl_index files, parts;
-	LIST_HEAD(, part) over;
+	struct gate_parts parts;
 	sd_event_source *ring; /* main loop, as the rest */
 	bool started;
 	struct losses said;
@@ -80,201 +58,22 @@ static unsigned gate_coverage(void *src, const struct pinl_memory *mem, enum pin
 		       : 0;
 }
 
-static struct guarded *find(const struct gate *g, uint64_t dev, uint64_t ino)
-{
-	struct pl_node *n = pl_index_first(&g->files, ino, ino + 1);
-
-	while (n && ((struct guarded *)n)->dev != dev)
-		n = pl_index_next(n, ino, ino + 1);
-	return (struct guarded *)n;
-}
-
-static void forget_empty(struct gate *g, struct guarded *f)
-{
-	if (f->n)
-		return;
-	pl_index_remove(&g->files, &f->node);
-	free(f->at);
-	free(f);
-}
-
-/* lock held */
-static int get_file(struct gate *g, const struct pinl_memory *mem, struct guarded **out)
-{
-	struct guarded *f = find(g, mem->dev, mem->ino);
-	int err = 0;
-
-	if (!f) {
-		f = calloc(1, sizeof *f);
-		if (!f)
-			return pinl_set_error(-ENOMEM, "out of memory for the gate");
-		err = gate_identify(g->programs, mem->fd, &f->file);
-		if (err) {
-			free(f);
-			return err;
-		}
-		f->dev = mem->dev;
-		f->node.start = mem->ino;
-		f->node.end = mem->ino + 1;
-		pl_index_insert(&g->files, &f->node);
-	}
-	*out = f;
-	return 0;
-}
-
-/* The last quarter of a file's places is for who has none of the others. */
-static int may_have(const struct guarded *f, const struct user *u)
-{
-	unsigned his = 0;
-
-	if (f->n < GATE_OF_FILE / 4 * 3)
-		return 0;
-	for (unsigned i = 0; i < f->n; i++)
-		his += f->at[i]->user == u;
-	if (f->n < GATE_OF_FILE && his < GATE_OF_FILE / 4)
-		return 0;
-	return pinl_set_error(-EDQUOT,
-			      "%u leases refuse changes of this file, %u of them user %u's, and %d are "
-			      "the most; end some, or lease in larger pieces",
-			      f->n, his, u->uid, GATE_OF_FILE);
-}
-
-static int make_room(struct guarded *f)
-{
-	unsigned room = f->room ? 2 * f->room : 4;
-	struct part **at;
-
-	if (f->n < f->room)
-		return 0;
-	at = realloc(f->at, room * sizeof(*at));
-	if (!at)
-		return pinl_set_error(-ENOMEM, "out of memory for the gate");
-	f->at = at;
-	f->room = room;
-	return 0;
-}
-
-/* lock held */
-static int add_part(struct gate *g, const struct pinl_memory *mem, struct part *p)
-{
-	struct guarded *f = NULL;
-	int err = get_file(g, mem, &f);
-
-	if (err)
-		return err;
-	err = may_have(f, p->user);
-	if (!err)
-		err = make_room(f);
-	if (!err)
-		err = gate_guard(g->programs, &f->file, f->n, &p->range);
-	if (err) {
-		forget_empty(g, f);
-		return err;
-	}
-	p->of = f;
-	p->place = f->n;
-	f->at[f->n++] = p;
-	pl_index_insert(&g->parts, &p->node);
-	return 0;
-}
-
-/* lock held; the kernel has it no more */
-static void remove_part(struct gate *g, struct part *p)
-{
-	struct guarded *f = p->of;
-	struct part *last = f->at[--f->n];
-
-	f->at[p->place] = last;
-	last->place = p->place;
-	free(p);
-	forget_empty(g, f);
-}
-
-/* lock held */
-static int let_go(struct gate *g, struct part *p)
-{
-	unsigned last = p->of->n - 1;
-	int err = gate_unguard(g->programs, &p->of->file, p->place, last, &p->of->at[last]->range);
-
-	if (!err)
-		remove_part(g, p);
-	return err;
-}
-
-static struct part *part_of(const struct gate *g, const struct pinl_lease *l)
-{
-	struct pl_node *n = pl_index_first(&g->parts, (uintptr_t)l, (uintptr_t)l + 1);
-
-	return n ? (struct part *)n : NULL;
-}
-
-static struct part *new_part(const struct pinl_lease *l, const struct pinl_memory *mem, unsigned ops)
-{
-	struct part *p = calloc(1, sizeof *p);
-
-	if (!p) {
-		pinl_set_error(-ENOMEM, "out of memory for the gate");
-		return NULL;
-	}
-	p->node.start = (uintptr_t)l;
-	p->node.end = p->node.start + 1;
-	p->user = ((struct held_lease *)l->cookie)->holder->user;
-	p->range = (struct gate_range){mem->offset, mem->offset + (l->m.end - l->m.start), ops, 0};
-	return p;
-}
-
 static int gate_watch(void *src, const struct pinl_memory *mem)
 {
 	const struct pinl_lease *l = pl_lease_of_memory(mem);
 	unsigned ops = l->policy.refuse & OPS_REFUSED;
 	struct gate *g = src;
-	struct part *p;
-	int err;
 
 	if (l->policy.kind != PINL_REFUSE || !ops || !gate_coverage(src, mem, PINL_OP_TRUNCATE))
 		return 0;
 	if (ops & PINL_OPBIT(PINL_OP_PUNCH))
 		ops |= PINL_OPBIT(PINL_OP_REMOVE);
-	p = new_part(l, mem, ops);
-	if (!p)
-		return -ENOMEM;
-	err = share_guard(g->server, p->user, GATE_RANGES);
-	if (!err) {
-		pthread_mutex_lock(&g->lock);
-		err = add_part(g, mem, p);
-		pthread_mutex_unlock(&g->lock);
-		if (err)
-			share_unguard(g->server, p->user);
-	}
-	if (err)
-		free(p);
-	return err;
-}
-
-/* It may have been ended before. */
-static void end_part(struct gate *g, const struct pinl_lease *l)
-{
-	struct user *u;
-	struct part *p;
-
-	pthread_mutex_lock(&g->lock);
-	p = part_of(g, l);
-	if (p) {
-		u = p->user;
-		pl_index_remove(&g->parts, &p->node);
-		if (let_go(g, p)) {
-			LIST_INSERT_HEAD(&g->over, p, over);
-			fprintf(stderr, "pinleased: the gate still guards what a lease had: %s\n",
-				pinl_error());
-		}
-		share_unguard(g->server, u);
-	}
-	pthread_mutex_unlock(&g->lock);
+	return gate_parts_add(&g->parts, l, mem, ops);
 }
 
 static void gate_unwatch(void *src, const struct pinl_memory *mem)
 {
-	end_part(src, pl_lease_of_memory(mem));
+	gate_parts_end(&((struct gate *)src)->parts, pl_lease_of_memory(mem));
 }
 
 /* A pointer that is taken from the list may lead nowhere by now, but to no other lease: those are made
@@ -295,38 +94,11 @@ void gate_drop(struct server *s)
 		}
 		pthread_mutex_unlock(&s->ctx->lock);
 		if (g && l)
-			end_part(g, l);
+			gate_parts_end(&g->parts, l);
 	} while (hl);
 }
 
-/* lock held */
-static void let_go_of_the_rest(struct gate *g)
-{
-	struct part *p, *next;
-
-	for (p = LIST_FIRST(&g->over); p; p = next) {
-		next = LIST_NEXT(p, over);
-		LIST_REMOVE(p, over);
-		if (let_go(g, p))
-			LIST_INSERT_HEAD(&g->over, p, over);
-	}
-}
-
 /* ------------------------------------------------------------------------------------ refusals -- */
-
-/* lock held. st_dev and st_ino of it. */
-static bool known_as(const struct gate *g, const struct gate_file *file, struct pinl_change *ch)
-{
-	struct pl_node *n = pl_index_first(&g->files, file->ino, file->ino + 1);
-
-	while (n && memcmp(&((struct guarded *)n)->file, file, sizeof *file))
-		n = pl_index_next(n, file->ino, file->ino + 1);
-	if (n) {
-		ch->file_dev = ((struct guarded *)n)->dev;
-		ch->file_ino = file->ino;
-	}
-	return n;
-}
 
 static void on_refusal(const struct gate_refusal *r, void *arg)
 {
@@ -342,12 +114,8 @@ static void on_refusal(const struct gate_refusal *r, void *arg)
 		.actor_tid = r->tid,
 		.source = "gate",
 	};
-	bool known;
 
-	pthread_mutex_lock(&g->lock);
-	known = known_as(g, &r->file, &ch);
-	pthread_mutex_unlock(&g->lock);
-	if (known) /* else its leases have ended since */
+	if (gate_parts_know(&g->parts, &r->file, &ch)) /* else its leases have ended since */
 		pl_change_was_refused(g->ctx, &ch);
 }
 
@@ -399,15 +167,6 @@ static uint64_t tick_us(const struct server *s)
 	return us < COME_BACK_MS * 1000ull ? us : COME_BACK_MS * 1000ull;
 }
 
-static void renew(struct gate *g)
-{
-	pthread_mutex_lock(&g->lock);
-	gate_renew(g->programs);
-	let_go_of_the_rest(g);
-	pthread_mutex_unlock(&g->lock);
-	complain(g);
-}
-
 /* Also without a gate of its own: what is pinned stays in the way of every read and write. */
 static unsigned sweep(struct server *s, const struct gate *g, uint64_t until_ns)
 {
@@ -420,8 +179,10 @@ static int on_tick(sd_event_source *source, uint64_t usec, void *arg)
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
 	uint64_t now;
 
-	if (g)
-		renew(g);
+	if (g) {
+		gate_parts_renew(&g->parts);
+		complain(g);
+	}
 	if (!sweep(s, g, s->gate_until_ns) && !g)
 		return 0; /* it was for once */
 	sd_event_now(s->event, CLOCK_MONOTONIC, &now);
@@ -444,7 +205,7 @@ static int gate_open(struct pinl_ctx *ctx, const void *arg, void **src)
 		free(g);
 		return err;
 	}
-	pthread_mutex_init(&g->lock, NULL);
+	gate_parts_init(&g->parts, o->server, g->programs);
 	*src = g;
 	return 0;
 }
@@ -456,14 +217,7 @@ static void gate_close(void *src)
 	if (g->started) /* else nobody has the leases of the one before, whose gate stays */
 		sweep(g->server, g, 0);
 	gate_unload(g->programs);
-	while (g->files.root) {
-		struct guarded *f = (struct guarded *)g->files.root;
-
-		while (f->n)
-			free(f->at[--f->n]);
-		forget_empty(g, f);
-	}
-	pthread_mutex_destroy(&g->lock);
+	gate_parts_free(&g->parts);
 	free(g);
 }
 

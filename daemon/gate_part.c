@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Which bytes of which files the gate's programs guard. Invariant: the kernel has a range for each lease
+ * with REFUSE that wasn't taken, in a place of its own, so that no change of it costs more than two
+ * calls (or for one that is over, until the kernel can be told so). So the kernel answers as the policy
+ * function would (lib/core/policy.c), without asking.
+ */
+#include "daemon/gate_part.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon.h"
+#include "daemon/gate_load.h"
+
+/* What of a file a lease refuses. */
+struct part {
+	struct pl_node node; /* by the lease; not while it is `over` */
+	struct guarded *of;
+	unsigned place; /* at[place] is this one */
+	struct gate_range range;
+	struct user *user;
+	LIST_ENTRY(part) over; /* the kernel couldn't be told that it ended */
+};
+
+struct guarded {
+	struct pl_node node; /* by inode number */
+	uint64_t dev;
+	struct gate_file file;
+	struct part **at; /* as the kernel has them */
+	unsigned n, room;
+};
+
+static void forget_empty(struct gate_parts *g, struct guarded *f)
+{
+	if (f->n)
+		return;
+	pl_index_remove(&g->files, &f->node);
+	free(f->at);
+	free(f);
+}
+
+void gate_parts_init(struct gate_parts *g, struct server *s, struct gate_programs *programs)
+{
+	g->server = s;
+	g->programs = programs;
+	pthread_mutex_init(&g->lock, NULL);
+}
+
+void gate_parts_free(struct gate_parts *g)
+{
+	while (g->files.root) {
+		struct guarded *f = (struct guarded *)g->files.root;
+
+		while (f->n)
+			free(f->at[--f->n]);
+		forget_empty(g, f);
+	}
+	pthread_mutex_destroy(&g->lock);
+}
+
+static struct guarded *find(const struct gate_parts *g, const struct gate_file *file)
+{
+	struct pl_node *n = pl_index_first(&g->files, file->ino, file->ino + 1);
+
+	while (n && memcmp(&((struct guarded *)n)->file, file, sizeof *file))
+		n = pl_index_next(n, file->ino, file->ino + 1);
+	return (struct guarded *)n;
+}
+
+/* lock held. By what the kernel says: a file that has gone may have a part that is over, and its number
+ * be another's. */
+static int get_file(struct gate_parts *g, const struct pinl_memory *mem, struct guarded **out)
+{
+	struct gate_file file;
+	struct guarded *f;
+	int err = gate_identify(g->programs, mem->fd, &file);
+
+	if (err)
+		return err;
+	f = find(g, &file);
+	if (!f) {
+		f = calloc(1, sizeof *f);
+		if (!f)
+			return pinl_set_error(-ENOMEM, "out of memory for the gate");
+		f->file = file;
+		f->dev = mem->dev;
+		f->node.start = file.ino;
+		f->node.end = file.ino + 1;
+		pl_index_insert(&g->files, &f->node);
+	}
+	*out = f;
+	return 0;
+}
+
+/* The last quarter of a file's places is for who has none of the others. */
+static int may_have(const struct guarded *f, const struct user *u)
+{
+	unsigned his = 0;
+
+	if (f->n < GATE_OF_FILE / 4 * 3)
+		return 0;
+	for (unsigned i = 0; i < f->n; i++)
+		his += f->at[i]->user == u;
+	if (f->n < GATE_OF_FILE && his < GATE_OF_FILE / 4)
+		return 0;
+	return pinl_set_error(-EDQUOT,
+			      "%u leases refuse changes of this file, %u of them user %u's, and %d are "
+			      "the most; end some, or lease in larger pieces",
+			      f->n, his, u->uid, GATE_OF_FILE);
+}
+
+static int make_room(struct guarded *f)
+{
+	unsigned room = f->room ? 2 * f->room : 4;
+	struct part **at;
+
+	if (f->n < f->room)
+		return 0;
+	at = realloc(f->at, room * sizeof(*at));
+	if (!at)
+		return pinl_set_error(-ENOMEM, "out of memory for the gate");
+	f->at = at;
+	f->room = room;
+	return 0;
+}
+
+/* lock held */
+static int add_part(struct gate_parts *g, const struct pinl_memory *mem, struct part *p)
+{
+	struct guarded *f = NULL;
+	int err = get_file(g, mem, &f);
+
+	if (err)
+		return err;
+	err = may_have(f, p->user);
+	if (!err)
+		err = make_room(f);
+	if (!err)
+		err = gate_guard(g->programs, &f->file, f->n, &p->range);
+	if (err) {
+		forget_empty(g, f);
+		return err;
+	}
+	p->of = f;
+	p->place = f->n;
+	f->at[f->n++] = p;
+	pl_index_insert(&g->by_lease, &p->node);
+	return 0;
+}
+
+/* lock held; the kernel has it no more */
+static void remove_part(struct gate_parts *g, struct part *p)
+{
+	struct guarded *f = p->of;
+	struct part *last = f->at[--f->n];
+
+	f->at[p->place] = last;
+	last->place = p->place;
+	free(p);
+	forget_empty(g, f);
+}
+
+/* lock held */
+static int let_go(struct gate_parts *g, struct part *p)
+{
+	unsigned last = p->of->n - 1;
+	int err = gate_unguard(g->programs, &p->of->file, p->place, last, &p->of->at[last]->range);
+
+	if (!err)
+		remove_part(g, p);
+	return err;
+}
+
+static struct part *part_of(const struct gate_parts *g, const struct pinl_lease *l)
+{
+	struct pl_node *n = pl_index_first(&g->by_lease, (uintptr_t)l, (uintptr_t)l + 1);
+
+	return n ? (struct part *)n : NULL;
+}
+
+static struct part *new_part(const struct pinl_lease *l, const struct pinl_memory *mem, unsigned ops)
+{
+	struct part *p = calloc(1, sizeof *p);
+
+	if (!p) {
+		pinl_set_error(-ENOMEM, "out of memory for the gate");
+		return NULL;
+	}
+	p->node.start = (uintptr_t)l;
+	p->node.end = p->node.start + 1;
+	p->user = ((struct held_lease *)l->cookie)->holder->user;
+	p->range = (struct gate_range){mem->offset, mem->offset + (l->m.end - l->m.start), ops, 0};
+	return p;
+}
+
+int gate_parts_add(struct gate_parts *g, const struct pinl_lease *l, const struct pinl_memory *mem,
+		   unsigned ops)
+{
+	struct part *p = new_part(l, mem, ops);
+	int err;
+
+	if (!p)
+		return -ENOMEM;
+	err = share_guard(g->server, p->user, GATE_RANGES);
+	if (!err) {
+		pthread_mutex_lock(&g->lock);
+		err = add_part(g, mem, p);
+		pthread_mutex_unlock(&g->lock);
+		if (err)
+			share_unguard(g->server, p->user);
+	}
+	if (err)
+		free(p);
+	return err;
+}
+
+/* It may have been ended before. */
+void gate_parts_end(struct gate_parts *g, const struct pinl_lease *l)
+{
+	struct user *u;
+	struct part *p;
+
+	pthread_mutex_lock(&g->lock);
+	p = part_of(g, l);
+	if (p) {
+		u = p->user;
+		pl_index_remove(&g->by_lease, &p->node);
+		if (let_go(g, p)) {
+			LIST_INSERT_HEAD(&g->over, p, over);
+			fprintf(stderr, "pinleased: the gate still guards what a lease had: %s\n",
+				pinl_error());
+		}
+		share_unguard(g->server, u);
+	}
+	pthread_mutex_unlock(&g->lock);
+}
+
+/* lock held */
+static void let_go_of_the_rest(struct gate_parts *g)
+{
+	struct part *p, *next;
+
+	for (p = LIST_FIRST(&g->over); p; p = next) {
+		next = LIST_NEXT(p, over);
+		LIST_REMOVE(p, over);
+		if (let_go(g, p))
+			LIST_INSERT_HEAD(&g->over, p, over);
+	}
+}
+
+void gate_parts_renew(struct gate_parts *g)
+{
+	pthread_mutex_lock(&g->lock);
+	gate_renew(g->programs);
+	let_go_of_the_rest(g);
+	pthread_mutex_unlock(&g->lock);
+}
+
+bool gate_parts_know(struct gate_parts *g, const struct gate_file *file, struct pinl_change *ch)
+{
+	const struct guarded *f;
+
+	pthread_mutex_lock(&g->lock);
+	f = find(g, file);
+	if (f) {
+		ch->file_dev = f->dev;
+		ch->file_ino = file->ino;
+	}
+	pthread_mutex_unlock(&g->lock);
+	return f;
+}

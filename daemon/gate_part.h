@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What leases have the gate guard, each in a place of its file's in the kernel. Any thread. */
+#ifndef PL_DAEMON_GATE_PART_H
+#define PL_DAEMON_GATE_PART_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <sys/queue.h>
+
+#include "core/ctx.h"
+
+struct gate_file;
+struct gate_programs;
+struct server;
+
+struct gate_parts {
+	struct server *server;
+	pthread_mutex_t lock; /* the rest */
+	struct gate_programs *programs;
+	struct pl_index files, by_lease;
+	LIST_HEAD(, part) over; /* the kernel couldn't be told that they ended */
+};
+
+void gate_parts_init(struct gate_parts *g, struct server *s, struct gate_programs *programs);
+void gate_parts_free(struct gate_parts *g);
+
+/* Refuse these operations on what is leased. -errno and a sentence. */
+int gate_parts_add(struct gate_parts *g, const struct pinl_lease *l, const struct pinl_memory *mem,
+		   unsigned ops);
+void gate_parts_end(struct gate_parts *g, const struct pinl_lease *l); /* if it hasn't been before */
+
+/* Once in a while. */
+void gate_parts_renew(struct gate_parts *g);
+
+/* Which file the change is of; false: none that is guarded here. */
+bool gate_parts_know(struct gate_parts *g, const struct gate_file *file, struct pinl_change *ch);
+
+#endif
