@@ -392,53 +392,6 @@ static void many_ranges_are_told_apart(void **state)
 	gate_target_close(&t);
 }
 
-/* Who moves ranges about leaves no moment in which one of them isn't guarded. */
-static void a_range_that_moves_is_guarded(void **state)
-{
-	enum { RANGES = 9, ROUNDS = 300 };
-	int status, stop[2], n = RANGES;
-	struct gate_target t;
-	struct gate_file file;
-	struct gate_range r;
-	pid_t child;
-	char c;
-
-	need_gate();
-	assert_true(gate_target_open(PLACE_MEMFD, &t));
-	assert_int_equal(ftruncate(t.fd, 2 * RANGES * t.page), 0);
-	assert_ok(gate_identify(gate, t.fd, &file));
-	for (int i = 0; i < RANGES; i++) {
-		r = every_other(&t, i);
-		assert_ok(gate_guard(gate, &file, i, &r));
-	}
-	assert_int_equal(pipe2(stop, O_NONBLOCK), 0);
-	child = fork();
-	if (!child) { /* takes the last range's page, again and again */
-		close(stop[1]);
-		while (read(stop[0], &c, 1) < 0)
-			if (gate_ops[4].run(&t, 2 * (RANGES - 1) * t.page) != -EBUSY)
-				_exit(1);
-		_exit(0);
-	}
-	close(stop[0]);
-	for (int i = 0; i < ROUNDS; i++) { /* the last one to a lower place, and back */
-		struct gate_range last = every_other(&t, n - 1);
-		int k = i % (n - 1);
-
-		r = every_other(&t, k);
-		assert_ok(gate_unguard(gate, &file, k, n - 1, &last));
-		assert_ok(gate_guard(gate, &file, n - 1, &last));
-		assert_ok(gate_guard(gate, &file, n, &r));
-		assert_ok(gate_unguard(gate, &file, k, n, &r));
-	}
-	close(stop[1]);
-	assert_int_equal(waitpid(child, &status, 0), child);
-	assert_int_equal(status, 0);
-	while (n--)
-		assert_ok(gate_unguard(gate, &file, n, n, NULL));
-	gate_target_close(&t);
-}
-
 /* ----------------------------------------------------------------------------------- afterwards -- */
 
 /* A process that guards the file and is killed. */
@@ -667,7 +620,6 @@ int main(void)
 		cmocka_unit_test(refusals_are_read_in_parts),
 		cmocka_unit_test(a_full_ring_is_said),
 		cmocka_unit_test(many_ranges_are_told_apart),
-		cmocka_unit_test(a_range_that_moves_is_guarded),
 		cmocka_unit_test(the_dead_guard_until_they_are_taken_over),
 		cmocka_unit_test(the_dead_guard_not_for_ever),
 		cmocka_unit_test(an_idle_gate_is_out_of_the_way),

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * How the gate's programs find what is guarded (bpf/gate.bpf.c), in the kernel's map, as pinleased keeps
+ * it there. They are asked by a program that is called, so this needs root and no trampolines.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+#include "gate_ask.h"
+#include "gate_ask.skel.h"
+
+#define OP    2u
+#define OTHER 4u
+
+static struct gate_ask_bpf *bpf;
+static const struct gate_file file = {.ino = 5, .dev = 6, .generation = 7};
+static const struct gate_file later = {.ino = 5, .dev = 6, .generation = 8};
+
+static int silent(enum libbpf_print_level level, const char *fmt, va_list ap)
+{
+	return 0;
+}
+
+static int load(void **state)
+{
+	struct bpf_program *p;
+
+	libbpf_set_print(silent);
+	bpf = gate_ask_bpf__open();
+	if (!bpf)
+		return -1;
+	bpf_object__for_each_program(p, bpf->obj) bpf_program__set_autoload(p, p == bpf->progs.ask);
+	if (gate_ask_bpf__load(bpf)) {
+		gate_ask_bpf__destroy(bpf);
+		bpf = NULL;
+	}
+	return 0;
+}
+
+static int unload(void **state)
+{
+	gate_ask_bpf__destroy(bpf);
+	return 0;
+}
+
+static void need_bpf(void)
+{
+	if (bpf)
+		return;
+	print_message("skip: root, and BPF programs that can be called\n");
+	skip();
+}
+
+/* -errno: it couldn't be asked. */
+static int asked(struct gate_file f, uint64_t start, uint64_t end, unsigned ops)
+{
+	struct gate_question q = {.file = f, .start = start, .end = end, .ops = ops, .hit = -EIO};
+	LIBBPF_OPTS(bpf_test_run_opts, o, .ctx_in = &q, .ctx_size_in = sizeof q);
+	int err = bpf_prog_test_run_opts(bpf_program__fd(bpf->progs.ask), &o);
+
+	return err ? err : q.hit;
+}
+
+/* The i-th range. */
+static bool is_in(unsigned i)
+{
+	return asked(file, 10ull * i, 10ull * i + 1, OP) == 1;
+}
+
+static void put(unsigned place, unsigned i)
+{
+	struct gate_key key = {file, place, 0};
+	struct gate_range r = {10ull * i, 10ull * i + 5, OP, 0};
+
+	assert_int_equal(bpf_map_update_elem(bpf_map__fd(bpf->maps.ranges), &key, &r, BPF_ANY), 0);
+}
+
+static void drop(unsigned place)
+{
+	struct gate_key key = {file, place, 0};
+
+	assert_int_equal(bpf_map_delete_elem(bpf_map__fd(bpf->maps.ranges), &key), 0);
+}
+
+static void each_is_found_and_nothing_else(void **state)
+{
+	enum { RANGES = 70 };
+
+	need_bpf();
+	assert_int_equal(asked(file, 0, GATE_END, ~0u), 0);
+	for (unsigned n = 0; n < RANGES; n++) {
+		put(n, n);
+		for (unsigned i = 0; i < RANGES; i++)
+			assert_int_equal(is_in(i), i <= n);
+	}
+	assert_int_equal(asked(file, 4, 5, OP), 1);
+	assert_int_equal(asked(file, 5, 10, OP), 0);
+	assert_int_equal(asked(file, 5, 11, OP), 1);
+	assert_int_equal(asked(file, 0, 1, OTHER), 0);
+	assert_int_equal(asked(file, 0, 1, OP | OTHER), 1);
+	assert_int_equal(asked(later, 0, GATE_END, OP), 0);
+	for (unsigned n = RANGES; n--;) {
+		drop(n);
+		for (unsigned i = 0; i < RANGES; i++)
+			assert_int_equal(is_in(i), i < n);
+	}
+}
+
+static void the_most_that_a_file_may_have(void **state)
+{
+	need_bpf();
+	for (unsigned n = 0; n < GATE_OF_FILE; n++)
+		put(n, n);
+	assert_true(is_in(0) && is_in(GATE_OF_FILE / 2) && is_in(GATE_OF_FILE - 1));
+	assert_false(is_in(GATE_OF_FILE));
+	for (unsigned n = GATE_OF_FILE; n--;)
+		drop(n);
+	assert_int_equal(asked(file, 0, GATE_END, OP), 0);
+}
+
+struct looking {
+	atomic_bool on, over, missed;
+	atomic_uint looks, rests;
+};
+
+static struct looking *look;
+
+/* Somebody who looks for the range while he is to. */
+static pid_t looker(unsigned range)
+{
+	pid_t pid = fork();
+
+	if (pid)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while (!look->over) {
+		if (!look->on) {
+			look->rests++;
+			sched_yield();
+			continue;
+		}
+		if (!is_in(range))
+			look->missed = true;
+		look->looks++;
+	}
+	_exit(0);
+}
+
+static void wait_for_more(atomic_uint *count, unsigned more)
+{
+	unsigned since = *count;
+
+	while (*count - since < more)
+		sched_yield();
+}
+
+/* The last range goes to the place of one that ends: there is no moment in which who looks passes it by.
+ */
+static void what_moves_is_found(void **state)
+{
+	enum { RANGES = 1000, ROUNDS = 1000, LAST = RANGES - 1 };
+	pid_t pid;
+
+	need_bpf();
+	look = mmap(NULL, sizeof *look, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	assert_true(look != MAP_FAILED);
+	for (unsigned n = 0; n < RANGES; n++)
+		put(n, n);
+	pid = looker(LAST);
+	for (unsigned i = 0; i < ROUNDS && !look->missed; i++) {
+		unsigned k = i % 10;
+
+		look->on = true;
+		wait_for_more(&look->looks, 1 + i % 3);
+		put(k, LAST); /* as gate_unguard() does */
+		drop(LAST);
+		wait_for_more(&look->looks, 2);
+		look->on = false;
+		wait_for_more(&look->rests, 2);
+		put(LAST, LAST);
+		put(k, k);
+	}
+	look->over = true;
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	assert_false(look->missed);
+	for (unsigned n = RANGES; n--;)
+		drop(n);
+	munmap(look, sizeof *look);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(each_is_found_and_nothing_else),
+		cmocka_unit_test(the_most_that_a_file_may_have),
+		cmocka_unit_test(what_moves_is_found),
+	};
+
+	return cmocka_run_group_tests(tests, load, unload);
+}
