@@ -24,8 +24,8 @@
 #define BEYOND	  5
 
 static const char *const for_long[] = {"--gate", DIRECTORY, "--gate-keeps", "3600000", NULL};
-/* Who comes back has a minute; what isn't told of again ends then. */
-static const char *const for_a_while[] = {"--gate", DIRECTORY, "--gate-keeps", "720000", NULL};
+/* Who comes back has twenty seconds; till then the dead one's gate refuses, and tells nobody. */
+static const char *const for_a_while[] = {"--gate", DIRECTORY, "--gate-keeps", "240000", NULL};
 static const char *const for_short[] = {"--gate", DIRECTORY, "--gate-keeps", "10000", NULL};
 static const char *const open_then[] = {"--gate", DIRECTORY, "--gate-keeps", "3600000", "--after-crash",
 					"open",	  NULL};
