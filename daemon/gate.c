@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <linux/magic.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -231,6 +232,10 @@ void gate_start(struct server *s)
 	left = sweep(s, g, s->gate_until_ns);
 	if (g) {
 		g->started = true;
+		gate_parts_renew(&g->parts);
+		if (s->limits.closed && gate_unpinned(g->programs))
+			fprintf(stderr, "pinleased: the gate will be open after a crash: %s\n",
+				gate_unpinned(g->programs));
 		err = sd_event_add_io(s->event, &g->ring, gate_fd(g->programs), EPOLLIN, on_ring, g);
 	}
 	if (err >= 0 && (g || left))
@@ -258,29 +263,35 @@ void gate_hand_over(struct server *s)
 		gate_leave(g->programs, come_back_ms(s));
 }
 
+__attribute__((format(printf, 3, 4))) static void add(char *text, size_t len, const char *fmt, ...)
+{
+	size_t used = strlen(text);
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text + used, len - used, fmt, ap);
+	va_end(ap);
+}
+
 void gate_describe(struct server *s, char *text, size_t len)
 {
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
 	const char *unpinned;
 	struct losses lost;
-	int n;
 
 	if (!g)
 		return;
 	unpinned = gate_unpinned(g->programs);
 	lost = losses_of(g);
-	n = snprintf(text, len, ", by %s",
-		     strcmp(gate_means(g->programs), "lsm") ? "fmod_ret" : "the BPF LSM");
-	if (unpinned)
-		n += snprintf(text + n, len - n, "; open after a crash (not pinned: %.100s)", unpinned);
-	else
-		n += snprintf(text + n, len - n, "; after a crash closed for %u ms",
-			      s->limits.gate_keep_ms);
+	add(text, len, ", by %s", strcmp(gate_means(g->programs), "lsm") ? "fmod_ret" : "the BPF LSM");
 	if (lost.missed)
-		n += snprintf(text + n, len - n, "; %lu call%s went on unseen", lost.missed,
-			      s_of(lost.missed));
+		add(text, len, "; %lu call%s went on unseen", lost.missed, s_of(lost.missed));
 	if (lost.untold)
-		snprintf(text + n, len - n, "; %lu refusal%s not told", lost.untold, s_of(lost.untold));
+		add(text, len, "; %lu refusal%s not told", lost.untold, s_of(lost.untold));
+	if (unpinned)
+		add(text, len, "; open after a crash (not pinned: %s)", unpinned);
+	else
+		add(text, len, "; after a crash closed for %u ms", s->limits.gate_keep_ms);
 }
 
 const struct pinl_source_ops gate_ops = {

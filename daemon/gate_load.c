@@ -211,6 +211,11 @@ static int put(struct gate_programs *g, const struct gate_key *at, const struct 
 		       : 0;
 }
 
+static void extend(struct gate_programs *g)
+{
+	__atomic_store_n(&g->state->until_ns, pl_clock_ns() + g->keep_ns, __ATOMIC_RELEASE);
+}
+
 int gate_guard(struct gate_programs *g, const struct gate_file *file, unsigned place,
 	       const struct gate_range *range)
 {
@@ -220,6 +225,7 @@ int gate_guard(struct gate_programs *g, const struct gate_file *file, unsigned p
 	if (err)
 		return err;
 	g->idle = false;
+	extend(g); /* many leases may come before the first tick */
 	__atomic_add_fetch(&g->state->ranges, 1, __ATOMIC_SEQ_CST); /* before it is one */
 	err = put(g, &at, range);
 	if (err)
@@ -245,7 +251,7 @@ void gate_renew(struct gate_programs *g)
 {
 	bool idle = !__atomic_load_n(&g->state->ranges, __ATOMIC_ACQUIRE);
 
-	__atomic_store_n(&g->state->until_ns, pl_clock_ns() + g->keep_ns, __ATOMIC_RELEASE);
+	extend(g);
 	if (idle && g->idle && g->answer)
 		detach_answers(g);
 	g->idle = idle;
