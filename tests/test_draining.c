@@ -34,6 +34,7 @@ struct hung {
 	bool (*off)(struct hung *h);
 	bool looked;
 	atomic_bool stopped, over;
+	int taken; /* how often it was said that all is; ctx->lock */
 };
 
 struct scene {
@@ -109,6 +110,11 @@ static void orphan(struct pinl_lease *l, const struct pl_recall *lost, uint64_t 
 {
 }
 
+static void taken(struct pinl_lease *l)
+{
+	((struct hung *)l->dm.priv)->taken++;
+}
+
 static int drained(struct pinl_lease *l, uint64_t deadline_ns)
 {
 	struct hung *h = l->dm.priv;
@@ -124,8 +130,12 @@ static int drained(struct pinl_lease *l, uint64_t deadline_ns)
 	return 0;
 }
 
-static const struct pl_foreign_ops foreign_ops = {
-	.tell = tell, .grace = no_grace, .held = held, .orphan = orphan, .drained = drained};
+static const struct pl_foreign_ops foreign_ops = {.tell = tell,
+						  .grace = no_grace,
+						  .held = held,
+						  .taken = taken,
+						  .orphan = orphan,
+						  .drained = drained};
 
 static void scene_open(struct scene *s)
 {
@@ -249,6 +259,11 @@ static void all_of_a_file_drain_together(void **state)
 	assert_int_equal(atomic_load(&s->failed), 0);
 	for (int i = 0; i < HOLDERS; i++)
 		assert_true(atomic_load(&s->hung[i].over));
+	for (int i = 0; i < HOLDERS; i++) {
+		pthread_mutex_lock(&s->ctx->lock);
+		assert_int_equal(s->hung[i].taken, 1);
+		pthread_mutex_unlock(&s->ctx->lock);
+	}
 	scene_close(s);
 	free(s);
 }
