@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "gate_rig.h"
 
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
@@ -235,3 +241,45 @@ const struct gate_op gate_ops[] = {
 };
 
 const unsigned gate_n_ops = sizeof gate_ops / sizeof *gate_ops;
+
+void gate_need_not(enum gate_place place, const struct gate_op *op)
+{
+	struct gate_target t;
+
+	assert_true(gate_target_open(place, &t));
+	if (!gate_may_lack(&t, op->name))
+		fail_msg("no %s on XFS: so it wasn't tried", op->name);
+	gate_target_close(&t);
+}
+
+/* ------------------------------------------------------------------------------------------- pins -- */
+
+unsigned gate_entries(const char *path)
+{
+	DIR *d = opendir(path);
+	struct dirent *e;
+	unsigned n = 0;
+
+	while (d && (e = readdir(d)))
+		n += *e->d_name != '.';
+	if (d)
+		closedir(d);
+	return n;
+}
+
+unsigned gate_pins(const char *directory)
+{
+	char path[512];
+	DIR *d = opendir(directory);
+	struct dirent *e;
+	unsigned n = 0;
+
+	while (d && (e = readdir(d)))
+		if (*e->d_name != '.') {
+			snprintf(path, sizeof path, "%s/%s", directory, e->d_name);
+			n += gate_entries(path);
+		}
+	if (d)
+		closedir(d);
+	return n;
+}

@@ -42,4 +42,11 @@ struct gate_op {
 extern const struct gate_op gate_ops[];
 extern const unsigned gate_n_ops;
 
+/* It is lacking there: fails where it may not be, since then it wasn't tried. */
+void gate_need_not(enum gate_place place, const struct gate_op *op);
+
+/* Of a directory; and of those in it. */
+unsigned gate_entries(const char *path);
+unsigned gate_pins(const char *directory);
+
 #endif

@@ -6,7 +6,6 @@
  */
 #include "arbiter_rig.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <pinlease/device.h>
 #include <signal.h>
@@ -50,25 +49,12 @@ static void open_all(struct arbiter *a, const char *const *options)
 	assert_ok(pinl_device_open(ctx, "soft", NULL, &dev));
 }
 
-static unsigned entries(const char *path)
-{
-	DIR *d = opendir(path);
-	struct dirent *e;
-	unsigned n = 0;
-
-	while (d && (e = readdir(d)))
-		n += *e->d_name != '.';
-	if (d)
-		closedir(d);
-	return n;
-}
-
 static void close_all(struct arbiter *a)
 {
 	pinl_close(ctx);
 	ctx = NULL;
 	arbiter_stop(a);
-	if (entries(DIRECTORY))
+	if (gate_entries(DIRECTORY))
 		fail_msg("there is something left in %s", DIRECTORY);
 	rmdir(DIRECTORY);
 }
@@ -157,16 +143,6 @@ static bool is_punch(const struct gate_op *op)
 	return op->op == PINL_OP_PUNCH || op->op == PINL_OP_REMOVE;
 }
 
-static void need_not(enum gate_place place, const struct gate_op *op)
-{
-	struct gate_target t;
-
-	assert_true(gate_target_open(place, &t));
-	if (!gate_may_lack(&t, op->name))
-		fail_msg("no %s on XFS: so it wasn't tried", op->name);
-	gate_target_close(&t);
-}
-
 static void check_op(enum gate_place place, const struct gate_op *op)
 {
 	unsigned others =
@@ -176,7 +152,7 @@ static void check_op(enum gate_place place, const struct gate_op *op)
 	int err = run(place, op, 0, AT, &clones);
 
 	if (err) { /* which is known by tests/test_gate_load.c */
-		need_not(place, op);
+		gate_need_not(place, op);
 		print_message("%s: no %s there: %s\n", gate_place_names[place], op->name,
 			      strerror(-err));
 		return;
@@ -312,24 +288,6 @@ static void its_holder_is_told(void **state)
 	close_all(&a);
 }
 
-/* Of the folder of the one pinleased that has one here. */
-static unsigned pinned(void)
-{
-	char path[512];
-	DIR *d = opendir(DIRECTORY);
-	struct dirent *e;
-	unsigned n = 0;
-
-	while (d && (e = readdir(d)))
-		if (*e->d_name != '.') {
-			snprintf(path, sizeof path, "%s/%s", DIRECTORY, e->d_name);
-			n += entries(path);
-		}
-	if (d)
-		closedir(d);
-	return n;
-}
-
 /* When nothing has been leased for a while the gate is out of the way of reads and writes. */
 static void a_lease_after_an_idle_time_is_refused(void **state)
 {
@@ -343,10 +301,10 @@ static void a_lease_after_an_idle_time_is_refused(void **state)
 	for (int i = 0; i < 2; i++) {
 		l = lease(&t, FILE_OPS);
 		assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), -EBUSY);
-		all = pinned();
+		all = gate_pins(DIRECTORY);
 		assert_true(all > 2);
 		pinl_unmap_range(l);
-		while (pinned() >= all) /* the runner ends what takes too long */
+		while (gate_pins(DIRECTORY) >= all) /* the runner ends what takes too long */
 			usleep(10000);
 	}
 	gate_target_close(&t);
@@ -476,7 +434,7 @@ static void a_start_that_fails_leaves_it_closed(void **state)
 	assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), -EBUSY);
 	arbiter_restart(&a, none);
 	let_through(op_named("punch"), &t);
-	while (entries(DIRECTORY)) /* the runner ends what takes too long */
+	while (gate_entries(DIRECTORY)) /* the runner ends what takes too long */
 		usleep(10000);
 	gate_target_close(&t);
 	close_all(&a);
@@ -507,7 +465,7 @@ static void open_after_a_crash(void **state)
 	assert_true(gate_target_open(PLACE_MEMFD, &t));
 	lease(&t, FILE_OPS);
 	assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), -EBUSY);
-	assert_int_equal(entries(DIRECTORY), 0);
+	assert_int_equal(gate_entries(DIRECTORY), 0);
 	arbiter_kill(&a);
 	let_through(op_named("punch"), &t); /* the kernel takes its time to let go */
 	arbiter_restart(&a, open_then);

@@ -6,7 +6,6 @@
  */
 #include <setjmp.h>
 #include <stdarg.h>
-#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
@@ -89,16 +88,6 @@ static void expect(const char *what, const struct gate_op *op, int err, int want
 		fail_msg("%s, %s: %s instead of %s", op->name, what, strerror(-err), strerror(-wanted));
 }
 
-static void need_not(enum gate_place place, const struct gate_op *op)
-{
-	struct gate_target t;
-
-	assert_true(gate_target_open(place, &t));
-	if (!gate_may_lack(&t, op->name))
-		fail_msg("no %s on XFS: so it wasn't tried", op->name);
-	gate_target_close(&t);
-}
-
 /* XFS does when it shifts. */
 static bool drops_page_before(enum gate_place place)
 {
@@ -117,7 +106,7 @@ static void check_op(enum gate_place place, const struct gate_op *op)
 	bool clones;
 
 	if (is_lacking(run(place, op, 0, 3, &clones))) {
-		need_not(place, op);
+		gate_need_not(place, op);
 		print_message("%s: no %s there\n", gate_place_names[place], op->name);
 		return;
 	}
@@ -420,19 +409,6 @@ static void guard_and_die(const struct gate_target *t, unsigned keep_ms)
 	assert_int_equal(waitpid(child, &status, 0), child);
 }
 
-static unsigned entries(const char *path)
-{
-	DIR *d = opendir(path);
-	struct dirent *e;
-	unsigned n = 0;
-
-	while (d && (e = readdir(d)))
-		n += *e->d_name != '.';
-	if (d)
-		closedir(d);
-	return n;
-}
-
 static void the_dead_guard_until_they_are_taken_over(void **state)
 {
 	struct gate_target t;
@@ -442,9 +418,9 @@ static void the_dead_guard_until_they_are_taken_over(void **state)
 	guard_and_die(&t, LONG_MS);
 	assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
 	assert_int_equal(ftruncate(t.fd, 0), -1);
-	assert_int_equal(entries(DIRECTORY), 1);
+	assert_int_equal(gate_entries(DIRECTORY), 1);
 	gate_take_over(DIRECTORY, NULL, 0);
-	assert_int_equal(entries(DIRECTORY), 0);
+	assert_int_equal(gate_entries(DIRECTORY), 0);
 	assert_int_equal(gate_ops[4].run(&t, 3 * t.page), 0);
 	assert_int_equal(ftruncate(t.fd, 0), 0);
 	gate_target_close(&t);
@@ -463,27 +439,9 @@ static void the_dead_guard_not_for_ever(void **state)
 		usleep(1000);
 	}
 	gate_take_over(DIRECTORY, NULL, UINT64_MAX);
-	assert_int_equal(entries(DIRECTORY), 0);
+	assert_int_equal(gate_entries(DIRECTORY), 0);
 	gate_target_close(&t);
 	rmdir(DIRECTORY);
-}
-
-/* How many links are pinned. */
-static unsigned pinned(void)
-{
-	DIR *d = opendir(DIRECTORY);
-	char path[512];
-	struct dirent *e;
-	unsigned n = 0;
-
-	while (d && (e = readdir(d)))
-		if (*e->d_name != '.') {
-			snprintf(path, sizeof path, "%s/%s", DIRECTORY, e->d_name);
-			n += entries(path);
-		}
-	if (d)
-		closedir(d);
-	return n;
 }
 
 /* The program that each read and write passes goes, and comes back when it is needed. */
@@ -498,15 +456,15 @@ static void an_idle_gate_is_out_of_the_way(void **state)
 	assert_true(gate_target_open(PLACE_MEMFD, &t));
 	assert_ok(gate_load(DIRECTORY, LONG_MS, &g));
 	assert_null(gate_unpinned(g));
-	all = pinned();
+	all = gate_pins(DIRECTORY);
 	for (int i = 0; i < 3; i++) {
 		file = guard(g, &t, PINL_OPS_ALL);
 		assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
-		assert_int_equal(pinned(), all);
+		assert_int_equal(gate_pins(DIRECTORY), all);
 		assert_ok(gate_unguard(g, &file, 0, 0, NULL));
 		gate_renew(g);
 		gate_renew(g);
-		assert_int_equal(pinned(), all - 1);
+		assert_int_equal(gate_pins(DIRECTORY), all - 1);
 	}
 	gate_unload(g);
 	gate_target_close(&t);
@@ -536,7 +494,7 @@ static void who_hands_over_leaves_what_is_guarded(void **state)
 		}
 		assert_int_equal(waitpid(pid, &status, 0), pid);
 		assert_int_equal(status, 0);
-		assert_int_equal(entries(DIRECTORY), guards);
+		assert_int_equal(gate_entries(DIRECTORY), guards);
 		assert_int_equal(gate_ops[4].run(&t, 3 * t.page), guards ? -EBUSY : 0);
 	}
 	gate_take_over(DIRECTORY, NULL, 0);
@@ -545,46 +503,24 @@ static void who_hands_over_leaves_what_is_guarded(void **state)
 	rmdir(DIRECTORY);
 }
 
-static pid_t somebody_dead(void)
+/* It guards all the same; the rest is tests/test_gate_pin.c's. */
+static void where_others_may_write_nothing_is_pinned(void **state)
 {
-	pid_t pid = fork();
-
-	if (!pid)
-		_exit(0);
-	assert_int_equal(waitpid(pid, NULL, 0), pid);
-	return pid;
-}
-
-/* Where others may write nothing is pinned; what only looks like one of pinleased's is left alone. */
-static void what_is_not_ours_is_left_alone(void **state)
-{
-	char target[] = "/var/tmp/pinlease-gate.XXXXXX", file[64], link[128];
 	struct gate_programs *g;
+	struct gate_target t;
 
 	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
 	if (mkdir(DIRECTORY, 0700) || chmod(DIRECTORY, 0777))
 		fail_msg("%s: %s", DIRECTORY, strerror(errno));
 	assert_ok(gate_load(DIRECTORY, LONG_MS, &g));
 	assert_non_null(gate_unpinned(g));
 	assert_non_null(strstr(gate_unpinned(g), "no others may write there"));
-	assert_int_equal(entries(DIRECTORY), 0);
+	assert_int_equal(gate_entries(DIRECTORY), 0);
+	guard(g, &t, PINL_OPS_ALL);
+	assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
 	gate_unload(g);
-	assert_int_equal(chmod(DIRECTORY, 0700), 0);
-
-	assert_non_null(mkdtemp(target));
-	snprintf(file, sizeof file, "%s/file", target);
-	snprintf(link, sizeof link, "%s/%d-1", DIRECTORY, somebody_dead());
-	close(open(file, O_CREAT | O_WRONLY, 0600));
-	assert_int_equal(symlink(target, link), 0);
-	gate_take_over(DIRECTORY, NULL, 0);
-	assert_int_equal(access(file, F_OK), 0);
-
-	assert_int_equal(unlink(link), 0);
-	assert_int_equal(mkdir(link, 0700), 0); /* of one that died before it was whole */
-	assert_int_equal(gate_take_over(DIRECTORY, NULL, 0), 0);
-	assert_int_equal(access(link, F_OK), -1);
-	unlink(file);
-	rmdir(target);
+	gate_target_close(&t);
 	rmdir(DIRECTORY);
 }
 
@@ -624,7 +560,7 @@ int main(void)
 		cmocka_unit_test(the_dead_guard_not_for_ever),
 		cmocka_unit_test(an_idle_gate_is_out_of_the_way),
 		cmocka_unit_test(who_hands_over_leaves_what_is_guarded),
-		cmocka_unit_test(what_is_not_ours_is_left_alone),
+		cmocka_unit_test(where_others_may_write_nothing_is_pinned),
 		cmocka_unit_test(a_clean_end_leaves_nothing),
 	};
 

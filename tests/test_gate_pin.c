@@ -6,7 +6,6 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <bpf/bpf.h>
-#include <dirent.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
@@ -20,6 +19,7 @@
 #include <cmocka.h>
 #include "check.h"
 #include "daemon/gate_load.h"
+#include "gate_rig.h"
 #include "os/clock.h"
 
 #define HOUR_NS 3600000000000ull
@@ -61,19 +61,6 @@ static int unmount(void **state)
 	snprintf(file, sizeof file, "%s/file", elsewhere);
 	unlink(file);
 	return rmdir(elsewhere);
-}
-
-static unsigned entries(const char *path)
-{
-	DIR *d = opendir(path);
-	struct dirent *e;
-	unsigned n = 0;
-
-	while (d && (e = readdir(d)))
-		n += *e->d_name != '.';
-	if (d)
-		closedir(d);
-	return n;
 }
 
 /* 0 or -errno */
@@ -133,9 +120,9 @@ static void the_dead_end_in_time(void **state)
 	somebody(pl_clock_ns() + HOUR_NS, false);
 	assert_int_equal(gate_take_over(directory, NULL, UINT64_MAX), 1);
 	assert_int_equal(gate_take_over(directory, NULL, pl_clock_ns() + HOUR_NS / 2), 1);
-	assert_int_equal(entries(directory), 1);
+	assert_int_equal(gate_entries(directory), 1);
 	assert_int_equal(gate_take_over(directory, NULL, 0), 0);
-	assert_int_equal(entries(directory), 0);
+	assert_int_equal(gate_entries(directory), 0);
 }
 
 static void the_living_are_left_alone(void **state)
@@ -174,7 +161,7 @@ static void another_one_of_our_number_is_dead(void **state)
 	assert_string_not_equal(before, own);
 	assert_int_equal(gate_take_over(directory, own, 0), 0);
 	assert_int_equal(access(before, F_OK), -1);
-	assert_int_equal(entries(own), 1);
+	assert_int_equal(gate_entries(own), 1);
 	gate_pin_end(own);
 	assert_int_equal(access(directory, F_OK), -1);
 }
