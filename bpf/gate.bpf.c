@@ -367,16 +367,25 @@ SEC("?fexit/vfs_copy_file_range") int end_copy(__u64 *ctx)
 
 /* ---------------------------------------------------------------------------------------- naming -- */
 
-SEC("syscall") int identify(struct gate_order *order)
+/* Of the caller's. */
+static __always_inline struct file *file_of(__s32 fd)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
 	struct file **slots = BPF_CORE_READ(table, fd), *file = 0;
-	struct gate_file f = {};
-	__s32 fd = order->fd;
 
 	if (fd < 0 || (__u32)fd >= BPF_CORE_READ(table, max_fds) ||
-	    bpf_probe_read_kernel(&file, sizeof file, slots + fd) || !file)
+	    bpf_probe_read_kernel(&file, sizeof file, slots + fd))
+		return 0;
+	return file;
+}
+
+SEC("syscall") int identify(struct gate_order *order)
+{
+	struct file *file = file_of(order->fd);
+	struct gate_file f = {};
+
+	if (!file)
 		return 0;
 	name_file(BPF_CORE_READ(file, f_inode), &f);
 	order->file = f;

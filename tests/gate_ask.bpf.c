@@ -13,3 +13,18 @@ SEC("syscall") int ask(struct gate_question *q)
 	q->hit = is_guarded(&l);
 	return 0;
 }
+
+SEC("syscall") int ask_clone(struct gate_clone *c)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	__u64 args[6] = {
+		(__u64)file_of(c->from), c->from_at, (__u64)file_of(c->to), c->to_at, c->len, 0};
+	struct note *n;
+
+	share(args);
+	n = bpf_map_lookup_elem(&notes, &thread);
+	c->start = n ? n->refusal.start : 0;
+	c->end = n ? n->refusal.end : 0;
+	forget();
+	return 0;
+}

@@ -11,4 +11,11 @@ struct gate_question {
 	__s32 hit;
 };
 
+/* Blocks of another file's, as FICLONERANGE has them: what would be refused of it? */
+struct gate_clone {
+	__s32 from, to;
+	__u64 from_at, to_at, len;
+	__u64 start, end; /* 0, 0: nothing */
+};
+
 #endif

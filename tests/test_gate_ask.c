@@ -24,6 +24,7 @@
 
 #define OP    2u
 #define OTHER 4u
+#define PG    4096ull
 
 static struct gate_ask_bpf *bpf;
 static const struct gate_file file = {.ino = 5, .dev = 6, .generation = 7};
@@ -42,7 +43,8 @@ static int load(void **state)
 	bpf = gate_ask_bpf__open();
 	if (!bpf)
 		return -1;
-	bpf_object__for_each_program(p, bpf->obj) bpf_program__set_autoload(p, p == bpf->progs.ask);
+	bpf_object__for_each_program(p, bpf->obj)
+		bpf_program__set_autoload(p, bpf_program__type(p) == BPF_PROG_TYPE_SYSCALL);
 	if (gate_ask_bpf__load(bpf)) {
 		gate_ask_bpf__destroy(bpf);
 		bpf = NULL;
@@ -201,12 +203,77 @@ static void what_moves_is_found(void **state)
 	munmap(look, sizeof *look);
 }
 
+static int new_file(unsigned pages)
+{
+	int fd = memfd_create("gate", MFD_CLOEXEC);
+
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, (off_t)pages * PG), 0);
+	return fd;
+}
+
+/* Of `to` pages 2 and 3 are guarded. */
+static void expect_clone(const struct gate_clone *asked, unsigned start, unsigned end)
+{
+	struct gate_clone c = *asked;
+	LIBBPF_OPTS(bpf_test_run_opts, o, .ctx_in = &c, .ctx_size_in = sizeof c);
+
+	assert_int_equal(bpf_prog_test_run_opts(bpf_program__fd(bpf->progs.ask_clone), &o), 0);
+	if (c.start != (__u64)start * PG || c.end != (__u64)end * PG)
+		fail_msg("from %llu to %llu, %llu bytes: [%llx, %llx)", asked->from_at, asked->to_at,
+			 asked->len, c.start, c.end);
+}
+
+static void guard(int fd)
+{
+	struct gate_order order = {.fd = fd};
+	LIBBPF_OPTS(bpf_test_run_opts, o, .ctx_in = &order, .ctx_size_in = sizeof order);
+	struct gate_range r = {2 * PG, 4 * PG, ~0u, 0};
+	struct gate_key key = {.place = 0};
+	struct gate_state s = {.until_ns = UINT64_MAX, .ranges = 1};
+	__u32 zero = 0;
+
+	assert_int_equal(bpf_prog_test_run_opts(bpf_program__fd(bpf->progs.identify), &o), 0);
+	assert_int_equal(order.found, 1);
+	key.file = order.file;
+	assert_int_equal(bpf_map_update_elem(bpf_map__fd(bpf->maps.ranges), &key, &r, BPF_ANY), 0);
+	assert_int_equal(bpf_map_update_elem(bpf_map__fd(bpf->maps.state), &zero, &s, BPF_ANY), 0);
+}
+
+/* Whatever is asked for: cp asks for more than any file has. */
+static void no_more_is_taken_than_there_is(void **state)
+{
+	const __u64 all = 1ull << 62;
+	int two, eight, to;
+
+	need_bpf();
+	two = new_file(2);
+	eight = new_file(8);
+	to = new_file(8);
+	guard(to);
+	expect_clone(&(struct gate_clone){two, to, 0, 0, all}, 0, 0);
+	expect_clone(&(struct gate_clone){two, to, 0, 0, 0}, 0, 0);
+	expect_clone(&(struct gate_clone){two, to, 0, PG, all}, 1, 3);
+	expect_clone(&(struct gate_clone){two, to, 0, PG, 0}, 1, 3);
+	expect_clone(&(struct gate_clone){two, to, PG, PG, all}, 0, 0);
+	expect_clone(&(struct gate_clone){two, to, 2 * PG, 2 * PG, all}, 0, 0);
+	expect_clone(&(struct gate_clone){two, to, all, 2 * PG, all}, 0, 0);
+	expect_clone(&(struct gate_clone){eight, to, 0, 0, all}, 0, 8);
+	expect_clone(&(struct gate_clone){eight, to, 0, 0, 2 * PG}, 0, 0);
+	expect_clone(&(struct gate_clone){eight, to, 0, 0, 3 * PG}, 0, 3);
+	expect_clone(&(struct gate_clone){eight, to, 0, 4 * PG, all}, 0, 0);
+	close(two);
+	close(eight);
+	close(to);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_is_found_and_nothing_else),
 		cmocka_unit_test(the_most_that_a_file_may_have),
 		cmocka_unit_test(what_moves_is_found),
+		cmocka_unit_test(no_more_is_taken_than_there_is),
 	};
 
 	return cmocka_run_group_tests(tests, load, unload);
