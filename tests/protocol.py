@@ -298,7 +298,7 @@ def status():
     with leased() as (client, _, _):
         said, sources, users = client.status()
         same((said.boot, said.leases, said.ceiling_ms), (client.welcome.boot, 1, 100000))
-        same(([line.split(':')[0] for line in sources], [(user.uid, user.leases) for user in users]), (['files'], [(0, 1)]))
+        same((sorted(line.split(':')[0] for line in sources), [(user.uid, user.leases) for user in users]), (['files', 'gate'], [(0, 1)]))
 def deferred():
     with leased() as (client, path, _):
         with shown(path, os.O_RDWR) as fd:

@@ -344,7 +344,7 @@ def no_arbiter():
 
 def full():
     """Who is refused says why, and all goes on until he is let in."""
-    with memory() as (path, fd), ac.Arbiter(PINLEASED, '--max-connections', '1') as arbiter:
+    with memory() as (path, fd), ac.Arbiter(PINLEASED, '--max-connections', '1', '--gate', 'no') as arbiter:
         with arbiter.client() as client:
             same(client.lease(fd, policy=ac.REFUSE, refuse=ALL).err, 0)
             with Supervised(arbiter) as actor:

@@ -24,6 +24,8 @@ extern char **environ;
 
 static const char *pinlease;
 static struct arbiter a;
+/* Where there is a gate it refuses for all, also for who isn't under pinlease run. */
+static const char *const no_gate[] = {"--gate", "no", NULL};
 
 struct memory {
 	int fd;
@@ -166,7 +168,7 @@ static void the_lease_says_who_is_held(void **state)
 	struct memory m;
 	char text[2048];
 
-	arbiter_start(&a, NULL);
+	arbiter_start(&a, no_gate);
 	memory_lease(&m, &p, 0);
 	assert_ok(pinl_lease_info(m.lease, &info));
 	for (int op = 0; op < PINL_OP_NR; op++) {
@@ -194,7 +196,7 @@ static void no_policy_counts_on_it(void **state)
 	struct pinl_lease *lease;
 	struct memory m;
 
-	arbiter_start(&a, NULL);
+	arbiter_start(&a, no_gate);
 	memory_lease(&m, &p, 0);
 	pinl_unmap_range(m.lease);
 	assert_int_equal(pinl_map_range(m.dev, (uintptr_t)m.va, (uintptr_t)m.va + SIZE, PINL_PIN,
