@@ -261,6 +261,21 @@ static void a_write_after_a_refusal_passes(void **state)
 	gate_target_close(&t);
 }
 
+static void count_told(const struct gate_refusal *r, void *arg)
+{
+	++*(unsigned *)arg;
+}
+
+static unsigned read_all(void)
+{
+	struct pollfd p = {.fd = gate_fd(gate), .events = POLLIN};
+	unsigned n = 0;
+
+	while (poll(&p, 1, 0) == 1)
+		gate_read(gate, count_told, &n);
+	return n;
+}
+
 static void told(const struct gate_refusal *r, void *arg)
 {
 	*(struct gate_refusal *)arg = *r;
@@ -275,7 +290,7 @@ static void refusals_are_told(void **state)
 	need_gate();
 	assert_true(gate_target_open(PLACE_MEMFD, &t));
 	file = guard(gate, &t, PINL_OPS_ALL);
-	gate_read(gate, told, &r);
+	read_all();
 	assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
 	gate_read(gate, told, &r);
 	assert_int_equal(r.op, PINL_OP_PUNCH);
@@ -285,21 +300,6 @@ static void refusals_are_told(void **state)
 	assert_memory_equal(&r.file, &file, sizeof file);
 	assert_ok(gate_unguard(gate, &file, 0, 0, NULL));
 	gate_target_close(&t);
-}
-
-static void count_told(const struct gate_refusal *r, void *arg)
-{
-	++*(unsigned *)arg;
-}
-
-static unsigned read_all(void)
-{
-	struct pollfd p = {.fd = gate_fd(gate), .events = POLLIN};
-	unsigned n = 0;
-
-	while (poll(&p, 1, 0) == 1)
-		gate_read(gate, count_told, &n);
-	return n;
 }
 
 /* However fast they come, who reads gets to do something else. */
