@@ -11,12 +11,12 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "daemon/gate_load.h"
@@ -178,6 +178,17 @@ static bool is_over(const char *folder, bool lives, uint64_t until)
 	return over;
 }
 
+/* Also one that its parent hasn't waited for. kill(2) is none of the unit's system calls. */
+static bool is_alive(pid_t pid)
+{
+	int fd = syscall(SYS_pidfd_open, pid, 0);
+
+	if (fd < 0)
+		return errno != ESRCH;
+	close(fd);
+	return true;
+}
+
 /* One of a pinleased's: is it of one that lives? */
 static bool is_folder(const char *name, bool *lives)
 {
@@ -186,7 +197,7 @@ static bool is_folder(const char *name, bool *lives)
 
 	if (pid <= 0 || *end != '-')
 		return false;
-	*lives = pid != getpid() && (!kill(pid, 0) || errno != ESRCH);
+	*lives = pid != getpid() && is_alive(pid);
 	return true;
 }
 
