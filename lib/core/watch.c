@@ -29,7 +29,18 @@ static bool source_adds(struct pl_source *s, const struct pinl_lease *l, uint8_t
 	return adds;
 }
 
-/* The same for changes by supervised processes. */
+/* Who doesn't refuse has no need of a source that can do nothing else. */
+static bool is_needed(const struct pinl_lease *l, const uint8_t can[PINL_OP_NR])
+{
+	unsigned use = l->policy.kind == PINL_REFUSE ? ~0u : ~(unsigned)PINL_CAN_REFUSE;
+	bool needed = false;
+
+	for (int op = 0; op < PINL_OP_NR; op++)
+		needed |= (can[op] & ~l->on->coverage[op] & use) != 0;
+	return needed;
+}
+
+/* What it adds for changes by supervised processes. */
 static bool source_supervises(struct pl_source *s, const struct pinl_lease *l, uint8_t can[PINL_OP_NR])
 {
 	bool adds = false;
@@ -98,7 +109,7 @@ int pl_lease_watch(struct pinl_lease *l)
 		if (!source_supervises(s, l, supervised) && !adds)
 			continue;
 		err = s->ops->watch(s->priv, &l->on->mem);
-		if (err && must && (adds || err == -EBUSY))
+		if (err && must && (is_needed(l, can) || err == -EBUSY))
 			return err;
 		if (err)
 			continue;
