@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Refuses what would take guarded bytes out of a file. Every truncation passes inode_setattr(), which
- * says all. The other calls are looked at where they begin (fentry), and what is to be refused is noted
- * for the thread; the answer is given where they ask whether the file may be written to,
- * file_permission(). So a note lives within one call, and a write, which has none, is never refused.
+ * says all. The other calls are looked at where they begin, and what is to be refused is noted for the
+ * thread; the answer is given where they ask whether the file may be written to, file_permission(). So a
+ * note lives within one call, and a write, which has none, is never refused.
+ *
+ * A trampoline's program (fentry, fmod_ret) isn't run for a call while another one that was preempted in
+ * it waits for the same processor; who does such calls in a loop would have others' pass. A kprobe can't
+ * be preempted, and LSM programs are run all the same.
  *
  * Answers are given by LSM programs, or where the kernel runs none by programs that go before the
  * security_*() functions (fmod_ret); pinleased loads one kind. Which pages an operation takes is said as
@@ -280,12 +284,28 @@ static __always_inline int shift(struct file *file, __u32 op, __u32 also, __u64 
 	return note(file, op, also, start, GATE_END);
 }
 
-SEC("?fentry/vfs_fallocate") int begin_fallocate(__u64 *ctx)
-{
-	struct file *file = (void *)ctx[0];
-	__u64 offset = ctx[2], len = ctx[3];
+#ifdef __TARGET_ARCH_x86
+#define BEGIN(function, name, begins)                                                                   \
+	SEC("?kprobe/" #function) int name(struct pt_regs *ctx)                                         \
+	{                                                                                               \
+		const __u64 args[] = {ctx->di, ctx->si, ctx->dx, ctx->cx, ctx->r8};                     \
+                                                                                                        \
+		return begins(args);                                                                    \
+	}
+#else
+#define BEGIN(function, name, begins)                                                                   \
+	SEC("?fentry/" #function) int name(__u64 *ctx)                                                  \
+	{                                                                                               \
+		return begins(ctx);                                                                     \
+	}
+#endif
 
-	switch ((__u32)ctx[1] & ~KEEP_SIZE) {
+static __always_inline int fallocate_begins(const __u64 *args)
+{
+	struct file *file = (void *)args[0];
+	__u64 offset = args[2], len = args[3];
+
+	switch ((__u32)args[1] & ~KEEP_SIZE) {
 	case 0:
 	case UNSHARE:
 		return 0;
@@ -301,6 +321,7 @@ SEC("?fentry/vfs_fallocate") int begin_fallocate(__u64 *ctx)
 	}
 	return shift(file, OP_PUNCH, ~0u, offset); /* not known yet: it may be anything */
 }
+BEGIN(vfs_fallocate, begin_fallocate, fallocate_begins)
 
 SEC("?fexit/vfs_fallocate") int end_fallocate(__u64 *ctx)
 {
@@ -308,37 +329,34 @@ SEC("?fexit/vfs_fallocate") int end_fallocate(__u64 *ctx)
 }
 
 /* No more than the other file has, whatever is asked for; 0: all of that. */
-static __always_inline __u64 shared_length(__u64 *ctx)
+static __always_inline __u64 shared_length(const __u64 *args)
 {
-	struct file *from = (void *)ctx[0];
-	__u64 size = BPF_CORE_READ(from, f_inode, i_size), at = ctx[1];
+	struct file *from = (void *)args[0];
+	__u64 size = BPF_CORE_READ(from, f_inode, i_size), at = args[1];
 	__u64 rest = size > at ? size - at : 0;
 
-	return ctx[4] && ctx[4] < rest ? ctx[4] : rest;
+	return args[4] && args[4] < rest ? args[4] : rest;
 }
 
 /* What takes blocks of another file's. */
-static __always_inline int share(__u64 *ctx)
+static __always_inline int share(const __u64 *args)
 {
-	__u64 len = shared_length(ctx);
+	__u64 len = shared_length(args);
 
-	return len ? hole((void *)ctx[2], OP_ZERO, 0, ctx[3], len) : 0;
+	return len ? hole((void *)args[2], OP_ZERO, 0, args[3], len) : 0;
 }
-
-SEC("?fentry/vfs_clone_file_range") int begin_clone(__u64 *ctx)
-{
-	return share(ctx);
-}
+BEGIN(vfs_clone_file_range, begin_clone, share)
 
 SEC("?fexit/vfs_clone_file_range") int end_clone(__u64 *ctx)
 {
 	return forget();
 }
 
-SEC("?fentry/vfs_dedupe_file_range_one") int begin_dedupe(__u64 *ctx)
+static __always_inline int dedupe_begins(const __u64 *args)
 {
-	return ctx[4] ? share(ctx) : 0;
+	return args[4] ? share(args) : 0;
 }
+BEGIN(vfs_dedupe_file_range_one, begin_dedupe, dedupe_begins)
 
 SEC("?fexit/vfs_dedupe_file_range_one") int end_dedupe(__u64 *ctx)
 {
@@ -346,19 +364,20 @@ SEC("?fexit/vfs_dedupe_file_range_one") int end_dedupe(__u64 *ctx)
 }
 
 /* Where it can't clone it writes, which leaves the pages: to other file systems, and beside blocks. */
-static __always_inline int may_clone(__u64 *ctx)
+static __always_inline int may_clone(const __u64 *args)
 {
-	struct file *from = (void *)ctx[0], *to = (void *)ctx[2];
+	struct file *from = (void *)args[0], *to = (void *)args[2];
 	struct super_block *sb = BPF_CORE_READ(to, f_inode, i_sb);
 
 	return BPF_CORE_READ(to, f_op, remap_file_range) && BPF_CORE_READ(from, f_inode, i_sb) == sb &&
-	       !((ctx[1] | ctx[3]) & (BPF_CORE_READ(sb, s_blocksize) - 1));
+	       !((args[1] | args[3]) & (BPF_CORE_READ(sb, s_blocksize) - 1));
 }
 
-SEC("?fentry/vfs_copy_file_range") int begin_copy(__u64 *ctx)
+static __always_inline int copy_begins(const __u64 *args)
 {
-	return ctx[4] && may_clone(ctx) ? share(ctx) : 0;
+	return args[4] && may_clone(args) ? share(args) : 0;
 }
+BEGIN(vfs_copy_file_range, begin_copy, copy_begins)
 
 SEC("?fexit/vfs_copy_file_range") int end_copy(__u64 *ctx)
 {

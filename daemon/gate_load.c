@@ -92,7 +92,8 @@ static int program_error(int err, const char *what, const struct bpf_program *p)
 	return pinl_set_error(
 		err,
 		"the gate's program %s can't be %s: %s; it needs CAP_SYS_ADMIN, and a kernel that lets "
-		"BPF programs be put before its functions (CONFIG_BPF_LSM, or CONFIG_FUNCTION_TRACER)",
+		"BPF programs be put before its functions (CONFIG_KPROBE_EVENTS, and CONFIG_BPF_LSM or "
+		"CONFIG_FUNCTION_TRACER)",
 		p ? bpf_program__name(p) : "gate", what, strerror(-err));
 }
 

@@ -319,7 +319,15 @@ static bool status_has(const char *words)
 	return !system(command);
 }
 
-/* A call that preempts another of its kind may pass unseen, but not unsaid. */
+static bool by_lsm(void)
+{
+	const char *means = getenv("PINLEASE_GATE_MEANS");
+
+	return means && !strcmp(means, "lsm");
+}
+
+/* Nor does it have others' calls pass. But what isn't the LSM's may be passed by where the kernel
+ * preempts it, which is said. */
 static void who_is_refused_without_end_keeps_nobody_waiting(void **state)
 {
 	enum { ACTORS = 2, LEASES = 30 };
@@ -348,8 +356,8 @@ static void who_is_refused_without_end_keeps_nobody_waiting(void **state)
 		pinl_unmap_range(mine);
 	}
 	print_message("%d of %d refused\n", refused, LEASES);
-	assert_true(refused > 0);
-	if (refused < LEASES)
+	assert_true(refused > (by_lsm() ? LEASES * 9 / 10 : 0));
+	if (refused < LEASES && !by_lsm())
 		assert_true(status_has("went on unseen"));
 	for (int i = 0; i < ACTORS; i++) {
 		kill(actor[i], SIGKILL);
