@@ -193,7 +193,7 @@ static int open_core(struct server *s)
 				 .ceiling_ms = s->limits.ceiling_ms,
 				 .sources = PINL_SOURCE_FILES,
 				 .summary_fd = -1};
-	char sources[1024] = "";
+	char sources[1024] = "", *why;
 	int err = pl_open_core(&opts, &s->ctx);
 
 	if (!err)
@@ -204,7 +204,9 @@ static int open_core(struct server *s)
 		err = pl_files_be_fair(pl_source_priv(s->ctx, &pl_files_ops));
 	} else if (!err) {
 		pinl_sources(s->ctx, sources, sizeof sources);
-		fprintf(stderr, "pinleased: no change of a file can be held here: %s", sources);
+		why = strstr(sources, "files: "); /* the gate holds nothing */
+		fprintf(stderr, "pinleased: no change of a file can be held here: %s",
+			why ? why : sources);
 	}
 	return err;
 }
