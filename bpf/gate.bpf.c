@@ -7,7 +7,8 @@
  *
  * A trampoline's program (fentry, fmod_ret) isn't run for a call while another one that was preempted in
  * it waits for the same processor; who does such calls in a loop would have others' pass. A kprobe can't
- * be preempted, and LSM programs are run all the same.
+ * be preempted, and its program is passed by only where a task waits in a call of bpf(2) on a map, which
+ * takes a microsecond. LSM programs are always run.
  *
  * Answers are given by LSM programs, or where the kernel runs none by programs that go before the
  * security_*() functions (fmod_ret); pinleased loads one kind. Which pages an operation takes is said as

@@ -103,6 +103,7 @@ struct held_lease {
 	struct notice *own; /* where what finds no room is merged; ctx->lock, as the next two */
 	LIST_ENTRY(held_lease) no_more; /* the gate is to be told that it was taken */
 	bool refuses_no_more;		/* it is in that list */
+	uint64_t taken_id;		/* of `lease`, then, which may be gone */
 };
 
 /* To be told to a holder; ctx->lock. */
@@ -186,6 +187,7 @@ struct server {
 	LIST_HEAD(, held_lease) refuse_no_more;
 	atomic_bool cut; /* a holder has one to be said */
 	unsigned n_watchers, n_endings;
+	bool all_resumed;
 	uint64_t gate_until_ns; /* until then an earlier one's gate refuses */
 	sd_event_source *gate_tick;
 	struct laters *laters;
@@ -269,7 +271,7 @@ void endings_finish(struct server *s);	     /* main loop */
 void endings_await(struct server *s);	     /* main loop, at the end */
 
 /* resume.c: main loop */
-void resume_all(struct server *s);
+bool resume_all(struct server *s); /* true: all that may live still has its leases */
 struct holder *resume_session(struct holder *h, uint64_t session); /* NULL: there is none */
 void resume_told(struct holder *h);
 void resume_bury(struct server *s); /* what is left of a connection that is another holder's now */

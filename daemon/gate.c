@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <linux/magic.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +43,7 @@ struct gate {
 	bool started;
 	struct losses said;
 	uint64_t said_ns;
+	_Atomic uint64_t unguarded_said_ns;
 };
 
 /* -------------------------------------------------------------------------------------- leases -- */
@@ -59,43 +61,70 @@ static unsigned gate_coverage(void *src, const struct pinl_memory *mem, enum pin
 		       : 0;
 }
 
+/* By one that sees less, and as was promised before there was a gate. */
+static bool another_refuses(const struct gate *g, const struct pinl_memory *mem, unsigned ops)
+{
+	const struct pl_source *s = g->ctx->sources;
+
+	for (; ops && s < g->ctx->sources + g->ctx->n_sources; s++)
+		for (int op = 0; s->priv != g && op < PINL_OP_NR; op++)
+			if (s->ops->coverage(s->priv, mem, op) & PINL_CAN_REFUSE)
+				ops &= ~PINL_OPBIT(op);
+	return !ops;
+}
+
+static void say_unguarded(struct gate *g)
+{
+	uint64_t now = pl_clock_ns(), before = atomic_load(&g->unguarded_said_ns);
+
+	if ((!before || now - before > MINUTE_NS) &&
+	    atomic_compare_exchange_strong(&g->unguarded_said_ns, &before, now))
+		fprintf(stderr,
+			"pinleased: a lease is refused for by fanotify alone, not where that sees "
+			"nothing "
+			"(descriptors from before): %s\n",
+			pinl_error());
+}
+
 static int gate_watch(void *src, const struct pinl_memory *mem)
 {
 	const struct pinl_lease *l = pl_lease_of_memory(mem);
 	unsigned ops = l->policy.refuse & OPS_REFUSED;
 	struct gate *g = src;
+	int err;
 
 	if (l->policy.kind != PINL_REFUSE || !ops || !gate_coverage(src, mem, PINL_OP_TRUNCATE))
 		return 0;
-	if (ops & PINL_OPBIT(PINL_OP_PUNCH))
-		ops |= PINL_OPBIT(PINL_OP_REMOVE);
-	return gate_parts_add(&g->parts, l, mem, ops);
+	err = gate_parts_add(&g->parts, l, mem, ops);
+	if (!err || !another_refuses(g, mem, ops))
+		return err;
+	say_unguarded(g);
+	return 0;
 }
 
 static void gate_unwatch(void *src, const struct pinl_memory *mem)
 {
-	gate_parts_end(&((struct gate *)src)->parts, pl_lease_of_memory(mem));
+	gate_parts_end(&((struct gate *)src)->parts, pl_lease_of_memory(mem)->id);
 }
 
-/* A pointer that is taken from the list may lead nowhere by now, but to no other lease: those are made
- * by this thread. */
+/* What is in the list may have ended since, and another lease be where it was: so they go by number. */
 void gate_drop(struct server *s)
 {
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
-	const struct pinl_lease *l;
 	struct held_lease *hl;
+	uint64_t id = 0;
 
 	do {
 		pthread_mutex_lock(&s->ctx->lock);
 		hl = LIST_FIRST(&s->refuse_no_more);
-		l = hl ? hl->lease : NULL;
 		if (hl) {
+			id = hl->taken_id;
 			LIST_REMOVE(hl, no_more);
 			hl->refuses_no_more = false;
 		}
 		pthread_mutex_unlock(&s->ctx->lock);
-		if (g && l)
-			gate_parts_end(&g->parts, l);
+		if (g && hl)
+			gate_parts_end(&g->parts, id);
 	} while (hl);
 }
 
@@ -228,7 +257,7 @@ void gate_start(struct server *s)
 	unsigned left;
 	int err = 0;
 
-	s->gate_until_ns = s->store.resumed ? 0 : pl_clock_ns() + come_back_ms(s) * 1000000ull;
+	s->gate_until_ns = s->all_resumed ? 0 : pl_clock_ns() + come_back_ms(s) * 1000000ull;
 	left = sweep(s, g, s->gate_until_ns);
 	if (g) {
 		g->started = true;

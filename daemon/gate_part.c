@@ -17,7 +17,7 @@
 
 /* What of a file a lease refuses. */
 struct part {
-	struct pl_node node; /* by the lease; not while it is `over` */
+	struct pl_node node; /* by the lease's number, never used anew; not while it is `over` */
 	struct guarded *of;
 	unsigned place; /* at[place] is this one */
 	struct gate_range range;
@@ -174,11 +174,9 @@ static int let_go(struct gate_parts *g, struct part *p)
 	return err;
 }
 
-static struct part *part_of(const struct gate_parts *g, const struct pinl_lease *l)
+static struct part *part_of(const struct gate_parts *g, uint64_t lease_id)
 {
-	struct pl_node *n = pl_index_first(&g->by_lease, (uintptr_t)l, (uintptr_t)l + 1);
-
-	return n ? (struct part *)n : NULL;
+	return (struct part *)pl_index_first(&g->by_lease, lease_id, lease_id + 1);
 }
 
 static struct part *new_part(const struct pinl_lease *l, const struct pinl_memory *mem, unsigned ops)
@@ -189,7 +187,7 @@ static struct part *new_part(const struct pinl_lease *l, const struct pinl_memor
 		pinl_set_error(-ENOMEM, "out of memory for the gate");
 		return NULL;
 	}
-	p->node.start = (uintptr_t)l;
+	p->node.start = l->id;
 	p->node.end = p->node.start + 1;
 	p->user = ((struct held_lease *)l->cookie)->holder->user;
 	p->range = (struct gate_range){mem->offset, mem->offset + (l->m.end - l->m.start), ops, 0};
@@ -218,13 +216,13 @@ int gate_parts_add(struct gate_parts *g, const struct pinl_lease *l, const struc
 }
 
 /* It may have been ended before. */
-void gate_parts_end(struct gate_parts *g, const struct pinl_lease *l)
+void gate_parts_end(struct gate_parts *g, uint64_t lease_id)
 {
 	struct user *u;
 	struct part *p;
 
 	pthread_mutex_lock(&g->lock);
-	p = part_of(g, l);
+	p = part_of(g, lease_id);
 	if (p) {
 		u = p->user;
 		pl_index_remove(&g->by_lease, &p->node);

@@ -27,7 +27,7 @@ void gate_parts_free(struct gate_parts *g);
 /* Refuse these operations on what is leased. -errno and a sentence. */
 int gate_parts_add(struct gate_parts *g, const struct pinl_lease *l, const struct pinl_memory *mem,
 		   unsigned ops);
-void gate_parts_end(struct gate_parts *g, const struct pinl_lease *l); /* if it hasn't been before */
+void gate_parts_end(struct gate_parts *g, uint64_t lease_id); /* if it hasn't been before */
 
 /* Once in a while. */
 void gate_parts_renew(struct gate_parts *g);

@@ -25,6 +25,7 @@
 
 #define BPF_FS	   0xcafe4a11
 #define PATH_LEN   512
+#define MAKE_TRIES 10
 #define STATE_ROOM 256 /* another version's may be longer; until_ns comes first in all of them */
 
 /* A directory that nobody else has a hand in; -errno and a sentence. */
@@ -62,7 +63,8 @@ static void remove_folder(int dir, const char *name)
 	unlinkat(dir, name, AT_REMOVEDIR);
 }
 
-int gate_pin_begin(const char *dir, char *own, unsigned long size)
+/* -ENOENT: another process has just removed what it found empty. */
+static int make_folder(const char *dir, const char *own)
 {
 	struct statfs fs;
 	int fd, err;
@@ -79,10 +81,19 @@ int gate_pin_begin(const char *dir, char *own, unsigned long size)
 				      "%s is on no BPF file system; mount one (mount -t bpf -o mode=700 "
 				      "bpf /sys/fs/bpf)",
 				      dir);
-	snprintf(own, size, "%s/%d-%llu", dir, getpid(), (unsigned long long)pl_clock_ns());
 	if (mkdir(own, 0700))
 		return pinl_set_error(-errno, "%s can't be made: %s", own, strerror(errno));
 	return 0;
+}
+
+int gate_pin_begin(const char *dir, char *own, unsigned long size)
+{
+	int err = -ENOENT;
+
+	snprintf(own, size, "%s/%d-%llu", dir, getpid(), (unsigned long long)pl_clock_ns());
+	for (int i = 0; i < MAKE_TRIES && err == -ENOENT; i++)
+		err = make_folder(dir, own);
+	return err;
 }
 
 int gate_pin_link(const char *own, const char *name, struct bpf_link *link)

@@ -109,7 +109,7 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell h
 	pl_wake(hl->holder->server->wake);
 }
 
-/* The same holds. */
+/* ctx->lock held, by the core. */
 static void orphan(struct pinl_lease *l, const struct pl_recall *lost, uint64_t since_ns)
 {
 	const struct held_lease *hl = l->cookie;
@@ -126,7 +126,7 @@ static void orphan(struct pinl_lease *l, const struct pl_recall *lost, uint64_t 
 	store_orphan(hl->stored, lost ? &o : NULL);
 }
 
-/* The same holds. */
+/* ctx->lock held, by the core. */
 static void all_taken(struct pinl_lease *l)
 {
 	struct held_lease *hl = l->cookie;
@@ -135,6 +135,7 @@ static void all_taken(struct pinl_lease *l)
 	if (l->policy.kind != PINL_REFUSE || hl->refuses_no_more)
 		return;
 	hl->refuses_no_more = true;
+	hl->taken_id = l->id;
 	LIST_INSERT_HEAD(&s->refuse_no_more, hl, no_more);
 	pl_wake(s->wake);
 }

@@ -117,21 +117,28 @@ void resume_told(struct holder *h)
 
 /* --------------------------------------------------------------------------- another process -- */
 
-static struct holder *adopt_holder(struct server *s, struct stored_holder *sh)
+/* NULL: it has ended, or `unknown` is one more, as it may live. */
+static struct holder *adopt_holder(struct server *s, struct stored_holder *sh, unsigned *unknown)
 {
 	int pidfd = syscall(SYS_pidfd_open, sh->pid, 0);
+	uint64_t started;
 	struct holder *h;
 
-	if (pidfd < 0)
+	if (pidfd < 0) {
+		*unknown += errno != ESRCH;
 		return NULL;
-	if (!sh->started ||
-	    process_look(sh->pid).started != sh->started) { /* after the pidfd was made */
+	}
+	started = process_look(sh->pid).started; /* after the pidfd was made */
+	if (!sh->started || started != sh->started) {
+		*unknown += !sh->started || !started;
 		close(pidfd);
 		return NULL;
 	}
 	h = holder_alloc(s, sh->uid, false, sh->pid, pidfd);
-	if (!h)
+	if (!h) {
+		++*unknown;
 		return NULL;
+	}
 	h->session = sh->session;
 	memcpy(h->name, sh->name, sizeof h->name);
 	h->stored = sh;
@@ -250,7 +257,7 @@ static void adopt_leases(struct server *s, struct holder **holders, unsigned *ta
 	}
 }
 
-static unsigned adopt_holders(struct server *s, struct holder **holders)
+static unsigned adopt_holders(struct server *s, struct holder **holders, unsigned *unknown)
 {
 	struct store_image *i = s->store.image;
 	unsigned n = 0;
@@ -258,7 +265,7 @@ static unsigned adopt_holders(struct server *s, struct holder **holders)
 	for (uint32_t k = 0; k < i->holders_used; k++) {
 		struct stored_holder *sh = &i->holders[k];
 
-		holders[k] = sh->session ? adopt_holder(s, sh) : NULL;
+		holders[k] = sh->session ? adopt_holder(s, sh, unknown) : NULL;
 		n += holders[k] != NULL;
 		if (!holders[k])
 			store_drop_holder(&s->store, sh);
@@ -266,17 +273,17 @@ static unsigned adopt_holders(struct server *s, struct holder **holders)
 	return n;
 }
 
-void resume_all(struct server *s)
+bool resume_all(struct server *s)
 {
 	struct holder **holders = calloc(STORE_HOLDERS, sizeof(*holders));
-	unsigned taken = 0, lost = 0, n = 0, held = 0;
+	unsigned taken = 0, lost = 0, unknown = 0, n = 0, held = 0;
 
 	if (!holders) {
 		fprintf(stderr, "pinleased: out of memory to take over leases: they are guarded when "
 				"their holders have come back\n");
-		return;
+		return false;
 	}
-	n = adopt_holders(s, holders);
+	n = adopt_holders(s, holders, &unknown);
 	adopt_leases(s, holders, &taken, &lost);
 	free(holders);
 	for (unsigned i = 0; i < PL_FILES_MAX_HELD; i++)
@@ -287,8 +294,14 @@ void resume_all(struct server *s)
 		taken, s_of(taken), n, s_of(n), held, s_of(held));
 	if (lost)
 		fprintf(stderr,
-			"pinleased: not taken up: %u lease%s of memory that isn't mapped any more or "
-			"can't "
-			"be looked at; guarded again when the holder tells of it\n",
+			"pinleased: not taken up: %u lease%s of memory that isn't mapped any more, or "
+			"can't be looked at or guarded; guarded again when the holder tells of it\n",
 			lost, s_of(lost));
+	if (unknown)
+		fprintf(stderr,
+			"pinleased: not taken up: leases of %u process%s that can't be looked at; "
+			"guarded "
+			"again when they tell of them\n",
+			unknown, unknown == 1 ? "" : "es");
+	return !lost && !unknown;
 }

@@ -30,6 +30,7 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *arg)
 		list_send(h);
 		recall_send(h);
 		watch_send(h);
+		gate_drop(h->server);
 		laters_look(h->server);
 	}
 	if (!err && (revents & (EPOLLIN | EPOLLHUP | EPOLLERR)))
@@ -80,11 +81,11 @@ static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *a
 	struct holder *h, *next;
 
 	eventfd_read(fd, &n);
+	gate_drop(s); /* before anybody is told that he may go on */
 	laters_look(s);
 	share_complain(s);
 	notices_complain(s);
 	changes_answer(s);
-	gate_drop(s);
 	endings_finish(s);
 	resume_bury(s);
 	for (h = LIST_FIRST(&s->holders); h; h = next) {
@@ -270,7 +271,7 @@ int server_new(sd_event *event, const struct limits *limits, struct server **out
 		return err;
 	}
 	if (s->store.resumed)
-		resume_all(s);
+		s->all_resumed = resume_all(s);
 	if (s->store.image)
 		pl_files_go_on(pl_source_priv(s->ctx, &pl_files_ops));
 	store_groups_taken(&s->store);

@@ -477,6 +477,34 @@ static void an_idle_gate_is_out_of_the_way(void **state)
 	rmdir(DIRECTORY);
 }
 
+/* Somebody has removed it meanwhile. */
+static void without_its_folder_it_guards_still(void **state)
+{
+	struct gate_programs *g;
+	struct gate_target t;
+	struct gate_file file;
+	char command[128];
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	assert_ok(gate_load(DIRECTORY, LONG_MS, &g));
+	assert_pinned(g);
+	gate_renew(g);
+	gate_renew(g); /* it is out of the way */
+	snprintf(command, sizeof command, "rm -rf %s", DIRECTORY);
+	assert_int_equal(system(command), 0);
+	for (int i = 0; i < 2; i++) {
+		file = guard(g, &t, PINL_OPS_ALL);
+		assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
+		assert_non_null(strstr(gate_unpinned(g), "can't be pinned"));
+		assert_ok(gate_unguard(g, &file, 0, 0, NULL));
+		gate_renew(g);
+		gate_renew(g);
+	}
+	gate_unload(g);
+	gate_target_close(&t);
+}
+
 /* Its process ends on purpose: what it guards is guarded a little longer, and where there is nothing
  * nothing stays. */
 static void who_hands_over_leaves_what_is_guarded(void **state)
@@ -565,6 +593,7 @@ int main(void)
 		cmocka_unit_test(the_dead_guard_until_they_are_taken_over),
 		cmocka_unit_test(the_dead_guard_not_for_ever),
 		cmocka_unit_test(an_idle_gate_is_out_of_the_way),
+		cmocka_unit_test(without_its_folder_it_guards_still),
 		cmocka_unit_test(who_hands_over_leaves_what_is_guarded),
 		cmocka_unit_test(where_others_may_write_nothing_is_pinned),
 		cmocka_unit_test(a_clean_end_leaves_nothing),

@@ -77,6 +77,22 @@ def same_socket():
         raise tree.Failure(f'the unit listens elsewhere than on {path}')
 
 
+def nothing_stays():
+    """What the service makes for what is pinned goes with the socket, which is stopped after it, and not at a restart."""
+    made = re.findall(r'^ExecStartPre=.*/mkdir .* (/\S+)$', pathlib.Path(SERVICE).read_text(encoding='utf-8'), re.M)
+    removed = re.findall(r'^ExecStopPost=-(.* )(/\S+)$', pathlib.Path(SOCKET).read_text(encoding='utf-8'), re.M)
+    if len(made) != 1 or [path for _, path in removed] != made:
+        raise tree.Failure(f'the service makes {made}, the socket removes {removed}')
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory, 'pins')
+        (path / '17-4').mkdir(parents=True)
+        (path / '17-4/state').touch()
+        for _ in range(2):
+            tree.run([*removed[0][0].split(), str(path)])
+        if path.exists():
+            raise tree.Failure('what is pinned is there still')
+
+
 # ------------------------------------------------------------------------------------------- pinleased as the unit has it
 
 class Arbiter:
@@ -316,6 +332,7 @@ if __name__ == '__main__':
         ('systemd takes the units', verified),
         (f'systemd-analyze finds no more exposed than {EXPOSURE / 10}', exposed),
         ('the socket is where programs look for it', same_socket),
+        ('when the socket is stopped nothing stays pinned', nothing_stays),
         ('started by its socket it says that it is ready and alive', activated),
         ('with nothing but what the unit gives it holds the truncation of a private file', held),
         ('with nothing but what the unit gives it passes the tests of the arbiter and of files', whole_tests),

@@ -11,6 +11,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "core/cached.h"
 #include "core/change.h"
 
 /* The device has followed, or there was nothing to do. */
@@ -70,8 +71,9 @@ void pl_remote_answer(struct pinl_change *change, int err)
 	done_with(n);
 }
 
-/* ctx->lock held */
-static void *cookie_of(struct pl_remote_notice *n)
+/* ctx->lock held. Pinleased doesn't know which of the cache's registrations are in use: who is refused
+ * for one that isn't finds it gone when he tries again. */
+static void *refuser_of(struct pl_remote_notice *n)
 {
 	struct pl_remote_lease *r;
 	void *cookie;
@@ -79,6 +81,8 @@ static void *cookie_of(struct pl_remote_notice *n)
 	pthread_mutex_lock(&n->src->lock);
 	r = pl_remote_find(n->src, n->lease);
 	cookie = r ? r->lease->cookie : NULL;
+	if (r)
+		pl_cached_unused(r->lease);
 	pthread_mutex_unlock(&n->src->lock);
 	return cookie;
 }
@@ -104,7 +108,7 @@ static void say_refused(struct pl_remote_notice *n)
 
 	strncpy(ev.source, ch->source, sizeof ev.source - 1);
 	pthread_mutex_lock(&n->src->ctx->lock);
-	ev.cookie = cookie_of(n);
+	ev.cookie = refuser_of(n);
 	n->src->ctx->counters.refused++;
 	pthread_mutex_unlock(&n->src->ctx->lock);
 	pl_event_push(n->src->ctx, &ev);

@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Which leases the gate refuses for, with a kernel that only remembers what it was told: so it runs
+ * anywhere. What a real one makes of it is tests/test_gate_load.c's and tests/test_gate.c's.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <linux/magic.h>
+#include <cmocka.h>
+#include "check.h"
+#include "core/lease.h"
+#include "daemon/daemon.h"
+#include "daemon/gate.h"
+#include "daemon/gate_load.h"
+#include "daemon/gate_part.h"
+
+/* ---------------------------------------------------------------------------------- the kernel -- */
+
+static struct gate_range places[GATE_OF_FILE]; /* of the one file */
+static unsigned used, given;
+static bool full;
+
+int gate_identify(struct gate_programs *g, int fd, struct gate_file *file)
+{
+	*file = (struct gate_file){.ino = fd, .dev = 1, .generation = 1};
+	return 0;
+}
+
+int gate_guard(struct gate_programs *g, const struct gate_file *file, unsigned place,
+	       const struct gate_range *range)
+{
+	assert_int_equal(place, used);
+	if (full)
+		return pinl_set_error(-ENOMEM, "the gate can't guard the file");
+	places[used++] = *range;
+	return 0;
+}
+
+int gate_unguard(struct gate_programs *g, const struct gate_file *file, unsigned place, unsigned last,
+		 const struct gate_range *of_last)
+{
+	assert_int_equal(last, used - 1);
+	if (place != last)
+		places[place] = *of_last;
+	used--;
+	return 0;
+}
+
+static bool is_guarded(uint64_t offset)
+{
+	for (unsigned i = 0; i < used; i++)
+		if (places[i].start <= offset && offset < places[i].end)
+			return true;
+	return false;
+}
+
+int share_guard(struct server *s, struct user *u, uint64_t n)
+{
+	given++;
+	return 0;
+}
+
+void share_unguard(struct server *s, struct user *u)
+{
+	given--;
+}
+
+/* What no test here gets to. */
+int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out)
+{
+	*out = NULL;
+	return 0;
+}
+void gate_unload(struct gate_programs *g)
+{
+}
+void gate_leave(struct gate_programs *g, unsigned ms)
+{
+}
+const char *gate_means(const struct gate_programs *g)
+{
+	return "lsm";
+}
+const char *gate_unpinned(const struct gate_programs *g)
+{
+	return NULL;
+}
+const char *gate_own(const struct gate_programs *g)
+{
+	return NULL;
+}
+void gate_renew(struct gate_programs *g)
+{
+}
+uint64_t gate_missed(const struct gate_programs *g)
+{
+	return 0;
+}
+uint64_t gate_untold(const struct gate_programs *g)
+{
+	return 0;
+}
+int gate_fd(const struct gate_programs *g)
+{
+	return -1;
+}
+void gate_read(struct gate_programs *g, void (*told)(const struct gate_refusal *r, void *arg), void *arg)
+{
+}
+unsigned gate_take_over(const char *dir, const char *own, uint64_t until_ns)
+{
+	return 0;
+}
+
+/* -------------------------------------------------------------------------------- the sources -- */
+
+static unsigned other_refuses; /* PINL_OPBIT()s */
+
+static unsigned other_coverage(void *src, const struct pinl_memory *mem, enum pinl_op op)
+{
+	return other_refuses & PINL_OPBIT(op) ? PINL_CAN_TELL | PINL_CAN_REFUSE : PINL_CAN_TELL;
+}
+
+static const struct pinl_source_ops other_ops = {
+	.size = sizeof other_ops, .name = "other", .coverage = other_coverage};
+
+static struct server server;
+static struct pinl_ctx ctx;
+static void *gate;
+
+static int open_gate(void **state)
+{
+	struct gate_options o = {.server = &server};
+
+	used = given = 0;
+	full = false;
+	other_refuses = 0;
+	server.ctx = &ctx;
+	pthread_mutex_init(&ctx.lock, NULL);
+	assert_ok(gate_ops.open(&ctx, &o, &gate));
+	ctx.sources[0] = (struct pl_source){&gate_ops, gate};
+	ctx.sources[1] = (struct pl_source){&other_ops, NULL};
+	ctx.n_sources = 2;
+	return 0;
+}
+
+static int close_gate(void **state)
+{
+	gate_ops.close(gate);
+	return 0;
+}
+
+/* --------------------------------------------------------------------------------- the leases -- */
+
+struct leased {
+	struct pinl_lease lease;
+	struct pl_more more;
+	struct held_lease held;
+	struct holder holder;
+};
+
+/* One page of the file. */
+static int lease(struct leased *l, struct user *u, uint64_t id, uint64_t page)
+{
+	*l = (struct leased){
+		.lease = {.id = id, .policy = {.kind = PINL_REFUSE, .refuse = PINL_OPS_FILE}},
+		.holder = {.user = u}};
+	l->lease.m = (struct pl_range){0x10000, 0x11000};
+	l->lease.cookie = &l->held;
+	l->held.holder = &l->holder;
+	l->held.lease = &l->lease;
+	l->more.lease = &l->lease;
+	l->more.ground.mem = (struct pinl_memory){
+		.fd = 7, .ino = 7, .dev = 1, .fs_magic = EXT4_SUPER_MAGIC, .offset = page * 4096};
+	return gate_ops.watch(gate, &l->more.ground.mem);
+}
+
+static void end(struct leased *l)
+{
+	gate_ops.unwatch(gate, &l->more.ground.mem);
+}
+
+static void what_ends_is_guarded_no_more(void **state)
+{
+	static struct leased l[3];
+	struct user u = {0};
+
+	for (int i = 0; i < 3; i++)
+		assert_ok(lease(&l[i], &u, i + 1, i));
+	end(&l[0]);
+	assert_false(is_guarded(0));
+	assert_true(is_guarded(4096) && is_guarded(8192));
+	end(&l[0]); /* once more */
+	assert_int_equal(used, 2);
+	end(&l[2]);
+	assert_true(is_guarded(4096));
+	end(&l[1]);
+	assert_int_equal(used, 0);
+	assert_int_equal(given, 0);
+}
+
+/* It ended before the main loop was told that all of it was taken, and the next one is in its place. */
+static void who_comes_after_one_that_was_taken_is_guarded(void **state)
+{
+	static struct leased l, next;
+	static struct held_lease taken;
+	struct user u = {0};
+
+	assert_ok(lease(&next, &u, 3, 7));
+	assert_ok(lease(&l, &u, 1, 0));
+	taken = l.held;
+	taken.taken_id = 1;
+	end(&l);
+	assert_ok(lease(&l, &u, 2, 5));
+	LIST_INSERT_HEAD(&server.refuse_no_more, &taken, no_more);
+	gate_drop(&server);
+	assert_true(is_guarded(5 * 4096));
+	taken.taken_id = 3;
+	LIST_INSERT_HEAD(&server.refuse_no_more, &taken, no_more);
+	gate_drop(&server);
+	assert_false(is_guarded(7 * 4096));
+	end(&next);
+	end(&l);
+	assert_int_equal(used, 0);
+}
+
+/* However many one user leases, others can still refuse changes of the same file. */
+static void a_user_has_his_share_of_a_file(void **state)
+{
+	struct leased *l = calloc(GATE_OF_FILE, sizeof *l);
+	struct user greedy = {.uid = 1}, other = {.uid = 2};
+	static struct leased his;
+	unsigned n = 0;
+	int err;
+
+	assert_non_null(l);
+	while (!(err = lease(&l[n], &greedy, n + 1, n)))
+		n++;
+	assert_int_equal(err, -EDQUOT);
+	assert_non_null(strstr(pinl_error(), "larger pieces"));
+	assert_int_equal(n, GATE_OF_FILE / 4 * 3);
+	assert_int_equal(given, n);
+	assert_ok(lease(&his, &other, n + 1, n));
+	end(&l[3]);
+	assert_false(is_guarded(3 * 4096));
+	assert_true(is_guarded((uint64_t)(n - 1) * 4096));
+	end(&his);
+	assert_ok(lease(&l[3], &greedy, n + 2, 3)); /* there is room again */
+	for (unsigned i = 0; i < n; i++)
+		end(&l[i]);
+	assert_int_equal(used, 0);
+	free(l);
+}
+
+/* Where fanotify refuses, a lease doesn't fail for want of the gate, which only sees more. */
+static void what_another_source_refuses_needs_no_gate(void **state)
+{
+	static struct leased l;
+	struct user u = {0};
+
+	full = true;
+	assert_int_equal(lease(&l, &u, 1, 0), -ENOMEM);
+	other_refuses = PINL_OPS_FILE & ~PINL_OPBIT(PINL_OP_PUNCH);
+	assert_int_equal(lease(&l, &u, 2, 0), -ENOMEM);
+	other_refuses = PINL_OPS_FILE;
+	assert_ok(lease(&l, &u, 3, 0));
+	assert_int_equal(given, 0);
+	end(&l);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, open_gate, close_gate)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(what_ends_is_guarded_no_more),
+		TEST(who_comes_after_one_that_was_taken_is_guarded),
+		TEST(a_user_has_his_share_of_a_file),
+		TEST(what_another_source_refuses_needs_no_gate),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
