@@ -456,18 +456,24 @@ static void end(struct arbiter *a, bool killed)
 	a->pid = 0;
 }
 
+static void open_kept(struct arbiter *a)
+{
+	skip_unless_changes_are_held(); /* else nothing is kept */
+	if (getenv("AS_UNIT_PROGRAM"))	/* tests/as-unit passes nothing on */
+		setenv("PINLEASED", getenv("AS_UNIT_PROGRAM"), 1);
+	a->kept = true;
+	open_all(a, for_long);
+}
+
 /* As installed. The next one has the leases from the start, so what is refused is told by it. */
 static void whose_descriptors_are_kept_is_closed_all_the_time(void **state)
 {
 	const struct gate_op *punch = op_named("punch");
-	static struct arbiter a = {.kept = true};
+	static struct arbiter a;
 	struct pinl_lease *l;
 	struct gate_target t;
 
-	skip_unless_changes_are_held(); /* else nothing is kept */
-	if (getenv("AS_UNIT_PROGRAM"))	/* tests/as-unit passes nothing on */
-		setenv("PINLEASED", getenv("AS_UNIT_PROGRAM"), 1);
-	open_all(&a, for_long);
+	open_kept(&a);
 	assert_true(gate_target_open(PLACE_MEMFD, &t));
 	l = lease(&t, FILE_OPS);
 	for (int i = 0; i < 4; i++) {
@@ -482,6 +488,36 @@ static void whose_descriptors_are_kept_is_closed_all_the_time(void **state)
 	pinl_unmap_range(l);
 	let_through(punch, &t);
 	gate_target_close(&t);
+	close_all(&a);
+}
+
+/* It ended meanwhile, or can't be found for another reason: the next one can't know. */
+static void what_is_not_taken_up_stays_closed(void **state)
+{
+	const struct gate_op *punch = op_named("punch");
+	struct pinl_lease *l, *lost;
+	struct gate_target t, other;
+	static struct arbiter a;
+
+	open_kept(&a);
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	assert_true(gate_target_open(PLACE_MEMFD, &other));
+	l = lease(&t, FILE_OPS);
+	lost = lease(&other, FILE_OPS);
+	arbiter_kill(&a);
+	pinl_unmap_range(lost);
+	assert_ptr_equal(mmap(other.mem, GATE_PAGES * other.page, PROT_NONE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 other.mem);
+	arbiter_restart(&a, for_long);
+	assert_int_equal(by_another(punch, &other, AT, NULL), -EBUSY);
+	arbiter_kill(&a);
+	arbiter_restart(&a, for_long); /* which has all there is */
+	let_through(punch, &other);
+	assert_int_equal(by_another(punch, &t, AT, NULL), -EBUSY);
+	pinl_unmap_range(l);
+	gate_target_close(&t);
+	gate_target_close(&other);
 	close_all(&a);
 }
 
@@ -578,6 +614,7 @@ int main(int argc, char **argv)
 		TEST(what_was_taken_is_refused_no_more),
 		TEST(an_unused_registration_lets_go),
 		TEST(whose_descriptors_are_kept_is_closed_all_the_time),
+		TEST(what_is_not_taken_up_stays_closed),
 	};
 
 	pinlease = argc > 1 ? argv[1] : "pinlease";
