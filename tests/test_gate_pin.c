@@ -179,6 +179,34 @@ static void one_pin_goes_alone(void **state)
 	gate_pin_end(own);
 }
 
+/* The directory is everybody's, and who leaves it empty removes it. */
+static void folders_come_and_go(void **state)
+{
+	enum { PROCESSES = 4, ROUNDS = 1000 };
+	pid_t child[PROCESSES];
+	char own[256];
+	int status;
+
+	need_file_system();
+	for (int i = 0; i < PROCESSES; i++) {
+		child[i] = fork();
+		for (int n = 0; !child[i] && n < ROUNDS; n++) {
+			if (gate_pin_begin(directory, own, sizeof own)) {
+				print_message("%s\n", pinl_error());
+				_exit(1);
+			}
+			gate_pin_end(own);
+		}
+		if (!child[i])
+			_exit(0);
+	}
+	for (int i = 0; i < PROCESSES; i++) {
+		assert_int_equal(waitpid(child[i], &status, 0), child[i]);
+		assert_int_equal(status, 0);
+	}
+	assert_int_equal(access(directory, F_OK), -1);
+}
+
 static void others_directories_are_refused(void **state)
 {
 	char own[256], beside[128];
@@ -234,6 +262,7 @@ int main(void)
 		cmocka_unit_test(what_nobody_renews_goes),
 		cmocka_unit_test(another_one_of_our_number_is_dead),
 		cmocka_unit_test(one_pin_goes_alone),
+		cmocka_unit_test(folders_come_and_go),
 		cmocka_unit_test(others_directories_are_refused),
 		cmocka_unit_test(nothing_is_believed),
 	};
