@@ -504,6 +504,20 @@ def leased():
     gone()
 
 
+def kept():
+    """What its holder was promised to keep is leased, but nothing that pinlease can take back."""
+    with ac.Arbiter(PINLEASED) as arbiter, arbiter.client() as client, memfd(8 * PAGE) as fd, Memory(8 * PAGE, fd) as memory, \
+            Ring(of(memory)):
+        environment = dict(os.environ, PINLEASE_SOCKET=str(arbiter.path))
+        assert client.lease(fd, 1, start=memory.start, size=2 * PAGE, policy=ac.KEEP).err == 0
+        assert client.lease(fd, 2, start=memory.start + 2 * PAGE, size=3 * PAGE, offset=2 * PAGE, policy=ac.RECALL, then=ac.COPY).err == 0
+        rows = {row['lease']: row['can_take_back'] for row in census(env=environment)[0]}
+        assert rows == {'keep': False, 'copy': True, None: None}, rows
+        said = run('--pid', str(os.getpid()), env=environment).stdout
+        assert re.search('take it back now: 12K;\nleased, but kept by policy: 8.0K; not leased, but of a kind that could be: 12K', said), said
+    gone()
+
+
 def chosen():
     with Memory(4 * PAGE) as memory, memfd(8 * PAGE) as fd, Memory(8 * PAGE, fd) as file, Ring(of(memory), of(file)), spliced(memory):
         assert len(census()[0]) == 3
@@ -625,6 +639,7 @@ def main():
         ('memory regions', regions),
         ('memory that is mapped for a VFIO device', device_memory),
         ('leased and not', leased),
+        ('leased, but kept', kept),
         ('by process, by kind, sorted', chosen),
         ('the table', table),
         ('names are shown without what controls a terminal', rude),

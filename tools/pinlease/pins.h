@@ -70,6 +70,10 @@ struct pins_user {
 	const struct pins_fit *fit; /* NULL: its device's */
 };
 
+/* Whether pinlease takes back a lease of this policy (enum pinl_policy_kind) when it is asked to, as by
+ * pinlease recall without --force. */
+bool pins_takes_back(uint32_t policy);
+
 const struct pins_user *pins_user_of(const char *function); /* NULL: it is everybody's, or not known */
 const struct pins_fit *pins_fit_of(enum pins_device device, const struct pins_user *user, bool longterm);
 
@@ -121,6 +125,7 @@ struct pins_row {
 	uint32_t memory, dev;
 	uint64_t ino, inode;
 	const char *lease; /* policy; NULL: not leased, or not known */
+	bool taken_back;   /* by that policy, when pinlease is asked to */
 	uint64_t bytes, pins, refs;
 	struct pins_vec ranges; /* struct pins_range: of the file, of the process, of nothing */
 	char *path;
@@ -129,6 +134,13 @@ struct pins_row {
 
 struct pins_range {
 	uint64_t start, end;
+};
+
+struct pins_lease {
+	int32_t pid;
+	uint64_t start, end, reach; /* reach: the largest end from the process' first lease on */
+	const char *policy;
+	bool taken_back; /* when pinlease is asked to */
 };
 
 struct pins_place { /* of a member */
@@ -251,8 +263,9 @@ const struct census_pin *pins_find(const struct census *c, uint64_t pfn, size_t 
 /* Those of now, as pinleased tells them; `have_leases`: it did. */
 void pins_list_leases(struct census *c);
 
-/* The policy of the lease at `addr`, NULL: none; and how many bytes from there have the same answer. */
-const char *pins_lease_at(const struct census *c, int32_t pid, uint64_t addr, uint64_t *len);
+/* The lease at `addr`, NULL: none; and how many bytes from there have the same answer. */
+const struct pins_lease *pins_lease_at(const struct census *c, int32_t pid, uint64_t addr,
+				       uint64_t *len);
 
 /* Of a record's pages one, by this process; 0: by anybody. */
 bool pins_is_mapped(const struct census *c, uint32_t pin, int32_t pid);

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What can be done about a pin, and which of pinlease's policies fits: by the device that it is for, and
- * where the kernel's function is known that took it, by that. Nothing else says it anywhere.
+ * where the kernel's function is known that took it, by that; by its lease's policy whether pinlease
+ * takes it back. Nothing else says it anywhere.
  */
+#include <pinlease/pinlease.h>
 #include <string.h>
 
 #include "pins.h"
@@ -74,6 +76,12 @@ static const struct pins_user users[] = {
 	{"rds_", PINS_OTHER, &never},
 	{"ne_set_user_memory_region", PINS_OTHER, &never}, /* Nitro enclaves */
 };
+
+/* The others promise their holder that it is never recalled, and daemon/recall.c keeps to it. */
+bool pins_takes_back(uint32_t policy)
+{
+	return policy == PINL_RECALL;
+}
 
 const struct pins_user *pins_user_of(const char *function)
 {

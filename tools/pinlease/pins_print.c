@@ -109,32 +109,45 @@ static const char *off_words(const struct census *c)
 						: ", WHICH IS NOT EQUAL";
 }
 
+static void print_leases(const struct census *c, bool exact, uint64_t taken, uint64_t kept,
+			 uint64_t revocable)
+{
+	char words[24];
+
+	if (!c->have_leases) {
+		printf(" Leases are not known, as pinleased doesn't answer.\n");
+		return;
+	}
+	tool_size_words(taken, exact, words, sizeof words);
+	printf(" Leased, so pinlease can take it back now: %s;\n", words);
+	if (kept) {
+		tool_size_words(kept, exact, words, sizeof words);
+		printf("leased, but kept by policy: %s; ", words);
+	}
+	tool_size_words(revocable, exact, words, sizeof words);
+	printf("not leased, but of a kind that could be: %s.\n", words);
+}
+
 static void print_sums(const struct census *c, bool exact, bool filtered)
 {
-	uint64_t bytes = 0, pins = 0, leased = 0, revocable = 0;
-	char all[24], some[24], free_now[24], memory[24];
+	uint64_t bytes = 0, pins = 0, taken = 0, kept = 0, revocable = 0;
+	char all[24], memory[24];
 
 	for (size_t i = 0; i < c->rows.n; i++) {
 		const struct pins_row *r = pins_at(&c->rows, struct pins_row, i);
 
 		bytes += r->bytes;
 		pins += r->pins;
-		leased += r->lease ? r->bytes : 0;
+		taken += r->taken_back ? r->bytes : 0;
+		kept += r->lease && !r->taken_back ? r->bytes : 0;
 		revocable +=
 			!r->lease && pins_classes[r->device].fit.can == PINS_REVOCABLE ? r->bytes : 0;
 	}
 	tool_size_words(bytes, exact, all, sizeof all);
-	tool_size_words(leased, exact, some, sizeof some);
-	tool_size_words(revocable, exact, free_now, sizeof free_now);
 	tool_size_words(c->pages * PINS_PAGE, false, memory, sizeof memory);
 	printf("\n%s%" PRIu64 " pin%s, %s%s.", filtered ? "Shown: " : "", pins, tool_s(pins), all,
 	       exact ? " bytes" : "");
-	if (c->have_leases)
-		printf(" Leased, so pinlease can take it back now: %s;\nnot leased, but of a kind that "
-		       "could be: %s.\n",
-		       some, free_now);
-	else
-		printf(" Leases are not known, as pinleased doesn't answer.\n");
+	print_leases(c, exact, taken, kept, revocable);
 	printf("The kernel counts %" PRIu64 " pin%s; found: %" PRIu64 "%s.\n", pins_counted(c),
 	       tool_s(pins_counted(c)), c->found, off_words(c));
 	if (c->unexplained)
@@ -199,6 +212,8 @@ static struct json_object *to_json(const struct pins_row *r)
 	tool_add_number(o, "references", r->refs);
 	json_object_object_add(o, "ranges", ranges(r));
 	tool_add_text(o, "lease", r->lease);
+	json_object_object_add(o, "can_take_back",
+			       r->lease ? json_object_new_boolean(r->taken_back) : NULL);
 	tool_add_text(o, "class", pins_cans[pins_classes[r->device].fit.can]);
 	tool_add_text(o, "fitting_policy", pins_classes[r->device].fit.policy);
 	return o;

@@ -27,12 +27,6 @@ struct use {
 	uint64_t pins, refs;
 };
 
-struct lease {
-	int32_t pid;
-	uint64_t start, end, reach; /* reach: the largest end from the process' first lease on */
-	const char *policy;
-};
-
 struct left { /* of a page */
 	uint64_t pins, refs;
 };
@@ -52,14 +46,18 @@ static int keep_lease(const union pl_message *m, void *arg)
 	struct census *c = arg;
 
 	if (m->head.type == PL_ENTRY && m->entry.state != PINL_RELEASED)
-		pins_add(&c->leases, &(struct lease){m->entry.pid, m->entry.start, m->entry.end, 0,
-						     ps_policy_words(&m->entry)});
+		pins_add(&c->leases,
+			 &(struct pins_lease){.pid = m->entry.pid,
+					      .start = m->entry.start,
+					      .end = m->entry.end,
+					      .policy = ps_policy_words(&m->entry),
+					      .taken_back = pins_takes_back(m->entry.policy)});
 	return 0;
 }
 
 static int by_begin(const void *a, const void *b)
 {
-	const struct lease *x = a, *y = b;
+	const struct pins_lease *x = a, *y = b;
 
 	if (x->pid != y->pid)
 		return x->pid < y->pid ? -1 : 1;
@@ -72,7 +70,7 @@ void pins_list_leases(struct census *c)
 	struct arbiter a = {.quiet = true};
 	union pl_message m;
 
-	c->leases.size = sizeof(struct lease);
+	c->leases.size = sizeof(struct pins_lease);
 	c->leases.n = 0;
 	c->have_leases = false;
 	if (arbiter_open(&a))
@@ -82,15 +80,15 @@ void pins_list_leases(struct census *c)
 	arbiter_close(&a);
 	pins_order(&c->leases, by_begin);
 	for (size_t i = 0; i < c->leases.n; i++) {
-		struct lease *l = pins_at(&c->leases, struct lease, i);
+		struct pins_lease *l = pins_at(&c->leases, struct pins_lease, i);
 
 		l->reach = i && l[-1].pid == l->pid && l[-1].reach > l->end ? l[-1].reach : l->end;
 	}
 }
 
-const char *pins_lease_at(const struct census *c, int32_t pid, uint64_t addr, uint64_t *len)
+const struct pins_lease *pins_lease_at(const struct census *c, int32_t pid, uint64_t addr, uint64_t *len)
 {
-	const struct lease *all = c->leases.items;
+	const struct pins_lease *all = c->leases.items;
 	size_t low = 0, high = c->leases.n;
 
 	while (low < high) { /* the first that begins behind it */
@@ -106,7 +104,7 @@ const char *pins_lease_at(const struct census *c, int32_t pid, uint64_t addr, ui
 	for (; low > 0 && all[low - 1].pid == pid && all[low - 1].reach > addr; low--)
 		if (all[low - 1].end > addr) {
 			*len = *len < all[low - 1].end - addr ? *len : all[low - 1].end - addr;
-			return all[low - 1].policy;
+			return &all[low - 1];
 		}
 	return NULL;
 }
@@ -129,7 +127,7 @@ static bool wanted(const struct pins_filter *f, const struct use *u)
 			   &(struct pins_memory){u->pin->ino, u->pin->dev, u->pin->memory});
 }
 
-static struct pins_row *row_of(struct census *c, const struct use *u, const char *lease)
+static struct pins_row *row_of(struct census *c, const struct use *u, const struct pins_lease *lease)
 {
 	struct pins_row row = {.pid = u->pid,
 			       .device = u->device,
@@ -139,7 +137,8 @@ static struct pins_row *row_of(struct census *c, const struct use *u, const char
 			       .dev = u->pin->dev,
 			       .ino = u->pin->ino,
 			       .inode = u->pin->inode,
-			       .lease = lease,
+			       .lease = lease ? lease->policy : NULL,
+			       .taken_back = lease && lease->taken_back,
 			       .ranges = {.size = sizeof(struct pins_range)}};
 
 	for (size_t i = c->rows.n; i > 0; i--) { /* mostly it is the last */
@@ -154,7 +153,8 @@ static struct pins_row *row_of(struct census *c, const struct use *u, const char
 }
 
 /* Of a file: its offsets. Else the process' addresses; where there are none, the machine's. */
-static void add_part(struct census *c, const struct use *u, uint64_t at, uint64_t len, const char *lease)
+static void add_part(struct census *c, const struct use *u, uint64_t at, uint64_t len,
+		     const struct pins_lease *lease)
 {
 	struct pins_row *row = row_of(c, u, lease);
 	uint64_t first = u->pin->memory == CENSUS_FILE ? (u->pin->index + u->page) * PINS_PAGE
@@ -180,7 +180,7 @@ static void add_use(struct making *m, const struct use *u)
 	if (!wanted(m->filter, u))
 		return;
 	for (uint64_t at = 0, len; at < total; at += len) {
-		const char *lease = NULL;
+		const struct pins_lease *lease = NULL;
 
 		len = total - at;
 		if (u->addr && m->c->leases.n && u->device != PINS_VMSPLICE)
