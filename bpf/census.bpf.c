@@ -262,6 +262,7 @@ SEC("iter/task_vma") int vmas(struct bpf_iter__task_vma *ctx)
 	if (!task || !vma)
 		return 0;
 	v.pid = BPF_CORE_READ(task, tgid);
+	v.tid = BPF_CORE_READ(task, pid);
 	v.start = BPF_CORE_READ(vma, vm_start);
 	v.end = BPF_CORE_READ(vma, vm_end);
 	v.pgoff = BPF_CORE_READ(vma, vm_pgoff);

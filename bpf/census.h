@@ -42,8 +42,8 @@ struct census_file {
 
 struct census_vma {
 	__u64 start, end, pgoff, ino;
-	__u32 dev, anon; /* anon: it may have pages of its own */
-	__s32 pid, pad;
+	__u32 dev, anon;    /* anon: it may have pages of its own */
+	__s32 pid, tid;	    /* tid: a task that has it; the process' first may have ended */
 	__u64 private_data; /* of a ring's mapping */
 };
 

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import time
 import types
 
@@ -252,6 +253,38 @@ def untouched():
         assert sorted((row['mapped'], row['bytes']) for row in census()[0]) == [(False, 2 * PAGE), (True, 2 * PAGE)]
         LIBC.munmap(other, 4 * PAGE)
     gone()
+
+
+@contextlib.contextmanager
+def headless():
+    """A process with a fixed buffer whose first thread has ended; its memory, and its number."""
+    with Memory(4 * PAGE) as memory:
+        started, end = os.pipe(), os.pipe()
+        child = os.fork()
+        if not child:
+            Ring(of(memory))
+
+            def rest():
+                while b'Z' not in pathlib.Path(f'/proc/{os.getpid()}/stat').read_bytes().rpartition(b')')[2][:3]:
+                    time.sleep(0.01)
+                os.write(started[1], b'y')
+                os.close(end[1])
+                os.read(end[0], 1)
+                os._exit(0)
+            threading.Thread(target=rest).start()
+            LIBC.syscall(60 if os.uname().machine == 'x86_64' else 93, 0)  # exit: of this thread
+        try:
+            os.read(started[0], 1)
+            yield memory, child
+        finally:
+            for fd in started + end:
+                os.close(fd)
+            os.waitpid(child, 0)
+
+
+def first_thread_ended():
+    with headless() as (memory, child):
+        only(census(pid=child)[0], device='io_uring', mapped=True, pins=4, ranges=bounds(memory.start, 4 * PAGE))
 
 
 def replaced():
@@ -621,6 +654,7 @@ def main():
         ('a file has its path, also a new or no longer one', of_a_file),
         ('private memory of a file on disk', on_disk),
         ('memory that is no longer mapped', unmapped),
+        ('memory of a process whose first thread has ended', first_thread_ended),
         ('a System V segment, the first', of_a_segment),
         ('a file is mapped, though nobody has touched it there', untouched),
         ('memory that other pages are mapped instead of', replaced),

@@ -15,8 +15,8 @@
 #define HUGETLBFS_MAGIC 0x958458f6
 #define BLOCK		512 /* entries of a page table that are read at once */
 
-struct view { /* of the process at hand */
-	int32_t pid;
+struct view { /* of the task at hand */
+	int32_t tid;
 	int pagemap;
 	uint64_t block; /* number of the one that is there; ~0: none */
 	uint64_t entries[BLOCK];
@@ -66,13 +66,13 @@ static bool is_empty(uint64_t entry)
 	return !(entry >> 62) && !(entry >> 58 & 1);
 }
 
-static void look_at(struct view *view, int32_t pid)
+static void look_at(struct view *view, int32_t tid)
 {
-	if (view->pid == pid)
+	if (view->tid == tid)
 		return;
 	if (view->pagemap >= 0)
 		close(view->pagemap);
-	*view = (struct view){.pid = pid, .pagemap = pid ? pins_pagemap(pid) : -1, .block = ~0ull};
+	*view = (struct view){.tid = tid, .pagemap = tid ? pins_pagemap(tid) : -1, .block = ~0ull};
 }
 
 /* The first page of it, which has this index, that is mapped by this VMA, rather one that was touched.
@@ -84,7 +84,7 @@ static void match(struct census *c, struct view *view, const struct census_vma *
 	uint64_t len = (v->end - v->start) / PINS_PAGE, page = index < v->pgoff ? v->pgoff - index : 0;
 	struct pins_map map = {.pin = number, .pid = v->pid};
 
-	look_at(view, v->pid);
+	look_at(view, v->tid);
 	for (; page < p->nr_pages && index + page < v->pgoff + len && !map.touched; page++) {
 		uint64_t addr = v->start + (index + page - v->pgoff) * PINS_PAGE,
 			 found = entry(view, addr);
@@ -161,7 +161,23 @@ static int by_pin(const void *a, const void *b)
 
 	if (x->pin != y->pin)
 		return x->pin < y->pin ? -1 : 1;
-	return x->pid != y->pid ? (x->pid < y->pid ? -1 : 1) : y->touched - x->touched;
+	if (x->pid != y->pid)
+		return x->pid < y->pid ? -1 : 1;
+	if (x->touched != y->touched)
+		return y->touched - x->touched;
+	return x->addr != y->addr ? (x->addr < y->addr ? -1 : 1) : 0;
+}
+
+/* Threads with descriptors of their own come with the same mappings. */
+static void drop_doubles(struct pins_vec *maps)
+{
+	struct pins_map *m = maps->items;
+	size_t to = 0;
+
+	for (size_t i = 0; i < maps->n; i++)
+		if (!to || by_pin(&m[to - 1], &m[i]))
+			m[to++] = m[i];
+	maps->n = to;
 }
 
 int pins_list_maps(struct census *c)
@@ -199,5 +215,6 @@ int pins_list_maps(struct census *c)
 	look_at(&view, 0);
 	free(order);
 	pins_order(&c->maps, by_pin);
+	drop_doubles(&c->maps);
 	return 0;
 }
