@@ -551,6 +551,19 @@ def kept():
     gone()
 
 
+def private_leases():
+    """Nobody is told of leases of private memory, so whether it is leased isn't known."""
+    with ac.Arbiter(PINLEASED) as arbiter, Memory(8 * PAGE) as memory, memfd(2 * PAGE) as fd, Memory(2 * PAGE, fd) as shared, \
+            Ring(of(memory), of(shared)):
+        environment = dict(os.environ, PINLEASE_SOCKET=str(arbiter.path))
+        rows = {row['memory']: (row['lease'], row['lease_known']) for row in census(env=environment)[0]}
+        assert rows == {'anonymous': (None, False), 'file': (None, True)}, rows
+        said = run('--pid', str(os.getpid()), env=environment).stdout
+        assert re.search(r'yes +\? .*private memory\n', said) and re.search(r'yes +- .*memfd:census\n', said), said
+        assert "of a kind that could be: 8.0K.\nPrivate memory of such kinds, whose leases pinleased isn't told of: 32K.\n" in said, said
+    gone()
+
+
 def chosen():
     with Memory(4 * PAGE) as memory, memfd(8 * PAGE) as fd, Memory(8 * PAGE, fd) as file, Ring(of(memory), of(file)), spliced(memory):
         assert len(census()[0]) == 3
@@ -674,6 +687,7 @@ def main():
         ('memory that is mapped for a VFIO device', device_memory),
         ('leased and not', leased),
         ('leased, but kept', kept),
+        ('leased or not, who knows', private_leases),
         ('by process, by kind, sorted', chosen),
         ('the table', table),
         ('names are shown without what controls a terminal', rude),

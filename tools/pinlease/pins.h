@@ -74,6 +74,10 @@ struct pins_user {
  * pinlease recall without --force. */
 bool pins_takes_back(uint32_t policy);
 
+/* Whether programs tell pinleased of leases of this memory (enum census_memory). Else none is no proof.
+ */
+bool pins_leases_are_told(uint32_t memory);
+
 const struct pins_user *pins_user_of(const char *function); /* NULL: it is everybody's, or not known */
 const struct pins_fit *pins_fit_of(enum pins_device device, const struct pins_user *user, bool longterm);
 
@@ -126,6 +130,7 @@ struct pins_row {
 	uint64_t ino, inode;
 	const char *lease; /* policy; NULL: not leased, or not known */
 	bool taken_back;   /* by that policy, when pinlease is asked to */
+	bool lease_known;  /* whether there is one */
 	uint64_t bytes, pins, refs;
 	struct pins_vec ranges; /* struct pins_range: of the file, of the process, of nothing */
 	char *path;

@@ -2,7 +2,7 @@
 /*
  * What can be done about a pin, and which of pinlease's policies fits: by the device that it is for, and
  * where the kernel's function is known that took it, by that; by its lease's policy whether pinlease
- * takes it back. Nothing else says it anywhere.
+ * takes it back, by its memory whether that is known. Nothing else says it anywhere.
  */
 #include <pinlease/pinlease.h>
 #include <string.h>
@@ -81,6 +81,11 @@ static const struct pins_user users[] = {
 bool pins_takes_back(uint32_t policy)
 {
 	return policy == PINL_RECALL;
+}
+
+bool pins_leases_are_told(uint32_t memory)
+{
+	return memory != CENSUS_ANON && memory != CENSUS_KSM;
 }
 
 const struct pins_user *pins_user_of(const char *function)

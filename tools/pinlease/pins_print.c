@@ -62,7 +62,7 @@ static void print_row(const struct census *c, const struct pins_row *r, bool exa
 			      program, device, exact ? 13 : 4, size, r->pins + r->refs,
 			      r->mapped ? "yes" : "NO",
 			      r->lease	       ? r->lease
-			      : c->have_leases ? "-"
+			      : r->lease_known ? "-"
 					       : "?");
 	if (room - (int)strlen(range) - 1 < 12 && r->memory != CENSUS_FILE) {
 		tool_put_path(memory, room);
@@ -109,8 +109,19 @@ static const char *off_words(const struct census *c)
 						: ", WHICH IS NOT EQUAL";
 }
 
-static void print_leases(const struct census *c, bool exact, uint64_t taken, uint64_t kept,
-			 uint64_t revocable)
+struct leases {					  /* bytes */
+	uint64_t taken_back, kept, none, unknown; /* the last two: of a kind that could be leased */
+};
+
+static void add_lease(struct leases *l, const struct pins_row *r)
+{
+	if (r->lease)
+		*(r->taken_back ? &l->taken_back : &l->kept) += r->bytes;
+	else if (pins_classes[r->device].fit.can == PINS_REVOCABLE)
+		*(r->lease_known ? &l->none : &l->unknown) += r->bytes;
+}
+
+static void print_leases(const struct census *c, bool exact, const struct leases *l)
 {
 	char words[24];
 
@@ -118,19 +129,25 @@ static void print_leases(const struct census *c, bool exact, uint64_t taken, uin
 		printf(" Leases are not known, as pinleased doesn't answer.\n");
 		return;
 	}
-	tool_size_words(taken, exact, words, sizeof words);
+	tool_size_words(l->taken_back, exact, words, sizeof words);
 	printf(" Leased, so pinlease can take it back now: %s;\n", words);
-	if (kept) {
-		tool_size_words(kept, exact, words, sizeof words);
+	if (l->kept) {
+		tool_size_words(l->kept, exact, words, sizeof words);
 		printf("leased, but kept by policy: %s; ", words);
 	}
-	tool_size_words(revocable, exact, words, sizeof words);
+	tool_size_words(l->none, exact, words, sizeof words);
 	printf("not leased, but of a kind that could be: %s.\n", words);
+	if (l->unknown) {
+		tool_size_words(l->unknown, exact, words, sizeof words);
+		printf("Private memory of such kinds, whose leases pinleased isn't told of: %s.\n",
+		       words);
+	}
 }
 
 static void print_sums(const struct census *c, bool exact, bool filtered)
 {
-	uint64_t bytes = 0, pins = 0, taken = 0, kept = 0, revocable = 0;
+	struct leases l = {0};
+	uint64_t bytes = 0, pins = 0;
 	char all[24], memory[24];
 
 	for (size_t i = 0; i < c->rows.n; i++) {
@@ -138,16 +155,13 @@ static void print_sums(const struct census *c, bool exact, bool filtered)
 
 		bytes += r->bytes;
 		pins += r->pins;
-		taken += r->taken_back ? r->bytes : 0;
-		kept += r->lease && !r->taken_back ? r->bytes : 0;
-		revocable +=
-			!r->lease && pins_classes[r->device].fit.can == PINS_REVOCABLE ? r->bytes : 0;
+		add_lease(&l, r);
 	}
 	tool_size_words(bytes, exact, all, sizeof all);
 	tool_size_words(c->pages * PINS_PAGE, false, memory, sizeof memory);
 	printf("\n%s%" PRIu64 " pin%s, %s%s.", filtered ? "Shown: " : "", pins, tool_s(pins), all,
 	       exact ? " bytes" : "");
-	print_leases(c, exact, taken, kept, revocable);
+	print_leases(c, exact, &l);
 	printf("The kernel counts %" PRIu64 " pin%s; found: %" PRIu64 "%s.\n", pins_counted(c),
 	       tool_s(pins_counted(c)), c->found, off_words(c));
 	if (c->unexplained)
@@ -212,6 +226,7 @@ static struct json_object *to_json(const struct pins_row *r)
 	tool_add_number(o, "references", r->refs);
 	json_object_object_add(o, "ranges", ranges(r));
 	tool_add_text(o, "lease", r->lease);
+	add_truth(o, "lease_known", r->lease_known);
 	json_object_object_add(o, "can_take_back",
 			       r->lease ? json_object_new_boolean(r->taken_back) : NULL);
 	tool_add_text(o, "class", pins_cans[pins_classes[r->device].fit.can]);

@@ -139,6 +139,8 @@ static struct pins_row *row_of(struct census *c, const struct use *u, const stru
 			       .inode = u->pin->inode,
 			       .lease = lease ? lease->policy : NULL,
 			       .taken_back = lease && lease->taken_back,
+			       .lease_known =
+				       c->have_leases && (lease || pins_leases_are_told(u->pin->memory)),
 			       .ranges = {.size = sizeof(struct pins_range)}};
 
 	for (size_t i = c->rows.n; i > 0; i--) { /* mostly it is the last */
