@@ -387,6 +387,34 @@ def two_processes():
     gone()
 
 
+def held_by_several():
+    """Who of several has a ring is told of all: it frees nothing to end one of them."""
+    with Memory(4 * PAGE) as memory, Memory(PAGE) as other:
+        pipe, children = os.pipe(), []
+        with Ring(of(memory)):
+            for _ in range(2):
+                children.append(os.fork())
+                if not children[-1]:
+                    memory.unmap()
+                    os.close(pipe[1])
+                    os.read(pipe[0], 1)
+                    os._exit(0)
+        try:
+            with Ring(of(other)):
+                only(census()[0], open_in=[os.getpid()], bytes=PAGE)
+                row = only(json.loads(run('--json', '--pid', str(children[0])).stdout)['pins'], open_in=sorted(children), mapped=False, bytes=4 * PAGE)
+                assert row['pid'] in children, row
+                assert only(json.loads(run('--json', '--pid', str(children[1])).stdout)['pins']) == row
+                said = run('--pid', str(children[0])).stdout
+                assert re.search(rf'^ *{row["pid"]} {re.escape(row["program"][:7])} \+1 +io_uring +16K ', said, re.M), said
+        finally:
+            os.close(pipe[1])
+            os.close(pipe[0])
+            for child in children:
+                os.waitpid(child, 0)
+    gone()
+
+
 def without_descriptor():
     """A ring that is only mapped, or only registered with its task."""
     with Memory(4 * PAGE) as memory:
@@ -679,6 +707,7 @@ def main():
         ('a thousand buffers', many_buffers),
         ('a page that is pinned twice', twice),
         ('an inherited ring', two_processes),
+        ('a ring that several have', held_by_several),
         ('a ring without a descriptor', without_descriptor),
         ('plain references in a pipe', references),
         ("an AF_XDP socket's area", socket_area),

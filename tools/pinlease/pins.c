@@ -91,6 +91,8 @@ void pins_end(struct census *c)
 	pins_free(&c->leases);
 	pins_free(&c->memories);
 	pins_free(&c->objects);
+	pins_free(&c->haves);
+	pins_free(&c->groups);
 	pins_free(&c->places);
 	pins_unload(c);
 }

@@ -6,6 +6,7 @@
  *   pins_own.c      pin memory of our own, which must be found again; where struct pages are
  *   pins_scan.c     all pinned pages of the machine; the kernel's own counters before and after
  *   pins_hold.c     which open objects (rings, regions, sockets ...) hold which pages
+ *   pins_have.c     which processes have those objects
  *   pins_map.c      which processes map them, and where
  *   pins_row.c      pages become uses, uses become rows: by process, file, device, lease
  *   pins_class.c    what can be done about a pin, by its device and who took it
@@ -93,6 +94,7 @@ struct pins_hold {
 	int32_t pid, fd;
 	uint64_t addr, object; /* addr: in the process, 0: unknown; object: in the kernel, held once
 				  however many have it */
+	uint32_t group;	       /* of the processes that have it; 0: this one alone */
 	bool counted;	       /* by pins, else by plain references */
 	bool each_page;	       /* has a pin of its own, else each piece has */
 };
@@ -109,6 +111,8 @@ struct pins_region {
 	enum pins_device device;
 	int32_t pid;
 	uint64_t start, end, reach; /* reach: the largest end from the process' first on */
+	uint64_t object;	    /* and the group, as a hold has them */
+	uint32_t group, pad;
 };
 
 /* A page that a process maps. What it has pinned itself it has touched; who maps a file sees of it
@@ -124,8 +128,9 @@ struct pins_map {
 struct pins_row {
 	int32_t pid; /* 0: unknown */
 	enum pins_device device;
-	bool sure;   /* found among the device's own; else concluded */
-	bool mapped; /* in that process; for an unknown one: in any */
+	uint32_t group; /* of processes that have the object, too; 0: none others, or not known */
+	bool sure;	/* found among the device's own; else concluded */
+	bool mapped;	/* in that process; for an unknown one: in any */
 	uint32_t memory, dev;
 	uint64_t ino, inode;
 	const char *lease; /* policy; NULL: not leased, or not known */
@@ -175,7 +180,7 @@ struct census {
 	struct census_pin *window;
 	struct pins_own own;
 	struct pins_vec pins, files, vmas, tasks, holds, pieces, regions, maps, rows, leases, memories,
-		places, objects;
+		places, objects, haves, groups;
 	struct pins_counters before, after; /* without ours */
 	uint64_t found, found_bytes;	    /* pins of others */
 	uint64_t unexplained;		    /* plain references that nothing explains */
@@ -279,6 +284,15 @@ bool pins_is_mapped(const struct census *c, uint32_t pin, int32_t pid);
 uint32_t pins_hold(struct census *c, const struct pins_hold *hold);
 void pins_piece(struct census *c, uint32_t hold, uint64_t page, uint64_t offset, uint64_t len,
 		uint64_t at);
+
+/* This process has the object. When all are known: the groups of those that several have. */
+void pins_have(struct census *c, uint64_t object, int32_t pid);
+void pins_group_holds(struct census *c);
+
+/* Of group 0: 1, and none. `i`: from the lowest number on. */
+size_t pins_group_size(const struct census *c, uint32_t group);
+int32_t pins_group_pid(const struct census *c, uint32_t group, size_t i);
+bool pins_group_has(const struct census *c, uint32_t group, int32_t pid);
 
 void pins_hold_ring(struct census *c, int32_t pid, int fd, uint64_t ring);
 void pins_hold_xdp(struct census *c, const struct census_file *f);

@@ -220,7 +220,9 @@ void live_leak_words(struct live *l, const struct live_leak *leak, char *buf, si
 		    "pinned; ",
 		    size, k->now.key.tgid, program, age, pins_classes[k->device].name, k->name, range,
 		    path, hows[leak->how], confirmed);
-	if (leak->has)
+	if (leak->others)
+		tool_append(buf, len, "%d and %zu more have it open", leak->has, leak->others);
+	else if (leak->has)
 		tool_append(buf, len, "%d has it open", leak->has);
 	else
 		tool_append(buf, len, "nobody is known to have it open");
@@ -240,6 +242,7 @@ struct json_object *live_leak_json(struct live *l, const struct live_leak *leak)
 	tool_add_number(o, "held_ns", tool_now() - leak->since_ns);
 	tool_add_number(o, "confirmed_bytes", leak->confirmed * PINS_PAGE);
 	json_object_object_add(o, "open_in", leak->has ? json_object_new_int(leak->has) : NULL);
+	tool_add_number(o, "open_in_others", leak->others);
 	return o;
 }
 

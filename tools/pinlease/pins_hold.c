@@ -2,7 +2,7 @@
 /*
  * Which open objects hold which pages, by the lists that the objects themselves keep: registered buffers
  * of rings, memory regions, areas of AF_XDP sockets, udmabufs, pipes. An object that several processes
- * have open is counted for the first of them. What is read changes meanwhile; whatever comes of it
+ * have open is counted once, for the first of them. What is read changes meanwhile; whatever comes of it
  * counts only where it meets a page that is pinned.
  */
 #include <errno.h>
@@ -115,7 +115,10 @@ static void hold_buffer(struct census *c, int32_t pid, int fd, uint64_t buffer)
 		 len = buffer_length(c, buffer, start);
 	uint32_t n = pins_half(c, buffer + pins_offset(c, "io_mapped_ubuf", "nr_bvecs")), hold;
 
-	if (!len || pins_seen(c, buffer))
+	if (!len)
+		return;
+	pins_have(c, buffer, pid);
+	if (pins_seen(c, buffer))
 		return;
 	parts = array(c, buffer + pins_offset(c, "io_mapped_ubuf", "bvec"), n, sizeof *parts);
 	if (!parts)
@@ -191,6 +194,7 @@ void pins_hold_xdp(struct census *c, const struct census_file *f)
 				 .counted = true,
 				 .each_page = true};
 
+	pins_have(c, area, f->pid);
 	if (pins_offset(c, "xdp_umem", "pgs") < 0 || pins_seen(c, area))
 		return;
 	pages = array(c, pins_word(c, area + pins_offset(c, "xdp_umem", "pgs")), n, 8);
@@ -226,6 +230,7 @@ void pins_hold_dmabuf(struct census *c, const struct census_file *f)
 	struct pins_hold hold = {.device = PINS_DMABUF, .pid = f->pid, .fd = f->fd, .object = buffer};
 	char exporter[16] = "";
 
+	pins_have(c, buffer, f->pid);
 	if (name < 0 || count < 0 ||
 	    pins_string(c, pins_word(c, buffer + name), exporter, sizeof exporter) ||
 	    strcmp(exporter, "udmabuf") || pins_seen(c, buffer))
@@ -246,6 +251,7 @@ void pins_hold_pipe(struct census *c, const struct census_file *f)
 		 room = pins_half(c, pipe + pins_offset(c, "pipe_inode_info", "ring_size"));
 	long size = pins_size(c, "pipe_buffer", "");
 
+	pins_have(c, pipe, f->pid);
 	if (head == tail || room > MAX_SLOTS || room & (room - 1) || head - tail > room ||
 	    pins_seen(c, pipe))
 		return;
@@ -360,5 +366,6 @@ int pins_list_holds(struct census *c)
 		if (v->private_data)
 			pins_hold_ring(c, v->pid, -1, v->private_data);
 	}
+	pins_group_holds(c);
 	return add_referenced(c);
 }

@@ -36,17 +36,17 @@ static struct live_leak *find(const struct pins_vec *leaks, uint64_t site, enum 
 	return NULL;
 }
 
-/* Who has an object with pages of this folio; 0: nobody known. */
-static int32_t holder_of(const struct census *c, const struct census_pin *p)
+/* What has pages of this folio; NULL: nothing known. */
+static const struct pins_hold *hold_of(const struct census *c, const struct census_pin *p)
 {
 	for (size_t i = 0; i < c->pieces.n; i++) {
 		const struct pins_piece *piece = pins_at(&c->pieces, struct pins_piece, i);
 		const struct pins_hold *h = pins_at(&c->holds, struct pins_hold, piece->hold);
 
 		if (h->counted && piece->pfn < p->pfn + p->nr_pages && p->pfn < piece->pfn + piece->nr)
-			return h->pid;
+			return h;
 	}
-	return 0;
+	return NULL;
 }
 
 /* Pages of both ranges. */
@@ -94,6 +94,7 @@ static void add(struct looking *look, const struct live_slot *slot, enum live_le
 {
 	struct live_leak *k = find(&look->l->leaks, slot->site, how);
 	uint64_t pages = (uint64_t)slot->pages;
+	const struct pins_hold *h;
 	struct live_leak new = {.site = slot->site,
 				.since_ns = slot->since_ns,
 				.addr = slot->addr,
@@ -105,7 +106,9 @@ static void add(struct looking *look, const struct live_slot *slot, enum live_le
 				.how = how};
 
 	if (!k) {
-		new.has = holder_of(&look->census, p);
+		h = hold_of(&look->census, p);
+		new.has = h ? h->pid : 0;
+		new.others = h ? pins_group_size(&look->census, h->group) - 1 : 0;
 		pins_add(&look->l->leaks, &new);
 		return;
 	}

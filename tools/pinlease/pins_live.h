@@ -72,7 +72,8 @@ struct live_leak {
 	uint64_t confirmed;			   /* of these pages: so many has the census found */
 	uint64_t addr, addr_end, index, index_end; /* from the first to the last */
 	enum live_leaked how;
-	int32_t has; /* a process that has it open, says the census; 0: none known */
+	int32_t has;   /* a process that has it open, says the census; 0: none known */
+	size_t others; /* that have it open, too */
 };
 
 /* By what functions are followed. */

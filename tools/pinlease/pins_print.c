@@ -46,6 +46,17 @@ static void range_words(const struct pins_row *r, char *buf, size_t len)
 		tool_append(buf, len, "/%zu", r->ranges.n);
 }
 
+/* What several have is freed by none of them alone. */
+static void program_words(const struct census *c, const struct pins_row *r, char *buf, size_t len)
+{
+	char more[16] = "", name[24];
+
+	if (r->group)
+		snprintf(more, sizeof more, " +%zu", pins_group_size(c, r->group) - 1);
+	tool_path_words(r->program, 16, name, sizeof name);
+	snprintf(buf, len, "%.*s%s", 10 - (int)strlen(more), name, more);
+}
+
 static void print_row(const struct census *c, const struct pins_row *r, bool exact, int width)
 {
 	char size[24], device[16], range[80], memory[4200], pid[12], program[24];
@@ -55,12 +66,11 @@ static void print_row(const struct census *c, const struct pins_row *r, bool exa
 	snprintf(device, sizeof device, "%s%s", pins_classes[r->device].name,
 		 r->sure || r->device == PINS_OTHER ? "" : "?");
 	snprintf(pid, sizeof pid, "%d", r->pid);
-	tool_path_words(r->program, 16, program, sizeof program);
+	program_words(c, r, program, sizeof program);
 	range_words(r, range, sizeof range);
 	memory_words(r, memory, sizeof memory);
-	room = width - printf("%7s %-10.10s %-9s %*s %6" PRIu64 " %-6s %-7s ", r->pid ? pid : "?",
-			      program, device, exact ? 13 : 4, size, r->pins + r->refs,
-			      r->mapped ? "yes" : "NO",
+	room = width - printf("%7s %-10s %-9s %*s %6" PRIu64 " %-6s %-7s ", r->pid ? pid : "?", program,
+			      device, exact ? 13 : 4, size, r->pins + r->refs, r->mapped ? "yes" : "NO",
 			      r->lease	       ? r->lease
 			      : r->lease_known ? "-"
 					       : "?");
@@ -206,12 +216,25 @@ static struct json_object *ranges(const struct pins_row *r)
 	return all;
 }
 
-static struct json_object *to_json(const struct pins_row *r)
+/* Where an object is known: all that have it. */
+static struct json_object *open_in(const struct census *c, const struct pins_row *r)
+{
+	struct json_object *all = json_object_new_array();
+
+	if (!r->group)
+		json_object_array_add(all, json_object_new_int(r->pid));
+	for (size_t i = 0; r->group && i < pins_group_size(c, r->group); i++)
+		json_object_array_add(all, json_object_new_int(pins_group_pid(c, r->group, i)));
+	return all;
+}
+
+static struct json_object *to_json(const struct census *c, const struct pins_row *r)
 {
 	struct json_object *o = json_object_new_object();
 
 	json_object_object_add(o, "pid", r->pid ? json_object_new_int(r->pid) : NULL);
 	tool_add_text(o, "program", r->pid ? r->program : NULL);
+	json_object_object_add(o, "open_in", r->sure ? open_in(c, r) : NULL);
 	tool_add_text(o, "device", pins_classes[r->device].name);
 	add_truth(o, "listed", r->sure);
 	tool_add_text(o, "memory", memories[r->memory]);
@@ -260,7 +283,7 @@ void pins_print_json(const struct census *c)
 	struct json_object *all = json_object_new_object(), *rows = json_object_new_array();
 
 	for (size_t i = 0; i < c->rows.n; i++)
-		json_object_array_add(rows, to_json(pins_at(&c->rows, struct pins_row, i)));
+		json_object_array_add(rows, to_json(c, pins_at(&c->rows, struct pins_row, i)));
 	json_object_object_add(all, "pins", rows);
 	json_object_object_add(all, "machine", machine(c));
 	puts(json_object_to_json_string_ext(all, JSON_C_TO_STRING_PRETTY));

@@ -75,6 +75,7 @@ static void hold_region(struct census *c, const struct census_file *f, uint64_t 
 	     inner = region ? pins_offset_of(c, region, "umem", "ib_umem") : -1;
 	uint64_t umem = outer < 0 || inner < 0 ? 0 : pins_word(c, mr - outer + inner), addr;
 
+	pins_have(c, umem, f->pid);
 	if (!umem || pins_seen(c, umem) || pins_offset(c, "ib_umem", "sgt_append.sgt.sgl") < 0)
 		return;
 	addr = pins_word(c, umem + pins_offset(c, "ib_umem", "address"));

@@ -22,6 +22,7 @@ struct use {
 	enum pins_device device;
 	bool sure, mapped;
 	int32_t pid;
+	uint32_t group;
 	uint64_t page, nr; /* of the folio */
 	uint64_t addr;	   /* of the first of them in the process; 0: none */
 	uint64_t pins, refs;
@@ -121,9 +122,12 @@ bool pins_wanted(const struct pins_filter *f, int32_t pid, enum pins_device devi
 			       makedev(m->dev >> 20, m->dev & 0xfffff) == f->file_dev);
 }
 
-static bool wanted(const struct pins_filter *f, const struct use *u)
+/* What another has, too, is also his. */
+static bool wanted(const struct making *m, const struct use *u)
 {
-	return pins_wanted(f, u->pid, u->device,
+	const struct pins_filter *f = m->filter;
+
+	return pins_wanted(f, pins_group_has(m->c, u->group, f->pid) ? f->pid : u->pid, u->device,
 			   &(struct pins_memory){u->pin->ino, u->pin->dev, u->pin->memory});
 }
 
@@ -131,6 +135,7 @@ static struct pins_row *row_of(struct census *c, const struct use *u, const stru
 {
 	struct pins_row row = {.pid = u->pid,
 			       .device = u->device,
+			       .group = u->group,
 			       .sure = u->sure,
 			       .mapped = u->mapped,
 			       .memory = u->pin->memory,
@@ -146,9 +151,9 @@ static struct pins_row *row_of(struct census *c, const struct use *u, const stru
 	for (size_t i = c->rows.n; i > 0; i--) { /* mostly it is the last */
 		struct pins_row *r = pins_at(&c->rows, struct pins_row, i - 1);
 
-		if (r->pid == row.pid && r->device == row.device && r->sure == row.sure &&
-		    r->mapped == row.mapped && r->memory == row.memory && r->dev == row.dev &&
-		    r->ino == row.ino && r->lease == row.lease)
+		if (r->pid == row.pid && r->device == row.device && r->group == row.group &&
+		    r->sure == row.sure && r->mapped == row.mapped && r->memory == row.memory &&
+		    r->dev == row.dev && r->ino == row.ino && r->lease == row.lease)
 			return r;
 	}
 	return pins_add(&c->rows, &row);
@@ -179,7 +184,7 @@ static void add_use(struct making *m, const struct use *u)
 {
 	uint64_t total = u->nr * PINS_PAGE;
 
-	if (!wanted(m->filter, u))
+	if (!wanted(m, u))
 		return;
 	for (uint64_t at = 0, len; at < total; at += len) {
 		const struct pins_lease *lease = NULL;
@@ -269,7 +274,7 @@ static void use_piece(struct making *m, const struct pins_piece *piece, uint32_t
 	const struct census_pin *p = pins_at(&c->pins, struct census_pin, number);
 	uint64_t begin = piece->pfn > p->pfn ? piece->pfn : p->pfn, end = piece->pfn + piece->nr,
 		 all = p->pfn + p->nr_pages, count;
-	struct use u = {.pin = p, .device = h->device, .sure = true, .pid = h->pid};
+	struct use u = {.pin = p, .device = h->device, .sure = true, .pid = h->pid, .group = h->group};
 
 	u.nr = (end < all ? end : all) - begin;
 	u.page = begin - p->pfn;
@@ -329,6 +334,7 @@ static void use_region(struct making *m, const struct pins_map *map, const struc
 			.sure = true,
 			.mapped = true,
 			.pid = r->pid,
+			.group = r->group,
 			.addr = start};
 
 	if (start >= end)

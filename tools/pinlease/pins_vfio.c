@@ -9,11 +9,12 @@
 #define MAX_MAPPINGS (1u << 24)
 #define MAX_DEPTH    64 /* of a balanced tree: more is garbage */
 
-static void hold_mapping(struct census *c, uint64_t dma)
+static void hold_mapping(struct census *c, uint64_t iommu, uint64_t dma)
 {
 	uint64_t task = pins_word(c, dma + pins_offset(c, "vfio_dma", "task"));
 	struct pins_region r = {
 		.device = PINS_VFIO,
+		.object = iommu,
 		.pid = (int32_t)pins_half(c, task + pins_offset(c, "task_struct", "tgid")),
 		.start = pins_word(c, dma + pins_offset(c, "vfio_dma", "vaddr"))};
 
@@ -22,14 +23,14 @@ static void hold_mapping(struct census *c, uint64_t dma)
 		pins_add(&c->regions, &r);
 }
 
-static void walk(struct census *c, uint64_t node, int depth, uint32_t *left)
+static void walk(struct census *c, uint64_t iommu, uint64_t node, int depth, uint32_t *left)
 {
 	if (!node || depth == MAX_DEPTH || !*left)
 		return;
 	--*left;
-	walk(c, pins_word(c, node + pins_offset(c, "rb_node", "rb_left")), depth + 1, left);
-	hold_mapping(c, node - pins_offset(c, "vfio_dma", "node"));
-	walk(c, pins_word(c, node + pins_offset(c, "rb_node", "rb_right")), depth + 1, left);
+	walk(c, iommu, pins_word(c, node + pins_offset(c, "rb_node", "rb_left")), depth + 1, left);
+	hold_mapping(c, iommu, node - pins_offset(c, "vfio_dma", "node"));
+	walk(c, iommu, pins_word(c, node + pins_offset(c, "rb_node", "rb_right")), depth + 1, left);
 }
 
 void pins_hold_vfio(struct census *c, const struct census_file *f)
@@ -47,8 +48,9 @@ void pins_hold_vfio(struct census *c, const struct census_file *f)
 	if (data < 0 || list < 0 || pins_offset(c, "vfio_dma", "task") < 0)
 		return;
 	iommu = pins_word(c, f->private_data + data);
+	pins_have(c, iommu, f->pid);
 	if (!pins_seen(c, iommu))
-		walk(c, pins_word(c, iommu + list), 0, &left);
+		walk(c, iommu, pins_word(c, iommu + list), 0, &left);
 }
 
 static int by_process(const void *a, const void *b)
