@@ -655,15 +655,26 @@ def table():
 
 def refused():
     """Where something is missing, one sentence says what, and what to do."""
-    for words in (['setpriv', '--bounding-set=-bpf'], ['setpriv', '--bounding-set=-sys_admin']):
+    for name in ('bpf', 'perfmon'):
         if not shutil.which('setpriv'):
             raise tree.Skip('setpriv (util-linux)')
-        result = subprocess.run([*words, PINLEASE, 'pins'], capture_output=True, text=True, check=False)
+        result = subprocess.run(['setpriv', f'--bounding-set=-{name}', PINLEASE, 'pins'], capture_output=True, text=True, check=False)
         assert result.returncode == 2 and not result.stdout and result.stderr.count('\n') == 1, result
-        assert 'CAP_BPF' in result.stderr and 'root' in result.stderr, result
+        assert f'this root has no CAP_{name.upper()} (' in result.stderr and 'on the host' in result.stderr, result
+    result = subprocess.run(['setpriv', '--reuid=65534', '--clear-groups', PINLEASE, 'pins'], capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and 'CAP_BPF' in result.stderr and 'run it as root' in result.stderr, result
     for arguments, because in ((['--kind', 'x'], 'no kind'), (['--sort', 'x'], "can't sort"), (['--pid', 'x'], 'no process'), (['x'], '"x"')):
         result = run(*arguments)
         assert result.returncode == 2 and because in result.stderr and not result.stdout, result
+
+
+def in_a_container():
+    """There the numbers of processes are others than the kernel's."""
+    for words in (['unshare', '-fp'], ['unshare', '-fp', '--mount-proc']):
+        if subprocess.run([*words, 'true'], capture_output=True, check=False).returncode:
+            raise tree.Skip('PID namespaces (unshare)')
+        result = subprocess.run([*words, PINLEASE, 'pins'], capture_output=True, text=True, check=False)
+        assert result.returncode == 2 and 'another PID namespace' in result.stderr and '--pid=host' in result.stderr, result
 
 
 def nothing_left():
@@ -721,6 +732,7 @@ def main():
         ('the table', table),
         ('names are shown without what controls a terminal', rude),
         ('what is missing is said', refused),
+        ('a container is told apart', in_a_container),
         ('nothing is left in the kernel', nothing_left),
     ]
 

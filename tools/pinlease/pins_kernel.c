@@ -13,12 +13,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <census.skel.h>
 #include "command.h"
+#include "common.h"
 #include "pins.h"
+
+#define FIRST_PID_NAMESPACE 0xeffffffcu /* PID_NS_INIT_INO */
 
 static struct {
 	char *buf;
@@ -235,19 +239,48 @@ static int learn(struct census *c)
 
 /* ----------------------------------------------------------------------------------- loading -- */
 
-static bool have_caps(void)
+static int check_caps(void)
 {
-	static const int needed[] = {CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE,
-				     CAP_DAC_READ_SEARCH};
+	static const struct {
+		int number;
+		const char *name;
+	} needed[] = {{CAP_BPF, "CAP_BPF"},
+		      {CAP_PERFMON, "CAP_PERFMON"},
+		      {CAP_SYS_ADMIN, "CAP_SYS_ADMIN"},
+		      {CAP_SYS_PTRACE, "CAP_SYS_PTRACE"},
+		      {CAP_DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH"}};
 	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct data[2] = {0};
+	char missing[128] = "";
 
 	if (syscall(SYS_capget, &head, data))
-		return false;
+		memset(data, 0, sizeof data);
 	for (size_t i = 0; i < sizeof needed / sizeof *needed; i++)
-		if (!(data[needed[i] / 32].effective & 1u << needed[i] % 32))
-			return false;
-	return true;
+		if (!(data[needed[i].number / 32].effective & 1u << needed[i].number % 32))
+			tool_append(missing, sizeof missing, "%s%s", *missing ? ", " : "",
+				    needed[i].name);
+	if (!*missing)
+		return 0;
+	if (geteuid())
+		pins_say("needs CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE and "
+			 "CAP_DAC_READ_SEARCH, since it reads the kernel's memory; run it as root");
+	else
+		pins_say("this root has no %s (taken away by a container or a service), without which "
+			 "nobody reads the kernel's memory; run it on the host, or give it that",
+			 missing);
+	return -EPERM;
+}
+
+/* The kernel's programs have the numbers of processes as the first PID namespace has them. */
+static int check_namespace(void)
+{
+	struct stat st;
+
+	if (stat("/proc/self/ns/pid", &st) || st.st_ino == FIRST_PID_NAMESPACE)
+		return 0;
+	pins_say("this is another PID namespace than the machine's (a container), where processes have "
+		 "other numbers; run it on the host, or in a container that shares its (--pid=host)");
+	return -EPERM;
 }
 
 static bool locked_down(void)
@@ -288,14 +321,12 @@ static int refuse(int err)
 
 int pins_load(struct census *c)
 {
-	int err;
+	int err = check_namespace();
 
-	if (!have_caps()) {
-		pins_say("needs CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE and "
-			 "CAP_DAC_READ_SEARCH, since it "
-			 "reads the kernel's memory; run it as root");
-		return -EPERM;
-	}
+	if (!err)
+		err = check_caps();
+	if (err)
+		return err;
 	libbpf_set_print(quiet);
 	c->btf = btf__load_vmlinux_btf();
 	if (!c->btf) {
