@@ -415,6 +415,43 @@ def held_by_several():
     gone()
 
 
+@contextlib.contextmanager
+def coming_and_going(memory):
+    """Processes that pin it and end, one after the other."""
+    pipe = os.pipe()
+    os.set_blocking(pipe[0], False)
+    child = os.fork()
+    if not child:
+        os.close(pipe[1])
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                os._exit(len(os.read(pipe[0], 1)))
+            if not (short := os.fork()):
+                Ring(of(memory))
+                os._exit(0)
+            os.waitpid(short, 0)
+    try:
+        yield
+    finally:
+        os.close(pipe[1])
+        os.close(pipe[0])
+        os.waitpid(child, 0)
+
+
+def going():
+    """What is on its way out while the census looks is no row of nobody's: a second look doesn't find it, and it is counted."""
+    gone_meanwhile = 0
+    with Memory(256 * PAGE) as memory, coming_and_going(memory):
+        for _ in range(100):
+            said = json.loads(run('--json').stdout)
+            shown = sum(row['pins'] for row in said['pins'])
+            gone_meanwhile = said['machine']['gone_meanwhile']
+            assert shown + gone_meanwhile == said['machine']['pins'], said
+            if gone_meanwhile:
+                return
+    raise tree.Failure('nothing has gone meanwhile, in a hundred censuses')
+
+
 def without_descriptor():
     """A ring that is only mapped, or only registered with its task."""
     with Memory(4 * PAGE) as memory:
@@ -484,7 +521,8 @@ def socket_area():
         row = only(census()[0], device='af_xdp', listed=True, bytes=size, pins=8, mapped=True, ranges=bounds(memory.start, size))
         assert row['class'] == 'not at all'
         memory.unmap()
-        only(census()[0], device='af_xdp', bytes=size, mapped=False)
+        only(census()[0], device='af_xdp', bytes=size, mapped=False, ranges_of='machine')
+        assert re.search(r' NO +\? +physical [0-9a-f]+-[0-9a-f/]+ private memory\n', run('--kind', 'af_xdp').stdout)
     gone()
 
 
@@ -719,6 +757,7 @@ def main():
         ('a page that is pinned twice', twice),
         ('an inherited ring', two_processes),
         ('a ring that several have', held_by_several),
+        ('pins of processes that come and go', going),
         ('a ring without a descriptor', without_descriptor),
         ('plain references in a pipe', references),
         ("an AF_XDP socket's area", socket_area),

@@ -66,6 +66,8 @@ int pins_take(struct census *c, const struct pins_filter *filter)
 	if (!err)
 		err = pins_list_maps(c);
 	if (!err)
+		err = pins_look_again(c);
+	if (!err)
 		err = pins_make_rows(c, filter);
 	c->who_ns = tool_now() - scanned;
 	pins_release_own(c);

@@ -8,6 +8,7 @@
  *   pins_hold.c     which open objects (rings, regions, sockets ...) hold which pages
  *   pins_have.c     which processes have those objects
  *   pins_map.c      which processes map them, and where
+ *   pins_again.c    a second look at what nobody maps: pins of a process that was ending have gone
  *   pins_row.c      pages become uses, uses become rows: by process, file, device, lease
  *   pins_class.c    what can be done about a pin, by its device and who took it
  *   pins_print.c    a table, or JSON
@@ -131,15 +132,16 @@ struct pins_row {
 	uint32_t group; /* of processes that have the object, too; 0: none others, or not known */
 	bool sure;	/* found among the device's own; else concluded */
 	bool mapped;	/* in that process; for an unknown one: in any */
+	bool physical;	/* the ranges are the machine's addresses, no process' */
 	uint32_t memory, dev;
 	uint64_t ino, inode;
 	const char *lease; /* policy; NULL: not leased, or not known */
 	bool taken_back;   /* by that policy, when pinlease is asked to */
 	bool lease_known;  /* whether there is one */
 	uint64_t bytes, pins, refs;
-	struct pins_vec ranges; /* struct pins_range: of the file, of the process, of nothing */
+	struct pins_vec ranges; /* struct pins_range: of the file, of the process, else `physical` */
 	char *path;
-	char program[16];
+	char program[16]; /* empty: it has gone */
 };
 
 struct pins_range {
@@ -183,6 +185,7 @@ struct census {
 		places, objects, haves, groups;
 	struct pins_counters before, after; /* without ours */
 	uint64_t found, found_bytes;	    /* pins of others */
+	uint64_t gone;			    /* pins that a second look didn't find, in no row */
 	uint64_t unexplained;		    /* plain references that nothing explains */
 	uint64_t scan_ns, who_ns, total_ns;
 	uint64_t pages, unreadable;
@@ -223,6 +226,7 @@ int pins_calibrate(struct census *c);
 int pins_scan(struct census *c);
 int pins_list_holds(struct census *c);
 int pins_list_maps(struct census *c);
+int pins_look_again(struct census *c);
 int pins_make_rows(struct census *c, const struct pins_filter *filter);
 int pins_counters(struct pins_counters *counters);
 void pins_unload(struct census *c);

@@ -26,7 +26,7 @@ const struct pins_class pins_classes[PINS_NR_DEVICES] = {
 	[PINS_DMABUF] = {"dma-buf", {PINS_NEVER, KEPT}},
 	[PINS_VMSPLICE] = {"vmsplice", {PINS_TRANSIENT, "none: wait until the pipe is read"}},
 	[PINS_DIRECT] = {"direct-io", {PINS_TRANSIENT, "none: it ends by itself"}},
-	[PINS_OTHER] = {"other", {PINS_UNKNOWN, "none: direct I/O ends by itself"}},
+	[PINS_OTHER] = {"other", {PINS_UNKNOWN, "none if it ends soon; else see --watch"}},
 };
 
 static const struct pins_fit never = {PINS_NEVER, KEPT},

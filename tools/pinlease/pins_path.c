@@ -95,6 +95,8 @@ char *pins_path(struct census *c, uint64_t inode, uint32_t dev, uint64_t ino)
 	if (!dentry)
 		return NULL;
 	path = full_path(c, dentry, buf, sizeof buf);
+	if (!*path) /* it is going */
+		return NULL;
 	if (*path != '/')
 		return strdup(path);
 	shown = where_mounted(path, dev);

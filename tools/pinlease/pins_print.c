@@ -41,7 +41,8 @@ static void range_words(const struct pins_row *r, char *buf, size_t len)
 		tool_size_words(last->end, false, end, sizeof end);
 		tool_append(buf, len, "%s-%s", first->start ? start : "0", end);
 	} else
-		tool_append(buf, len, "%" PRIx64 "-%" PRIx64, first->start, last->end);
+		tool_append(buf, len, "%s%" PRIx64 "-%" PRIx64, r->physical ? "physical " : "",
+			    first->start, last->end);
 	if (r->ranges.n > 1)
 		tool_append(buf, len, "/%zu", r->ranges.n);
 }
@@ -53,7 +54,7 @@ static void program_words(const struct census *c, const struct pins_row *r, char
 
 	if (r->group)
 		snprintf(more, sizeof more, " +%zu", pins_group_size(c, r->group) - 1);
-	tool_path_words(r->program, 16, name, sizeof name);
+	tool_path_words(*r->program ? r->program : "?", 16, name, sizeof name);
 	snprintf(buf, len, "%.*s%s", 10 - (int)strlen(more), name, more);
 }
 
@@ -174,6 +175,9 @@ static void print_sums(const struct census *c, bool exact, bool filtered)
 	print_leases(c, exact, &l);
 	printf("The kernel counts %" PRIu64 " pin%s; found: %" PRIu64 "%s.\n", pins_counted(c),
 	       tool_s(pins_counted(c)), c->found, off_words(c));
+	if (c->gone)
+		printf("%" PRIu64 " pin%s that nobody maps ha%s gone in the meantime.\n", c->gone,
+		       tool_s(c->gone), c->gone == 1 ? "s" : "ve");
 	if (c->unexplained)
 		printf("%" PRIu64 " page%s of private memory ha%s references that nothing explains.\n",
 		       c->unexplained, tool_s(c->unexplained), c->unexplained == 1 ? "s" : "ve");
@@ -233,7 +237,7 @@ static struct json_object *to_json(const struct census *c, const struct pins_row
 	struct json_object *o = json_object_new_object();
 
 	json_object_object_add(o, "pid", r->pid ? json_object_new_int(r->pid) : NULL);
-	tool_add_text(o, "program", r->pid ? r->program : NULL);
+	tool_add_text(o, "program", r->pid && *r->program ? r->program : NULL);
 	json_object_object_add(o, "open_in", r->sure ? open_in(c, r) : NULL);
 	tool_add_text(o, "device", pins_classes[r->device].name);
 	add_truth(o, "listed", r->sure);
@@ -248,6 +252,10 @@ static struct json_object *to_json(const struct census *c, const struct pins_row
 	tool_add_number(o, "pins", r->pins);
 	tool_add_number(o, "references", r->refs);
 	json_object_object_add(o, "ranges", ranges(r));
+	tool_add_text(o, "ranges_of",
+		      r->memory == CENSUS_FILE ? "file"
+		      : r->physical	       ? "machine"
+					       : "process");
 	tool_add_text(o, "lease", r->lease);
 	add_truth(o, "lease_known", r->lease_known);
 	json_object_object_add(o, "can_take_back",
@@ -267,6 +275,7 @@ static struct json_object *machine(const struct census *c)
 	tool_add_number(o, "kernel_released", c->after.released);
 	tool_add_number(o, "acquired_and_released_meanwhile", pins_meanwhile(c));
 	add_truth(o, "equal", !pins_off(c));
+	tool_add_number(o, "gone_meanwhile", c->gone);
 	tool_add_number(o, "unexplained_references", c->unexplained);
 	tool_add_number(o, "pages", c->pages);
 	tool_add_number(o, "unreadable_pages", c->unreadable);

@@ -138,6 +138,7 @@ static struct pins_row *row_of(struct census *c, const struct use *u, const stru
 			       .group = u->group,
 			       .sure = u->sure,
 			       .mapped = u->mapped,
+			       .physical = u->pin->memory != CENSUS_FILE && !u->addr,
 			       .memory = u->pin->memory,
 			       .dev = u->pin->dev,
 			       .ino = u->pin->ino,
@@ -152,8 +153,9 @@ static struct pins_row *row_of(struct census *c, const struct use *u, const stru
 		struct pins_row *r = pins_at(&c->rows, struct pins_row, i - 1);
 
 		if (r->pid == row.pid && r->device == row.device && r->group == row.group &&
-		    r->sure == row.sure && r->mapped == row.mapped && r->memory == row.memory &&
-		    r->dev == row.dev && r->ino == row.ino && r->lease == row.lease)
+		    r->sure == row.sure && r->mapped == row.mapped && r->physical == row.physical &&
+		    r->memory == row.memory && r->dev == row.dev && r->ino == row.ino &&
+		    r->lease == row.lease)
 			return r;
 	}
 	return pins_add(&c->rows, &row);
