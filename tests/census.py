@@ -502,6 +502,7 @@ def references():
                  ranges=bounds(memory.start, 3 * PAGE))
             only(rows[1:], device='vmsplice', memory='file', references=2, ranges=bounds(PAGE, 2 * PAGE))
             assert rows[0]['class'] == 'transient', rows
+            assert 'Shown: 0 pins and 5 plain references, 20K.' in run('--pid', str(os.getpid())).stdout
             memory.unmap()
             assert {row['memory']: row['mapped'] for row in census()[0]} == {'anonymous': False, 'file': True}
             os.read(ends[0], 3 * PAGE)

@@ -158,20 +158,23 @@ static void print_leases(const struct census *c, bool exact, const struct leases
 static void print_sums(const struct census *c, bool exact, bool filtered)
 {
 	struct leases l = {0};
-	uint64_t bytes = 0, pins = 0;
-	char all[24], memory[24];
+	uint64_t bytes = 0, pins = 0, refs = 0;
+	char all[24], memory[24], plain[48] = "";
 
 	for (size_t i = 0; i < c->rows.n; i++) {
 		const struct pins_row *r = pins_at(&c->rows, struct pins_row, i);
 
 		bytes += r->bytes;
 		pins += r->pins;
+		refs += r->refs;
 		add_lease(&l, r);
 	}
 	tool_size_words(bytes, exact, all, sizeof all);
 	tool_size_words(c->pages * PINS_PAGE, false, memory, sizeof memory);
-	printf("\n%s%" PRIu64 " pin%s, %s%s.", filtered ? "Shown: " : "", pins, tool_s(pins), all,
-	       exact ? " bytes" : "");
+	if (refs)
+		snprintf(plain, sizeof plain, " and %" PRIu64 " plain reference%s", refs, tool_s(refs));
+	printf("\n%s%" PRIu64 " pin%s%s, %s%s.", filtered ? "Shown: " : "", pins, tool_s(pins), plain,
+	       all, exact ? " bytes" : "");
 	print_leases(c, exact, &l);
 	printf("The kernel counts %" PRIu64 " pin%s; found: %" PRIu64 "%s.\n", pins_counted(c),
 	       tool_s(pins_counted(c)), c->found, off_words(c));
