@@ -452,6 +452,18 @@ def going():
     raise tree.Failure('nothing has gone meanwhile, in a hundred censuses')
 
 
+def shared_memory():
+    """What two lines have is one memory."""
+    with memfd(16 * PAGE) as fd, Memory(16 * PAGE, fd) as memory, spliced(types.SimpleNamespace(start=memory.start, size=4 * PAGE)), \
+            Ring(of(memory)):
+        only(census('--kind', 'io_uring')[0], bytes=16 * PAGE)
+        only(census('--kind', 'vmsplice')[0], bytes=4 * PAGE)
+        assert census('--pid', str(os.getpid()))[1]['shown_bytes'] == 16 * PAGE
+        said = run('--pid', str(os.getpid())).stdout
+        assert 'Shown: 16 pins and 4 plain references, 64K (by lines 80K: some is in several).' in said, said
+    gone()
+
+
 def without_descriptor():
     """A ring that is only mapped, or only registered with its task."""
     with Memory(4 * PAGE) as memory:
@@ -759,6 +771,7 @@ def main():
         ('an inherited ring', two_processes),
         ('a ring that several have', held_by_several),
         ('pins of processes that come and go', going),
+        ('memory that is in two lines', shared_memory),
         ('a ring without a descriptor', without_descriptor),
         ('plain references in a pipe', references),
         ("an AF_XDP socket's area", socket_area),

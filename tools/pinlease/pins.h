@@ -184,7 +184,8 @@ struct census {
 	struct pins_vec pins, files, vmas, tasks, holds, pieces, regions, maps, rows, leases, memories,
 		places, objects, haves, groups;
 	struct pins_counters before, after; /* without ours */
-	uint64_t found, found_bytes;	    /* pins of others */
+	uint64_t found;			    /* pins of others */
+	uint64_t shown_bytes;		    /* memory of all rows, each page once */
 	uint64_t gone;			    /* pins that a second look didn't find, in no row */
 	uint64_t unexplained;		    /* plain references that nothing explains */
 	uint64_t scan_ns, who_ns, total_ns;

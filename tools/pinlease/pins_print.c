@@ -159,7 +159,7 @@ static void print_sums(const struct census *c, bool exact, bool filtered)
 {
 	struct leases l = {0};
 	uint64_t bytes = 0, pins = 0, refs = 0;
-	char all[24], memory[24], plain[48] = "";
+	char all[24], memory[24], plain[48] = "", doubled[64] = "";
 
 	for (size_t i = 0; i < c->rows.n; i++) {
 		const struct pins_row *r = pins_at(&c->rows, struct pins_row, i);
@@ -169,12 +169,16 @@ static void print_sums(const struct census *c, bool exact, bool filtered)
 		refs += r->refs;
 		add_lease(&l, r);
 	}
-	tool_size_words(bytes, exact, all, sizeof all);
+	tool_size_words(c->shown_bytes, exact, all, sizeof all);
+	if (bytes > c->shown_bytes) {
+		tool_size_words(bytes, exact, memory, sizeof memory);
+		snprintf(doubled, sizeof doubled, " (by lines %s: some is in several)", memory);
+	}
 	tool_size_words(c->pages * PINS_PAGE, false, memory, sizeof memory);
 	if (refs)
 		snprintf(plain, sizeof plain, " and %" PRIu64 " plain reference%s", refs, tool_s(refs));
-	printf("\n%s%" PRIu64 " pin%s%s, %s%s.", filtered ? "Shown: " : "", pins, tool_s(pins), plain,
-	       all, exact ? " bytes" : "");
+	printf("\n%s%" PRIu64 " pin%s%s, %s%s%s.", filtered ? "Shown: " : "", pins, tool_s(pins), plain,
+	       all, exact ? " bytes" : "", doubled);
 	print_leases(c, exact, &l);
 	printf("The kernel counts %" PRIu64 " pin%s; found: %" PRIu64 "%s.\n", pins_counted(c),
 	       tool_s(pins_counted(c)), c->found, off_words(c));
@@ -273,6 +277,7 @@ static struct json_object *machine(const struct census *c)
 	struct json_object *o = json_object_new_object();
 
 	tool_add_number(o, "pins", c->found);
+	tool_add_number(o, "shown_bytes", c->shown_bytes);
 	tool_add_number(o, "kernel_pins", pins_counted(c));
 	tool_add_number(o, "kernel_acquired", c->after.acquired);
 	tool_add_number(o, "kernel_released", c->after.released);

@@ -35,8 +35,9 @@ struct left { /* of a page */
 struct making {
 	struct census *c;
 	const struct pins_filter *filter;
-	struct left *left; /* by number of the page's record */
-	int32_t asked;	   /* the process that `device` is of */
+	struct left *left;     /* by number of the page's record */
+	struct pins_vec shown; /* struct pins_range: numbers of pages */
+	int32_t asked;	       /* the process that `device` is of */
 	int device;
 };
 
@@ -184,10 +185,11 @@ static void add_part(struct census *c, const struct use *u, uint64_t at, uint64_
 
 static void add_use(struct making *m, const struct use *u)
 {
-	uint64_t total = u->nr * PINS_PAGE;
+	uint64_t total = u->nr * PINS_PAGE, first = u->pin->pfn + u->page;
 
 	if (!wanted(m, u))
 		return;
+	pins_add(&m->shown, &(struct pins_range){first, first + u->nr});
 	for (uint64_t at = 0, len; at < total; at += len) {
 		const struct pins_lease *lease = NULL;
 
@@ -412,20 +414,23 @@ static int by_start(const void *a, const void *b)
 	return x->start != y->start ? (x->start < y->start ? -1 : 1) : 0;
 }
 
-static void merge(struct pins_row *row)
+/* How much that is together. */
+static uint64_t merge(struct pins_vec *ranges)
 {
-	struct pins_range *r = row->ranges.items;
+	struct pins_range *r = ranges->items;
+	uint64_t sum = 0;
 	size_t to = 0;
 
-	pins_order(&row->ranges, by_start);
-	for (size_t i = 1; i < row->ranges.n; i++)
+	pins_order(ranges, by_start);
+	for (size_t i = 1; i < ranges->n; i++)
 		if (r[i].start <= r[to].end)
 			r[to].end = r[i].end > r[to].end ? r[i].end : r[to].end;
 		else
 			r[++to] = r[i];
-	row->ranges.n = row->ranges.n ? to + 1 : 0;
-	for (size_t i = 0; i < row->ranges.n; i++)
-		row->bytes += r[i].end - r[i].start;
+	ranges->n = ranges->n ? to + 1 : 0;
+	for (size_t i = 0; i < ranges->n; i++)
+		sum += r[i].end - r[i].start;
+	return sum;
 }
 
 static void name(struct census *c, struct pins_row *row)
@@ -433,7 +438,7 @@ static void name(struct census *c, struct pins_row *row)
 	char path[40];
 	FILE *f;
 
-	merge(row);
+	row->bytes = merge(&row->ranges);
 	row->path = row->memory == CENSUS_FILE ? pins_path(c, row->inode, row->dev, row->ino) : NULL;
 	snprintf(path, sizeof path, "/proc/%d/comm", row->pid);
 	f = row->pid ? fopen(path, "re") : NULL;
@@ -467,7 +472,11 @@ static uint64_t own_pins(const struct census *c)
 
 int pins_make_rows(struct census *c, const struct pins_filter *filter)
 {
-	struct making m = {c, filter, calloc(c->pins.n + 1, sizeof *m.left), 0, -1};
+	struct making m = {.c = c,
+			   .filter = filter,
+			   .left = calloc(c->pins.n + 1, sizeof *m.left),
+			   .shown = {.size = sizeof(struct pins_range)},
+			   .device = -1};
 
 	if (!m.left) {
 		pins_say("out of memory");
@@ -478,7 +487,6 @@ int pins_make_rows(struct census *c, const struct pins_filter *filter)
 		const struct census_pin *p = pins_at(&c->pins, struct census_pin, i);
 
 		m.left[i] = (struct left){p->pins, p->refs};
-		c->found_bytes += p->pins ? p->nr_pages * PINS_PAGE : 0;
 	}
 	leave_out_own(c, own_pins(c));
 	use_pieces(&m);
@@ -490,6 +498,8 @@ int pins_make_rows(struct census *c, const struct pins_filter *filter)
 	}
 	for (size_t i = 0; i < c->rows.n; i++)
 		name(c, pins_at(&c->rows, struct pins_row, i));
+	c->shown_bytes = merge(&m.shown) * PINS_PAGE;
+	pins_free(&m.shown);
 	free(m.left);
 	return 0;
 }
