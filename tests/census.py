@@ -37,6 +37,8 @@ HUGE = 2 << 20
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
 LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+LIBC.mremap.restype = ctypes.c_void_p
+LIBC.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
 LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 LIBC.shmat.restype = ctypes.c_void_p
 LIBC.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
@@ -285,6 +287,16 @@ def headless():
 def first_thread_ended():
     with headless() as (memory, child):
         only(census(pid=child)[0], device='io_uring', mapped=True, pins=4, ranges=bounds(memory.start, 4 * PAGE))
+
+
+def moved():
+    """Private memory that was moved after it was pinned is shown where it is now."""
+    with Memory(4 * PAGE) as memory, Ring(of(memory)):
+        to = call(LIBC.mmap(None, 4 * PAGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0))
+        call(LIBC.mremap(memory.start, 4 * PAGE, 4 * PAGE, 3, to))  # MREMAP_MAYMOVE | MREMAP_FIXED
+        memory.room = (to, 4 * PAGE)
+        only(census()[0], mapped=True, pins=4, ranges=bounds(to, 4 * PAGE))
+    gone()
 
 
 def replaced():
@@ -758,6 +770,7 @@ def main():
         ('private memory of a file on disk', on_disk),
         ('memory that is no longer mapped', unmapped),
         ('memory of a process whose first thread has ended', first_thread_ended),
+        ('memory that was moved', moved),
         ('a System V segment, the first', of_a_segment),
         ('a file is mapped, though nobody has touched it there', untouched),
         ('memory that other pages are mapped instead of', replaced),

@@ -286,7 +286,7 @@ static void use_piece(struct making *m, const struct pins_piece *piece, uint32_t
 	u.addr = h->addr ? h->addr / PINS_PAGE * PINS_PAGE + piece->offset / PINS_PAGE * PINS_PAGE +
 				   (begin - piece->pfn) * PINS_PAGE
 			 : 0;
-	if (!u.addr && u.mapped)
+	if (u.mapped && (!u.addr || p->memory != CENSUS_FILE)) /* it may have been moved since */
 		u.addr = map_of(c, number, h->pid)->addr +
 			 (u.page - map_of(c, number, h->pid)->page) * PINS_PAGE;
 	count = h->each_page ? u.nr : 1;
