@@ -726,6 +726,9 @@ def refused():
         assert f'this root has no CAP_{name.upper()} (' in result.stderr and 'on the host' in result.stderr, result
     result = subprocess.run(['setpriv', '--reuid=65534', '--clear-groups', PINLEASE, 'pins'], capture_output=True, text=True, check=False)
     assert result.returncode == 2 and 'CAP_BPF' in result.stderr and 'run it as root' in result.stderr, result
+    with Memory(200 * PAGE) as memory, Ring(*((memory.start + at, PAGE) for at in range(0, 200 * PAGE, 2 * PAGE))), open('/dev/full', 'wb') as full:
+        result = subprocess.run([PINLEASE, 'pins', '--json'], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 2 and os.strerror(errno.ENOSPC) in result.stderr, result
     for arguments, because in ((['--kind', 'x'], 'no kind'), (['--sort', 'x'], "can't sort"), (['--pid', 'x'], 'no process'), (['x'], '"x"')):
         result = run(*arguments)
         assert result.returncode == 2 and because in result.stderr and not result.stdout, result

@@ -242,9 +242,18 @@ int tool_number(const char *text, uint64_t max, uint64_t *n)
 	return errno || end == text || *end || *text == '-' || *n > max ? -EINVAL : 0;
 }
 
+static int unwritten; /* errno of what stdio doesn't keep to try again */
+
+void tool_put_json(struct json_object *o, int flags)
+{
+	if (puts(json_object_to_json_string_ext(o, flags)) < 0)
+		unwritten = errno;
+	json_object_put(o);
+}
+
 int tool_flush(const char *command)
 {
-	errno = EIO; /* of an earlier write: the reason is gone */
+	errno = unwritten ? unwritten : EIO; /* of an earlier write: the reason is gone */
 	if (!fflush(stdout) && !ferror(stdout))
 		return 0;
 	fprintf(stderr, "%s: can't write: %s\n", command, strerror(errno));

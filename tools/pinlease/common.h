@@ -55,6 +55,9 @@ void tool_add_text(struct json_object *o, const char *key, const char *text); /*
 /* All of `text` is a number from 0 to `max`, decimal or 0x: 0, or -EINVAL. */
 int tool_number(const char *text, uint64_t max, uint64_t *n);
 
+/* A line; the object is put. */
+void tool_put_json(struct json_object *o, int flags);
+
 /* What was printed is out: 0, or -EIO with a sentence that begins with the command's name. */
 int tool_flush(const char *command);
 

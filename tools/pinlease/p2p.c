@@ -115,9 +115,7 @@ static struct json_object *answer_json(const struct p2p_device *from, const stru
 
 static void print_json(struct json_object *o)
 {
-	puts(json_object_to_json_string_ext(o,
-					    JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE));
-	json_object_put(o);
+	tool_put_json(o, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE);
 }
 
 /* --------------------------------------------------------------------------------------- ask -- */

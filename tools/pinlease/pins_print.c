@@ -303,6 +303,5 @@ void pins_print_json(const struct census *c)
 		json_object_array_add(rows, to_json(c, pins_at(&c->rows, struct pins_row, i)));
 	json_object_object_add(all, "pins", rows);
 	json_object_object_add(all, "machine", machine(c));
-	puts(json_object_to_json_string_ext(all, JSON_C_TO_STRING_PRETTY));
-	json_object_put(all);
+	tool_put_json(all, JSON_C_TO_STRING_PRETTY);
 }

@@ -172,6 +172,5 @@ void ps_print_json(const struct ps_found *f)
 
 	for (size_t i = 0; i < f->n; i++)
 		json_object_array_add(all, to_json(&f->entries[i]));
-	puts(json_object_to_json_string_ext(all, JSON_C_TO_STRING_PRETTY));
-	json_object_put(all);
+	tool_put_json(all, JSON_C_TO_STRING_PRETTY);
 }

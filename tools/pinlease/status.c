@@ -278,8 +278,7 @@ static void print_json(const struct found *f)
 	json_object_object_add(o, "users", users_json(f));
 	json_object_object_add(o, "sources", sources_json(f));
 	json_object_object_add(o, "not_held", gaps_json(f));
-	puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY));
-	json_object_put(o);
+	tool_put_json(o, JSON_C_TO_STRING_PRETTY);
 }
 
 int cmd_status(int argc, char **argv)
