@@ -11,6 +11,8 @@
 #include "common.h"
 #include "pins.h"
 
+#define BESIDE 30 /* columns: after more than these a sentence begins a new line */
+
 static const char *const memories[] = {"none", "anonymous", "file", "ksm"};
 
 /* What it is, without where. */
@@ -137,11 +139,11 @@ static void print_leases(const struct census *c, bool exact, const struct leases
 	char words[24];
 
 	if (!c->have_leases) {
-		printf(" Leases are not known, as pinleased doesn't answer.\n");
+		printf("Leases are not known, as pinleased doesn't answer.\n");
 		return;
 	}
 	tool_size_words(l->taken_back, exact, words, sizeof words);
-	printf(" Leased, so pinlease can take it back now: %s;\n", words);
+	printf("Leased, so pinlease can take it back now: %s;\n", words);
 	if (l->kept) {
 		tool_size_words(l->kept, exact, words, sizeof words);
 		printf("leased, but kept by policy: %s; ", words);
@@ -159,6 +161,7 @@ static void print_sums(const struct census *c, bool exact, bool filtered)
 {
 	struct leases l = {0};
 	uint64_t bytes = 0, pins = 0, refs = 0;
+	int len;
 	char all[24], memory[24], plain[48] = "", doubled[64] = "";
 
 	for (size_t i = 0; i < c->rows.n; i++) {
@@ -177,8 +180,9 @@ static void print_sums(const struct census *c, bool exact, bool filtered)
 	tool_size_words(c->pages * PINS_PAGE, false, memory, sizeof memory);
 	if (refs)
 		snprintf(plain, sizeof plain, " and %" PRIu64 " plain reference%s", refs, tool_s(refs));
-	printf("\n%s%" PRIu64 " pin%s%s, %s%s%s.", filtered ? "Shown: " : "", pins, tool_s(pins), plain,
-	       all, exact ? " bytes" : "", doubled);
+	len = printf("\n%s%" PRIu64 " pin%s%s, %s%s%s.", filtered ? "Shown: " : "", pins, tool_s(pins),
+		     plain, all, exact ? " bytes" : "", doubled);
+	putchar(len > BESIDE ? '\n' : ' '); /* what follows fits a line of 80 with it */
 	print_leases(c, exact, &l);
 	printf("The kernel counts %" PRIu64 " pin%s; found: %" PRIu64 "%s.\n", pins_counted(c),
 	       tool_s(pins_counted(c)), c->found, off_words(c));
