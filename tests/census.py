@@ -709,6 +709,7 @@ def table():
             if command.returncode or max(map(len, lines)) > 80:
                 raise tree.Failure('\n'.join(['the table:', *lines]))
             assert re.match(rf' *{os.getpid()} \S+ +io_uring +16K +4 yes +\? +0-16K \.\.\.x+\S*$', lines[1]), lines
+            assert re.search(r' vmsplice +4.0K .* \.\.\. private memory$', lines[2]), lines
             assert re.search(r'^io_uring +16K +\? +4 revocable +recall', '\n'.join(lines), re.M), lines
             assert re.search(r'The kernel counts (\d+) pins?; found: (\1\.|\d+, while)', '\n'.join(lines)), lines
             assert re.search(r' ms in all\.$', lines[-1]), lines

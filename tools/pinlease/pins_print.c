@@ -78,7 +78,7 @@ static void print_row(const struct census *c, const struct pins_row *r, bool exa
 			      : r->lease_known ? "-"
 					       : "?");
 	if (room - (int)strlen(range) - 1 < 12 && r->memory != CENSUS_FILE) {
-		tool_put_path(memory, room);
+		tool_put_path(memory, room - printf("... "));
 		return;
 	}
 	room -= printf("%s ", range);
