@@ -730,7 +730,7 @@ def refused():
     with Memory(200 * PAGE) as memory, Ring(*((memory.start + at, PAGE) for at in range(0, 200 * PAGE, 2 * PAGE))), open('/dev/full', 'wb') as full:
         result = subprocess.run([PINLEASE, 'pins', '--json'], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode == 2 and os.strerror(errno.ENOSPC) in result.stderr, result
-    for arguments, because in ((['--kind', 'x'], 'no kind'), (['--sort', 'x'], "can't sort"), (['--pid', 'x'], 'no process'), (['x'], '"x"')):
+    for arguments, because in ((['--kind', 'x'], 'no kind'), (['--sort', 'x'], "can't sort"), (['--pid', 'x'], 'no process'), (['--pid', '2147483647'], 'there is no process 2147483647'), (['x'], '"x"')):
         result = run(*arguments)
         assert result.returncode == 2 and because in result.stderr and not result.stdout, result
 
