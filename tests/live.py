@@ -393,6 +393,38 @@ def filtered():
     assert all(end['totals']['longterm_calls'] >= 2 - missed(end) for end in ends), ends
 
 
+def text_of(*arguments, until):
+    """What is printed until this is, and then at the end."""
+    with subprocess.Popen([cs.PINLEASE, 'pins', *arguments], stdout=subprocess.PIPE, text=True) as command:
+        lines = []
+        for line in command.stdout:
+            lines.append(line)
+            if re.match(until, line):
+                command.send_signal(signal.SIGINT)
+                break
+        rest = command.communicate()[0]
+    assert command.returncode == 0, (command.returncode, lines, rest)
+    return ''.join(lines) + rest
+
+
+def pinned_before():
+    """What was pinned before is in no picture, which is said with its size; a census at the end finds it beside what came since."""
+    with cs.memfd(16 * PAGE) as fd, cs.Memory(16 * PAGE, fd) as memory, cs.Ring(cs.of(memory)), cs.memfd(PAGE) as none:
+        asked, own = ['--file', f'/proc/{os.getpid()}/fd/{fd}'], ['--pid', str(os.getpid())]
+        with Live('--trace', *asked) as live:
+            with cs.Memory(4 * PAGE, fd) as other, cs.Ring(cs.of(other)):
+                live.find(bytes=4 * PAGE, again=patience())
+                end = live.end()
+        expect(end, pinned_before={'pins': 16, 'bytes': 16 * PAGE}, census={'pins': 20, 'bytes': 16 * PAGE})
+        assert held(end) == 4 * PAGE, end
+        with Live('--watch', '--file', f'/proc/{os.getpid()}/fd/{none}') as live:
+            end = live.end()
+        expect(end, pinned_before={'pins': 0, 'bytes': 0}, census={'pins': 0, 'bytes': 0})
+        text = text_of('--watch', *asked, *own, until='The kernel counts')
+    assert text.count('\nNot in this: 64K (16 pins) that were pinned before; ') == 2, text
+    assert re.search(r'^In \d+s, of all processes and files: ', text, re.M) and 'The census finds 64K pinned; HELD is 0B, 64K was pinned before.\n' in text, text
+
+
 def table():
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 30, 80, 0, 0))
@@ -463,6 +495,7 @@ def main():
         ('leased and not', leased),
         ('leased and not, exactly', lambda: leased('--exact')),
         ('of one file, of one kind', filtered),
+        ('what was pinned before', anew(pinned_before)),
         ('the table', table),
         ('what is missing is said', refused),
     ]

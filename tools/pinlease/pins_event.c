@@ -149,8 +149,10 @@ void live_print_start(const struct live *l)
 				: "every long-term call, one transient call in " TEXT_OF(LIVE_SAMPLE));
 	if (*l->unfollowed)
 		live_put("Can't be followed here: %s.", l->unfollowed);
-	if (l->o->mode == PINS_TRACE)
-		print_titles(l);
+	if (l->o->mode != PINS_TRACE)
+		return;
+	live_print_already(l);
+	print_titles(l);
 }
 
 void live_add_site(struct json_object *o, const struct live_known *k)

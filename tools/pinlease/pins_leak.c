@@ -187,16 +187,16 @@ static void tell(struct live *l, const struct pins_vec *before)
 }
 
 /* Only what has changed since a census looked. */
-static bool suspicious(struct live *l, bool all)
+static bool suspicious(struct live *l)
 {
 	bool found = false;
 
 	for (size_t i = 0; i < l->order.n; i++) {
 		struct live_known *k = *pins_at(&l->order, struct live_known *, i);
 
-		if (!k->now.key.longterm || !live_wanted(l, k) || (!all && !is_left_over(k)))
+		if (!k->now.key.longterm || !live_wanted(l, k) || !is_left_over(k))
 			continue;
-		found = found || k->held != k->checked || (all && k->held > 0);
+		found = found || k->held != k->checked;
 		k->checked = k->held;
 	}
 	return found;
@@ -204,16 +204,16 @@ static bool suspicious(struct live *l, bool all)
 
 int live_find_leaks(struct live *l, bool all)
 {
-	struct pins_filter none = {.device = -1};
 	struct looking look = {.l = l, .before = l->leaks, .all = all};
 	int err;
 
-	if (!suspicious(l, all))
+	if (!all && !suspicious(l))
 		return 0;
 	l->leaks = (struct pins_vec){.size = sizeof(struct live_leak)};
 	l->confirmed = l->unseen = 0;
 	pins_start(&look.census);
-	err = pins_take(&look.census, &none);
+	err = pins_take(&look.census, &l->o->filter);
+	l->at_end = live_sum_of(&look.census);
 	if (!err)
 		err = live_each_folio(l, judge, &look);
 	pins_end(&look.census);

@@ -158,8 +158,11 @@ static int run(struct live *l, int signals)
 	live_read_cost(l);
 	l->before = l->cost;
 	l->began_ns = tool_now();
-	live_print_start(l);
-	err = tool_flush("pinlease pins");
+	err = live_find_already(l);
+	if (!err)
+		live_print_start(l);
+	if (!err)
+		err = tool_flush("pinlease pins");
 	if (!err)
 		err = l->o->mode == PINS_TRACE ? trace(l, signals) : watch(l, signals);
 	if (err == -EINTR) {

@@ -13,6 +13,7 @@
  *   pins_leak.c     what is held by nobody: suspected here, confirmed by a census
  *   pins_callers.c  sites by the kernel's function, and those by what can be done
  *   pins_picture.c  the picture as a table, or JSON
+ *   pins_missing.c  what isn't in it: pinned before, lost, or found by a census only
  *   pins_event.c    one line for each event
  */
 #ifndef PINLEASE_PINS_LIVE_H
@@ -84,6 +85,11 @@ struct live_cost {
 	uint64_t own_ns;		 /* processor time of this command */
 };
 
+/* Of what is asked for. */
+struct live_sum {
+	uint64_t pins, bytes;
+};
+
 /* Pins that the programs have seen, of this command, too. */
 struct live_seen {
 	uint64_t pinned, unpinned;
@@ -111,6 +117,8 @@ struct live {
 	uint64_t longterm_ns[2], transient_ns[2]; /* a call of ours, alone and followed; 0: not known */
 	struct pins_vec leaks;			  /* struct live_leak */
 	uint64_t confirmed, unseen; /* of what is held: found by the last census, not found */
+	struct live_sum already;    /* pinned before anything was followed */
+	struct live_sum at_end;	    /* pinned, by the last census */
 };
 
 extern const char *const live_terms[2];
@@ -146,11 +154,22 @@ int live_each_folio(struct live *l, void (*each)(uint64_t folio, const struct li
 /* Those whose holder has gone; `all`: whatever is held. */
 int live_find_leaks(struct live *l, bool all);
 
+/* What is pinned already, when all is followed. */
+int live_find_already(struct live *l);
+struct live_sum live_sum_of(const struct census *c);
+bool live_is_filtered(const struct live *l);
+
+/* Each by lines of its own, or none. */
+void live_print_already(const struct live *l);
+void live_print_census(const struct live *l);
+void live_print_lost(const struct live *l);
+void live_add_missing(struct json_object *o, const struct live *l, bool last);
+
 int live_print_callers(const struct live *l, int room); /* in lines; how many it took */
 struct json_object *live_callers_json(const struct live *l);
 
 void live_print_picture(struct live *l, bool last);
-struct json_object *live_picture_json(struct live *l);
+struct json_object *live_picture_json(struct live *l, bool last);
 void live_print_start(const struct live *l);
 void live_print_event(struct live *l, const struct live_event *e);
 void live_print_leak(struct live *l, const struct live_leak *leak);

@@ -13,17 +13,10 @@
 #include "common.h"
 #include "pins_live.h"
 
-#define ENDS	    14 /* lines before and after what is of devices, classes and sites */
+#define ENDS	    16 /* lines before and after what is of devices, classes and sites */
 #define LEAST_SITES 3
 
 const char *const live_terms[2] = {"transient", "long-term"};
-
-static const char *const lost_names[] = {
-	[LIVE_LOST_EVENTS] = "events",	   [LIVE_LOST_FOLIOS] = "folios",
-	[LIVE_LOST_SITES] = "sites",	   [LIVE_LOST_STACKS] = "stacks",
-	[LIVE_LOST_HOLDERS] = "holders",   [LIVE_LOST_RETURNS] = "returns",
-	[LIVE_LOST_RELEASES] = "releases",
-};
 
 /* Bounds of what is shown, as powers of two of ns. */
 static const int bounds[] = {10, 14, 18, 22, 26, 30, 34, LIVE_BUCKETS};
@@ -193,34 +186,6 @@ static void print_sites(const struct live *l, int room)
 		printf("and %zu more\n", left);
 }
 
-static uint64_t lost(const struct live *l)
-{
-	uint64_t n = l->cost.missed;
-
-	for (int i = LIVE_LOST_EVENTS; i <= LIVE_LOST_RELEASES; i++)
-		n += l->counts[i];
-	return n;
-}
-
-static void print_lost(const struct live *l)
-{
-	char words[512] = "LOST:";
-
-	if (!lost(l)) {
-		live_put(
-			live_knows_missed(l)
-				? "Nothing was lost."
-				: "Nothing is known to be lost (what kprobes miss isn't counted here).");
-		return;
-	}
-	for (int i = LIVE_LOST_EVENTS; i <= LIVE_LOST_RELEASES; i++)
-		if (l->counts[i])
-			tool_append(words, sizeof words, " %" PRIu64 " %s,", l->counts[i],
-				    lost_names[i]);
-	live_put("%s %" PRIu64 " calls not seen (interrupted a program%s).", words, l->cost.missed,
-		 live_knows_missed(l) ? "" : "; what kprobes miss isn't counted here");
-}
-
 static double share(const struct live *l, uint64_t ns)
 {
 	uint64_t all = tool_now() - l->began_ns;
@@ -231,19 +196,6 @@ static double share(const struct live *l, uint64_t ns)
 static double each(const struct live *l, int which)
 {
 	return l->cost.runs[which] ? (double)l->cost.ns[which] / 1e3 / (double)l->cost.runs[which] : 0;
-}
-
-/* Any loss shows here, whatever its reason. */
-static void print_kernel(const struct live *l)
-{
-	struct live_seen seen = live_seen(l);
-
-	if (l->have_kernel)
-		live_put("The kernel counts %" PRIu64 " pins acquired, %" PRIu64
-			 " released; seen: %" PRIu64 ", %" PRIu64 ".",
-			 l->kernel_now.acquired - l->kernel.acquired,
-			 l->kernel_now.released - l->kernel.released, seen.pinned - l->seen.pinned,
-			 seen.unpinned - l->seen.unpinned);
 }
 
 static void print_cost(const struct live *l)
@@ -286,11 +238,12 @@ static void print_totals(const struct live *l)
 	char age[24];
 
 	tool_age_words(tool_now() - l->began_ns, age, sizeof age);
-	live_put("In %s: %" PRIu64 " long-term calls, %" PRIu64 " pages; %" PRIu64
+	live_put("In %s%s: %" PRIu64 " long-term calls, %" PRIu64 " pages; %" PRIu64
 		 " transient calls, %" PRIu64 " pages %s; %" PRIu64 " calls that failed; %" PRIu64
 		 " pages unpinned.",
-		 age, l->counts[LIVE_LONG_CALLS], l->counts[LIVE_LONG_PAGES],
-		 l->counts[LIVE_SHORT_CALLS], l->counts[LIVE_SHORT_PAGES],
+		 age, live_is_filtered(l) ? ", of all processes and files" : "",
+		 l->counts[LIVE_LONG_CALLS], l->counts[LIVE_LONG_PAGES], l->counts[LIVE_SHORT_CALLS],
+		 l->counts[LIVE_SHORT_PAGES],
 		 l->o->followed ? "(all followed)" : "(one call in " TEXT_OF(LIVE_SAMPLE) " followed)",
 		 l->counts[LIVE_FAILED_CALLS], l->counts[LIVE_UNPINNED_PAGES]);
 }
@@ -300,13 +253,14 @@ void live_print_picture(struct live *l, bool last)
 	char words[1024];
 
 	if (l->o->json) {
-		struct json_object *o = live_picture_json(l);
+		struct json_object *o = live_picture_json(l, last);
 
 		json_object_object_add(o, "event", json_object_new_string(last ? "end" : "picture"));
 		live_put_line(o);
 		return;
 	}
 	print_totals(l);
+	live_print_already(l);
 	if (nr_groups(l)) {
 		int room = (last ? INT_MAX : rows(l)) - LEAST_SITES;
 
@@ -323,12 +277,9 @@ void live_print_picture(struct live *l, bool last)
 		live_put("%" PRIu64 " release%s of pins that overlap in a folio: not timed.", untimed(l),
 			 tool_s(untimed(l)));
 	putchar('\n');
-	if (last && l->confirmed + l->unseen)
-		live_put("Of %" PRIu64 " that are held long-term, the census finds %" PRIu64
-			 " pinned; of %" PRIu64 " the release was not seen.",
-			 l->confirmed + l->unseen, l->confirmed, l->unseen);
-	print_lost(l);
-	print_kernel(l);
+	if (last)
+		live_print_census(l);
+	live_print_lost(l);
 	print_cost(l);
 	print_measured(l);
 }
@@ -402,28 +353,6 @@ static void add_known(struct json_object *o, const char *key, bool known, uint64
 	json_object_object_add(o, key, known ? json_object_new_uint64(n) : NULL);
 }
 
-static struct json_object *kernel(const struct live *l)
-{
-	struct json_object *o = json_object_new_object();
-	struct live_seen seen = live_seen(l);
-
-	add_known(o, "acquired", l->have_kernel, l->kernel_now.acquired - l->kernel.acquired);
-	add_known(o, "released", l->have_kernel, l->kernel_now.released - l->kernel.released);
-	tool_add_number(o, "acquired_seen", seen.pinned - l->seen.pinned);
-	tool_add_number(o, "released_seen", seen.unpinned - l->seen.unpinned);
-	return o;
-}
-
-static struct json_object *losses(const struct live *l)
-{
-	struct json_object *o = json_object_new_object();
-
-	for (int i = LIVE_LOST_EVENTS; i <= LIVE_LOST_RELEASES; i++)
-		tool_add_number(o, lost_names[i], l->counts[i]);
-	tool_add_number(o, "calls", l->cost.missed);
-	return o;
-}
-
 static struct json_object *cost(const struct live *l)
 {
 	struct json_object *o = json_object_new_object();
@@ -455,7 +384,7 @@ static struct json_object *totals(const struct live *l)
 	return o;
 }
 
-struct json_object *live_picture_json(struct live *l)
+struct json_object *live_picture_json(struct live *l, bool last)
 {
 	struct json_object *all = json_object_new_object(), *groups = json_object_new_array(),
 			   *sites = json_object_new_array(), *leaks = json_object_new_array();
@@ -477,10 +406,7 @@ struct json_object *live_picture_json(struct live *l)
 	json_object_object_add(all, "classes", live_callers_json(l));
 	json_object_object_add(all, "sites", sites);
 	json_object_object_add(all, "leaks", leaks);
-	tool_add_number(all, "held_confirmed", l->confirmed);
-	tool_add_number(all, "release_not_seen", l->unseen);
-	json_object_object_add(all, "lost", losses(l));
-	json_object_object_add(all, "kernel", kernel(l));
+	live_add_missing(all, l, last);
 	json_object_object_add(all, "cost", cost(l));
 	return all;
 }
