@@ -63,8 +63,9 @@ struct live_slot {
 	__u64 last_ns;	/* of the last call */
 	__s64 pins, calls, pages;
 	__u64 whole; /* pins that its calls had, before any was released */
-	__u32 last_pins, flags;
-	__u32 tgid, longterm;
+	__u32 last_pins, tgid;
+	__u32 first; /* pages of the call that is at `addr` */
+	__u16 flags, longterm;
 };
 
 /* A folio with pins. A slot is free when it has no site. */
@@ -76,6 +77,7 @@ enum live_what { LIVE_PIN, LIVE_RELEASE };
 
 struct live_event {
 	__u64 ns, site, addr, index, pages, held_ns;
+	__u64 reach; /* pages from there on: fewer than `pages` where several calls had the same */
 	__u32 what, tid;
 	__u32 tgid, untimed; /* tgid: who did it: a release may be another's than the pin */
 	char program[16];

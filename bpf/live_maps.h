@@ -140,7 +140,7 @@ struct walk {
 	__u64 run;	     /* pins of it in a row */
 	__u64 site, now, addr, index;
 	__u32 are_folios, is_row, longterm, tgid;
-	__u32 untimed, pad;
+	__u32 untimed, first;
 };
 
 static __always_inline __u64 next_page(const struct walk *w, __u64 i)

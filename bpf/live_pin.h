@@ -78,7 +78,7 @@ static __always_inline struct live_site *note_site(const struct live_key *key, _
 	return site;
 }
 
-static __always_inline void tell(__u32 what, const struct walk *w, __u64 pages, __u64 held)
+static __always_inline void tell(__u32 what, const struct walk *w, __u64 pages, __u64 reach, __u64 held)
 {
 	struct live_event *e;
 	__u64 task = bpf_get_current_pid_tgid();
@@ -95,6 +95,7 @@ static __always_inline void tell(__u32 what, const struct walk *w, __u64 pages, 
 	e->addr = w->addr;
 	e->index = w->index;
 	e->pages = pages;
+	e->reach = reach;
 	e->held_ns = held;
 	e->what = what;
 	e->tid = (__u32)task;
@@ -287,7 +288,7 @@ SEPARATE int pinned(struct call *c, __s64 nr, __u64 pages)
 	site->last_ns = w.now;
 	w.tgid = s.tgid;
 	w.longterm = s.longterm;
-	tell(LIVE_PIN, &w, pages, 0);
+	tell(LIVE_PIN, &w, pages, pages, 0);
 	follow(&w, c, page, nr, pages);
 	return 0;
 }

@@ -34,7 +34,7 @@ static __always_inline void count_release(struct walk *w, __s64 calls, __u64 pag
 		__sync_fetch_and_add(&s->untimed, calls);
 	else if (in < LIVE_BUCKETS)
 		__sync_fetch_and_add(&s->histogram[in], calls);
-	tell(LIVE_RELEASE, w, pages, w->untimed ? 0 : held);
+	tell(LIVE_RELEASE, w, pages, w->first, w->untimed ? 0 : held);
 }
 
 /* All pins of a call but one: what is one folio needs no more. */
@@ -72,6 +72,7 @@ SEPARATE int end_pins(struct live_slot *slot, struct walk *w, __u64 gone)
 	late = w->untimed;
 	w->addr = slot->addr;
 	w->index = slot->index;
+	w->first = slot->first;
 	w->untimed = late || slot->flags || calls < slot->calls;
 	since = slot->since_ns;
 	pages = take_calls(slot, calls);

@@ -26,6 +26,7 @@ SEPARATE int take_slot(struct live_slot *slot, const struct walk *w, __u64 pages
 		slot->since_ns = w->now;
 		slot->addr = w->addr;
 		slot->index = w->index;
+		slot->first = pages;
 		slot->tgid = w->tgid;
 		slot->longterm = w->longterm;
 		slot->flags = 0;

@@ -65,6 +65,21 @@ def is_of_class(end, name, **wanted):
         assert {site['class'] for site in of} == {name} and caller['pages'] == sum(site['pages'] for site in of), (caller, of)
 
 
+def places(*mode):
+    """Of what is released only what was pinned: the same buffer twice, and another elsewhere."""
+    with cs.Memory(32 * PAGE) as memory, Live('--trace', *mode) as live:
+        one, other = (memory.start, 16 * PAGE), (memory.start + 24 * PAGE, 8 * PAGE)
+        with cs.Ring(one, one, other):
+            for start, size in one, one, other:
+                live.find(start=start, end=start + size, again=patience())
+        told = 0
+        while told < 40 * PAGE:
+            said = live.find('release', again=patience())
+            told += said['bytes']
+            assert any(start <= said['start'] < said['end'] <= start + size for start, size in (one, other)), (said, one, other)
+        live.end()
+
+
 def by_kprobes():
     if not os.path.exists('/sys/bus/event_source/devices/kprobe/type'):
         raise tree.Skip('kprobes')
@@ -474,6 +489,8 @@ def main():
     tests = [
         ("a ring's buffer, from pin to release", a_ring),
         ('the same by kprobes', by_kprobes),
+        ('where what is released was', anew(places)),
+        ('where what is released was, exactly', anew(places, '--exact')),
         ('a file, by its name and range', a_file),
         ('a huge page', a_huge_page),
         ('exactly: every call, every page', exactly),

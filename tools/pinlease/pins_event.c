@@ -107,7 +107,7 @@ static void print_line(struct live *l, const struct live_known *k, const struct 
 	tool_path_words(k->now.program, 16, program, sizeof program);
 	if (e->what == LIVE_RELEASE)
 		held_words(e, held, sizeof held);
-	range_words(k, range_of(k, e->addr, e->index, e->pages), range, sizeof range);
+	range_words(k, range_of(k, e->addr, e->index, e->reach), range, sizeof range);
 	if (wide)
 		room -= printf("%s ", when);
 	room -= printf("%7u %-10.10s %-7s %-9s %-9s %*s %7s ", k->now.key.tgid, program, whats[e->what],
@@ -192,7 +192,7 @@ void live_print_event(struct live *l, const struct live_event *e)
 	tool_add_text(o, "event", whats[e->what]);
 	tool_add_number(o, "time_ns", e->ns);
 	live_add_site(o, k);
-	add_place(o, range_of(k, e->addr, e->index, e->pages), e->pages);
+	add_place(o, range_of(k, e->addr, e->index, e->reach), e->pages);
 	tool_add_number(o, "by_pid", e->tgid);
 	tool_add_text(o, "by_program", e->program);
 	if (e->what == LIVE_RELEASE)

@@ -73,7 +73,7 @@ static uint64_t found(const struct census *c, const struct live_slot *slot, cons
 		      const struct census_pin *first, bool unmapped)
 {
 	bool file = key->memory == CENSUS_FILE;
-	uint64_t at = file ? slot->index : slot->addr / PINS_PAGE, pages = (uint64_t)slot->pages, n = 0;
+	uint64_t at = file ? slot->index : slot->addr / PINS_PAGE, pages = slot->first, n = 0;
 
 	for (size_t i = 0; i < c->pins.n; i++) {
 		const struct census_pin *p = pins_at(&c->pins, struct census_pin, i);
@@ -99,8 +99,8 @@ static void add(struct looking *look, const struct live_slot *slot, enum live_le
 				.since_ns = slot->since_ns,
 				.addr = slot->addr,
 				.index = slot->index,
-				.addr_end = slot->addr + pages * PINS_PAGE,
-				.index_end = slot->index + pages,
+				.addr_end = slot->addr + slot->first * PINS_PAGE,
+				.index_end = slot->index + slot->first,
 				.pages = pages,
 				.confirmed = confirmed,
 				.how = how};

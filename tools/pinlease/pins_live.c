@@ -34,23 +34,47 @@ static void let_go(struct following *f)
 	f->keeps = false;
 }
 
+static bool is_part(const struct live_event *a, const struct live_event *b)
+{
+	return a->addr <= b->addr + b->reach * PINS_PAGE && a->index <= b->index + b->reach;
+}
+
+/* One ends where the other begins, or they are of the same. */
+static bool are_one(const struct live_event *a, const struct live_event *b)
+{
+	return is_part(a, b) && is_part(b, a);
+}
+
+static uint64_t more(uint64_t a, uint64_t b)
+{
+	return a > b ? a : b;
+}
+
 /* A buffer is pinned by one call and released page by page. */
+static void merge(struct live_event *k, const struct live_event *e)
+{
+	uint64_t end = more(k->index + k->reach, e->index + e->reach);
+
+	k->ns = e->ns;
+	k->addr = e->addr < k->addr ? e->addr : k->addr;
+	k->index = e->index < k->index ? e->index : k->index;
+	k->reach = end - k->index;
+	k->pages += e->pages;
+	k->held_ns = more(k->held_ns, e->held_ns);
+	k->untimed = k->untimed && e->untimed;
+}
+
 static int take_event(void *arg, void *data, size_t size)
 {
 	struct following *f = arg;
 	const struct live_event *e = data;
 	struct live_event *k = &f->kept;
-	bool more = ++f->taken < AT_A_TIME;
+	bool goes_on = ++f->taken < AT_A_TIME;
 
 	if (f->keeps && e->what == LIVE_RELEASE && k->site == e->site && k->tid == e->tid &&
-	    e->ns - k->ns < MERGE_MS * 1000000ull) {
-		k->ns = e->ns;
-		k->addr = e->addr < k->addr ? e->addr : k->addr;
-		k->index = e->index < k->index ? e->index : k->index;
-		k->pages += e->pages;
-		k->held_ns = e->held_ns > k->held_ns ? e->held_ns : k->held_ns;
-		k->untimed = k->untimed && e->untimed;
-		return more ? 0 : -EAGAIN;
+	    e->ns - k->ns < MERGE_MS * 1000000ull && are_one(k, e)) {
+		merge(k, e);
+		return goes_on ? 0 : -EAGAIN;
 	}
 	let_go(f);
 	if (e->what == LIVE_RELEASE) {
@@ -58,7 +82,7 @@ static int take_event(void *arg, void *data, size_t size)
 		f->keeps = true;
 	} else
 		live_print_event(f->l, e);
-	return more ? 0 : -EAGAIN;
+	return goes_on ? 0 : -EAGAIN;
 }
 
 static int open_signals(void)
