@@ -19,7 +19,7 @@ enum live_count {
 	LIVE_SHORT_PAGES,
 	LIVE_FAILED_CALLS,
 	LIVE_UNPINNED_PAGES,
-	LIVE_LOST_EVENTS,    /* the ring buffer was full */
+	LIVE_LOST_EVENTS,    /* the ring buffer was full; counted in `lost_events` */
 	LIVE_LOST_FOLIOS,    /* the table of held folios was full */
 	LIVE_LOST_SITES,     /* the table of sites was full */
 	LIVE_LOST_STACKS,    /* the table of stacks was full */
@@ -78,6 +78,7 @@ enum live_what { LIVE_PIN, LIVE_RELEASE };
 struct live_event {
 	__u64 ns, site, addr, index, pages, held_ns;
 	__u64 reach; /* pages from there on: fewer than `pages` where several calls had the same */
+	__u64 lost;  /* so many events so far, before this one */
 	__u32 what, tid;
 	__u32 tgid, untimed; /* tgid: who did it: a release may be another's than the pin */
 	char program[16];

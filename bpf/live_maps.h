@@ -65,6 +65,7 @@ struct { /* of kprobes: those that have not returned yet, by thread */
 	__type(value, struct call);
 } calls SEC(".maps");
 
+__u64 lost_events; /* of all processors, so that an event can say how many are missing before it */
 __u32 follow_self; /* while what that takes is measured */
 
 /* 0, but the verifier can't know that. So it takes all turns of a loop that counts from it for one. */

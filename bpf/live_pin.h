@@ -87,9 +87,10 @@ static __always_inline void tell(__u32 what, const struct walk *w, __u64 pages, 
 		return;
 	e = bpf_ringbuf_reserve(&ring, sizeof(*e), 0);
 	if (!e) {
-		add(LIVE_LOST_EVENTS, 1);
+		__sync_fetch_and_add(&lost_events, 1);
 		return;
 	}
+	e->lost = lost_events;
 	e->ns = w->now;
 	e->site = w->site;
 	e->addr = w->addr;

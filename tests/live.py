@@ -333,17 +333,21 @@ def partly_unmapped(first, pages):
 
 
 def lost():
-    """More events than there is room for while nobody reads them: as many as are missing are counted."""
+    """More events than there is room for while nobody reads them: as many as are missing are counted, and told where they are missing."""
     with cs.Memory(4 * PAGE) as memory, Live('--trace', '--exact', '--buffer', '4') as live:
         os.kill(live.process.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, live.process.pid, os.WSTOPPED)
         read_own(memory, MANY)
         os.kill(live.process.pid, signal.SIGCONT)
         live.process.send_signal(signal.SIGINT)
-        told = 0
+        told, gaps = 0, []
         while (said := live.next())['event'] != 'end':
+            if said['event'] == 'lost':
+                gaps.append((told, said['events']))
             if said.get('pid') == os.getpid() and said['event'] in ('pin', 'release'):
                 told += said['bytes'] // PAGE
+    missing = sum(events for _, events in gaps)
+    assert gaps and gaps[0][0] > 0 and 2 * MANY - 2 * missed(said) - told <= missing <= said['lost']['events'], (told, gaps, said['lost'])
     assert told < 2 * MANY <= told + said['lost']['events'] + 2 * missed(said), (told, said['lost'])
     assert sites(said, pid=os.getpid(), term='transient')[0]['calls'] >= MANY - missed(said), said
 

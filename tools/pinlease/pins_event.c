@@ -201,6 +201,25 @@ void live_print_event(struct live *l, const struct live_event *e)
 	live_put_line(o);
 }
 
+/* Where events are missing: before one of this time. */
+void live_print_gap(const struct live *l, uint64_t ns, uint64_t events)
+{
+	char when[24];
+
+	if (l->o->json) {
+		struct json_object *o = json_object_new_object();
+
+		tool_add_text(o, "event", "lost");
+		tool_add_number(o, "time_ns", ns);
+		tool_add_number(o, "events", events);
+		live_put_line(o);
+		return;
+	}
+	clock_words(ns, when, sizeof when);
+	live_put("%s %" PRIu64 " event%s lost here, of all processes; a larger --buffer makes room%s",
+		 when, events, tool_s(events), l->o->followed ? ", or without --exact" : "");
+}
+
 /* ----------------------------------------------------------------------------------------- leaks -- */
 
 void live_leak_words(struct live *l, const struct live_leak *leak, char *buf, size_t len)

@@ -25,6 +25,7 @@ struct following {
 	struct live_event kept;
 	bool keeps;
 	int taken;
+	uint64_t lost; /* events that were missing so far, which has been said */
 };
 
 static void let_go(struct following *f)
@@ -32,6 +33,15 @@ static void let_go(struct following *f)
 	if (f->keeps)
 		live_print_event(f->l, &f->kept);
 	f->keeps = false;
+}
+
+static void tell_lost(struct following *f, uint64_t ns, uint64_t lost)
+{
+	if (lost <= f->lost)
+		return;
+	let_go(f);
+	live_print_gap(f->l, ns, lost - f->lost);
+	f->lost = lost;
 }
 
 static bool is_part(const struct live_event *a, const struct live_event *b)
@@ -71,6 +81,7 @@ static int take_event(void *arg, void *data, size_t size)
 	struct live_event *k = &f->kept;
 	bool goes_on = ++f->taken < AT_A_TIME;
 
+	tell_lost(f, e->ns, e->lost);
 	if (f->keeps && e->what == LIVE_RELEASE && k->site == e->site && k->tid == e->tid &&
 	    e->ns - k->ns < MERGE_MS * 1000000ull && are_one(k, e)) {
 		merge(k, e);
@@ -138,6 +149,8 @@ static int trace(struct live *l, int signals)
 		take_events(&f, ring, err);
 		if (!f.keeps || tool_now() - f.kept.ns > MERGE_MS * 1000000ull || err)
 			let_go(&f);
+		if (f.taken < AT_A_TIME) /* those that are missing came after all that were taken */
+			tell_lost(&f, tool_now(), l->bpf->bss->lost_events);
 		if (!err && tool_now() - looked > LOOK_MS * 1000000ull) {
 			err = live_look(l);
 			if (!err)

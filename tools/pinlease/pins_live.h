@@ -172,6 +172,7 @@ void live_print_picture(struct live *l, bool last);
 struct json_object *live_picture_json(struct live *l, bool last);
 void live_print_start(const struct live *l);
 void live_print_event(struct live *l, const struct live_event *e);
+void live_print_gap(const struct live *l, uint64_t ns, uint64_t events);
 void live_print_leak(struct live *l, const struct live_leak *leak);
 void live_leak_words(struct live *l, const struct live_leak *leak, char *buf, size_t len);
 struct json_object *live_leak_json(struct live *l, const struct live_leak *leak);

@@ -28,6 +28,7 @@ int live_read_counts(struct live *l)
 			for (int j = 0; j < cpus; j++)
 				l->counts[i] += each[j];
 	}
+	l->counts[LIVE_LOST_EVENTS] = l->bpf->bss->lost_events;
 	free(each);
 	return 0;
 }
