@@ -352,6 +352,25 @@ def lost():
     assert sites(said, pid=os.getpid(), term='transient')[0]['calls'] >= MANY - missed(said), said
 
 
+def lost_words():
+    """What was lost is said in words that fit its number, and none of what wasn't."""
+    with cs.Memory(4 * PAGE) as memory, Live('--trace') as can, \
+            subprocess.Popen([cs.PINLEASE, 'pins', '--trace', '--exact', '--buffer', '4'], stdout=subprocess.PIPE, text=True) as command:
+        can.end()
+        while not command.stdout.readline().split()[-1:] == ['FILE']:
+            pass
+        os.kill(command.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, command.pid, os.WSTOPPED)
+        read_own(memory, FEW * 10)
+        os.kill(command.pid, signal.SIGCONT)
+        command.send_signal(signal.SIGINT)
+        text = command.communicate()[0]
+    gap, = re.findall(r'^\d+:\d+:\d+\.\d+ \d+ events lost here, of all processes; ', text, re.M)[:1]
+    line, = re.findall(r'^LOST: .*$', text, re.M)
+    assert text.index(gap) < text.index(line) and re.match(r'LOST: \d+ events?[,.]', line) and not re.search(r'\b0 |\b1 \w+s\b', line), line
+    assert ('not seen' in line) == bool(re.search(r'^(So HELD, .* may be up to|By the kernel)', text, re.M)), text
+
+
 def watched():
     """Again and again: what is held now, and for how long it was."""
     def mine(picture):
@@ -512,6 +531,7 @@ def main():
         ('two have one page, one ends', anew(no_leak)),
         ('two buffers in one huge page', anew(overlapping)),
         ('lost events are counted', lost),
+        ('lost events, in words', lost_words),
         ('watched: held, released, for how long', watched),
         ('leased and not', leased),
         ('leased and not, exactly', lambda: leased('--exact')),

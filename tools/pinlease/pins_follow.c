@@ -280,10 +280,11 @@ static int try_all(struct live *l)
 /* From here on the kernel's counters are compared. */
 static int begin(struct live *l)
 {
-	int err = live_read_counts(l);
+	int err;
 
+	l->have_kernel = !pins_counters(&l->kernel);
+	err = live_read_counts(l);
 	l->seen = live_seen(l);
-	l->have_kernel = !err && !pins_counters(&l->kernel);
 	l->kprobes_say_missed = pins_offset(l->c, "bpf_link_info", "perf_event.kprobe.missed") >= 0;
 	return err;
 }

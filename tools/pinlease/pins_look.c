@@ -191,8 +191,9 @@ int live_look(struct live *l)
 {
 	int err;
 
+	err = live_read_counts(
+		l); /* first, so that no pin counts as seen that the kernel hasn't counted */
 	l->have_kernel = l->have_kernel && !pins_counters(&l->kernel_now);
-	err = live_read_counts(l);
 	mend(l);
 	read_sites(l);
 	pins_list_leases(l->c);

@@ -11,11 +11,11 @@
 #include "common.h"
 #include "pins_live.h"
 
+/* One of them; more have an "s". */
 static const char *const lost_names[] = {
-	[LIVE_LOST_EVENTS] = "events",	   [LIVE_LOST_FOLIOS] = "folios",
-	[LIVE_LOST_SITES] = "sites",	   [LIVE_LOST_STACKS] = "stacks",
-	[LIVE_LOST_HOLDERS] = "holders",   [LIVE_LOST_RETURNS] = "returns",
-	[LIVE_LOST_RELEASES] = "releases",
+	[LIVE_LOST_EVENTS] = "event",	  [LIVE_LOST_FOLIOS] = "folio",	  [LIVE_LOST_SITES] = "site",
+	[LIVE_LOST_STACKS] = "stack",	  [LIVE_LOST_HOLDERS] = "holder", [LIVE_LOST_RETURNS] = "return",
+	[LIVE_LOST_RELEASES] = "release",
 };
 
 bool live_is_filtered(const struct live *l)
@@ -83,32 +83,56 @@ void live_print_already(const struct live *l)
 			 l->already.pins == 1 ? "was" : "were");
 }
 
-static uint64_t lost(const struct live *l)
+/* Pins that the kernel has counted and no program has seen: at most so many, as some come between. */
+static uint64_t unseen_pins(const struct live *l)
 {
-	uint64_t n = l->cost.missed;
+	return l->have_kernel ? less(l->kernel_now.acquired - l->kernel.acquired,
+				     live_seen(l).pinned - l->seen.pinned)
+			      : 0;
+}
 
-	for (int i = LIVE_LOST_EVENTS; i <= LIVE_LOST_RELEASES; i++)
-		n += l->counts[i];
-	return n;
+static void add_loss(char *words, size_t len, uint64_t n, const char *what)
+{
+	if (n)
+		tool_append(words, len, "%s %" PRIu64 " %s%s", *words ? "," : "LOST:", n, what,
+			    tool_s(n));
+}
+
+/* What it means: sums of calls and pages lack them, too. */
+static void print_unseen(const struct live *l)
+{
+	uint64_t pins = unseen_pins(l);
+	char size[24];
+
+	tool_size_words(pins * PINS_PAGE, l->o->exact, size, sizeof size);
+	if (!l->have_kernel)
+		live_put("What they pinned is in no line; pinlease pins shows all that is pinned.");
+	else if (pins)
+		live_put("So HELD, of all that is followed, may be up to %s (%" PRIu64
+			 " pin%s) too low, and a leak be missing; pinlease pins shows all that is "
+			 "pinned.",
+			 size, pins, tool_s(pins));
+	else
+		live_put("By the kernel's count none of them pinned: HELD lacks nothing.");
 }
 
 static void print_losses(const struct live *l)
 {
-	char words[512] = "LOST:";
+	const char *kprobes = live_knows_missed(l) ? "" : " (what kprobes miss isn't counted here)";
+	char words[512] = "";
 
-	if (!lost(l)) {
-		live_put(
-			live_knows_missed(l)
-				? "Nothing was lost."
-				: "Nothing is known to be lost (what kprobes miss isn't counted here).");
-		return;
-	}
 	for (int i = LIVE_LOST_EVENTS; i <= LIVE_LOST_RELEASES; i++)
-		if (l->counts[i])
-			tool_append(words, sizeof words, " %" PRIu64 " %s,", l->counts[i],
-				    lost_names[i]);
-	live_put("%s %" PRIu64 " calls not seen (interrupted a program%s).", words, l->cost.missed,
-		 live_knows_missed(l) ? "" : "; what kprobes miss isn't counted here");
+		add_loss(words, sizeof words, l->counts[i], lost_names[i]);
+	add_loss(words, sizeof words, l->cost.missed, "call");
+	if (l->cost.missed)
+		tool_append(words, sizeof words,
+			    " not seen, as a program of this command was at work on that processor");
+	if (*words)
+		live_put("%s%s.", words, kprobes);
+	else
+		live_put("Nothing %s lost%s.", live_knows_missed(l) ? "was" : "is known to be", kprobes);
+	if (l->cost.missed || (!live_knows_missed(l) && unseen_pins(l)))
+		print_unseen(l);
 }
 
 /* Any loss shows here, whatever its reason. */
@@ -133,23 +157,21 @@ void live_print_lost(const struct live *l)
 /* Transient pins that weren't chosen to be followed are in HELD not at all. */
 static void print_found(const struct live *l)
 {
-	uint64_t held = held_bytes(l), rest = less(l->at_end.bytes, held),
-		 more = less(rest, l->already.bytes);
-	char found[24], of_held[24], before[24], came[24];
+	uint64_t held = held_bytes(l), known = held + l->already.bytes;
+	char words[256], size[24];
 
-	tool_size_words(l->at_end.bytes, l->o->exact, found, sizeof found);
-	tool_size_words(held, l->o->exact, of_held, sizeof of_held);
-	tool_size_words(rest - more, l->o->exact, before, sizeof before);
-	tool_size_words(more, l->o->exact, came, sizeof came);
-	if (!rest)
-		live_put("The census finds %s pinned; HELD is %s.", found, of_held);
-	else if (!more)
-		live_put("The census finds %s pinned; HELD is %s, %s was pinned before.", found, of_held,
-			 before);
-	else
-		live_put("The census finds %s pinned; HELD is %s, %s may have been pinned before, so %s "
-			 "came and isn't in HELD: it wasn't seen, or is I/O under way.",
-			 found, of_held, before, came);
+	tool_size_words(l->at_end.bytes, l->o->exact, size, sizeof size);
+	snprintf(words, sizeof words, "The census finds %s pinned; HELD is", size);
+	tool_size_words(held, l->o->exact, size, sizeof size);
+	tool_append(words, sizeof words, " %s", size);
+	tool_size_words(l->already.bytes, l->o->exact, size, sizeof size);
+	if (l->already.bytes)
+		tool_append(words, sizeof words, ", %s was pinned before", size);
+	tool_size_words(less(l->at_end.bytes, known), l->o->exact, size, sizeof size);
+	if (l->at_end.bytes > known)
+		tool_append(words, sizeof words,
+			    ": %s came and isn't in HELD, as it wasn't seen, or is I/O under way", size);
+	live_put("%s.", words);
 }
 
 void live_print_census(const struct live *l)
@@ -193,9 +215,14 @@ static struct json_object *losses(const struct live *l)
 {
 	struct json_object *o = json_object_new_object();
 
-	for (int i = LIVE_LOST_EVENTS; i <= LIVE_LOST_RELEASES; i++)
-		tool_add_number(o, lost_names[i], l->counts[i]);
+	char key[24];
+
+	for (int i = LIVE_LOST_EVENTS; i <= LIVE_LOST_RELEASES; i++) {
+		snprintf(key, sizeof key, "%ss", lost_names[i]);
+		tool_add_number(o, key, l->counts[i]);
+	}
 	tool_add_number(o, "calls", l->cost.missed);
+	add_counter(o, l, "pins", unseen_pins(l));
 	return o;
 }
 
