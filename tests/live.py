@@ -395,7 +395,7 @@ def watched():
 
 
 def leased(*mode):
-    """What is held under a lease is told apart from what isn't, of one buffer too."""
+    """What is held under a lease that pinlease can take back is told apart from one that is kept and from none, of one buffer too; of private memory it isn't known."""
     with ac.Arbiter(cs.PINLEASED) as arbiter, arbiter.client() as client, cs.memfd(8 * PAGE) as fd, cs.Memory(8 * PAGE, fd) as memory, \
             Live('--watch', '--delay', '0.1', *mode, PINLEASE_SOCKET=str(arbiter.path)) as live:
         def mine(picture):
@@ -415,6 +415,18 @@ def leased(*mode):
             assert mine(picture) == [(8 * PAGE, 3 * PAGE)] and device(picture, 'io_uring', 'long-term')['leased_bytes'] == 3 * PAGE, picture
             revocable, = [one for one in picture['classes'] if one['class'] == 'revocable']
             expect(revocable, leased_bytes=3 * PAGE, unleased_bytes=revocable['held_bytes'] - 3 * PAGE)
+            assert client.lease(fd, 2, start=memory.start + 6 * PAGE, size=PAGE, offset=6 * PAGE, policy=ac.KEEP).err == 0
+            while not sites(picture := live.next(), path='memfd:census', kept_bytes=PAGE):
+                pass
+            with cs.Memory(2 * PAGE) as private:
+                for number in itertools.count():
+                    if number % 50 == 0:
+                        rings.enter_context(cs.Ring(cs.of(private)))
+                    if own := sites(picture := live.next(), pid=os.getpid(), path=None, device='io_uring', holder_gone=False):
+                        break
+                expect(own[0], leased_bytes=None)
+                revocable, = [one for one in picture['classes'] if one['class'] == 'revocable']
+                expect(revocable, leased_bytes=3 * PAGE, kept_bytes=PAGE, unleased_bytes=4 * PAGE, lease_unknown_bytes=revocable['held_bytes'] - 8 * PAGE)
         live.end()
 
 

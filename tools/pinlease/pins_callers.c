@@ -23,8 +23,7 @@ static void add(struct live_caller *c, const struct live_known *k)
 	c->calls += k->now.calls;
 	c->pages += k->now.pages;
 	c->held_bytes += (uint64_t)k->held_pages * PINS_PAGE;
-	c->leased += k->leased;
-	c->lease_unknown = c->lease_unknown || k->lease_unknown;
+	live_add_leased(&c->leased, &k->leased);
 	if (k->oldest_ns && (!c->oldest_ns || k->oldest_ns < c->oldest_ns))
 		c->oldest_ns = k->oldest_ns;
 }
@@ -91,20 +90,21 @@ static struct live_caller sum_of(const struct pins_vec *callers, size_t first, s
 
 		sum.calls += c->calls;
 		sum.held_bytes += c->held_bytes;
-		sum.leased += c->leased;
-		sum.lease_unknown = sum.lease_unknown || c->lease_unknown;
+		live_add_leased(&sum.leased, &c->leased);
 	}
 	return sum;
 }
 
 static bool is_lease_known(const struct live *l, const struct live_caller *c)
 {
-	return l->c->have_leases && !c->lease_unknown && c->fit->can != PINS_TRANSIENT;
+	return live_knows_leased(l, &c->leased, c->held_bytes) && c->fit->can != PINS_TRANSIENT;
 }
 
 static uint64_t unleased(const struct live_caller *c)
 {
-	return c->held_bytes > c->leased ? c->held_bytes - c->leased : 0;
+	uint64_t other = c->leased.back + c->leased.kept + c->leased.unknown;
+
+	return c->held_bytes > other ? c->held_bytes - other : 0;
 }
 
 static void print_sizes(const struct live *l, const char *what, const struct live_caller *c)
@@ -113,7 +113,7 @@ static void print_sizes(const struct live *l, const char *what, const struct liv
 
 	tool_size_words(c->held_bytes, false, held, sizeof held);
 	if (is_lease_known(l, c)) {
-		tool_size_words(c->leased, false, leased, sizeof leased);
+		tool_size_words(c->leased.back, false, leased, sizeof leased);
 		tool_size_words(unleased(c), false, other, sizeof other);
 	} else if (c->fit->can == PINS_TRANSIENT) /* is over before it could be */
 		strcpy(leased, "-"), strcpy(other, "-");
@@ -159,7 +159,7 @@ static void add_bytes(struct json_object *o, const struct live *l, const struct 
 
 	tool_add_number(o, "calls", c->calls);
 	tool_add_number(o, "held_bytes", c->held_bytes);
-	json_object_object_add(o, "leased_bytes", known ? json_object_new_uint64(c->leased) : NULL);
+	live_put_leased(o, &c->leased, known);
 	json_object_object_add(o, "unleased_bytes", known ? json_object_new_uint64(unleased(c)) : NULL);
 }
 

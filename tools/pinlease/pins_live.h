@@ -34,6 +34,12 @@ struct live_bpf;
 struct bpf_link;
 struct json_object;
 
+/* Of bytes that are held long-term: those that pinlease can take back, those that their lease's policy
+ * keeps, those of which it isn't known. The others aren't leased. */
+struct live_leased {
+	uint64_t back, kept, unknown;
+};
+
 /* A site as the command knows it. */
 struct live_known {
 	uint64_t id;
@@ -44,15 +50,15 @@ struct live_known {
 	char *path;    /* NULL: no file */
 	int64_t held,
 		held_pages; /* now: calls (exact: runs of pages of a folio) that are not released */
-	uint64_t oldest_ns, leased; /* leased: bytes of what is held long-term */
-	bool lease_unknown;	    /* of some of it the addresses aren't known */
-	uint64_t gone_ns;	    /* when its process was first seen to have ended; 0: it hasn't */
-	int64_t checked;	    /* what it held when a census looked for leaks */
+	uint64_t oldest_ns;
+	struct live_leased leased;
+	uint64_t gone_ns; /* when its process was first seen to have ended; 0: it hasn't */
+	int64_t checked;  /* what it held when a census looked for leaks */
 };
 
 struct live_group {
-	uint64_t calls, pages, released, untimed, oldest_ns, leased;
-	bool lease_unknown;
+	uint64_t calls, pages, released, untimed, oldest_ns;
+	struct live_leased leased;
 	int64_t held, held_pages;
 	uint64_t histogram[LIVE_BUCKETS];
 };
@@ -62,8 +68,9 @@ struct live_caller {
 	const char *name; /* the site's */
 	enum pins_device device;
 	const struct pins_fit *fit;
-	bool longterm, lease_unknown;
-	uint64_t calls, pages, held_bytes, leased, oldest_ns;
+	bool longterm;
+	uint64_t calls, pages, held_bytes, oldest_ns;
+	struct live_leased leased;
 };
 
 enum live_leaked { LIVE_HOLDER_GONE, LIVE_UNMAPPED };
@@ -146,6 +153,10 @@ bool live_is_gone(const struct live_site *site);
 bool live_wanted(const struct live *l, const struct live_known *k);
 
 int live_look(struct live *l);
+void live_add_leased(struct live_leased *sum, const struct live_leased *more);
+
+/* False: of nothing of what is held. */
+bool live_knows_leased(const struct live *l, const struct live_leased *leased, uint64_t held);
 int live_read_counts(struct live *l);
 struct live_seen live_seen(const struct live *l);
 int live_each_folio(struct live *l, void (*each)(uint64_t folio, const struct live_folio *f, void *arg),
@@ -166,6 +177,7 @@ void live_print_lost(const struct live *l);
 void live_add_missing(struct json_object *o, const struct live *l, bool last);
 
 int live_print_callers(const struct live *l, int room); /* in lines; how many it took */
+void live_put_leased(struct json_object *o, const struct live_leased *leased, bool known);
 struct json_object *live_callers_json(const struct live *l);
 
 void live_print_picture(struct live *l, bool last);

@@ -76,17 +76,30 @@ int live_each_folio(struct live *l, void (*each)(uint64_t folio, const struct li
 	return err;
 }
 
-static uint64_t leased_of(const struct census *c, const struct live_slot *slot)
+void live_add_leased(struct live_leased *sum, const struct live_leased *more)
 {
-	uint64_t at = slot->addr / PINS_PAGE * PINS_PAGE, end = at + (uint64_t)slot->pages * PINS_PAGE,
-		 leased = 0;
+	sum->back += more->back;
+	sum->kept += more->kept;
+	sum->unknown += more->unknown;
+}
+
+bool live_knows_leased(const struct live *l, const struct live_leased *leased, uint64_t held)
+{
+	return l->c->have_leases && (!leased->unknown || leased->unknown < held);
+}
+
+static void find_leases(const struct census *c, const struct live_slot *slot, struct live_leased *leased)
+{
+	uint64_t at = slot->addr / PINS_PAGE * PINS_PAGE, end = at + (uint64_t)slot->pages * PINS_PAGE;
 
 	for (uint64_t len; at < end; at += len) {
+		const struct pins_lease *lease;
+
 		len = end - at;
-		if (pins_lease_at(c, (int32_t)slot->tgid, at, &len))
-			leased += len;
+		lease = pins_lease_at(c, (int32_t)slot->tgid, at, &len);
+		if (lease)
+			*(lease->taken_back ? &leased->back : &leased->kept) += len;
 	}
-	return leased;
 }
 
 static void note_slot(struct live *l, const struct live_slot *slot)
@@ -99,12 +112,14 @@ static void note_slot(struct live *l, const struct live_slot *slot)
 	k->held_pages += slot->pages;
 	if (!k->oldest_ns || slot->since_ns < k->oldest_ns)
 		k->oldest_ns = slot->since_ns;
-	if (!slot->longterm || !l->c->leases.n)
+	if (!slot->longterm)
 		return;
-	if (slot->addr && slot->calls == 1)
-		k->leased += leased_of(l->c, slot);
-	else
-		k->lease_unknown = true;
+	if (!pins_leases_are_told(k->now.key.memory))
+		k->leased.unknown += (uint64_t)slot->pages * PINS_PAGE;
+	else if (l->c->leases.n && slot->addr && slot->calls == 1)
+		find_leases(l->c, slot, &k->leased);
+	else if (l->c->leases.n)
+		k->leased.unknown += (uint64_t)slot->pages * PINS_PAGE;
 }
 
 static void note_held(uint64_t folio, const struct live_folio *f, void *arg)
@@ -121,8 +136,7 @@ static void add_up(struct live_group *g, const struct live_known *k)
 	g->pages += s->pages;
 	g->released += s->released;
 	g->untimed += s->untimed;
-	g->leased += k->leased;
-	g->lease_unknown = g->lease_unknown || k->lease_unknown;
+	live_add_leased(&g->leased, &k->leased);
 	g->held += k->held;
 	g->held_pages += k->held_pages;
 	if (k->oldest_ns && (!g->oldest_ns || k->oldest_ns < g->oldest_ns))
@@ -167,9 +181,9 @@ static void read_sites(struct live *l)
 	for (size_t i = 0; i < l->order.n; i++) {
 		struct live_known *k = *pins_at(&l->order, struct live_known *, i);
 
-		k->oldest_ns = k->leased = 0;
+		k->oldest_ns = 0;
+		k->leased = (struct live_leased){0};
 		k->held = k->held_pages = 0;
-		k->lease_unknown = false;
 		bpf_map_lookup_elem(fd, &k->id, &k->now);
 		if (!k->gone_ns && live_is_gone(&k->now))
 			k->gone_ns = tool_now();

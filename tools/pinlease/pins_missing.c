@@ -170,7 +170,8 @@ static void print_found(const struct live *l)
 	tool_size_words(less(l->at_end.bytes, known), l->o->exact, size, sizeof size);
 	if (l->at_end.bytes > known)
 		tool_append(words, sizeof words,
-			    ": %s came and isn't in HELD, as it wasn't seen, or is I/O under way", size);
+			    ": %s came and isn't in HELD, as it wasn't seen%s, or is I/O under way",
+			    size, l->o->filter.pid ? ", another process pinned it" : "");
 	live_put("%s.", words);
 }
 

@@ -67,8 +67,8 @@ static void print_group(const struct live *l, int device, int term)
 
 	tool_size_words(g->pages * PINS_PAGE, false, pinned, sizeof pinned);
 	tool_size_words((uint64_t)g->held_pages * PINS_PAGE, false, held, sizeof held);
-	if (l->c->have_leases && !g->lease_unknown)
-		tool_size_words(g->leased, false, leased, sizeof leased);
+	if (live_knows_leased(l, &g->leased, (uint64_t)g->held_pages * PINS_PAGE))
+		tool_size_words(g->leased.back, false, leased, sizeof leased);
 	if (g->oldest_ns)
 		tool_age_words(tool_now() - g->oldest_ns, age, sizeof age);
 	printf("%-9s %-9s %8" PRIu64 " %6s %6s %6" PRId64 " %6s %7s\n", pins_classes[device].name,
@@ -286,11 +286,12 @@ void live_print_picture(struct live *l, bool last)
 
 /* ------------------------------------------------------------------------------------------ JSON -- */
 
-/* Not known without pinleased, nor of what has no known address. */
-static void add_leased(struct json_object *o, const struct live *l, uint64_t bytes, bool unknown)
+void live_put_leased(struct json_object *o, const struct live_leased *leased, bool known)
 {
-	json_object_object_add(o, "leased_bytes",
-			       l->c->have_leases && !unknown ? json_object_new_uint64(bytes) : NULL);
+	json_object_object_add(o, "leased_bytes", known ? json_object_new_uint64(leased->back) : NULL);
+	json_object_object_add(o, "kept_bytes", known ? json_object_new_uint64(leased->kept) : NULL);
+	json_object_object_add(o, "lease_unknown_bytes",
+			       known ? json_object_new_uint64(leased->unknown) : NULL);
 }
 
 static struct json_object *histogram(const __u64 *counts)
@@ -321,7 +322,8 @@ static struct json_object *group(const struct live *l, int d, int t)
 	tool_add_number(o, "held_bytes", (uint64_t)g->held_pages * PINS_PAGE);
 	tool_add_number(o, "released", g->released);
 	tool_add_number(o, "untimed", g->untimed);
-	add_leased(o, l, g->leased, g->lease_unknown);
+	live_put_leased(o, &g->leased,
+			live_knows_leased(l, &g->leased, (uint64_t)g->held_pages * PINS_PAGE));
 	tool_add_number(o, "oldest_ns", g->oldest_ns ? tool_now() - g->oldest_ns : 0);
 	json_object_object_add(o, "histogram", histogram((const __u64 *)g->histogram));
 	return o;
@@ -336,7 +338,8 @@ static struct json_object *site(const struct live *l, const struct live_known *k
 	tool_add_number(o, "pages", k->now.pages);
 	tool_add_number(o, "held", (uint64_t)k->held);
 	tool_add_number(o, "held_bytes", (uint64_t)k->held_pages * PINS_PAGE);
-	add_leased(o, l, k->leased, k->lease_unknown);
+	live_put_leased(o, &k->leased,
+			live_knows_leased(l, &k->leased, (uint64_t)k->held_pages * PINS_PAGE));
 	tool_add_number(o, "released", k->now.released);
 	tool_add_number(o, "untimed", k->now.untimed);
 	json_object_object_add(o, "histogram", histogram(k->now.histogram));
