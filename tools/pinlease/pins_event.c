@@ -236,11 +236,12 @@ void live_leak_words(struct live *l, const struct live_leak *leak, char *buf, si
 	tool_path_words(k->now.program, 16, program, sizeof program);
 	range_words(k, range_of_leak(k, leak), range, sizeof range);
 	tool_path_words(live_file_words(k, file, sizeof file), 400, path, sizeof path);
-	tool_append(buf, len,
-		    "LEAK %s by %u (%s) at least %s ago, %s at %s, %s %s: %s, the census finds %s of it "
-		    "pinned; ",
-		    size, k->now.key.tgid, program, age, pins_classes[k->device].name, k->name, range,
-		    path, hows[leak->how], confirmed);
+	tool_append(buf, len, "LEAK %s", confirmed);
+	if (leak->pages != leak->confirmed)
+		tool_append(buf, len, " of %s", size);
+	tool_append(buf, len, " pinned by %u (%s) at least %s ago, %s at %s, %s %s: %s; ",
+		    k->now.key.tgid, program, age, pins_classes[k->device].name, k->name, range, path,
+		    hows[leak->how]);
 	if (leak->others)
 		tool_append(buf, len, "%d and %zu more have it open", leak->has, leak->others);
 	else if (leak->has)

@@ -318,11 +318,13 @@ int live_follow_any(struct live *l)
 	if (*said)
 		pins_say("%s", said);
 	else if (err)
-		pins_say("this kernel lets no program follow its functions (%s; kprobes: %s), so pins "
-			 "can't be "
-			 "watched as they come (PINLEASE_BPF_LOG=1 shows why); pinlease pins, without "
-			 "--watch or "
-			 "--trace, shows those that there are",
+		pins_say("this kernel lets no program follow its functions (trampolines: %s; kprobes: "
+			 "%s), "
+			 "which takes CONFIG_FUNCTION_TRACER or CONFIG_KPROBE_EVENTS, so pins can't be "
+			 "watched as "
+			 "they come (PINLEASE_BPF_LOG=1 shows what it says of each program); pinlease "
+			 "pins, "
+			 "without --watch or --trace, shows those that there are",
 			 strerror(-err), have_kprobes() ? "refused, too" : "it has none");
 	return err;
 }

@@ -177,10 +177,16 @@ static void print_found(const struct live *l)
 
 void live_print_census(const struct live *l)
 {
-	if (l->confirmed + l->unseen)
-		live_put("Of %" PRIu64 " that are held long-term, the census finds %" PRIu64
+	uint64_t all = l->confirmed + l->unseen;
+
+	if (all)
+		live_put("Of %" PRIu64 " %s that %s held long-term, the census finds %" PRIu64
 			 " pinned; of %" PRIu64 " the release was not seen.",
-			 l->confirmed + l->unseen, l->confirmed, l->unseen);
+			 all,
+			 l->o->followed ? all == 1 ? "page" : "pages"
+			 : all == 1	? "call"
+					: "calls",
+			 all == 1 ? "is" : "are", l->confirmed, l->unseen);
 	print_found(l);
 }
 

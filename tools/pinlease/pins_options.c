@@ -2,6 +2,8 @@
 #include "pins_options.h"
 
 #include <argp.h>
+#include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -63,6 +65,15 @@ static int choose(const char *word, const char *const *words, int n, const char 
 	return 0;
 }
 
+static int32_t choose_process(const char *arg, struct argp_state *state)
+{
+	int32_t pid = arbiter_pid(arg, state);
+
+	if (kill(pid, 0) && errno == ESRCH)
+		argp_error(state, "no process %d", pid);
+	return pid;
+}
+
 static void set_mode(struct pins_options *o, enum pins_mode mode, struct argp_state *state)
 {
 	if (o->mode != PINS_CENSUS && o->mode != mode)
@@ -92,11 +103,11 @@ static void set_buffer(struct pins_options *o, const char *arg, struct argp_stat
 
 static void check(const struct pins_options *o, struct argp_state *state)
 {
-	if (o->mode == PINS_CENSUS && (o->followed || o->delay_ms || o->buffer))
-		argp_error(state, "--exact, --delay and --buffer are for --watch and --trace");
-	if (o->mode == PINS_TRACE && o->delay_ms)
+	if (o->mode == PINS_CENSUS && o->followed)
+		argp_error(state, "--exact is for --watch and --trace");
+	if (o->mode != PINS_WATCH && o->delay_ms)
 		argp_error(state, "--delay is for --watch");
-	if (o->mode == PINS_WATCH && o->buffer)
+	if (o->mode != PINS_TRACE && o->buffer)
 		argp_error(state, "--buffer is for --trace");
 	if (o->mode != PINS_CENSUS && o->sort != PINS_BY_BYTES)
 		argp_error(state, "--sort is for the census");
@@ -115,7 +126,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		o->json = true;
 		return 0;
 	case PID:
-		o->filter.pid = arbiter_pid(arg, state);
+		o->filter.pid = choose_process(arg, state);
 		return 0;
 	case FILE_OPTION:
 		o->filter.by_file = true;
@@ -153,12 +164,15 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 void pins_parse(int argc, char **argv, struct pins_options *options)
 {
-	static const struct argp argp = {.options = option_table,
-					 .parser = parse,
-					 .doc = "Show all pinned memory of this machine: by which "
-						"process and device, of which file, where, "
-						"and whether pinlease can take it back. Needs root and "
-						"a kernel that describes itself (BTF)."};
+	static const struct argp argp = {
+		.options = option_table,
+		.parser = parse,
+		.doc = "Show all pinned memory of this machine: by which "
+		       "process and device, of which file, where, "
+		       "and whether pinlease can take it back. Needs root and "
+		       "a kernel that describes itself (BTF); --watch and "
+		       "--trace also one whose functions programs can follow (BPF "
+		       "trampolines, kprobes)."};
 
 	*options = (struct pins_options){.filter.device = -1};
 	argp_err_exit_status = EXIT_CANT_START;

@@ -97,7 +97,7 @@ static int print_histograms(const struct live *l, int room)
 
 	if (room < nr_groups(l) + lines)
 		return 0;
-	printf("\n%-9s %-9s", "RELEASED", "AFTER");
+	printf("\n%-9s %-9s", "RELEASED", l->o->followed ? "PAGES" : "CALLS");
 	for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
 		printf(" %6s", bound_names[i]);
 	putchar('\n');
@@ -216,7 +216,7 @@ static void print_cost(const struct live *l)
 
 static void add_measured(char *buf, size_t len, const char *what, const uint64_t ns[2])
 {
-	if (ns[0] && ns[1])
+	if (ns[0] && ns[1] > ns[0])
 		tool_append(buf, len, "%s %s %.2f us, not %.2f",
 			    *buf ? "," : "With all that they take here", what, (double)ns[1] / 1e3,
 			    (double)ns[0] / 1e3);
@@ -231,6 +231,8 @@ static void print_measured(const struct live *l)
 	add_measured(words, sizeof words, "a page read from a process", l->transient_ns);
 	if (*words)
 		live_put("%s.", words);
+	else if (l->longterm_ns[1] || l->transient_ns[1])
+		live_put("With all that they take here no pin was measured to take longer.");
 }
 
 static void print_totals(const struct live *l)
@@ -244,7 +246,7 @@ static void print_totals(const struct live *l)
 		 age, live_is_filtered(l) ? ", of all processes and files" : "",
 		 l->counts[LIVE_LONG_CALLS], l->counts[LIVE_LONG_PAGES], l->counts[LIVE_SHORT_CALLS],
 		 l->counts[LIVE_SHORT_PAGES],
-		 l->o->followed ? "(all followed)" : "(one call in " TEXT_OF(LIVE_SAMPLE) " followed)",
+		 l->o->followed ? "(all followed)" : "(lines have one call in " TEXT_OF(LIVE_SAMPLE) ")",
 		 l->counts[LIVE_FAILED_CALLS], l->counts[LIVE_UNPINNED_PAGES]);
 }
 
