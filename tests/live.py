@@ -503,7 +503,7 @@ def table():
 
 def refused():
     for arguments, because in ((['--watch', '--trace'], 'exclude'), (['--exact'], '--exact is for --watch and --trace'), (['--trace', '--delay', '1'], '--delay is for --watch'),
-                               (['--delay', '1'], '--delay is for --watch'), (['--buffer', '4'], '--buffer is for --trace'), (['--pid', '2147483647'], 'no process 2147483647'),
+                               (['--delay', '1'], '--delay is for --watch'), (['--buffer', '4'], '--buffer is for --trace'), (['--pid', '2147483647'], 'there is no process 2147483647'),
                                (['--trace', '--buffer', '5'], 'power of two'), (['--watch', '--sort', 'pid'], 'census')):
         result = cs.run(*arguments)
         assert result.returncode == 2 and because in result.stderr and not result.stdout, result

@@ -273,6 +273,10 @@ static void a_user_has_so_many_leases_and_no_more(void **state)
 	arbiter_start(&a, (const char *[]){"--max-leases", "3", NULL});
 	what.leases = 4;
 	holder_start(&h, &a, &what);
+	while (h.s->leased == 1 && !h.s->connected) { /* not served in time: it watches itself */
+		holder_end(&h);
+		holder_start(&h, &a, &what);
+	}
 	if (h.s->leased != -EDQUOT)
 		holder_assert_leased(&h);
 	assert_int_equal(h.s->leased, -EDQUOT);

@@ -108,10 +108,6 @@ int cmd_pins(int argc, char **argv)
 	int status = EXIT_CANT_START;
 
 	pins_parse(argc, argv, &o);
-	if (o.filter.pid && kill(o.filter.pid, 0) && errno == ESRCH) {
-		pins_say("there is no process %d", o.filter.pid);
-		return EXIT_CANT_START;
-	}
 	pins_start(&c);
 	if (o.mode != PINS_CENSUS)
 		status = pins_live(&c, &o) ? EXIT_CANT_START : 0;

@@ -70,7 +70,7 @@ static int32_t choose_process(const char *arg, struct argp_state *state)
 	int32_t pid = arbiter_pid(arg, state);
 
 	if (kill(pid, 0) && errno == ESRCH)
-		argp_error(state, "no process %d", pid);
+		argp_error(state, "there is no process %d", pid);
 	return pid;
 }
 
