@@ -301,6 +301,32 @@ static __always_inline int shift(struct file *file, __u32 op, __u32 also, __u64 
 	}
 #endif
 
+#ifdef __TARGET_ARCH_x86
+#define NR_MADVISE   28 /* a 32-bit program's punches no hole by that number */
+#define PF_IO_WORKER 0x10
+
+/* Else it is a hole by fallocate(2), or by whatever isn't known. */
+static __always_inline int is_by_mapping(void)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct pt_regs *regs = (void *)bpf_task_pt_regs(t);
+
+	return !(BPF_CORE_READ(t, flags) & PF_IO_WORKER) && BPF_CORE_READ(regs, orig_ax) == NR_MADVISE;
+}
+#else
+static __always_inline int is_by_mapping(void)
+{
+	return 0;
+}
+#endif
+
+/* A lease may name either. */
+static __always_inline int punch(struct file *file, __u64 offset, __u64 len)
+{
+	return is_by_mapping() ? hole(file, OP_REMOVE, 1u << OP_PUNCH, offset, len)
+			       : hole(file, OP_PUNCH, 1u << OP_REMOVE, offset, len);
+}
+
 static __always_inline int fallocate_begins(const __u64 *args)
 {
 	struct file *file = (void *)args[0];
@@ -311,7 +337,7 @@ static __always_inline int fallocate_begins(const __u64 *args)
 	case UNSHARE:
 		return 0;
 	case PUNCH:
-		return hole(file, OP_PUNCH, 1u << OP_REMOVE, offset, len);
+		return punch(file, offset, len);
 	case ZERO:
 	case WRITE_ZEROES:
 		return hole(file, OP_ZERO, 0, offset, len);

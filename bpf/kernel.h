@@ -114,6 +114,7 @@ struct files_struct {
 };
 
 struct task_struct {
+	unsigned int flags;
 	int pid, tgid;
 	char comm[16];
 	void *mm, *io_uring;
