@@ -15,7 +15,15 @@ struct looking {
 	struct live *l;
 	struct census census;
 	struct pins_vec before; /* leaks that have been told */
+	struct pins_vec places; /* struct place: of each pin, in order */
+	uint64_t longest;	/* pages of one pin */
 	bool all;
+};
+
+/* Of a file's memory in the file; of other memory where it was touched first. */
+struct place {
+	uint64_t ino, index;
+	uint32_t memory, dev, pin; /* in the census' `pins` */
 };
 
 /* What its process had is given back a little later than that ends. */
@@ -58,6 +66,57 @@ static uint64_t common(uint64_t at, uint64_t nr, uint64_t other, uint64_t nr_oth
 	return end > start ? end - start : 0;
 }
 
+static int by_place(const void *a, const void *b)
+{
+	const struct place *x = a, *y = b;
+
+	if (x->memory != y->memory)
+		return x->memory < y->memory ? -1 : 1;
+	if (x->dev != y->dev)
+		return x->dev < y->dev ? -1 : 1;
+	if (x->ino != y->ino)
+		return x->ino < y->ino ? -1 : 1;
+	return (x->index > y->index) - (x->index < y->index);
+}
+
+static void order_places(struct looking *look)
+{
+	look->places = (struct pins_vec){.size = sizeof(struct place)};
+	for (size_t i = 0; i < look->census.pins.n; i++) {
+		const struct census_pin *p = pins_at(&look->census.pins, struct census_pin, i);
+		bool file = p->memory == CENSUS_FILE;
+		struct place place = {.ino = file ? p->ino : 0,
+				      .index = p->index,
+				      .memory = p->memory,
+				      .dev = file ? p->dev : 0,
+				      .pin = (uint32_t)i};
+
+		if (!p->pins)
+			continue;
+		pins_add(&look->places, &place);
+		look->longest = p->nr_pages > look->longest ? p->nr_pages : look->longest;
+	}
+	pins_order(&look->places, by_place);
+}
+
+/* The first that may have pages from `from` on. */
+static size_t first_place(const struct looking *look, const struct place *from)
+{
+	size_t low = 0, high = look->places.n;
+	struct place start = *from;
+
+	start.index -= start.index < look->longest ? start.index : look->longest;
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if (by_place(pins_at(&look->places, struct place, middle), &start) < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
 static bool is_mapped_by(const struct census *c, const struct census_pin *p, int32_t pid)
 {
 	return pins_is_mapped(c, (uint32_t)(p - (struct census_pin *)c->pins.items), pid);
@@ -69,20 +128,27 @@ static bool is_mapped_by(const struct census *c, const struct census_pin *p, int
  * address that they were touched at, which is another's where memory was moved: then the first page is
  * all that is known.
  */
-static uint64_t found(const struct census *c, const struct live_slot *slot, const struct live_key *key,
-		      const struct census_pin *first, bool unmapped)
+static uint64_t found(const struct looking *look, const struct live_slot *slot,
+		      const struct live_key *key, const struct census_pin *first, bool unmapped)
 {
+	const struct census *c = &look->census;
 	bool file = key->memory == CENSUS_FILE;
 	uint64_t at = file ? slot->index : slot->addr / PINS_PAGE, pages = slot->first, n = 0;
+	struct place from = {.ino = file ? key->ino : 0,
+			     .index = at,
+			     .memory = key->memory,
+			     .dev = file ? key->dev : 0},
+		     end = from;
 
-	for (size_t i = 0; i < c->pins.n; i++) {
-		const struct census_pin *p = pins_at(&c->pins, struct census_pin, i);
+	end.index += pages;
+	for (size_t i = first_place(look, &from); i < look->places.n; i++) {
+		const struct place *place = pins_at(&look->places, struct place, i);
+		const struct census_pin *p = pins_at(&c->pins, struct census_pin, place->pin);
 
-		if (p->memory != key->memory || (file && (p->ino != key->ino || p->dev != key->dev)) ||
-		    !p->pins || !common(at, pages, p->index, p->nr_pages) ||
-		    (unmapped && is_mapped_by(c, p, file ? (int32_t)key->tgid : 0)))
-			continue;
-		n += common(at, pages, p->index, p->nr_pages);
+		if (by_place(place, &end) >= 0)
+			break;
+		if (!unmapped || !is_mapped_by(c, p, file ? (int32_t)key->tgid : 0))
+			n += common(at, pages, p->index, p->nr_pages);
 	}
 	if (!n && (!unmapped || !is_mapped_by(c, first, (int32_t)key->tgid)))
 		n = first->nr_pages;
@@ -140,7 +206,6 @@ static uint64_t living(struct live *l, const struct live_folio *f)
 static void judge_slot(struct looking *look, const struct live_folio *f, const struct live_slot *slot,
 		       const struct census_pin *p)
 {
-	const struct census *c = &look->census;
 	uint64_t pages;
 	struct live_known *k = slot->site && slot->pins > 0 ? live_known(look->l, slot->site) : NULL;
 
@@ -154,12 +219,12 @@ static void judge_slot(struct looking *look, const struct live_folio *f, const s
 	if (slot->flags & LIVE_DOUBT)
 		return;
 	if (is_left_over(k) && p->pins > living(look->l, f) && live_is_gone(&k->now)) {
-		add(look, slot, LIVE_HOLDER_GONE, p, found(c, slot, &k->now.key, p, false));
+		add(look, slot, LIVE_HOLDER_GONE, p, found(look, slot, &k->now.key, p, false));
 		return;
 	}
 	if (k->gone_ns || !slot->addr) /* pinned by its file */
 		return;
-	pages = found(c, slot, &k->now.key, p, true);
+	pages = found(look, slot, &k->now.key, p, true);
 	if (pages && !live_is_gone(&k->now)) /* not even by now */
 		add(look, slot, LIVE_UNMAPPED, p, pages);
 }
@@ -214,8 +279,11 @@ int live_find_leaks(struct live *l, bool all)
 	pins_start(&look.census);
 	err = pins_take(&look.census, &l->o->filter);
 	l->at_end = live_sum_of(&look.census);
-	if (!err)
+	if (!err) {
+		order_places(&look);
 		err = live_each_folio(l, judge, &look);
+	}
+	pins_free(&look.places);
 	pins_end(&look.census);
 	if (!all) /* else the last picture has them */
 		tell(l, &look.before);
