@@ -26,9 +26,11 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-#define EBUSY	  16
-#define ATTR_SIZE (1 << 3)
-#define MAY_WRITE 2
+#define EBUSY	       16
+#define ERESTARTNOINTR 513
+#define SIGSTOP	       19
+#define ATTR_SIZE      (1 << 3)
+#define MAY_WRITE      2
 
 #define EXT4_MAGIC	0xef53
 #define TMPFS_MAGIC	0x01021994
@@ -82,6 +84,27 @@ struct {
 	__uint(max_entries, 1 << 17);
 } refusals SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, GATE_WAITING);
+	__type(key, __u64);
+	__type(value, struct gate_wait);
+} waits SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, GATE_WAITING);
+	__type(key, __u64);
+	__type(value, struct gate_pass);
+} passes SEC(".maps");
+
+struct { /* processes: they have leases to answer for */
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, GATE_HOLDERS);
+	__type(key, __u32);
+	__type(value, __u32);
+} holders SEC(".maps");
+
 /* ------------------------------------------------------------------------------------- judging -- */
 
 static __always_inline struct gate_state *the_state(void)
@@ -101,7 +124,9 @@ static __always_inline void name_file(struct inode *inode, struct gate_file *f)
 struct look {
 	struct gate_key at;
 	__u64 start, end;
-	__u32 ops, empty, hit, unused;
+	__u32 ops, empty;
+	__s32 caller;
+	__u32 verdict; /* 0, or of enum gate_what */
 };
 
 static long look_at(__u32 i, struct look *l)
@@ -110,10 +135,15 @@ static long look_at(__u32 i, struct look *l)
 
 	l->at.place = l->empty - 1 - i;
 	r = bpf_map_lookup_elem(&ranges, &l->at);
-	if (!r || !(r->ops & l->ops) || l->start >= r->end || r->start >= l->end)
+	if (!r || l->start >= r->end || r->start >= l->end)
 		return 0;
-	l->hit = 1;
-	return 1;
+	if (r->ops & l->ops) {
+		l->verdict = GATE_REFUSED;
+		return 1;
+	}
+	if (r->waits & l->ops && r->holder != l->caller)
+		l->verdict = GATE_WAITS;
+	return 0;
 }
 
 /* 0, 1, 2, 4, 8, ...: the first of these places that is empty. */
@@ -123,38 +153,55 @@ static long look_for_end(__u32 i, struct look *l)
 	return !bpf_map_lookup_elem(&ranges, &l->at);
 }
 
+/* Who is refused by one lease needn't wait for another. */
 static __noinline int is_guarded(struct look *l)
 {
 	bpf_loop(32, look_for_end, l, 0);
 	bpf_loop(l->empty, look_at, l, 0);
-	return l->hit;
+	return l->verdict;
 }
 
-/* What would be refused. 0: nothing. */
-static __always_inline int judge(struct inode *inode, struct gate_refusal *r)
+static __always_inline void name_call(struct inode *inode, struct gate_refusal *r)
 {
-	struct look l = {.start = r->start, .end = r->end, .ops = 1u << r->op | r->also};
-	struct gate_state *s = the_state();
 	__u64 thread = bpf_get_current_pid_tgid();
-	int hit;
+
+	name_file(inode, &r->file);
+	r->pid = thread >> 32;
+	r->tid = thread;
+}
+
+/* What is to become of it; 0: it goes on. */
+static __always_inline int judge(const struct gate_refusal *r)
+{
+	struct look l = {.at.file = r->file,
+			 .start = r->start,
+			 .end = r->end,
+			 .ops = 1u << r->op | r->also,
+			 .caller = r->pid};
+	struct gate_state *s = the_state();
 
 	if (!s || !s->ranges || bpf_ktime_get_ns() >= s->until_ns || r->start >= r->end)
 		return 0;
-	name_file(inode, &r->file);
-	l.at.file = r->file;
-	hit = is_guarded(&l);
-	r->pid = thread >> 32;
-	r->tid = thread;
-	return hit;
+	return is_guarded(&l);
 }
 
-static __always_inline int refuse(struct gate_refusal *r)
+static __always_inline int refuse(struct gate_refusal *r, __u32 what)
 {
 	struct gate_state *s = the_state();
 
+	r->what = what;
 	if (bpf_ringbuf_output(&refusals, r, sizeof *r, 0) && s)
 		__sync_fetch_and_add(&s->untold, 1);
 	return -EBUSY;
+}
+
+#include "gate_wait.h"
+
+static __always_inline int carry_out(struct gate_refusal *r, __u32 verdict)
+{
+	if (verdict == GATE_WAITS)
+		return wait_for_it(r);
+	return verdict ? refuse(r, GATE_REFUSED) : 0;
 }
 
 /* ---------------------------------------------------------------------------------- truncation -- */
@@ -185,7 +232,8 @@ static __always_inline int resize(struct dentry *dentry, struct iattr *attr)
 	if (!(BPF_CORE_READ(attr, ia_valid) & ATTR_SIZE))
 		return 0;
 	r.start = up(BPF_CORE_READ(attr, ia_size), page_of(inode));
-	return judge(inode, &r) ? refuse(&r) : 0;
+	name_call(inode, &r);
+	return is_let_through(&r) ? 0 : carry_out(&r, judge(&r));
 }
 
 /* Of both kinds, and with a mapping of users in front or without. */
@@ -198,8 +246,18 @@ static __always_inline int resize(struct dentry *dentry, struct iattr *attr)
 	}
 RESIZE("?lsm/inode_setattr", lsm_resize_2, 0)
 RESIZE("?lsm/inode_setattr", lsm_resize_3, 1)
-RESIZE("?fmod_ret/security_inode_setattr", mod_resize_2, 0)
-RESIZE("?fmod_ret/security_inode_setattr", mod_resize_3, 1)
+/* Three, as one that another was preempted in isn't run. */
+RESIZE("?fmod_ret/security_inode_setattr", mod_resize_2_a, 0)
+RESIZE("?fmod_ret/security_inode_setattr", mod_resize_2_b, 0)
+RESIZE("?fmod_ret/security_inode_setattr", mod_resize_2_c, 0)
+RESIZE("?fmod_ret/security_inode_setattr", mod_resize_3_a, 1)
+RESIZE("?fmod_ret/security_inode_setattr", mod_resize_3_b, 1)
+RESIZE("?fmod_ret/security_inode_setattr", mod_resize_3_c, 1)
+
+SEC("?fexit/notify_change") int end_resize(__u64 *ctx)
+{
+	return say_over(1);
+}
 
 /* ------------------------------------------------------------------------------ all other calls -- */
 
@@ -210,10 +268,14 @@ static __always_inline int note(struct file *file, __u32 op, __u32 also, __u64 s
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct gate_state *s = the_state();
 
-	if (!s || !s->ranges)
+	if (!s || (!s->ranges && !s->waiting))
 		return 0;
 	bpf_map_delete_elem(&notes, &thread); /* of a call whose end wasn't seen */
-	if (!judge(BPF_CORE_READ(file, f_inode), &n.refusal))
+	name_call(BPF_CORE_READ(file, f_inode), &n.refusal);
+	if (is_let_through(&n.refusal))
+		return 0;
+	n.refusal.what = judge(&n.refusal);
+	if (!n.refusal.what)
 		return 0;
 	if (bpf_map_update_elem(&notes, &thread, &n, 0))
 		__sync_fetch_and_add(&s->lost, 1);
@@ -239,7 +301,7 @@ static __always_inline int answer(struct file *file, int mask)
 	n = bpf_map_lookup_elem(&notes, &thread);
 	if (!n || n->file != (__u64)file)
 		return 0;
-	err = refuse(&n->refusal);
+	err = carry_out(&n->refusal, n->refusal.what);
 	bpf_map_delete_elem(&notes, &thread);
 	return err;
 }
@@ -252,7 +314,9 @@ static __always_inline int answer(struct file *file, int mask)
 		return before ? before : answer((void *)ctx[0], (int)ctx[1]);                           \
 	}
 ANSWER("?lsm/file_permission", lsm_answer)
-ANSWER("?fmod_ret/security_file_permission", mod_answer)
+ANSWER("?fmod_ret/security_file_permission", mod_answer_a)
+ANSWER("?fmod_ret/security_file_permission", mod_answer_b)
+ANSWER("?fmod_ret/security_file_permission", mod_answer_c)
 
 /* Partial pages stay, but the last one of the file; elsewhere than here they may go, too. */
 static __always_inline int keeps_edges(struct inode *inode)
@@ -352,7 +416,8 @@ BEGIN(vfs_fallocate, begin_fallocate, fallocate_begins)
 
 SEC("?fexit/vfs_fallocate") int end_fallocate(__u64 *ctx)
 {
-	return forget();
+	forget();
+	return say_over(0);
 }
 
 /* No more than the other file has, whatever is asked for; 0: all of that. */

@@ -10,6 +10,8 @@
 #define GATE_RANGES   131072 /* of all files; a power of two */
 #define GATE_OF_FILE  16384  /* of one file: who changes it has them looked through */
 #define GATE_REFUSING 16384  /* calls that are being refused at one moment */
+#define GATE_WAITING  4096   /* threads that wait at one moment */
+#define GATE_HOLDERS  16384  /* processes that have to answer for leases */
 #define GATE_END      0x7fffffffffffffffull
 
 /* A file, as the kernel knows it. A number that is used anew comes with another generation. */
@@ -28,26 +30,55 @@ struct gate_key {
 	__u32 place, unused;
 };
 
-/* Bytes that may not be taken by these operations: bits of enum pinl_op. */
+/* Bytes that may not be taken by these operations, bits of enum pinl_op: `ops` are refused; who makes
+ * one of `waits` waits, but the holder himself. */
 struct gate_range {
 	__u64 start, end;
-	__u32 ops, unused;
+	__u32 ops, waits;
+	__s32 holder; /* his process */
+	__u32 unused;
 };
 
-/* Shared memory: all but the last two are pinleased's. */
+/* Shared memory: all but `lost` and `untold` are pinleased's. */
 struct gate_state {
 	__u64 until_ns; /* CLOCK_MONOTONIC; what is guarded is guarded until then */
 	__u64 ranges;	/* 0: the programs leave at once */
 	__u64 lost;	/* calls that went on, as no place was left to note that they are refused */
 	__u64 untold;	/* refusals that nobody was told of */
+	__u64 waits_until_ns; /* from then on nobody is stopped: there may be nobody to continue him */
+	__u32 waiting;	      /* how many wait, or go on; 0: the programs look for none */
+	__s32 pinleased;      /* its changes are its own affair */
 };
 
-/* Told when a call has been refused. */
+enum gate_what {
+	GATE_REFUSED = 1, /* as a lease says */
+	GATE_WAITS,	  /* its process is stopped; continued, it makes the call again */
+	GATE_BUSY, /* refused, as it can't be stopped; the leases are to be recalled for it all the same
+		    */
+	GATE_OVER, /* one that waited has been made */
+};
+
+/* Told of a call. */
 struct gate_refusal {
 	struct gate_file file;
 	__u64 start, end;
 	__u32 op, also; /* also: bits of what it may be instead */
 	__s32 pid, tid;
+	__u32 what, unused;
+};
+
+/* By thread, in the map `waits`: who is stopped for what, or makes it. */
+struct gate_wait {
+	struct gate_file file;
+	__u64 start, end;
+	__u32 op, going;  /* going: he has been let through, and is in the call */
+	__u64 started_ns; /* his process: CLOCK_BOOTTIME */
+};
+
+/* By thread, in the map `passes`: this call of his may be made, once. */
+struct gate_pass {
+	struct gate_file file;
+	__u64 start, end, until_ns;
 };
 
 /* The order to `identify`: which file is this descriptor of the caller's? */

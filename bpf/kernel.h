@@ -113,8 +113,13 @@ struct files_struct {
 	struct fdtable *fdt;
 };
 
+struct thread_info {
+	__u32 status; /* x86 */
+};
+
 struct task_struct {
-	unsigned int flags;
+	struct thread_info thread_info;
+	unsigned int flags, ptrace;
 	int pid, tgid;
 	char comm[16];
 	void *mm, *io_uring;

@@ -18,9 +18,11 @@
 #include "daemon.h"
 #include "daemon/gate_load.h"
 #include "daemon/gate_part.h"
+#include "daemon/gate_stop.h"
+#include "daemon/gate_wait.h"
 #include "os/clock.h"
 
-#define OPS_REFUSED  (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
+#define OPS_GUARDED  (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
 #define TICKS	     4 /* in the time after which what isn't renewed ends */
 #define MINUTE_NS    60000000000ull
 #define COME_BACK_MS 5000
@@ -39,8 +41,10 @@ struct gate {
 	struct pinl_ctx *ctx;
 	struct gate_programs *programs;
 	struct gate_parts parts;
+	struct gate_waiting waiting;
 	sd_event_source *ring; /* main loop, as the rest */
 	bool started;
+	uint64_t unwaited; /* leases for which others don't wait, as there was no place */
 	struct losses said;
 	uint64_t said_ns;
 	_Atomic uint64_t unguarded_said_ns;
@@ -56,7 +60,7 @@ static bool is_known(const struct pinl_memory *mem)
 
 static unsigned gate_coverage(void *src, const struct pinl_memory *mem, enum pinl_op op)
 {
-	return (OPS_REFUSED & PINL_OPBIT(op)) && mem->ino && mem->fd >= 0 && is_known(mem)
+	return (OPS_GUARDED & PINL_OPBIT(op)) && mem->ino && mem->fd >= 0 && is_known(mem)
 		       ? PINL_CAN_REFUSE
 		       : 0;
 }
@@ -86,16 +90,46 @@ static void say_unguarded(struct gate *g)
 			pinl_error());
 }
 
+static bool is_in_memory(const struct pinl_memory *mem)
+{
+	return mem->fs_magic == TMPFS_MAGIC || mem->fs_magic == HUGETLBFS_MAGIC;
+}
+
+/* Of other processes than the holder's: so no policy counts on it. */
+static unsigned gate_supervised(void *src, const struct pinl_memory *mem, enum pinl_op op)
+{
+	const struct gate *g = src;
+
+	return gate_coverage(src, mem, op) && is_in_memory(mem) && !gate_unwaited(g->programs)
+		       ? PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD
+		       : 0;
+}
+
+/* What finds no place is told afterwards, as without a gate. */
+static int have_others_wait(struct gate *g, const struct pinl_lease *l, const struct pinl_memory *mem)
+{
+	struct gate_range r = {.waits = OPS_GUARDED, .holder = pl_lease_owner(l)};
+
+	if (gate_unwaited(g->programs))
+		return 0;
+	gate_parts_hold(&g->parts, r.holder);
+	if (gate_supervised(g, mem, PINL_OP_TRUNCATE) && gate_parts_add(&g->parts, l, mem, &r))
+		g->unwaited++;
+	return 0;
+}
+
 static int gate_watch(void *src, const struct pinl_memory *mem)
 {
 	const struct pinl_lease *l = pl_lease_of_memory(mem);
-	unsigned ops = l->policy.refuse & OPS_REFUSED;
+	unsigned ops = l->policy.refuse & OPS_GUARDED;
 	struct gate *g = src;
 	int err;
 
+	if (l->policy.kind == PINL_RECALL) /* wherever it is: he has to answer */
+		return have_others_wait(g, l, mem);
 	if (l->policy.kind != PINL_REFUSE || !ops || !gate_coverage(src, mem, PINL_OP_TRUNCATE))
 		return 0;
-	err = gate_parts_add(&g->parts, l, mem, ops);
+	err = gate_parts_add(&g->parts, l, mem, &(struct gate_range){.ops = ops});
 	if (!err || !another_refuses(g, mem, ops))
 		return err;
 	say_unguarded(g);
@@ -104,7 +138,12 @@ static int gate_watch(void *src, const struct pinl_memory *mem)
 
 static void gate_unwatch(void *src, const struct pinl_memory *mem)
 {
-	gate_parts_end(&((struct gate *)src)->parts, pl_lease_of_memory(mem)->id);
+	const struct pinl_lease *l = pl_lease_of_memory(mem);
+	struct gate *g = src;
+
+	gate_parts_end(&g->parts, l->id);
+	if (l->policy.kind == PINL_RECALL)
+		gate_parts_let_go(&g->parts, pl_lease_owner(l));
 }
 
 /* What is in the list may have ended since, and another lease be where it was: so they go by number. */
@@ -135,7 +174,7 @@ static void on_refusal(const struct gate_refusal *r, void *arg)
 	struct gate *g = arg;
 	struct pinl_change ch = {
 		.op = r->op,
-		.also = r->also & OPS_REFUSED,
+		.also = r->also & OPS_GUARDED,
 		.can = PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_REFUSE,
 		.on_file = 1,
 		.file_start = r->start,
@@ -145,7 +184,11 @@ static void on_refusal(const struct gate_refusal *r, void *arg)
 		.source = "gate",
 	};
 
-	if (gate_parts_know(&g->parts, &r->file, &ch)) /* else its leases have ended since */
+	bool known = gate_parts_know(&g->parts, &r->file, &ch); /* else its leases have ended since */
+
+	if (r->what != GATE_REFUSED)
+		gate_waiting_told(&g->waiting, r, known ? &ch : NULL);
+	else if (known)
 		pl_change_was_refused(g->ctx, &ch);
 }
 
@@ -236,6 +279,7 @@ static int gate_open(struct pinl_ctx *ctx, const void *arg, void **src)
 		return err;
 	}
 	gate_parts_init(&g->parts, o->server, g->programs);
+	gate_waiting_init(&g->waiting, o->server, gate_stops(g->programs));
 	*src = g;
 	return 0;
 }
@@ -246,6 +290,8 @@ static void gate_close(void *src)
 
 	if (g->started) /* else nobody has the leases of the one before, whose gate stays */
 		sweep(g->server, g, 0);
+	gate_stop_end(gate_stops(g->programs));
+	gate_waiting_free(&g->waiting);
 	gate_unload(g->programs);
 	gate_parts_free(&g->parts);
 	free(g);
@@ -261,6 +307,7 @@ void gate_start(struct server *s)
 	left = sweep(s, g, s->gate_until_ns);
 	if (g) {
 		g->started = true;
+		gate_waiting_start(&g->waiting);
 		gate_parts_renew(&g->parts);
 		if (s->limits.closed && gate_unpinned(g->programs))
 			fprintf(stderr, "pinleased: the gate will be open after a crash: %s\n",
@@ -280,8 +327,34 @@ void gate_stop(struct server *s)
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
 
 	s->gate_tick = sd_event_source_disable_unref(s->gate_tick);
+	if (!g)
+		return;
+	g->ring = sd_event_source_disable_unref(g->ring);
+	gate_waiting_stop(&g->waiting);
+}
+
+void gate_answer(struct server *s)
+{
+	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+
 	if (g)
-		g->ring = sd_event_source_disable_unref(g->ring);
+		gate_waiting_answer(&g->waiting);
+}
+
+bool gate_has_others_wait(struct server *s, const struct pinl_memory *mem)
+{
+	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+
+	return g && gate_supervised(g, mem, PINL_OP_TRUNCATE);
+}
+
+bool gate_under_way(struct server *s, const struct pl_lease_msg *m, const struct stat *st)
+{
+	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+
+	gate_answer(s); /* what is over by now isn't to be waited for */
+	return g && gate_waiting_under_way(&g->waiting, st->st_dev, st->st_ino, m->file_offset,
+					   m->file_offset + (m->end - m->start), m->thread);
 }
 
 void gate_hand_over(struct server *s)
@@ -317,6 +390,14 @@ void gate_describe(struct server *s, char *text, size_t len)
 		add(text, len, "; %lu call%s went on unseen", lost.missed, s_of(lost.missed));
 	if (lost.untold)
 		add(text, len, "; %lu refusal%s not told", lost.untold, s_of(lost.untold));
+	if (gate_unwaited(g->programs))
+		add(text, len, "; nobody waits: %s", gate_unwaited(g->programs));
+	else
+		add(text, len,
+		    "; others wait for RECALL on files in memory: stopped and restarted, or refused "
+		    "(io_uring, 32-bit, traced, holders)");
+	if (g->waiting.lost + g->unwaited)
+		add(text, len, "; %lu didn't, for want of room", g->waiting.lost + g->unwaited);
 	if (unpinned)
 		add(text, len, "; open after a crash (not pinned: %s)", unpinned);
 	else
@@ -329,6 +410,7 @@ const struct pinl_source_ops gate_ops = {
 	.open = gate_open,
 	.close = gate_close,
 	.coverage = gate_coverage,
+	.supervised = gate_supervised,
 	.watch = gate_watch,
 	.unwatch = gate_unwatch,
 };

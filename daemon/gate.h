@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The source "gate": BPF programs refuse what leases with REFUSE refuse, where fanotify hears of nothing
- * (files in memory, descriptors from before). It holds nobody and tells of nothing but what was refused.
+ * (files in memory, descriptors from before), and have others wait for those with RECALL on files in
+ * memory.
  */
 #ifndef PL_DAEMON_GATE_H
 #define PL_DAEMON_GATE_H
@@ -12,6 +13,8 @@
 #include <stdint.h>
 
 struct server;
+struct pl_lease_msg;
+struct stat;
 
 struct gate_options {
 	struct server *server;
@@ -26,6 +29,10 @@ void gate_start(struct server *s);     /* the leases that were kept are there, o
 void gate_drop(struct server *s);      /* what was taken is guarded no more, as it isn't refused */
 void gate_stop(struct server *s);      /* before the core is closed */
 void gate_hand_over(struct server *s); /* the process ends now, and the next takes over */
+void gate_answer(struct server *s);    /* those of whom the core has said so go on */
+bool gate_has_others_wait(struct server *s, const struct pinl_memory *mem); /* for RECALL */
+/* As change_under_way(). */
+bool gate_under_way(struct server *s, const struct pl_lease_msg *m, const struct stat *st);
 void gate_describe(struct server *s, char *text, size_t len); /* after "gate: running" */
 
 #endif

@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Invariant: what is returned by gate_load() has refused a truncation and a hole of a file of its own.
- * LSM programs can be attached where the kernel never runs them (no "bpf" in its list lsm=), so nothing
- * else is believed; then the other kind is tried.
+ * Invariant: what is returned by gate_load() has refused a truncation and a hole of a file of its own
+ * (gate_try.c), else the other kind of programs is tried.
  */
 #include "daemon/gate_load.h"
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/falloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,10 +15,14 @@
 #include <unistd.h>
 
 #include <gate.skel.h>
+#include "daemon/gate_stop.h"
 #include "os/clock.h"
 #include "pinlease/device.h"
 
-enum { LINKS = 9, AT_ONCE = 64, ATTACH_TRIES = 1000 };
+enum { LINKS = 12, ANSWERS = 3, AT_ONCE = 64, ATTACH_TRIES = 1000 };
+
+/* In which it is renewed more than once: pinleased that is slower doesn't continue anybody in time. */
+#define STOPS_NS 15000000000ull
 
 /* The kernel's functions that answer have users' mappings in front of their arguments, or not. */
 struct kind {
@@ -39,12 +40,13 @@ static const struct kind kinds[] = {
 struct gate_programs {
 	const struct kind *kind;
 	struct gate_bpf *bpf;
-	struct bpf_program *answers;
+	struct bpf_program *answers[ANSWERS];
+	unsigned n_answers;
 	struct bpf_link *links[LINKS];
 	unsigned n_links;
-	struct bpf_link *answer; /* NULL: not attached */
-	bool idle;		 /* at the last look nothing was guarded */
-	bool said;		 /* that it can't be detached */
+	struct bpf_link *answer[ANSWERS]; /* NULL: not attached */
+	bool idle;			  /* at the last look nothing was guarded */
+	bool said;			  /* that it can't be detached */
 	struct gate_state *state;
 	struct ring_buffer *ring;
 	unsigned read; /* this time */
@@ -53,6 +55,9 @@ struct gate_programs {
 	uint64_t keep_ns;
 	char own[256];	    /* where it is pinned; "": nowhere */
 	char unpinned[256]; /* why */
+	struct gate_stops stops;
+	bool waits;	    /* who can is stopped */
+	char unwaited[256]; /* why not */
 };
 
 /* ------------------------------------------------------------------------------------- loading -- */
@@ -62,11 +67,16 @@ static int silent(enum libbpf_print_level level, const char *fmt, va_list ap)
 	return 0;
 }
 
+static bool starts(const char *text, const char *with)
+{
+	return !strncmp(text, with, strlen(with));
+}
+
 static bool is_of(const char *program, const struct kind *k, unsigned n)
 {
 	if (!strncmp(program, "lsm_", 4) || !strncmp(program, "mod_", 4))
-		return !strcmp(program, k->answer) ||
-		       !strcmp(program, n == k->without ? k->resize_2 : k->resize_3);
+		return starts(program, k->answer) ||
+		       starts(program, n == k->without ? k->resize_2 : k->resize_3);
 	return true;
 }
 
@@ -81,8 +91,8 @@ static int choose(struct gate_programs *g)
 	bpf_object__for_each_program(p, g->bpf->obj)
 	{
 		bpf_program__set_autoload(p, is_of(bpf_program__name(p), g->kind, n));
-		if (!strcmp(bpf_program__name(p), g->kind->answer))
-			g->answers = p;
+		if (starts(bpf_program__name(p), g->kind->answer) && g->n_answers < ANSWERS)
+			g->answers[g->n_answers++] = p;
 	}
 	return 0;
 }
@@ -109,6 +119,13 @@ static int attach(struct bpf_program *p, struct bpf_link **link)
 	return *link ? 0 : program_error(-errno, "attached", p);
 }
 
+/* Attached from the beginning to the end. */
+static bool stays(const struct gate_programs *g, const struct bpf_program *p)
+{
+	return p != g->bpf->progs.identify && bpf_program__autoload(p) &&
+	       !starts(bpf_program__name(p), g->kind->answer);
+}
+
 static int attach_all(struct gate_programs *g)
 {
 	struct bpf_program *p;
@@ -116,7 +133,7 @@ static int attach_all(struct gate_programs *g)
 
 	bpf_object__for_each_program(p, g->bpf->obj)
 	{
-		if (err || p == g->answers || p == g->bpf->progs.identify || !bpf_program__autoload(p))
+		if (err || !stays(g, p))
 			continue;
 		err = attach(p, &g->links[g->n_links]);
 		g->n_links += !err;
@@ -160,6 +177,12 @@ static int load(struct gate_programs *g)
 		g->state = NULL;
 		return pinl_set_error(-errno, "the gate's state can't be mapped: %s", strerror(errno));
 	}
+	g->state->pinleased = getpid();
+	g->stops = (struct gate_stops){.waits = bpf_map__fd(g->bpf->maps.waits),
+				       .passes = bpf_map__fd(g->bpf->maps.passes),
+				       .holders = bpf_map__fd(g->bpf->maps.holders),
+				       .state = g->state,
+				       .pidfd = -1};
 	g->ring = ring_buffer__new(bpf_map__fd(g->bpf->maps.refusals), on_refusal, g, NULL);
 	if (!g->ring)
 		return pinl_set_error(-errno, "the gate's ring can't be read: %s", strerror(errno));
@@ -191,13 +214,23 @@ static void is_unpinned(struct gate_programs *g)
 	fprintf(stderr, "pinleased: from now on the gate will be open after a crash: %s\n", g->unpinned);
 }
 
+static int answers_by(struct gate_programs *g, unsigned i)
+{
+	int err = attach(g->answers[i], &g->answer[i]);
+
+	if (!err && *g->own && gate_pin_link(g->own, bpf_program__name(g->answers[i]), g->answer[i]))
+		is_unpinned(g);
+	return err;
+}
+
 /* Before the first range, so that it holds for it. */
 static int answers(struct gate_programs *g)
 {
-	int err = attach(g->answers, &g->answer);
+	int err = 0;
 
-	if (!err && *g->own && gate_pin_link(g->own, g->kind->answer, g->answer))
-		is_unpinned(g);
+	for (unsigned i = 0; !err && i < g->n_answers; i++)
+		if (!g->answer[i])
+			err = answers_by(g, i);
 	return err;
 }
 
@@ -205,15 +238,20 @@ static int answers(struct gate_programs *g)
  */
 static void detach_answers(struct gate_programs *g)
 {
-	if (*g->own && gate_pin_remove(g->own, g->kind->answer)) {
-		if (!g->said)
-			fprintf(stderr, "pinleased: the gate stays in the way of reads and writes: %s\n",
-				pinl_error());
-		g->said = true;
-		return;
+	for (unsigned i = 0; i < g->n_answers; i++) {
+		if (!g->answer[i])
+			continue;
+		if (*g->own && gate_pin_remove(g->own, bpf_program__name(g->answers[i]))) {
+			if (!g->said)
+				fprintf(stderr,
+					"pinleased: the gate stays in the way of reads and writes: %s\n",
+					pinl_error());
+			g->said = true;
+			continue;
+		}
+		bpf_link__destroy(g->answer[i]);
+		g->answer[i] = NULL;
 	}
-	bpf_link__destroy(g->answer);
-	g->answer = NULL;
 }
 
 static int put(struct gate_programs *g, const struct gate_key *at, const struct gate_range *range)
@@ -225,14 +263,18 @@ static int put(struct gate_programs *g, const struct gate_key *at, const struct 
 
 static void extend(struct gate_programs *g)
 {
-	__atomic_store_n(&g->state->until_ns, pl_clock_ns() + g->keep_ns, __ATOMIC_RELEASE);
+	uint64_t now = pl_clock_ns();
+
+	__atomic_store_n(&g->state->until_ns, now + g->keep_ns, __ATOMIC_RELEASE);
+	if (g->waits)
+		__atomic_store_n(&g->state->waits_until_ns, now + STOPS_NS, __ATOMIC_RELEASE);
 }
 
 int gate_guard(struct gate_programs *g, const struct gate_file *file, unsigned place,
 	       const struct gate_range *range)
 {
 	struct gate_key at = {*file, place, 0};
-	int err = g->answer ? 0 : answers(g);
+	int err = answers(g);
 
 	if (err)
 		return err;
@@ -264,55 +306,9 @@ void gate_renew(struct gate_programs *g)
 	bool idle = !__atomic_load_n(&g->state->ranges, __ATOMIC_ACQUIRE);
 
 	extend(g);
-	if (idle && g->idle && g->answer)
+	if (idle && g->idle)
 		detach_answers(g);
 	g->idle = idle;
-}
-
-/* --------------------------------------------------------------------------------- does it work? -- */
-
-/* -EBUSY, by this gate: nothing else says so of such a file. */
-static bool is_refused(int result)
-{
-	return result < 0 && errno == EBUSY;
-}
-
-static bool refuses(struct gate_programs *g, int fd, size_t page)
-{
-	struct gate_range all = {0, page, ~0u, 0};
-	struct gate_file file;
-	bool works;
-
-	if (gate_identify(g, fd, &file) || gate_guard(g, &file, 0, &all))
-		return false;
-	works = is_refused(ftruncate(fd, 0)) &&
-		is_refused(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, page));
-	gate_unguard(g, &file, 0, 0, NULL);
-	return works && !ftruncate(fd, 0);
-}
-
-static int try_it(struct gate_programs *g)
-{
-	size_t page = sysconf(_SC_PAGESIZE);
-	int fd = memfd_create("pinlease gate", MFD_CLOEXEC);
-	bool works;
-
-	if (fd < 0 || ftruncate(fd, page)) {
-		int err = -errno;
-
-		if (fd >= 0)
-			close(fd);
-		return pinl_set_error(err, "no file to try the gate on: %s", strerror(-err));
-	}
-	pinl_set_error(0, "%s", "");
-	works = refuses(g, fd, page);
-	close(fd);
-	read_ring(g); /* nobody is to be told of these */
-	if (works)
-		return 0;
-	return pinl_set_error(-EOPNOTSUPP, "the gate's programs (%s) are loaded, and don't refuse: %s",
-			      g->kind->name,
-			      *pinl_error() ? pinl_error() : "the kernel doesn't run them");
 }
 
 /* ------------------------------------------------------------------------------------- the whole -- */
@@ -322,7 +318,8 @@ static void free_programs(struct gate_programs *g)
 	ring_buffer__free(g->ring);
 	if (g->state)
 		munmap(g->state, sysconf(_SC_PAGESIZE));
-	bpf_link__destroy(g->answer);
+	for (unsigned i = 0; i < g->n_answers; i++)
+		bpf_link__destroy(g->answer[i]);
 	while (g->n_links)
 		bpf_link__destroy(g->links[--g->n_links]);
 	gate_bpf__destroy(g->bpf);
@@ -331,18 +328,20 @@ static void free_programs(struct gate_programs *g)
 
 static int pin_all(struct gate_programs *g)
 {
-	int err = gate_pin_state(g->own, g->bpf->maps.state);
+	int err = gate_pin_map(g->own, "state", g->bpf->maps.state);
 	struct bpf_program *p;
 	unsigned n = 0;
 
+	if (!err)
+		err = gate_pin_map(g->own, "waits", g->bpf->maps.waits);
 	bpf_object__for_each_program(p, g->bpf->obj)
 	{
-		if (err || p == g->answers || p == g->bpf->progs.identify || !bpf_program__autoload(p))
+		if (err || !stays(g, p))
 			continue;
 		err = gate_pin_link(g->own, bpf_program__name(p), g->links[n++]);
 	}
-	if (!err)
-		err = gate_pin_link(g->own, g->kind->answer, g->answer);
+	for (unsigned i = 0; !err && i < g->n_answers; i++)
+		err = gate_pin_link(g->own, bpf_program__name(g->answers[i]), g->answer[i]);
 	return err;
 }
 
@@ -375,13 +374,28 @@ static int load_kind(const struct kind *k, struct gate_programs **out)
 	err = load(g);
 	if (!err) {
 		gate_renew(g);
-		err = try_it(g);
+		err = gate_try(g);
 	}
 	if (err)
 		free_programs(g);
 	else
 		*out = g;
 	return err;
+}
+
+static void begin_stops(struct gate_programs *g)
+{
+	int err = gate_guard_start(&g->stops);
+
+	g->waits = !err;
+	if (!err)
+		err = gate_stop_try(g);
+	if (!err)
+		return;
+	g->waits = false;
+	__atomic_store_n(&g->state->waits_until_ns, 0, __ATOMIC_RELEASE);
+	gate_guard_end(&g->stops);
+	snprintf(g->unwaited, sizeof g->unwaited, "%s", pinl_error());
 }
 
 int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out)
@@ -398,6 +412,7 @@ int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out)
 		return err;
 	g->keep_ns = keep_ms * 1000000ull;
 	pin(g, dir);
+	begin_stops(g);
 	gate_renew(g);
 	*out = g;
 	return 0;
@@ -407,8 +422,10 @@ void gate_unload(struct gate_programs *g)
 {
 	if (!g)
 		return;
+	gate_stop_end(&g->stops);
 	if (*g->own)
 		gate_pin_end(g->own);
+	gate_guard_end(&g->stops);
 	free_programs(g);
 }
 
@@ -435,32 +452,24 @@ const char *gate_own(const struct gate_programs *g)
 	return *g->own ? g->own : NULL;
 }
 
+const char *gate_unwaited(const struct gate_programs *g)
+{
+	return g->waits ? NULL : g->unwaited;
+}
+
+struct gate_stops *gate_stops(struct gate_programs *g)
+{
+	return &g->stops;
+}
+
 uint64_t gate_untold(const struct gate_programs *g)
 {
 	return __atomic_load_n(&g->state->untold, __ATOMIC_RELAXED);
 }
 
-/* Where only a note would have been dropped, no call has gone on by that. */
-static bool only_forgets(const struct bpf_program *p)
-{
-	return !strncmp(bpf_program__name(p), "end_", 4);
-}
-
 uint64_t gate_missed(const struct gate_programs *g)
 {
-	uint64_t missed = __atomic_load_n(&g->state->lost, __ATOMIC_RELAXED);
-	struct bpf_program *p;
-
-	bpf_object__for_each_program(p, g->bpf->obj)
-	{
-		struct bpf_prog_info info = {0};
-		__u32 len = sizeof info;
-
-		if (bpf_program__fd(p) >= 0 && !only_forgets(p) &&
-		    !bpf_obj_get_info_by_fd(bpf_program__fd(p), &info, &len))
-			missed += info.recursion_misses;
-	}
-	return missed;
+	return __atomic_load_n(&g->state->lost, __ATOMIC_RELAXED) + gate_passed_by(g->bpf->obj);
 }
 
 int gate_fd(const struct gate_programs *g)

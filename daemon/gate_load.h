@@ -13,6 +13,7 @@
 #include "bpf/gate.h"
 
 struct gate_programs;
+struct gate_stops;
 
 #define GATE_DIR "/sys/fs/bpf/pinlease"
 
@@ -30,6 +31,8 @@ void gate_leave(struct gate_programs *g, unsigned ms);
 const char *gate_means(const struct gate_programs *g);	  /* "lsm", "fmod_ret" */
 const char *gate_unpinned(const struct gate_programs *g); /* why nothing is pinned; NULL: it is */
 const char *gate_own(const struct gate_programs *g);	  /* where it is; NULL: nowhere */
+const char *gate_unwaited(const struct gate_programs *g); /* why nobody waits; NULL: they do */
+struct gate_stops *gate_stops(struct gate_programs *g);
 
 /* -errno and a sentence. Nothing waits for the kernel here, but when the first range comes. */
 int gate_identify(struct gate_programs *g, int fd, struct gate_file *file);
@@ -58,6 +61,13 @@ int gate_fd(const struct gate_programs *g);
 void gate_read(struct gate_programs *g, void (*told)(const struct gate_refusal *r, void *arg),
 	       void *arg);
 
+/* gate_try.c: it refuses. -errno and a sentence. */
+int gate_try(struct gate_programs *g);
+
+/* gate_passed.c: calls that the programs haven't seen. */
+struct bpf_object;
+uint64_t gate_passed_by(const struct bpf_object *programs);
+
 /* gate_types.c: 0, or -errno and a sentence. The functions that are asked about attributes, with how
  * many arguments, and about reads and writes. */
 int gate_look_at_types(const char *setattr, const char *permission, unsigned *n_setattr);
@@ -68,10 +78,11 @@ struct bpf_map;
 int gate_pin_begin(const char *dir, char *own, unsigned long size); /* the folder of this process */
 int gate_pin_link(const char *own, const char *name, struct bpf_link *link);
 int gate_pin_remove(const char *own, const char *name);
-int gate_pin_state(const char *own, struct bpf_map *state);
+int gate_pin_map(const char *own, const char *name, struct bpf_map *map);
 void gate_pin_end(const char *own);
 
-/* Those of others that are dead end then (CLOCK_MONOTONIC), and go when they have. How many are left. */
+/* Those of others that are dead end then (CLOCK_MONOTONIC), and go when they have; whom they have
+ * stopped goes on now. How many are left. */
 unsigned gate_take_over(const char *dir, const char *own, uint64_t until_ns);
 
 #endif

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Which bytes of which files the gate's programs guard. Invariant: the kernel has a range for each lease
- * with REFUSE that wasn't taken, in a place of its own, so that no change of it costs more than two
- * calls (or for one that is over, until the kernel can be told so). So the kernel answers as the policy
- * function would (lib/core/policy.c), without asking.
+ * that it guards and that wasn't taken, in a place of its own, so that no change of it costs more than
+ * two calls (or for one that is over, until the kernel can be told so). So the kernel answers as the
+ * policy function would (lib/core/policy.c), without asking.
  */
 #include "daemon/gate_part.h"
 
@@ -14,6 +14,7 @@
 
 #include "daemon.h"
 #include "daemon/gate_load.h"
+#include "daemon/gate_stop.h"
 
 /* What of a file a lease refuses. */
 struct part {
@@ -31,6 +32,12 @@ struct guarded {
 	struct gate_file file;
 	struct part **at; /* as the kernel has them */
 	unsigned n, room;
+};
+
+/* A process that has to answer for leases. */
+struct holding {
+	struct pl_node node; /* by its number */
+	unsigned leases;
 };
 
 static void forget_empty(struct gate_parts *g, struct guarded *f)
@@ -57,6 +64,12 @@ void gate_parts_free(struct gate_parts *g)
 		while (f->n)
 			free(f->at[--f->n]);
 		forget_empty(g, f);
+	}
+	while (g->holdings.root) {
+		struct holding *h = (struct holding *)g->holdings.root;
+
+		pl_index_remove(&g->holdings, &h->node);
+		free(h);
 	}
 	pthread_mutex_destroy(&g->lock);
 }
@@ -179,7 +192,8 @@ static struct part *part_of(const struct gate_parts *g, uint64_t lease_id)
 	return (struct part *)pl_index_first(&g->by_lease, lease_id, lease_id + 1);
 }
 
-static struct part *new_part(const struct pinl_lease *l, const struct pinl_memory *mem, unsigned ops)
+static struct part *new_part(const struct pinl_lease *l, const struct pinl_memory *mem,
+			     const struct gate_range *how)
 {
 	struct part *p = calloc(1, sizeof *p);
 
@@ -190,14 +204,16 @@ static struct part *new_part(const struct pinl_lease *l, const struct pinl_memor
 	p->node.start = l->id;
 	p->node.end = p->node.start + 1;
 	p->user = ((struct held_lease *)l->cookie)->holder->user;
-	p->range = (struct gate_range){mem->offset, mem->offset + (l->m.end - l->m.start), ops, 0};
+	p->range = *how;
+	p->range.start = mem->offset;
+	p->range.end = mem->offset + (l->m.end - l->m.start);
 	return p;
 }
 
 int gate_parts_add(struct gate_parts *g, const struct pinl_lease *l, const struct pinl_memory *mem,
-		   unsigned ops)
+		   const struct gate_range *how)
 {
-	struct part *p = new_part(l, mem, ops);
+	struct part *p = new_part(l, mem, how);
 	int err;
 
 	if (!p)
@@ -254,6 +270,58 @@ void gate_parts_renew(struct gate_parts *g)
 	pthread_mutex_lock(&g->lock);
 	gate_renew(g->programs);
 	let_go_of_the_rest(g);
+	pthread_mutex_unlock(&g->lock);
+}
+
+/* lock held */
+static struct holding *holding_of(struct gate_parts *g, pid_t pid)
+{
+	return (struct holding *)pl_index_first(&g->holdings, pid, pid + 1);
+}
+
+/* lock held */
+static int hold_first(struct gate_parts *g, pid_t pid)
+{
+	struct holding *h = calloc(1, sizeof *h);
+	int err = h ? gate_stop_never(gate_stops(g->programs), pid, true) : -ENOMEM;
+
+	if (err) {
+		free(h);
+		return err;
+	}
+	h->node.start = pid;
+	h->node.end = pid + 1;
+	h->leases = 1;
+	pl_index_insert(&g->holdings, &h->node);
+	return 0;
+}
+
+int gate_parts_hold(struct gate_parts *g, pid_t pid)
+{
+	struct holding *h;
+	int err = 0;
+
+	pthread_mutex_lock(&g->lock);
+	h = holding_of(g, pid);
+	if (h)
+		h->leases++;
+	else
+		err = hold_first(g, pid);
+	pthread_mutex_unlock(&g->lock);
+	return err;
+}
+
+void gate_parts_let_go(struct gate_parts *g, pid_t pid)
+{
+	struct holding *h;
+
+	pthread_mutex_lock(&g->lock);
+	h = holding_of(g, pid);
+	if (h && !--h->leases) {
+		gate_stop_never(gate_stops(g->programs), pid, false);
+		pl_index_remove(&g->holdings, &h->node);
+		free(h);
+	}
 	pthread_mutex_unlock(&g->lock);
 }
 

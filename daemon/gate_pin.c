@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "daemon/gate_load.h"
+#include "daemon/gate_stop.h"
 #include "os/clock.h"
 #include "pinlease/device.h"
 
@@ -117,13 +118,13 @@ int gate_pin_remove(const char *own, const char *name)
 	return pinl_set_error(-errno, "%s can't be removed: %s", path, strerror(errno));
 }
 
-int gate_pin_state(const char *own, struct bpf_map *state)
+int gate_pin_map(const char *own, const char *name, struct bpf_map *map)
 {
 	char path[PATH_LEN];
 	int err;
 
-	snprintf(path, sizeof path, "%s/state", own);
-	err = bpf_map__pin(state, path);
+	snprintf(path, sizeof path, "%s/%s", own, name);
+	err = bpf_map__pin(map, path);
 	return err ? pinl_set_error(err, "%s can't be pinned: %s", path, strerror(-err)) : 0;
 }
 
@@ -171,6 +172,30 @@ static bool ends_by(int fd, uint64_t until)
 		bpf_map_update_elem(fd, &zero, &u, BPF_ANY);
 	}
 	return u.s.until_ns <= pl_clock_ns();
+}
+
+static bool has_waits(int fd)
+{
+	struct bpf_map_info info = {0};
+	__u32 len = sizeof info;
+
+	return !bpf_obj_get_info_by_fd(fd, &info, &len) && info.type == BPF_MAP_TYPE_HASH &&
+	       info.key_size == sizeof(__u64) && info.value_size == sizeof(struct gate_wait);
+}
+
+/* Nobody else does it where the dead one's guard died with it. */
+static void let_go(const char *folder)
+{
+	char path[PATH_LEN + 8];
+	int fd;
+
+	snprintf(path, sizeof path, "%s/waits", folder);
+	fd = bpf_obj_get(path);
+	if (fd < 0)
+		return;
+	if (has_waits(fd))
+		gate_stop_let_go(fd);
+	close(fd);
 }
 
 /* A process that lives renews its own, and may be about to make it; or the number is another's now. */
@@ -225,6 +250,8 @@ unsigned gate_take_over(const char *dir, const char *own, uint64_t until_ns)
 		snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
 		if (!is_folder(e->d_name, &lives) || (own && !strcmp(path, own)))
 			continue;
+		if (!lives)
+			let_go(path);
 		if (is_over(path, lives, until_ns))
 			remove_folder(fd, e->d_name);
 		left += !faccessat(fd, e->d_name, F_OK, AT_SYMLINK_NOFOLLOW);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "daemon.h"
+#include "gate.h"
 #include "os/clock.h"
 #include "source/sources.h"
 
@@ -31,6 +32,8 @@ static uint64_t coverage(struct server *s, const struct pinl_memory *mem)
 			all |= (uint64_t)o->ops->coverage(o->priv, mem, op) << (4 * op);
 	if (mem->kind == PINL_MEM_SHMEM || mem->kind == PINL_MEM_HUGETLB)
 		all |= PL_SUPERVISED;
+	if (gate_has_others_wait(s, mem))
+		all |= PL_OTHERS;
 	return all;
 }
 
@@ -154,7 +157,8 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd,
 	err = look(m, fd, adopted, &st, &f);
 	if (!err && !adopted && f.policy.kind == PINL_RECALL && f.policy.then == PINL_THEN_KILL)
 		err = kill_prepare(h);
-	if (!err && !h->returning && change_under_way(h->server, m, &st))
+	if (!err && !h->returning &&
+	    (change_under_way(h->server, m, &st) || gate_under_way(h->server, m, &st)))
 		err = pinl_set_error(-EBUSY, "a change of these bytes is under way; try again");
 	if (!err && !adopted)
 		err = f.fd = own_descriptor(h, fd);

@@ -86,6 +86,7 @@ static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *a
 	share_complain(s);
 	notices_complain(s);
 	changes_answer(s);
+	gate_answer(s);
 	endings_finish(s);
 	resume_bury(s);
 	for (h = LIST_FIRST(&s->holders); h; h = next) {

@@ -37,9 +37,10 @@ enum pl_role { PL_ROLE_HOLDER, PL_ROLE_COMMAND, PL_ROLE_SUPERVISOR };
 /*
  * Lease bytes of a file; the descriptor that goes along shows which, and that the holder may: open for
  * writing if the device writes, for reading else. REPLY's value has the coverage, 4 bits of PINL_CAN_*
- * for each operation, TRUNCATE in the lowest, and perhaps PL_SUPERVISED.
+ * for each operation, TRUNCATE in the lowest, and perhaps PL_SUPERVISED and PL_OTHERS.
  */
 #define PL_SUPERVISED (1ull << 63) /* what a supervisor tells of by CHANGE is held and refused, too */
+#define PL_OTHERS     (1ull << 62) /* under RECALL what any other process than the holder does is held */
 
 struct pl_lease_msg {
 	struct pl_head head;

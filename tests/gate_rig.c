@@ -23,7 +23,7 @@
 
 #define URING_FTRUNCATE 55 /* IORING_OP_FTRUNCATE, Linux 6.9 */
 
-const char *const gate_place_names[] = {"memfd", "hugetlbfs", "directory"};
+const char *const gate_place_names[] = {"memfd", "hugetlbfs", "directory", "tmpfs"};
 
 static int result(long r)
 {
@@ -48,7 +48,7 @@ static int new_file(enum gate_place place, char *named, size_t len)
 		return memfd_create("gate", MFD_CLOEXEC);
 	if (place == PLACE_HUGE)
 		return memfd_create("gate", MFD_CLOEXEC | MFD_HUGETLB);
-	snprintf(named, len, "%s/pinlease-gate.XXXXXX", directory());
+	snprintf(named, len, "%s/pinlease-gate.XXXXXX", place == PLACE_TMPFS ? "/dev/shm" : directory());
 	fd = mkostemp(named, O_CLOEXEC);
 	return fd;
 }

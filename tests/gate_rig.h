@@ -19,8 +19,8 @@ struct gate_target {
 	char named[128]; /* to be removed; "": none */
 };
 
-enum gate_place { PLACE_MEMFD, PLACE_HUGE, PLACE_DIR };
-#define GATE_PLACES 3
+enum gate_place { PLACE_MEMFD, PLACE_HUGE, PLACE_DIR, PLACE_TMPFS };
+#define GATE_PLACES 4
 
 extern const char *const gate_place_names[GATE_PLACES];
 

@@ -450,19 +450,20 @@ static void the_dead_guard_not_for_ever(void **state)
 	rmdir(DIRECTORY);
 }
 
-/* The program that each read and write passes goes, and comes back when it is needed. */
+/* The programs that each read and write passes go, and come back when they are needed. */
 static void an_idle_gate_is_out_of_the_way(void **state)
 {
 	struct gate_programs *g;
 	struct gate_target t;
 	struct gate_file file;
-	unsigned all;
+	unsigned all, answers;
 
 	need_gate();
 	assert_true(gate_target_open(PLACE_MEMFD, &t));
 	assert_ok(gate_load(DIRECTORY, LONG_MS, &g));
 	assert_pinned(g);
 	all = gate_pins(DIRECTORY);
+	answers = strcmp(gate_means(g), "lsm") ? 3 : 1;
 	for (int i = 0; i < 3; i++) {
 		file = guard(g, &t, PINL_OPS_ALL);
 		assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
@@ -470,7 +471,7 @@ static void an_idle_gate_is_out_of_the_way(void **state)
 		assert_ok(gate_unguard(g, &file, 0, 0, NULL));
 		gate_renew(g);
 		gate_renew(g);
-		assert_int_equal(gate_pins(DIRECTORY), all - 1);
+		assert_int_equal(gate_pins(DIRECTORY), all - answers);
 	}
 	gate_unload(g);
 	gate_target_close(&t);

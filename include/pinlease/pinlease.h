@@ -534,7 +534,8 @@ struct pinl_lease_info {
 	struct pinl_device *device;
 	char device_kind[16]; /* "uring", "verbs", "soft" */
 	void *cookie;
-	uint8_t supervised[16]; /* as coverage, for changes by processes under `pinlease run` */
+	uint8_t supervised[16]; /* as coverage, for processes under `pinlease run`, or at pinleased's
+				   gate */
 	char exporter[64]; /* whose device memory it is (exporter.h), file_offset is in that; "": memory
 			    */
 };

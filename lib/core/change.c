@@ -51,29 +51,35 @@ static struct pinl_lease *refuser(struct pinl_ctx *ctx, const struct pinl_change
 	return NULL;
 }
 
-static bool refused(struct pinl_ctx *ctx, struct pinl_change *ch)
+static void say_refused(struct pinl_lease *l, struct pinl_change *ch, const struct pl_range *va)
 {
+	struct pinl_ctx *ctx = l->ctx;
 	struct pl_recall r;
 	struct pinl_event ev;
-	struct pl_range va;
-	struct pinl_lease *l = refuser(ctx, ch, &va);
 
-	if (!l)
-		return false;
 	pl_event_lease(l, PINL_EV_REFUSED, NULL, &ev);
 	ev.op = ch->op;
-	ev.start = va.start;
-	ev.end = va.end;
+	ev.start = va->start;
+	ev.end = va->end;
 	ev.change_id = ch->id;
 	ev.actor_pid = ch->actor_pid;
 	ev.actor_tid = ch->actor_tid;
 	ev.err = -EBUSY;
 	strncpy(ev.source, ch->source, sizeof ev.source - 1);
 	pl_event_push(ctx, &ev);
-	pl_recall_make(l, ch, &va, PL_NO_EFFECT, &r);
+	pl_recall_make(l, ch, va, PL_NO_EFFECT, &r);
 	pl_recall_tell(l, &r, PL_TELL_REFUSED);
 	ctx->counters.refused++;
-	return true;
+}
+
+static bool refused(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	struct pl_range va;
+	struct pinl_lease *l = refuser(ctx, ch, &va);
+
+	if (l)
+		say_refused(l, ch, &va);
+	return l;
 }
 
 static bool blocks(const struct pinl_lease *l, const struct pinl_change *ch)
@@ -410,6 +416,25 @@ void pl_change_was_refused(struct pinl_ctx *ctx, struct pinl_change *ch)
 	ch->id = ++ctx->next_id;
 	refused(ctx, ch);
 	pthread_mutex_unlock(&ctx->lock);
+}
+
+void pl_change_could_not_wait(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	enum pl_effect effect;
+	struct pinl_lease *l;
+	struct pl_range va;
+
+	pthread_mutex_lock(&ctx->lock);
+	ch->id = ++ctx->next_id;
+	for_each_lease(l, ctx, ch) if (l->state != PINL_RELEASED && pl_lease_overlap(l, ch, &va) &&
+				       pl_recall_ask(l, ch, &effect).action == PL_RECALL)
+	{
+		say_refused(l, ch, &va);
+		break;
+	}
+	pthread_mutex_unlock(&ctx->lock);
+	ch->can |= PL_IS_SAID | PL_HAS_NUMBER;
+	pl_change_submit_since(ctx, ch, UINT64_MAX);
 }
 
 /* So that of several changes of one call none recalls before another is refused. Of now, no promise. */

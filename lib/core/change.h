@@ -37,6 +37,10 @@ void pl_change_over(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *c
 void pl_change_submit_since(struct pinl_ctx *ctx, struct pinl_change *change, uint64_t since_ns);
 /* The kernel has refused it, as a lease's policy says: that is told. Takes ctx->lock. */
 void pl_change_was_refused(struct pinl_ctx *ctx, struct pinl_change *change);
+/* It has been refused, as who makes it can't be held; that is told. The leases are recalled for it all
+ * the same, so that it can be made later: held till then, and nothing more is said of it. Takes
+ * ctx->lock. */
+void pl_change_could_not_wait(struct pinl_ctx *ctx, struct pinl_change *change);
 void pl_gate_join(struct pinl_lease *lease);
 void pl_gate_add(struct pinl_ctx *ctx, const struct pinl_change *change);
 

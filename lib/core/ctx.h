@@ -46,6 +46,9 @@
 /* What becomes of it is said of another one that is held, and that is the same to the actor. */
 #define PL_IS_SAID 0x800u
 
+/* Beside PINL_CAN_* in what a source says of supervised processes: those are all but the lease's own. */
+#define PL_ALL_OTHERS 0x10u
+
 #define PL_HEAR_NS 2000000000u /* who has nothing to say by then is gone */
 
 #define PL_MAX_SOURCES 8

@@ -178,15 +178,24 @@ static void describe_policy(const struct pinl_lease *l, struct pl_text *t)
 			pl_text_add(t, "%s%s", n++ ? "," : " ", pinl_op_name(op));
 }
 
-static void describe_supervised(const struct pinl_lease *l, struct pl_text *t)
+/* by: whose changes are held. others: that are all but the lease's own process. */
+static void describe_held_of(const struct pinl_lease *l, struct pl_text *t, const char *by, bool others)
 {
 	int n = 0;
 
 	for (int op = 0; op < PINL_OP_NR; op++)
-		if ((l->on->supervised[op] & PINL_CAN_HOLD) && !(l->on->coverage[op] & PINL_CAN_HOLD))
-			pl_text_add(t, "%s %s",
-				    n++ ? "," : "; held where made by a process under pinlease run:",
-				    pinl_op_name(op));
+		if ((l->on->supervised[op] & PINL_CAN_HOLD) && !(l->on->coverage[op] & PINL_CAN_HOLD) &&
+		    others == !!(l->on->supervised[op] & PL_ALL_OTHERS)) {
+			if (!n++)
+				pl_text_add(t, "; held where made by %s:", by);
+			pl_text_add(t, "%s %s", n > 1 ? "," : "", pinl_op_name(op));
+		}
+}
+
+static void describe_supervised(const struct pinl_lease *l, struct pl_text *t)
+{
+	describe_held_of(l, t, "another process", true);
+	describe_held_of(l, t, "a process under pinlease run", false);
 }
 
 static void describe_ops(const struct pinl_lease *l, struct pl_text *t, const char *label, unsigned can,

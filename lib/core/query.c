@@ -67,7 +67,7 @@ void pl_lease_snapshot(const struct pinl_lease *l, struct pinl_lease_info *i)
 	i->orphan_bytes = l->more->orphan_bytes;
 	memcpy(i->coverage, l->on->coverage, sizeof l->on->coverage);
 	for (int op = 0; op < PINL_OP_NR; op++)
-		i->supervised[op] = l->on->coverage[op] | l->on->supervised[op];
+		i->supervised[op] = l->on->coverage[op] | (l->on->supervised[op] & ~PL_ALL_OTHERS);
 	if (l->more->import)
 		memcpy(i->exporter, l->more->import->exporter->name, sizeof i->exporter);
 	if (l->more->import && l->more->import->by_handle)

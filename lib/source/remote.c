@@ -171,11 +171,17 @@ static unsigned remote_coverage(void *src, const struct pinl_memory *mem, enum p
 
 static unsigned remote_supervised(void *src, const struct pinl_memory *mem, enum pinl_op op)
 {
+	unsigned can = 0;
+	uint64_t all;
+
 	if (!(OPS_HELD & PINL_OPBIT(op)) || !has_business(mem))
 		return 0;
-	return what_it_can(src, mem) & PL_SUPERVISED
-		       ? PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE
-		       : 0;
+	all = what_it_can(src, mem);
+	if (all & PL_SUPERVISED)
+		can |= PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE;
+	if ((all & PL_OTHERS) && pl_lease_of_memory(mem)->policy.kind == PINL_RECALL)
+		can |= PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PL_ALL_OTHERS;
+	return can;
 }
 
 /* -------------------------------------------------------------------------------------- watching -- */

@@ -17,7 +17,9 @@ static const char close_file[] =
 	"pinl_ftruncate and pinl_fallocate by those who change the file; PINL_SEAL for truncate and "
 	"punch "
 	"of a memfd; for plain system calls on files in memory pinlease run with pinleased, which holds "
-	"those of the processes that it starts, and for REFUSE pinleased's gate (pinlease status)";
+	"those of the processes that it starts, and pinleased's gate, for REFUSE, and for RECALL those "
+	"of all "
+	"other processes (pinlease status)";
 static const char close_files_source[] =
 	"what the reason says, as far as the file system gives fanotify events before changes (tmpfs, "
 	"memfd and hugetlbfs have given none so far); without it pinl_ftruncate and pinl_fallocate";

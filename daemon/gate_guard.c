@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Invariant: whoever is stopped is in the map `waits` before the signal is sent, so whoever reads it
+ * when nobody is being stopped any more can continue all: the guard, a child that waits for our end,
+ * whatever that is; or the next pinleased, which finds the map pinned. Who is continued so makes his
+ * call again, and is refused where the gate is still closed.
+ */
+#include "daemon/gate_stop.h"
+
+#include <bpf/bpf.h>
+#include <errno.h>
+#include <linux/membarrier.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "os/text.h"
+#include "pinlease/device.h"
+
+/* ---------------------------------------------------------------------------------- letting all go --
+ */
+
+/* In ticks since boot; 0: there is no such process. System calls only. */
+static uint64_t started(pid_t pid)
+{
+	char path[32], text[1024], *at;
+
+	snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	if (pl_text_start(path, text, sizeof text) <= 0)
+		return 0;
+	at = strrchr(text, ')'); /* of the name, which may have blanks */
+	for (int i = 2; at && i < 22; i++)
+		at = strchr(at + 1, ' ');
+	return at ? strtoull(at, NULL, 10) : 0;
+}
+
+/* The number may be another's by now. */
+static void go_on(pid_t pid, uint64_t started_ns)
+{
+	int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+
+	if (fd < 0)
+		return;
+	if (started(pid) == started_ns / (1000000000u / sysconf(_SC_CLK_TCK)))
+		syscall(SYS_pidfd_send_signal, fd, SIGCONT, NULL, 0);
+	close(fd);
+}
+
+void gate_stop_let_go(int waits)
+{
+	uint64_t thread, next;
+	struct gate_wait w;
+	int more = !bpf_map_get_next_key(waits, NULL, &next);
+
+	for (unsigned i = 0; more && i < GATE_WAITING; i++) {
+		thread = next;
+		more = !bpf_map_get_next_key(waits, &thread, &next);
+		if (!bpf_map_lookup_elem(waits, &thread, &w) && !w.going)
+			go_on((pid_t)(thread >> 32), w.started_ns);
+	}
+}
+
+/* The programs that were running have come to their end then. */
+static void await_programs(void)
+{
+	if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0))
+		usleep(100000); /* a kernel with processors that it doesn't interrupt has none */
+}
+
+void gate_stop_end(const struct gate_stops *s)
+{
+	__atomic_store_n(&s->state->waits_until_ns, 0, __ATOMIC_SEQ_CST);
+	await_programs();
+	gate_stop_let_go(s->waits);
+}
+
+/* --------------------------------------------------------------------------------------- the guard --
+ */
+
+/* System calls only, as another thread may have held any lock. Nothing of ours stays open here, what
+ * fanotify has held would wait. */
+static __attribute__((noreturn)) void guard(struct gate_stops s, int parent)
+{
+	struct pollfd p = {.fd = 0, .events = POLLIN};
+	sigset_t all;
+
+	prctl(PR_SET_NAME, "pinleased-guard");
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	if (dup2(parent, 0) < 0 || dup2(s.waits, 1) < 0 || syscall(SYS_close_range, 2, ~0u, 0))
+		syscall(SYS_exit_group, 1);
+	s.waits = 1;
+	while (poll(&p, 1, -1) != 1)
+		;
+	gate_stop_end(&s);
+	syscall(SYS_exit_group, 0);
+	__builtin_unreachable();
+}
+
+int gate_guard_start(struct gate_stops *s)
+{
+	int self = (int)syscall(SYS_pidfd_open, getpid(), 0), err = 0;
+
+	s->guard = self < 0 ? -1 : fork();
+	if (!s->guard)
+		guard(*s, self);
+	if (s->guard > 0)
+		s->pidfd = (int)syscall(SYS_pidfd_open, s->guard, 0);
+	if (s->guard < 0 || s->pidfd < 0)
+		err = -errno;
+	if (self >= 0)
+		close(self);
+	if (!err)
+		return 0;
+	gate_guard_end(s);
+	return pinl_set_error(err, "no process to continue who is stopped if pinleased dies: %s",
+			      strerror(-err));
+}
+
+void gate_guard_end(struct gate_stops *s)
+{
+	if (s->guard > 0) {
+		syscall(SYS_tgkill, s->guard, s->guard, SIGKILL);
+		waitpid(s->guard, NULL, 0);
+	}
+	if (s->pidfd >= 0)
+		close(s->pidfd);
+	s->guard = 0;
+	s->pidfd = -1;
+}

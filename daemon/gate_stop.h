@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Who has been stopped by the gate's programs (bpf/gate_wait.h), in the kernel's maps: let through,
+ * continued, and that also when pinleased is gone. Who has to wait for what is gate_wait.c's. Main loop,
+ * but for gate_stop_never(): one thread at a time.
+ */
+#ifndef PL_DAEMON_GATE_STOP_H
+#define PL_DAEMON_GATE_STOP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "bpf/gate.h"
+
+#define GATE_PASS_MS 5000 /* so long a pass is good */
+
+struct gate_programs;
+
+/* What of the programs this is about. */
+struct gate_stops {
+	int waits, passes, holders; /* maps */
+	struct gate_state *state;
+	pid_t guard; /* who continues them when we can't; 0: nobody */
+	int pidfd;   /* of the guard; -1 */
+};
+
+/* gate_guard.c: a process that lives as long as this one and a moment more. -errno and a sentence. */
+int gate_guard_start(struct gate_stops *s);
+void gate_guard_end(struct gate_stops *s);
+
+/* The thread may make that call once, within GATE_PASS_MS. -errno and a sentence. */
+int gate_stop_pass(const struct gate_stops *s, const struct gate_refusal *call);
+bool gate_stop_passed(const struct gate_stops *s, const struct gate_refusal *call); /* it is in it */
+void gate_stop_forget(const struct gate_stops *s, const struct gate_refusal *call);
+
+/* Not this process, or it again. -errno and a sentence. */
+int gate_stop_never(const struct gate_stops *s, pid_t pid, bool never);
+
+/* Nobody is stopped from now on, and all who are go on. */
+void gate_stop_end(const struct gate_stops *s);
+
+/* The same for a map that another process has left: waits is its descriptor. */
+void gate_stop_let_go(int waits);
+
+/* gate_try.c: does it work here? -errno and a sentence. The programs are attached, and nothing is
+ * guarded. */
+int gate_stop_try(struct gate_programs *g);
+
+#endif

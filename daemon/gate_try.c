@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Whether the gate's programs do what they are for, on files of our own. LSM programs can be attached
+ * where the kernel never runs them (no "bpf" in its list lsm=), so nothing else is believed.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "daemon/gate_load.h"
+#include "daemon/gate_stop.h"
+#include "pinlease/device.h"
+
+/* -------------------------------------------------------------------------------------- refusing -- */
+
+/* -EBUSY, by this gate: nothing else says so of such a file. */
+static bool is_refused(int result)
+{
+	return result < 0 && errno == EBUSY;
+}
+
+static bool refuses(struct gate_programs *g, int fd, size_t page)
+{
+	struct gate_range all = {.end = page, .ops = ~0u};
+	struct gate_file file;
+	bool works;
+
+	if (gate_identify(g, fd, &file) || gate_guard(g, &file, 0, &all))
+		return false;
+	works = is_refused(ftruncate(fd, 0)) &&
+		is_refused(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, page));
+	gate_unguard(g, &file, 0, 0, NULL);
+	return works && !ftruncate(fd, 0);
+}
+
+int gate_try(struct gate_programs *g)
+{
+	size_t page = sysconf(_SC_PAGESIZE);
+	int fd = memfd_create("pinlease gate", MFD_CLOEXEC);
+	bool works;
+
+	if (fd < 0 || ftruncate(fd, page)) {
+		int err = -errno;
+
+		if (fd >= 0)
+			close(fd);
+		return pinl_set_error(err, "no file to try the gate on: %s", strerror(-err));
+	}
+	pinl_set_error(0, "%s", "");
+	works = refuses(g, fd, page);
+	close(fd);
+	gate_read(g, NULL, NULL); /* nobody is to be told of these */
+	if (works)
+		return 0;
+	return pinl_set_error(-EOPNOTSUPP, "the gate's programs (%s) are loaded, and don't refuse: %s",
+			      gate_means(g),
+			      *pinl_error() ? pinl_error() : "the kernel doesn't run them");
+}
+
+/* --------------------------------------------------------------------------------------- waiting -- */
+
+struct trial {
+	struct gate_stops stops;
+	struct gate_programs *programs;
+	struct gate_refusal said; /* the last */
+	int fd;
+	size_t page;
+};
+
+static void on_said(const struct gate_refusal *r, void *arg)
+{
+	((struct trial *)arg)->said = *r;
+}
+
+static off_t size_of(int fd)
+{
+	return lseek(fd, 0, SEEK_END);
+}
+
+static int no(const char *what)
+{
+	return pinl_set_error(-EOPNOTSUPP, "who should wait %s", what);
+}
+
+/* Its process changes the file: it must be stopped, and told, and go on when it is let through. */
+static int watch(struct trial *t, pid_t pid)
+{
+	int status;
+
+	if (waitpid(pid, &status, WUNTRACED) != pid || !WIFSTOPPED(status))
+		return no("isn't stopped");
+	gate_read(t->programs, on_said, t);
+	if (t->said.what != GATE_WAITS || t->said.pid != pid || size_of(t->fd) != (off_t)t->page)
+		return no("isn't told of, or under another number (is this the first PID namespace?)");
+	if (gate_stop_pass(&t->stops, &t->said))
+		return -EOPNOTSUPP;
+	syscall(SYS_tgkill, pid, pid, SIGCONT);
+	if (waitpid(pid, &status, WUNTRACED) != pid || !WIFEXITED(status) || WEXITSTATUS(status))
+		return no("doesn't go on");
+	gate_read(t->programs, on_said, t);
+	return t->said.what == GATE_OVER && !size_of(t->fd) ? 0
+							    : no("has gone on without being told of");
+}
+
+static int have_changed(struct trial *t)
+{
+	pid_t pid = fork();
+	int err;
+
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		syscall(SYS_exit_group, ftruncate(t->fd, 0) ? errno : 0);
+	}
+	if (pid < 0)
+		return pinl_set_error(-errno, "no process to try it with: %s", strerror(errno));
+	err = watch(t, pid);
+	if (err) {
+		syscall(SYS_tgkill, pid, pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+	}
+	return err;
+}
+
+static int try_on(struct trial *t)
+{
+	struct gate_range all = {.end = t->page, .waits = ~0u};
+	struct gate_file file;
+	int err = gate_identify(t->programs, t->fd, &file);
+
+	if (!err)
+		err = gate_guard(t->programs, &file, 0, &all);
+	if (err)
+		return err;
+	t->stops.state->waiting++;
+	err = have_changed(t);
+	t->stops.state->waiting--;
+	gate_unguard(t->programs, &file, 0, 0, NULL);
+	return err;
+}
+
+int gate_stop_try(struct gate_programs *g)
+{
+	struct trial t = {.stops = *gate_stops(g),
+			  .programs = g,
+			  .fd = memfd_create("pinlease gate", MFD_CLOEXEC),
+			  .page = sysconf(_SC_PAGESIZE)};
+	int err;
+
+	if (t.fd < 0 || ftruncate(t.fd, t.page)) {
+		err = pinl_set_error(-errno, "no file to try it on: %s", strerror(errno));
+	} else {
+		err = try_on(&t);
+	}
+	if (t.fd >= 0)
+		close(t.fd);
+	return err;
+}

@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ *	stopped --> ASKED --answer--> pass, SIGCONT --> GOING --told, or dead, or forgotten--> end
+ *	               |                                  |
+ *	               +-- somebody else's SIGCONT: it is stopped again, and nothing has changed
+ *
+ * Invariants:
+ * - the core has a waiter from ASKED until `answered` is called, and then, as nothing may be leased of
+ *the bytes, until end();
+ * - a thread is in `waiters` once. What it is told of anew is another call of its: the one before it has
+ *   given up, in a signal handler, and nobody is to hear the answer to that: it is in `alone`;
+ * - while one thread of a process is GOING and not in its call yet, each that is stopped again has the
+ *   process continued once more: all its threads were.
+ * Who was refused instead (GATE_BUSY) is the same to the core, but that nobody waits.
+ */
+#include "daemon/gate_wait.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "core/change.h"
+#include "daemon.h"
+#include "daemon/gate_stop.h"
+#include "os/wake.h"
+
+#define FORGET_MS (GATE_PASS_MS + 1000) /* no pass is good any more */
+
+enum waiter_state { ASKED, GOING, ALONE };
+
+struct waiter {
+	struct pl_node node; /* by thread; or alone: */
+	struct waiter *alone_next, **alone_at;
+	struct waiter *next; /* on `answered` */
+	struct gate_waiting *in;
+	struct gate_refusal call;
+	struct pinl_change core;
+	enum waiter_state state;
+	bool stopped; /* else it was refused */
+	int pidfd;
+	sd_event_source *exit, *forget;
+};
+
+/* --------------------------------------------------------------------------------- life of a waiter --
+ */
+
+static struct waiter *find(const struct gate_waiting *g, pid_t tid)
+{
+	return (struct waiter *)pl_index_first(&g->waiters, tid, tid + 1);
+}
+
+/* The programs look for passes while there is one. */
+static void count(struct gate_waiting *g, int more)
+{
+	g->n += more;
+	__atomic_store_n(&g->stops->state->waiting, g->n, __ATOMIC_SEQ_CST);
+}
+
+static void leave(struct waiter *w)
+{
+	if (w->state == ALONE) {
+		*w->alone_at = w->alone_next;
+		if (w->alone_next)
+			w->alone_next->alone_at = w->alone_at;
+	} else {
+		pl_index_remove(&w->in->waiters, &w->node);
+	}
+}
+
+static void waiter_free(struct waiter *w)
+{
+	leave(w);
+	sd_event_source_disable_unref(w->exit);
+	sd_event_source_disable_unref(w->forget);
+	if (w->pidfd >= 0)
+		close(w->pidfd);
+	count(w->in, -1);
+	free(w);
+}
+
+/* It has happened, or won't. */
+static void end(struct waiter *w)
+{
+	if (w->core.id)
+		pinl_change_done(w->in->server->ctx, w->core.id);
+	if (w->state == GOING)
+		gate_stop_forget(w->in->stops, &w->call);
+	waiter_free(w);
+}
+
+/* The core has it still. */
+static void set_alone(struct waiter *w)
+{
+	struct gate_waiting *g = w->in;
+
+	leave(w);
+	w->exit = sd_event_source_disable_unref(w->exit);
+	w->state = ALONE;
+	w->alone_next = g->alone;
+	w->alone_at = &g->alone;
+	if (g->alone)
+		g->alone->alone_at = &w->alone_next;
+	g->alone = w;
+}
+
+static void give_up(struct waiter *w)
+{
+	if (w->state == GOING)
+		end(w);
+	else
+		set_alone(w);
+}
+
+static int on_exit_of(sd_event_source *source, int fd, uint32_t revents, void *arg)
+{
+	struct waiter *w = arg;
+
+	gate_stop_forget(w->in->stops, &w->call);
+	give_up(w);
+	return 0;
+}
+
+static int on_forget(sd_event_source *source, uint64_t usec, void *arg)
+{
+	end(arg);
+	return 0;
+}
+
+/* --------------------------------------------------------------------------------------- going on -- */
+
+static void go_on(const struct waiter *w)
+{
+	if (w->pidfd >= 0)
+		syscall(SYS_pidfd_send_signal, w->pidfd, SIGCONT, NULL, 0);
+	else
+		syscall(SYS_tgkill, w->call.pid, w->call.tid, SIGCONT);
+}
+
+/* From any thread, and from inside pinl_change_submit(). */
+static void answered(struct pinl_change *core, int err)
+{
+	struct waiter *w = core->arg;
+	struct gate_waiting *g = w->in;
+
+	pthread_mutex_lock(&g->lock);
+	w->next = g->answered;
+	g->answered = w;
+	pthread_mutex_unlock(&g->lock);
+	pl_wake(g->server->wake);
+}
+
+/* Without a pass it goes on only where nothing is held any more, and else comes again. */
+static void let_through(struct waiter *w)
+{
+	w->state = GOING;
+	if (gate_stop_pass(w->in->stops, &w->call))
+		fprintf(stderr, "pinleased: %s\n", pinl_error());
+	go_on(w);
+	if (sd_event_add_time_relative(w->in->server->event, &w->forget, CLOCK_MONOTONIC,
+				       FORGET_MS * 1000ull, 0, on_forget, w) < 0)
+		end(w);
+}
+
+void gate_waiting_answer(struct gate_waiting *g)
+{
+	struct waiter *w, *next;
+
+	pthread_mutex_lock(&g->lock);
+	w = g->answered;
+	g->answered = NULL;
+	pthread_mutex_unlock(&g->lock);
+	if (w) /* whose lease has been taken hears it before he can see the change */
+		notices_send(g->server);
+	for (; w; w = next) {
+		next = w->next;
+		if (w->state == ASKED && w->stopped)
+			let_through(w);
+		else
+			end(w);
+	}
+}
+
+/* ------------------------------------------------------------------------------------------- coming --
+ */
+
+static bool is_same(const struct waiter *w, const struct gate_refusal *call)
+{
+	return w->call.pid == call->pid && w->call.start == call->start && w->call.end == call->end &&
+	       w->call.op == call->op && !memcmp(&w->call.file, &call->file, sizeof call->file);
+}
+
+static struct waiter *waiter_new(struct gate_waiting *g, const struct gate_refusal *call)
+{
+	struct waiter *w = g->n < GATE_WAITING ? calloc(1, sizeof *w) : NULL;
+
+	if (!w)
+		return NULL;
+	w->in = g;
+	w->call = *call;
+	w->stopped = call->what == GATE_WAITS;
+	w->node.start = call->tid;
+	w->node.end = call->tid + 1;
+	w->pidfd = w->stopped ? (int)syscall(SYS_pidfd_open, call->pid, 0) : -1;
+	if (w->pidfd >= 0)
+		sd_event_add_io(g->server->event, &w->exit, w->pidfd, EPOLLIN, on_exit_of, w);
+	pl_index_insert(&g->waiters, &w->node);
+	count(g, 1);
+	g->ever += w->stopped;
+	return w;
+}
+
+/* Its leases have ended by now, or there are too many: nobody is kept stopped for that. */
+static void send_on(struct gate_waiting *g, const struct gate_refusal *call)
+{
+	gate_stop_pass(g->stops, call);
+	syscall(SYS_tgkill, call->pid, call->tid, SIGCONT);
+}
+
+static void come(struct gate_waiting *g, const struct gate_refusal *call,
+		 const struct pinl_change *change)
+{
+	struct waiter *w = waiter_new(g, call);
+
+	if (!w) {
+		g->lost++;
+		if (call->what == GATE_WAITS)
+			send_on(g, call);
+		return;
+	}
+	if (!change) {
+		answered(&(struct pinl_change){.arg = w}, 0);
+	} else {
+		w->core = *change;
+		w->core.can = PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD;
+		w->core.answer = answered;
+		w->core.arg = w;
+		if (w->stopped)
+			pinl_change_submit(g->server->ctx, &w->core);
+		else
+			pl_change_could_not_wait(g->server->ctx, &w->core);
+	}
+	gate_waiting_answer(g);
+}
+
+/* Somebody of the process has been stopped: for all. */
+static void wake_others(struct gate_waiting *g, pid_t pid)
+{
+	for (struct pl_node *n = pl_index_first(&g->waiters, 0, UINTPTR_MAX); n;
+	     n = pl_index_next(n, 0, UINTPTR_MAX)) {
+		struct waiter *w = (struct waiter *)n;
+
+		if (w->state != GOING || w->call.pid != pid || gate_stop_passed(g->stops, &w->call))
+			continue;
+		go_on(w);
+		return;
+	}
+}
+
+/* Is it what is known of this thread? */
+static bool is_known(struct gate_waiting *g, struct waiter *w, const struct gate_refusal *call)
+{
+	if (!is_same(w, call))
+		return false;
+	if (w->state == ASKED)
+		return w->stopped == (call->what == GATE_WAITS);
+	return !gate_stop_passed(g->stops, call); /* else it is the same call once more */
+}
+
+void gate_waiting_told(struct gate_waiting *g, const struct gate_refusal *call,
+		       const struct pinl_change *change)
+{
+	struct waiter *w = find(g, call->tid);
+
+	if (call->what == GATE_OVER) {
+		if (w && w->state == GOING && is_same(w, call))
+			end(w);
+		return;
+	}
+	if (!w || !is_known(g, w, call)) {
+		if (w)
+			give_up(w);
+		come(g, call, change);
+	}
+	if (call->what == GATE_WAITS)
+		wake_others(g, call->pid);
+}
+
+bool gate_waiting_under_way(const struct gate_waiting *g, uint64_t dev, uint64_t ino, uint64_t start,
+			    uint64_t end, pid_t thread)
+{
+	for (struct pl_node *n = pl_index_first(&g->waiters, 0, UINTPTR_MAX); n;
+	     n = pl_index_next(n, 0, UINTPTR_MAX)) {
+		const struct waiter *w = (const struct waiter *)n;
+
+		if (w->state == GOING && w->call.tid != thread && w->core.file_dev == dev &&
+		    w->core.file_ino == ino && w->core.file_start < end && w->core.file_end > start)
+			return true;
+	}
+	return false;
+}
+
+/* -------------------------------------------------------------------------------------- life, death --
+ */
+
+void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_stops *stops)
+{
+	g->server = s;
+	g->stops = stops;
+	pthread_mutex_init(&g->lock, NULL);
+}
+
+static void watch_guard(struct gate_waiting *g);
+
+/* Without one nobody is stopped: he would be for ever, if we die. */
+static int on_guard_gone(sd_event_source *source, int fd, uint32_t revents, void *arg)
+{
+	struct gate_waiting *g = arg;
+
+	g->guard = sd_event_source_disable_unref(g->guard);
+	gate_guard_end(g->stops);
+	fprintf(stderr, "pinleased: the process that would continue those who wait, if this one died, "
+			"has been killed\n");
+	if (gate_guard_start(g->stops))
+		fprintf(stderr, "pinleased: the gate stops nobody any more: %s\n", pinl_error());
+	else
+		watch_guard(g);
+	return 0;
+}
+
+static void watch_guard(struct gate_waiting *g)
+{
+	if (g->stops->pidfd >= 0)
+		sd_event_add_io(g->server->event, &g->guard, g->stops->pidfd, EPOLLIN, on_guard_gone, g);
+}
+
+void gate_waiting_start(struct gate_waiting *g)
+{
+	watch_guard(g);
+}
+
+/* Their events are gone with the loop; the core still answers. */
+void gate_waiting_stop(struct gate_waiting *g)
+{
+	g->guard = sd_event_source_disable_unref(g->guard);
+	for (struct pl_node *n = pl_index_first(&g->waiters, 0, UINTPTR_MAX); n;
+	     n = pl_index_next(n, 0, UINTPTR_MAX)) {
+		struct waiter *w = (struct waiter *)n;
+
+		w->exit = sd_event_source_disable_unref(w->exit);
+		w->forget = sd_event_source_disable_unref(w->forget);
+	}
+}
+
+void gate_waiting_free(struct gate_waiting *g)
+{
+	while (g->waiters.root)
+		waiter_free((struct waiter *)g->waiters.root);
+	while (g->alone)
+		waiter_free(g->alone);
+	pthread_mutex_destroy(&g->lock);
+}
