@@ -15,6 +15,8 @@
 #include "daemon/gate.h"
 #include "daemon/gate_load.h"
 #include "daemon/gate_part.h"
+#include "daemon/gate_stop.h"
+#include "daemon/gate_wait.h"
 
 /* ---------------------------------------------------------------------------------- the kernel -- */
 
@@ -67,7 +69,54 @@ void share_unguard(struct server *s, struct user *u)
 	given--;
 }
 
+static pid_t never; /* to be stopped */
+
+int gate_stop_never(const struct gate_stops *s, pid_t pid, bool is)
+{
+	never = is ? pid : 0;
+	return 0;
+}
+
+const char *gate_unwaited(const struct gate_programs *g)
+{
+	return NULL;
+}
+
+struct gate_stops *gate_stops(struct gate_programs *g)
+{
+	static struct gate_stops stops;
+
+	return &stops;
+}
+
 /* What no test here gets to. */
+void gate_stop_end(const struct gate_stops *s)
+{
+}
+void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_stops *stops)
+{
+}
+void gate_waiting_start(struct gate_waiting *g)
+{
+}
+void gate_waiting_stop(struct gate_waiting *g)
+{
+}
+void gate_waiting_free(struct gate_waiting *g)
+{
+}
+void gate_waiting_answer(struct gate_waiting *g)
+{
+}
+void gate_waiting_told(struct gate_waiting *g, const struct gate_refusal *call,
+		       const struct pinl_change *change)
+{
+}
+bool gate_waiting_under_way(const struct gate_waiting *g, uint64_t dev, uint64_t ino, uint64_t start,
+			    uint64_t end, pid_t thread)
+{
+	return false;
+}
 int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out)
 {
 	*out = NULL;
@@ -154,6 +203,11 @@ static int close_gate(void **state)
 
 /* --------------------------------------------------------------------------------- the leases -- */
 
+#define HOLDER 77
+
+static const struct pl_foreign_ops foreign;
+static struct pinl_device device = {.foreign = &foreign};
+
 struct leased {
 	struct pinl_lease lease;
 	struct pl_more more;
@@ -162,19 +216,28 @@ struct leased {
 };
 
 /* One page of the file. */
-static int lease(struct leased *l, struct user *u, uint64_t id, uint64_t page)
+static int lease_as(struct leased *l, struct user *u, uint64_t id, uint64_t page,
+		    enum pinl_policy_kind kind, long fs_magic)
 {
-	*l = (struct leased){
-		.lease = {.id = id, .policy = {.kind = PINL_REFUSE, .refuse = PINL_OPS_FILE}},
-		.holder = {.user = u}};
+	*l = (struct leased){.lease = {.id = id, .policy = {.kind = kind, .refuse = PINL_OPS_FILE}},
+			     .holder = {.user = u}};
 	l->lease.m = (struct pl_range){0x10000, 0x11000};
 	l->lease.cookie = &l->held;
 	l->held.holder = &l->holder;
 	l->held.lease = &l->lease;
 	l->more.lease = &l->lease;
 	l->more.ground.mem = (struct pinl_memory){
-		.fd = 7, .ino = 7, .dev = 1, .fs_magic = EXT4_SUPER_MAGIC, .offset = page * 4096};
+		.fd = 7, .ino = 7, .dev = 1, .fs_magic = fs_magic, .offset = page * 4096};
+	l->lease.on = &l->more.ground;
+	l->lease.more = &l->more;
+	l->lease.dev = &device;
+	l->more.owner = HOLDER;
 	return gate_ops.watch(gate, &l->more.ground.mem);
+}
+
+static int lease(struct leased *l, struct user *u, uint64_t id, uint64_t page)
+{
+	return lease_as(l, u, id, page, PINL_REFUSE, EXT4_SUPER_MAGIC);
 }
 
 static void end(struct leased *l)
@@ -270,6 +333,39 @@ static void what_another_source_refuses_needs_no_gate(void **state)
 	end(&l);
 }
 
+/* Where it sees nothing else; and a process that has to answer is never stopped, wherever that is. */
+static void others_wait_for_recall_in_memory(void **state)
+{
+	static struct leased memory, disk;
+	struct user u = {0};
+
+	assert_ok(lease_as(&disk, &u, 1, 0, PINL_RECALL, EXT4_SUPER_MAGIC));
+	assert_int_equal(used, 0);
+	assert_int_equal(never, HOLDER);
+	assert_ok(lease_as(&memory, &u, 2, 0, PINL_RECALL, TMPFS_MAGIC));
+	assert_int_equal(used, 1);
+	assert_int_equal(places[0].ops, 0);
+	assert_int_equal(places[0].waits & PINL_OPS_FILE, PINL_OPS_FILE);
+	assert_int_equal(places[0].holder, HOLDER);
+	end(&disk);
+	assert_int_equal(never, HOLDER);
+	end(&memory);
+	assert_int_equal(never, 0);
+	assert_int_equal(used, 0);
+}
+
+/* Without a place it is told afterwards, as ever. */
+static void recall_fails_for_no_place(void **state)
+{
+	static struct leased l;
+	struct user u = {0};
+
+	full = true;
+	assert_ok(lease_as(&l, &u, 1, 0, PINL_RECALL, TMPFS_MAGIC));
+	end(&l);
+	assert_int_equal(never, 0);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, open_gate, close_gate)
 
 int main(void)
@@ -279,6 +375,8 @@ int main(void)
 		TEST(who_comes_after_one_that_was_taken_is_guarded),
 		TEST(a_user_has_his_share_of_a_file),
 		TEST(what_another_source_refuses_needs_no_gate),
+		TEST(others_wait_for_recall_in_memory),
+		TEST(recall_fails_for_no_place),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
