@@ -50,6 +50,7 @@ enum {
 enum { OP_TRUNCATE, OP_PUNCH, OP_ZERO, OP_COLLAPSE, OP_INSERT, OP_REMOVE = 10 };
 
 const volatile __u64 page_size = 4096;
+const volatile __u32 has_task_work = 0; /* the kernel has it for BPF */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

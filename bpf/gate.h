@@ -45,15 +45,23 @@ struct gate_state {
 	__u64 ranges;	/* 0: the programs leave at once */
 	__u64 lost;	/* calls that went on, as no place was left to note that they are refused */
 	__u64 untold;	/* refusals that nobody was told of */
-	__u64 waits_until_ns; /* from then on nobody is stopped: there may be nobody to continue him */
+	__u64 waits_until_ns; /* from then on nobody waits: there may be nobody to let him go */
 	__u32 waiting;	      /* how many wait, or go on; 0: the programs look for none */
 	__s32 pinleased;      /* its changes are its own affair */
+	__u64 pages;	      /* GATE_BY_PAGE: in the guard's memory a page for each thread, by its number */
+	__s32 guard;
+	__u32 way; /* enum gate_way */
+};
+
+enum gate_way {
+	GATE_BY_STOP, /* the process is stopped */
+	GATE_BY_PAGE, /* the thread reads its page, which pinleased provides when it may go on */
 };
 
 enum gate_what {
 	GATE_REFUSED = 1, /* as a lease says */
-	GATE_WAITS,	  /* its process is stopped; continued, it makes the call again */
-	GATE_BUSY, /* refused, as it can't be stopped; the leases are to be recalled for it all the same
+	GATE_WAITS,	  /* it is stopped, or at its page; let go, it makes the call again */
+	GATE_BUSY, /* refused, as it can't wait; the leases are to be recalled for it all the same
 		    */
 	GATE_OVER, /* one that waited has been made */
 };
@@ -67,11 +75,17 @@ struct gate_refusal {
 	__u32 what, unused;
 };
 
-/* By thread, in the map `waits`: who is stopped for what, or makes it. */
+enum gate_wait_state {
+	GATE_STOPPED,
+	GATE_GOING, /* he has been let through, and is in the call */
+	GATE_AT_PAGE,
+};
+
+/* By thread, in the map `waits`: who waits for what, or makes it. */
 struct gate_wait {
 	struct gate_file file;
 	__u64 start, end;
-	__u32 op, going;  /* going: he has been let through, and is in the call */
+	__u32 op, state;  /* enum gate_wait_state */
 	__u64 started_ns; /* his process: CLOCK_BOOTTIME */
 };
 

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Part of gate.bpf.c: who is to wait. His process is stopped (SIGSTOP), and his call returns as one that
- * a signal has interrupted before it did anything, so that he makes it again when pinleased continues
- * the process. It gives him a pass then: the lease may be there still (the ceiling is over), and whoever
- * else sends SIGCONT only has him stopped again. pinleased hears of him when he has been stopped, else
- * its SIGCONT could come before. What can't be stopped, or not without harm, is refused, and told.
+ * Part of gate.bpf.c: who is to wait. He is sent to his page (gate_page.h), or his process is stopped
+ * (SIGSTOP), and his call returns as one that a signal has interrupted before it did anything, so that
+ * he makes it again when pinleased lets him go. It gives him a pass then: the lease may be there still
+ * (the ceiling is over), and who goes on for another reason only waits again. pinleased hears of him
+ * when he has been stopped, else its SIGCONT could come before. What can't wait, or not without harm, is
+ * refused, and told.
  */
 #ifndef PINLEASE_GATE_WAIT_H
 #define PINLEASE_GATE_WAIT_H
+
+#include "gate_page.h"
 
 #define PF_IO_WORKER 0x10
 #define PF_KTHREAD   0x00200000
@@ -35,14 +38,14 @@ static __always_inline int is_in_it(__u64 thread, const struct gate_refusal *r)
 {
 	struct gate_wait *w = bpf_map_lookup_elem(&waits, &thread);
 
-	return w && w->going && is_same(&w->file, &r->file) && w->start == r->start && w->end == r->end;
+	return w && w->state == GATE_GOING && is_same(&w->file, &r->file) && w->start == r->start && w->end == r->end;
 }
 
 /* Also where nothing is held any more, so that its end is told. */
 static __always_inline int is_let_through(const struct gate_refusal *r)
 {
 	struct gate_wait w = {
-		.file = r->file, .start = r->start, .end = r->end, .op = r->op, .going = 1};
+		.file = r->file, .start = r->start, .end = r->end, .op = r->op, .state = GATE_GOING};
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct gate_state *s = the_state();
 	struct gate_pass *p;
@@ -71,7 +74,7 @@ static __always_inline int say_over(int truncation)
 	if (!s || !s->waiting)
 		return 0;
 	w = bpf_map_lookup_elem(&waits, &thread);
-	if (!w || !w->going || (w->op == OP_TRUNCATE) != truncation)
+	if (!w || w->state != GATE_GOING || (w->op == OP_TRUNCATE) != truncation)
 		return 0;
 	r.file = w->file;
 	r.start = w->start;
@@ -109,23 +112,26 @@ static __always_inline int is_made_again(struct task_struct *t)
 }
 #endif
 
-/* A holder couldn't answer his own notices meanwhile; a debugger would take the signal for the
+/* Stopped, a holder couldn't answer his own notices meanwhile; a debugger would take the signal for the
  * program's. bpf_send_signal() doesn't do it to process 1. */
-static __always_inline int may_stop(struct task_struct *t, __u32 pid)
+static __always_inline int may_wait(const struct gate_state *s, struct task_struct *t, __u32 pid)
 {
-	struct gate_state *s = the_state();
-
-	return s && bpf_ktime_get_ns() < s->waits_until_ns &&
-	       !(BPF_CORE_READ(t, flags) & (PF_KTHREAD | PF_IO_WORKER)) && !BPF_CORE_READ(t, ptrace) &&
-	       !bpf_map_lookup_elem(&holders, &pid) && is_made_again(t);
+	if (bpf_ktime_get_ns() >= s->waits_until_ns ||
+	    BPF_CORE_READ(t, flags) & (PF_KTHREAD | PF_IO_WORKER) || !is_made_again(t))
+		return 0;
+	return s->way == GATE_BY_PAGE ||
+	       (!BPF_CORE_READ(t, ptrace) && !bpf_map_lookup_elem(&holders, &pid));
 }
 
-static __always_inline int stop(struct task_struct *t, struct gate_refusal *r)
+static __always_inline int have_wait(const struct gate_state *s, struct task_struct *t,
+				     struct gate_refusal *r)
 {
+	int page = s->way == GATE_BY_PAGE;
 	struct gate_wait w = {.file = r->file,
 			      .start = r->start,
 			      .end = r->end,
 			      .op = r->op,
+			      .state = page ? GATE_AT_PAGE : GATE_STOPPED,
 			      .started_ns = BPF_CORE_READ(t, group_leader, start_boottime)};
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct gate_refusal *told = bpf_ringbuf_reserve(&refusals, sizeof *told, 0);
@@ -134,7 +140,8 @@ static __always_inline int stop(struct task_struct *t, struct gate_refusal *r)
 		return 0;
 	*told = *r;
 	told->what = GATE_WAITS;
-	if (bpf_map_update_elem(&waits, &thread, &w, 0) || bpf_send_signal(SIGSTOP)) {
+	if (bpf_map_update_elem(&waits, &thread, &w, 0) ||
+	    (page ? send_to_page(t, thread) : bpf_send_signal(SIGSTOP))) {
 		bpf_map_delete_elem(&waits, &thread);
 		bpf_ringbuf_discard(told, 0);
 		return 0;
@@ -150,7 +157,7 @@ static __always_inline int wait_for_it(struct gate_refusal *r)
 
 	if (s && s->pinleased == r->pid)
 		return 0;
-	return may_stop(t, r->pid) && stop(t, r) ? -ERESTARTNOINTR : refuse(r, GATE_BUSY);
+	return s && may_wait(s, t, r->pid) && have_wait(s, t, r) ? -ERESTARTNOINTR : refuse(r, GATE_BUSY);
 }
 
 #endif

@@ -192,11 +192,16 @@ static void on_refusal(const struct gate_refusal *r, void *arg)
 		pl_change_was_refused(g->ctx, &ch);
 }
 
-static int on_ring(sd_event_source *source, int fd, uint32_t revents, void *arg)
+static void listen_now(void *arg)
 {
 	struct gate *g = arg;
 
 	gate_read(g->programs, on_refusal, g);
+}
+
+static int on_ring(sd_event_source *source, int fd, uint32_t revents, void *arg)
+{
+	listen_now(arg);
 	return 0;
 }
 
@@ -279,7 +284,7 @@ static int gate_open(struct pinl_ctx *ctx, const void *arg, void **src)
 		return err;
 	}
 	gate_parts_init(&g->parts, o->server, g->programs);
-	gate_waiting_init(&g->waiting, o->server, gate_stops(g->programs));
+	gate_waiting_init(&g->waiting, o->server, gate_stops(g->programs), listen_now, g);
 	*src = g;
 	return 0;
 }
@@ -375,6 +380,21 @@ __attribute__((format(printf, 3, 4))) static void add(char *text, size_t len, co
 	va_end(ap);
 }
 
+static void describe_waiting(const struct gate *g, char *text, size_t len)
+{
+	if (gate_unwaited(g->programs))
+		add(text, len, "; nobody waits: %s", gate_unwaited(g->programs));
+	else if (gate_unpaged(g->programs))
+		add(text, len,
+		    "; others wait for RECALL on files in memory: stopped and restarted (%s), or refused "
+		    "(io_uring, 32-bit, traced, holders)",
+		    gate_unpaged(g->programs));
+	else
+		add(text, len,
+		    "; others wait for RECALL on files in memory: the thread alone, by task_work, or refused "
+		    "(io_uring, 32-bit)");
+}
+
 void gate_describe(struct server *s, char *text, size_t len)
 {
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
@@ -390,12 +410,7 @@ void gate_describe(struct server *s, char *text, size_t len)
 		add(text, len, "; %lu call%s went on unseen", lost.missed, s_of(lost.missed));
 	if (lost.untold)
 		add(text, len, "; %lu refusal%s not told", lost.untold, s_of(lost.untold));
-	if (gate_unwaited(g->programs))
-		add(text, len, "; nobody waits: %s", gate_unwaited(g->programs));
-	else
-		add(text, len,
-		    "; others wait for RECALL on files in memory: stopped and restarted, or refused "
-		    "(io_uring, 32-bit, traced, holders)");
+	describe_waiting(g, text, len);
 	if (g->waiting.lost + g->unwaited)
 		add(text, len, "; %lu didn't, for want of room", g->waiting.lost + g->unwaited);
 	if (unpinned)

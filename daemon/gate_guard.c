@@ -3,7 +3,8 @@
  * Invariant: whoever is stopped is in the map `waits` before the signal is sent, so whoever reads it
  * when nobody is being stopped any more can continue all: the guard, a child that waits for our end,
  * whatever that is; or the next pinleased, which finds the map pinned. Who is continued so makes his
- * call again, and is refused where the gate is still closed.
+ * call again, and is refused where the gate is still closed. Who waits at a page goes on by our end
+ * itself, and the pages are the guard's, as its mappings are never changed: who reads one has them locked.
  */
 #include "daemon/gate_stop.h"
 
@@ -61,7 +62,7 @@ void gate_stop_let_go(int waits)
 	for (unsigned i = 0; more && i < GATE_WAITING; i++) {
 		thread = next;
 		more = !bpf_map_get_next_key(waits, &thread, &next);
-		if (!bpf_map_lookup_elem(waits, &thread, &w) && !w.going)
+		if (!bpf_map_lookup_elem(waits, &thread, &w) && w.state == GATE_STOPPED)
 			go_on((pid_t)(thread >> 32), w.started_ns);
 	}
 }
@@ -76,12 +77,25 @@ static void await_programs(void)
 void gate_stop_end(const struct gate_stops *s)
 {
 	__atomic_store_n(&s->state->waits_until_ns, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&s->state->pages, 0, __ATOMIC_SEQ_CST);
 	await_programs();
 	gate_stop_let_go(s->waits);
 }
 
 /* --------------------------------------------------------------------------------------- the guard --
  */
+
+/* Before the file is closed, of which pinleased hears. */
+static bool offer_pages(const struct gate_stops *s)
+{
+	uintptr_t pages;
+
+	syscall(SYS_close, s->page.device); /* the kernel hears of pinleased's end by that */
+	pages = gate_page_map(&s->page);
+	s->state->guard = getpid();
+	__atomic_store_n(&s->state->pages, pages, __ATOMIC_SEQ_CST);
+	return pages;
+}
 
 /* System calls only, as another thread may have held any lock. Nothing of ours stays open here, what
  * fanotify has held would wait. */
@@ -90,9 +104,11 @@ static __attribute__((noreturn)) void guard(struct gate_stops s, int parent)
 	struct pollfd p = {.fd = 0, .events = POLLIN};
 	sigset_t all;
 
-	prctl(PR_SET_NAME, "pinleased-guard");
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
+	if (gate_stop_by_page(&s) && !offer_pages(&s))
+		syscall(SYS_exit_group, 1);
+	prctl(PR_SET_NAME, "pinleased-guard"); /* who looks for it finds it ready */
 	if (dup2(parent, 0) < 0 || dup2(s.waits, 1) < 0 || syscall(SYS_close_range, 2, ~0u, 0))
 		syscall(SYS_exit_group, 1);
 	s.waits = 1;
@@ -101,6 +117,24 @@ static __attribute__((noreturn)) void guard(struct gate_stops s, int parent)
 	gate_stop_end(&s);
 	syscall(SYS_exit_group, 0);
 	__builtin_unreachable();
+}
+
+/* It asks for the file, which is us. Who comes meanwhile to an earlier guard's page comes again. */
+static int await_pages(const struct gate_stops *s)
+{
+	struct pollfd p[] = {{.fd = s->page.device, .events = POLLIN},
+			     {.fd = s->pidfd, .events = POLLIN}};
+	struct gate_visit v;
+
+	while (!__atomic_load_n(&s->state->pages, __ATOMIC_SEQ_CST)) {
+		if (p[1].revents)
+			return -ECHILD;
+		if (poll(p, 2, -1) < 0 && errno != EINTR)
+			return -errno;
+		while (gate_page_next(&s->page, &v))
+			gate_page_let_go(&s->page, v.id);
+	}
+	return 0;
 }
 
 int gate_guard_start(struct gate_stops *s)
@@ -116,6 +150,8 @@ int gate_guard_start(struct gate_stops *s)
 		err = -errno;
 	if (self >= 0)
 		close(self);
+	if (!err && gate_stop_by_page(s))
+		err = await_pages(s);
 	if (!err)
 		return 0;
 	gate_guard_end(s);
@@ -125,6 +161,7 @@ int gate_guard_start(struct gate_stops *s)
 
 void gate_guard_end(struct gate_stops *s)
 {
+	__atomic_store_n(&s->state->pages, 0, __ATOMIC_SEQ_CST);
 	if (s->guard > 0) {
 		syscall(SYS_tgkill, s->guard, s->guard, SIGKILL);
 		waitpid(s->guard, NULL, 0);

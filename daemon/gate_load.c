@@ -56,8 +56,9 @@ struct gate_programs {
 	char own[256];	    /* where it is pinned; "": nowhere */
 	char unpinned[256]; /* why */
 	struct gate_stops stops;
-	bool waits;	    /* who can is stopped */
+	bool waits;	    /* who can, does */
 	char unwaited[256]; /* why not */
+	char unpaged[256];  /* why he is stopped for that */
 };
 
 /* ------------------------------------------------------------------------------------- loading -- */
@@ -157,20 +158,40 @@ static void read_ring(struct gate_programs *g)
 	ring_buffer__consume(g->ring);
 }
 
-static int load(struct gate_programs *g)
+static int load_with(struct gate_programs *g, bool task_work)
 {
 	int err;
 
+	g->n_answers = 0;
 	g->bpf = gate_bpf__open();
 	if (!g->bpf)
 		return pinl_set_error(-ENOMEM, "out of memory for the gate");
 	g->bpf->rodata->page_size = sysconf(_SC_PAGESIZE);
+	g->bpf->rodata->has_task_work = task_work;
 	err = choose(g);
 	if (err)
 		return err;
 	err = gate_bpf__load(g->bpf);
+	return err ? program_error(err, "loaded", NULL) : 0;
+}
+
+static int load_any(struct gate_programs *g)
+{
+	bool task_work = gate_has_task_work();
+	int err = load_with(g, task_work);
+
+	if (!err || !task_work)
+		return err;
+	gate_bpf__destroy(g->bpf); /* the kernel doesn't take those that send threads to their pages */
+	return load_with(g, false);
+}
+
+static int load(struct gate_programs *g)
+{
+	int err = load_any(g);
+
 	if (err)
-		return program_error(err, "loaded", NULL);
+		return err;
 	g->state = mmap(NULL, sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE, MAP_SHARED,
 			bpf_map__fd(g->bpf->maps.state), 0);
 	if (g->state == MAP_FAILED) {
@@ -182,6 +203,7 @@ static int load(struct gate_programs *g)
 				       .passes = bpf_map__fd(g->bpf->maps.passes),
 				       .holders = bpf_map__fd(g->bpf->maps.holders),
 				       .state = g->state,
+				       .page = {-1, -1},
 				       .pidfd = -1};
 	g->ring = ring_buffer__new(bpf_map__fd(g->bpf->maps.refusals), on_refusal, g, NULL);
 	if (!g->ring)
@@ -266,7 +288,7 @@ static void extend(struct gate_programs *g)
 	uint64_t now = pl_clock_ns();
 
 	__atomic_store_n(&g->state->until_ns, now + g->keep_ns, __ATOMIC_RELEASE);
-	if (g->waits)
+	if (g->waits && g->stops.guard)
 		__atomic_store_n(&g->state->waits_until_ns, now + STOPS_NS, __ATOMIC_RELEASE);
 }
 
@@ -383,20 +405,38 @@ static int load_kind(const struct kind *k, struct gate_programs **out)
 	return err;
 }
 
-static void begin_stops(struct gate_programs *g)
+/* One of the two ways. */
+static int begin_waits(struct gate_programs *g, enum gate_way way)
 {
-	int err = gate_guard_start(&g->stops);
+	int err = way == GATE_BY_PAGE ? gate_page_open(&g->stops.page) : 0;
 
+	g->state->way = way;
+	if (!err)
+		err = gate_guard_start(&g->stops);
 	g->waits = !err;
 	if (!err)
 		err = gate_stop_try(g);
 	if (!err)
-		return;
+		return 0;
 	g->waits = false;
 	__atomic_store_n(&g->state->waits_until_ns, 0, __ATOMIC_RELEASE);
 	gate_guard_end(&g->stops);
-	snprintf(g->unwaited, sizeof g->unwaited, "%s", pinl_error());
+	gate_page_close(&g->stops.page);
+	return err;
 }
+
+/* At a page if that works, as nobody else sees it and only the thread waits; else stopped. */
+static void choose_way(struct gate_programs *g)
+{
+	if (!g->bpf->rodata->has_task_work)
+		pinl_set_error(-EOPNOTSUPP, "no task_work for BPF programs: Linux 7.0 has it");
+	else if (!begin_waits(g, GATE_BY_PAGE))
+		return;
+	snprintf(g->unpaged, sizeof g->unpaged, "%s", pinl_error());
+	if (begin_waits(g, GATE_BY_STOP))
+		snprintf(g->unwaited, sizeof g->unwaited, "%s", pinl_error());
+}
+
 
 int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out)
 {
@@ -412,7 +452,7 @@ int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out)
 		return err;
 	g->keep_ns = keep_ms * 1000000ull;
 	pin(g, dir);
-	begin_stops(g);
+	choose_way(g);
 	gate_renew(g);
 	*out = g;
 	return 0;
@@ -426,6 +466,7 @@ void gate_unload(struct gate_programs *g)
 	if (*g->own)
 		gate_pin_end(g->own);
 	gate_guard_end(&g->stops);
+	gate_page_close(&g->stops.page);
 	free_programs(g);
 }
 
@@ -455,6 +496,11 @@ const char *gate_own(const struct gate_programs *g)
 const char *gate_unwaited(const struct gate_programs *g)
 {
 	return g->waits ? NULL : g->unwaited;
+}
+
+const char *gate_unpaged(const struct gate_programs *g)
+{
+	return gate_stop_by_page(&g->stops) ? NULL : g->unpaged;
 }
 
 struct gate_stops *gate_stops(struct gate_programs *g)

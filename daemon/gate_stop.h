@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Who has been stopped by the gate's programs (bpf/gate_wait.h), in the kernel's maps: let through,
- * continued, and that also when pinleased is gone. Who has to wait for what is gate_wait.c's. Main loop,
- * but for gate_stop_never(): one thread at a time.
+ * Who has been stopped by the gate's programs (bpf/gate_wait.h), or is at his page, in the kernel's
+ * maps: let through, continued, and that also when pinleased is gone. Who has to wait for what is
+ * gate_wait.c's. Main loop, but for gate_stop_never(): one thread at a time.
  */
 #ifndef PL_DAEMON_GATE_STOP_H
 #define PL_DAEMON_GATE_STOP_H
@@ -12,6 +12,7 @@
 #include <sys/types.h>
 
 #include "bpf/gate.h"
+#include "daemon/gate_page.h"
 
 #define GATE_PASS_MS 5000 /* so long a pass is good */
 
@@ -21,8 +22,9 @@ struct gate_programs;
 struct gate_stops {
 	int waits, passes, holders; /* maps */
 	struct gate_state *state;
-	pid_t guard; /* who continues them when we can't; 0: nobody */
-	int pidfd;   /* of the guard; -1 */
+	struct gate_page page; /* they wait there, if it is open */
+	pid_t guard;	       /* who continues them when we can't, and has the pages; 0: nobody */
+	int pidfd;	       /* of the guard; -1 */
 };
 
 /* gate_guard.c: a process that lives as long as this one and a moment more. -errno and a sentence. */
@@ -42,6 +44,12 @@ void gate_stop_end(const struct gate_stops *s);
 
 /* The same for a map that another process has left: waits is its descriptor. */
 void gate_stop_let_go(int waits);
+
+/* Threads wait at their pages, else their processes are stopped. */
+static inline bool gate_stop_by_page(const struct gate_stops *s)
+{
+	return s->page.device >= 0;
+}
 
 /* gate_try.c: does it work here? -errno and a sentence. The programs are attached, and nothing is
  * guarded. */

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -70,6 +71,7 @@ struct trial {
 	struct gate_stops stops;
 	struct gate_programs *programs;
 	struct gate_refusal said; /* the last */
+	struct gate_visit visit;
 	int fd;
 	size_t page;
 };
@@ -89,19 +91,53 @@ static int no(const char *what)
 	return pinl_set_error(-EOPNOTSUPP, "who should wait %s", what);
 }
 
-/* Its process changes the file: it must be stopped, and told, and go on when it is let through. */
+/* 0: it has come to its page, or ended. */
+static int await_visit(struct trial *t, pid_t pid)
+{
+	struct pollfd p[] = {{.fd = t->stops.page.device, .events = POLLIN},
+			     {.fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN}};
+	int err = 0;
+
+	while (!err && !t->visit.thread && !p[1].revents) {
+		if (poll(p, 2, -1) < 0 && errno != EINTR)
+			err = -errno;
+		gate_page_next(&t->stops.page, &t->visit);
+	}
+	if (p[1].fd >= 0)
+		close(p[1].fd);
+	return err;
+}
+
+static bool waits(struct trial *t, pid_t pid)
+{
+	int status;
+
+	if (gate_stop_by_page(&t->stops))
+		return !await_visit(t, pid) && t->visit.thread == pid;
+	return waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status);
+}
+
+static void go_on(struct trial *t, pid_t pid)
+{
+	if (gate_stop_by_page(&t->stops))
+		gate_page_let_go(&t->stops.page, t->visit.id);
+	else
+		syscall(SYS_tgkill, pid, pid, SIGCONT);
+}
+
+/* Its process changes the file: it must wait, and be told, and go on when it is let through. */
 static int watch(struct trial *t, pid_t pid)
 {
 	int status;
 
-	if (waitpid(pid, &status, WUNTRACED) != pid || !WIFSTOPPED(status))
-		return no("isn't stopped");
+	if (!waits(t, pid))
+		return no(gate_stop_by_page(&t->stops) ? "doesn't come to its page" : "isn't stopped");
 	gate_read(t->programs, on_said, t);
 	if (t->said.what != GATE_WAITS || t->said.pid != pid || size_of(t->fd) != (off_t)t->page)
 		return no("isn't told of, or under another number (is this the first PID namespace?)");
 	if (gate_stop_pass(&t->stops, &t->said))
 		return -EOPNOTSUPP;
-	syscall(SYS_tgkill, pid, pid, SIGCONT);
+	go_on(t, pid);
 	if (waitpid(pid, &status, WUNTRACED) != pid || !WIFEXITED(status) || WEXITSTATUS(status))
 		return no("doesn't go on");
 	gate_read(t->programs, on_said, t);
@@ -123,6 +159,8 @@ static int have_changed(struct trial *t)
 	err = watch(t, pid);
 	if (err) {
 		syscall(SYS_tgkill, pid, pid, SIGKILL);
+		if (t->visit.thread)
+			gate_page_let_go(&t->stops.page, t->visit.id);
 		waitpid(pid, NULL, 0);
 	}
 	return err;

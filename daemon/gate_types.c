@@ -95,3 +95,13 @@ int gate_look_at_types(const char *setattr, const char *permission, unsigned *n_
 		*n_setattr = n;
 	return err;
 }
+
+bool gate_has_task_work(void)
+{
+	struct btf *kernel = btf__load_vmlinux_btf();
+	const struct btf_type *p = kernel ? proto_of(kernel, "bpf_task_work_schedule_signal") : NULL;
+	bool has = p && btf_vlen(p) == 4;
+
+	btf__free(kernel);
+	return has;
+}

@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- *	stopped --> ASKED --answer--> pass, SIGCONT --> GOING --told, or dead, or forgotten--> end
- *	               |                                  |
- *	               +-- somebody else's SIGCONT: it is stopped again, and nothing has changed
+ *	waits --> ASKED --answer--> pass, let go --> GOING --told, or dead, or forgotten--> end
+ *	            |                                  |
+ *	            +-- goes on for another reason (a signal, a while is over): it waits again, and nothing
+ *	                has changed
+ *
+ * Where processes are stopped a SIGCONT lets one go, else the answer to what its thread reads, its visit.
  *
  * Invariants:
  * - the core has a waiter from ASKED until `answered` is called, and then, as nothing may be leased of
- *the bytes, until end();
+ *   the bytes, until end();
  * - a thread is in `waiters` once. What it is told of anew is another call of its: the one before it has
  *   given up, in a signal handler, and nobody is to hear the answer to that: it is in `alone`;
- * - while one thread of a process is GOING and not in its call yet, each that is stopped again has the
+ * - a visit is a waiter's that is ASKED, and no older than VISIT_MS, or answered;
+ * - where they are stopped, while one thread of a process is GOING and not in its call yet, each that is stopped again has the
  *   process continued once more: all its threads were.
  * Who was refused instead (GATE_BUSY) is the same to the core, but that nobody waits.
  */
@@ -29,6 +33,8 @@
 #include "os/wake.h"
 
 #define FORGET_MS (GATE_PASS_MS + 1000) /* no pass is good any more */
+#define VISITS_AT_ONCE 64
+#define VISIT_MS  1000			/* so long the kernel lets go of less, see bpf/gate_page.h */
 
 enum waiter_state { ASKED, GOING, ALONE };
 
@@ -40,9 +46,10 @@ struct waiter {
 	struct gate_refusal call;
 	struct pinl_change core;
 	enum waiter_state state;
-	bool stopped; /* else it was refused */
+	bool waits; /* else it was refused */
 	int pidfd;
-	sd_event_source *exit, *forget;
+	uint64_t visit; /* its number; 0: none */
+	sd_event_source *exit, *forget, *leave;
 };
 
 /* --------------------------------------------------------------------------------- life of a waiter --
@@ -60,6 +67,15 @@ static void count(struct gate_waiting *g, int more)
 	__atomic_store_n(&g->stops->state->waiting, g->n, __ATOMIC_SEQ_CST);
 }
 
+static void leave_page(struct waiter *w)
+{
+	if (!w->visit)
+		return;
+	gate_page_let_go(&w->in->stops->page, w->visit);
+	w->visit = 0;
+	w->leave = sd_event_source_disable_unref(w->leave);
+}
+
 static void leave(struct waiter *w)
 {
 	if (w->state == ALONE) {
@@ -74,6 +90,7 @@ static void leave(struct waiter *w)
 static void waiter_free(struct waiter *w)
 {
 	leave(w);
+	leave_page(w);
 	sd_event_source_disable_unref(w->exit);
 	sd_event_source_disable_unref(w->forget);
 	if (w->pidfd >= 0)
@@ -98,6 +115,7 @@ static void set_alone(struct waiter *w)
 	struct gate_waiting *g = w->in;
 
 	leave(w);
+	leave_page(w);
 	w->exit = sd_event_source_disable_unref(w->exit);
 	w->state = ALONE;
 	w->alone_next = g->alone;
@@ -132,9 +150,11 @@ static int on_forget(sd_event_source *source, uint64_t usec, void *arg)
 
 /* --------------------------------------------------------------------------------------- going on -- */
 
-static void go_on(const struct waiter *w)
+static void go_on(struct waiter *w)
 {
-	if (w->pidfd >= 0)
+	if (gate_stop_by_page(w->in->stops))
+		leave_page(w);
+	else if (w->pidfd >= 0)
 		syscall(SYS_pidfd_send_signal, w->pidfd, SIGCONT, NULL, 0);
 	else
 		syscall(SYS_tgkill, w->call.pid, w->call.tid, SIGCONT);
@@ -177,7 +197,7 @@ void gate_waiting_answer(struct gate_waiting *g)
 		notices_send(g->server);
 	for (; w; w = next) {
 		next = w->next;
-		if (w->state == ASKED && w->stopped)
+		if (w->state == ASKED && w->waits)
 			let_through(w);
 		else
 			end(w);
@@ -201,23 +221,24 @@ static struct waiter *waiter_new(struct gate_waiting *g, const struct gate_refus
 		return NULL;
 	w->in = g;
 	w->call = *call;
-	w->stopped = call->what == GATE_WAITS;
+	w->waits = call->what == GATE_WAITS;
 	w->node.start = call->tid;
 	w->node.end = call->tid + 1;
-	w->pidfd = w->stopped ? (int)syscall(SYS_pidfd_open, call->pid, 0) : -1;
+	w->pidfd = w->waits ? (int)syscall(SYS_pidfd_open, call->pid, 0) : -1;
 	if (w->pidfd >= 0)
 		sd_event_add_io(g->server->event, &w->exit, w->pidfd, EPOLLIN, on_exit_of, w);
 	pl_index_insert(&g->waiters, &w->node);
 	count(g, 1);
-	g->ever += w->stopped;
+	g->ever += w->waits;
 	return w;
 }
 
-/* Its leases have ended by now, or there are too many: nobody is kept stopped for that. */
+/* There are too many: nobody is kept for that, and his visit is nobody's. */
 static void send_on(struct gate_waiting *g, const struct gate_refusal *call)
 {
 	gate_stop_pass(g->stops, call);
-	syscall(SYS_tgkill, call->pid, call->tid, SIGCONT);
+	if (!gate_stop_by_page(g->stops))
+		syscall(SYS_tgkill, call->pid, call->tid, SIGCONT);
 }
 
 static void come(struct gate_waiting *g, const struct gate_refusal *call,
@@ -238,7 +259,7 @@ static void come(struct gate_waiting *g, const struct gate_refusal *call,
 		w->core.can = PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD;
 		w->core.answer = answered;
 		w->core.arg = w;
-		if (w->stopped)
+		if (w->waits)
 			pinl_change_submit(g->server->ctx, &w->core);
 		else
 			pl_change_could_not_wait(g->server->ctx, &w->core);
@@ -266,7 +287,7 @@ static bool is_known(struct gate_waiting *g, struct waiter *w, const struct gate
 	if (!is_same(w, call))
 		return false;
 	if (w->state == ASKED)
-		return w->stopped == (call->what == GATE_WAITS);
+		return w->waits == (call->what == GATE_WAITS);
 	return !gate_stop_passed(g->stops, call); /* else it is the same call once more */
 }
 
@@ -285,8 +306,68 @@ void gate_waiting_told(struct gate_waiting *g, const struct gate_refusal *call,
 			give_up(w);
 		come(g, call, change);
 	}
-	if (call->what == GATE_WAITS)
+	if (call->what == GATE_WAITS && !gate_stop_by_page(g->stops))
 		wake_others(g, call->pid);
+}
+
+/* ----------------------------------------------------------------------------------------- visits --
+ */
+
+static int on_leave(sd_event_source *source, uint64_t usec, void *arg)
+{
+	leave_page(arg);
+	return 0;
+}
+
+static void stay(struct waiter *w, uint64_t visit)
+{
+	leave_page(w); /* of a thread that has been killed, and its number is another's */
+	w->visit = visit;
+	if (sd_event_add_time_relative(w->in->server->event, &w->leave, CLOCK_MONOTONIC,
+				       VISIT_MS * 1000ull, 0, on_leave, w) < 0)
+		leave_page(w);
+}
+
+/* Who has nothing to wait for makes his call, and so has who is here before his call has been told. */
+static void come_to_page(struct gate_waiting *g, const struct gate_visit *v)
+{
+	struct waiter *w = find(g, v->thread);
+
+	if (!w || w->state != ASKED) {
+		g->listen(g->arg);
+		w = find(g, v->thread);
+	}
+	if (w && w->state == ASKED && w->waits)
+		stay(w, v->id);
+	else
+		gate_page_let_go(&g->stops->page, v->id);
+}
+
+/* He handles his signal, and makes the call again then, if he lives. */
+static void called_from_page(struct gate_waiting *g, uint64_t visit)
+{
+	for (struct pl_node *n = pl_index_first(&g->waiters, 0, UINTPTR_MAX); n;
+	     n = pl_index_next(n, 0, UINTPTR_MAX)) {
+		struct waiter *w = (struct waiter *)n;
+
+		if (w->visit == visit) {
+			leave_page(w);
+			return;
+		}
+	}
+}
+
+static int on_page(sd_event_source *source, int fd, uint32_t revents, void *arg)
+{
+	struct gate_waiting *g = arg;
+	struct gate_visit v;
+
+	for (int i = 0; i < VISITS_AT_ONCE && gate_page_next(&g->stops->page, &v); i++)
+		if (v.is_called)
+			called_from_page(g, v.id);
+		else
+			come_to_page(g, &v);
+	return 0;
 }
 
 bool gate_waiting_under_way(const struct gate_waiting *g, uint64_t dev, uint64_t ino, uint64_t start,
@@ -306,26 +387,29 @@ bool gate_waiting_under_way(const struct gate_waiting *g, uint64_t dev, uint64_t
 /* -------------------------------------------------------------------------------------- life, death --
  */
 
-void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_stops *stops)
+void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_stops *stops,
+		       void (*listen)(void *arg), void *arg)
 {
 	g->server = s;
 	g->stops = stops;
+	g->listen = listen;
+	g->arg = arg;
 	pthread_mutex_init(&g->lock, NULL);
 }
 
 static void watch_guard(struct gate_waiting *g);
 
-/* Without one nobody is stopped: he would be for ever, if we die. */
+/* Without one nobody waits: he would be stopped for ever, if we die, and the pages are its. */
 static int on_guard_gone(sd_event_source *source, int fd, uint32_t revents, void *arg)
 {
 	struct gate_waiting *g = arg;
 
 	g->guard = sd_event_source_disable_unref(g->guard);
 	gate_guard_end(g->stops);
-	fprintf(stderr, "pinleased: the process that would continue those who wait, if this one died, "
+	fprintf(stderr, "pinleased: the process that would let those go who wait, if this one died, "
 			"has been killed\n");
 	if (gate_guard_start(g->stops))
-		fprintf(stderr, "pinleased: the gate stops nobody any more: %s\n", pinl_error());
+		fprintf(stderr, "pinleased: at the gate nobody waits any more: %s\n", pinl_error());
 	else
 		watch_guard(g);
 	return 0;
@@ -340,18 +424,23 @@ static void watch_guard(struct gate_waiting *g)
 void gate_waiting_start(struct gate_waiting *g)
 {
 	watch_guard(g);
+	if (gate_stop_by_page(g->stops) &&
+	    sd_event_add_io(g->server->event, &g->page, g->stops->page.device, EPOLLIN, on_page, g) < 0)
+		fprintf(stderr, "pinleased: out of memory: who waits at the gate can't go on\n");
 }
 
 /* Their events are gone with the loop; the core still answers. */
 void gate_waiting_stop(struct gate_waiting *g)
 {
 	g->guard = sd_event_source_disable_unref(g->guard);
+	g->page = sd_event_source_disable_unref(g->page);
 	for (struct pl_node *n = pl_index_first(&g->waiters, 0, UINTPTR_MAX); n;
 	     n = pl_index_next(n, 0, UINTPTR_MAX)) {
 		struct waiter *w = (struct waiter *)n;
 
 		w->exit = sd_event_source_disable_unref(w->exit);
 		w->forget = sd_event_source_disable_unref(w->forget);
+		leave_page(w);
 	}
 }
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Who waits at the gate: changes that its programs have stopped, or couldn't stop, as changes of the
- * core. Main loop, but for what the core answers.
+ * Who waits at the gate: changes that its programs have wait, or couldn't, as changes of the core. Main loop, but for what the core answers.
  */
 #ifndef PL_DAEMON_GATE_WAIT_H
 #define PL_DAEMON_GATE_WAIT_H
@@ -20,16 +19,20 @@ struct waiter;
 struct gate_waiting {
 	struct server *server;
 	struct gate_stops *stops;
+	void (*listen)(void *arg); /* has us told what the programs have said by now */
+	void *arg;
 	struct pl_index waiters; /* by thread */
 	struct waiter *alone;	 /* nobody is to hear what the core says of them */
 	unsigned n;
 	uint64_t ever, lost;	/* have waited; couldn't, for want of room */
 	sd_event_source *guard; /* its end */
+	sd_event_source *page;	/* somebody has come to his */
 	pthread_mutex_t lock;	/* the next one; nothing is called under it */
 	struct waiter *answered;
 };
 
-void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_stops *stops);
+void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_stops *stops,
+		       void (*listen)(void *arg), void *arg);
 void gate_waiting_start(struct gate_waiting *g); /* the loop runs from now on */
 void gate_waiting_stop(struct gate_waiting *g);	 /* and from now on not any more */
 void gate_waiting_free(struct gate_waiting *g);	 /* the core has answered all */

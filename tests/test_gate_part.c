@@ -82,6 +82,11 @@ const char *gate_unwaited(const struct gate_programs *g)
 	return NULL;
 }
 
+const char *gate_unpaged(const struct gate_programs *g)
+{
+	return NULL;
+}
+
 struct gate_stops *gate_stops(struct gate_programs *g)
 {
 	static struct gate_stops stops;
@@ -93,7 +98,8 @@ struct gate_stops *gate_stops(struct gate_programs *g)
 void gate_stop_end(const struct gate_stops *s)
 {
 }
-void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_stops *stops)
+void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_stops *stops,
+		       void (*listen)(void *arg), void *arg)
 {
 }
 void gate_waiting_start(struct gate_waiting *g)

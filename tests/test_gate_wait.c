@@ -11,9 +11,11 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -33,6 +35,7 @@ static const char *const hasty[] = {"--gate", DIRECTORY, "--gate-keeps", "240000
 static struct arbiter a;
 static struct pinl_ctx *ctx;
 static struct pinl_device *dev;
+static bool by_page; /* threads wait alone, and no process is stopped */
 
 static const struct gate_op *op_named(const char *name)
 {
@@ -46,19 +49,18 @@ static const struct gate_op *op_named(const char *name)
 /* What pinleased says of its gate. */
 static bool others_wait(void)
 {
-	char line[1024] = "", command[512];
-	bool wait = false;
+	char said[8192] = "", word[256], command[512];
+	size_t n = 0;
 	FILE *f;
 
 	snprintf(command, sizeof command, "%s status", getenv("PINLEASE_COMMAND"));
 	f = popen(command, "re");
-	while (f && fgets(line, sizeof line, f)) {
-		wait |= !!strstr(line, "others wait");
-		if (strstr(line, "gate"))
-			print_message("%s", line);
-	}
+	while (f && fscanf(f, "%255s", word) == 1 && n < sizeof said) /* lines end anywhere */
+		n += snprintf(said + n, sizeof said - n, "%s ", word);
 	pclose(f);
-	return wait;
+	by_page = strstr(said, "the thread alone");
+	print_message("%s\n", strstr(said, "gate:") ? strstr(said, "gate:") : "no gate");
+	return strstr(said, "others wait");
 }
 
 static void open_all(const char *const *options)
@@ -66,8 +68,11 @@ static void open_all(const char *const *options)
 	arbiter_start(&a, options);
 	assert_ok(pinl_open(NULL, &ctx));
 	assert_ok(pinl_device_open(ctx, "soft", NULL, &dev));
-	if (others_wait())
+	if (others_wait()) {
+		if (getenv("PINLEASE_GATE_WAITS"))
+			assert_int_equal(by_page, !strcmp(getenv("PINLEASE_GATE_WAITS"), "page"));
 		return;
+	}
 	if (getenv("PINLEASE_GATE_MEANS"))
 		fail_msg("nobody waits");
 	print_message("skip: BPF programs in front of the kernel's functions\n");
@@ -133,6 +138,55 @@ static void await_stop(pid_t pid)
 		fail_msg("it doesn't wait: status %#x", status);
 }
 
+/* What the kernel says of it in a file of /proc; "" */
+static char *shown(pid_t pid, const char *file, char *text, size_t len)
+{
+	char path[64];
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof path, "/proc/%d/%s", pid, file);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? 0 : read(fd, text, len - 1);
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = 0;
+	return text;
+}
+
+static bool is_at_page(pid_t pid)
+{
+	char text[4096];
+
+	return strstr(shown(pid, "stack", text, sizeof text), "bpf_task_work");
+}
+
+static bool is_stopped(pid_t pid)
+{
+	char text[512], *state = strrchr(shown(pid, "stat", text, sizeof text), ')');
+
+	return state && (state[2] == 'T' || state[2] == 't');
+}
+
+static bool has_ended(pid_t pid)
+{
+	siginfo_t info = {0};
+
+	return !waitid(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT) && info.si_pid == pid;
+}
+
+/* Or has ended, which is seen by what it has done. */
+static void await_wait(pid_t pid)
+{
+	if (!by_page) {
+		await_stop(pid);
+		return;
+	}
+	while (!is_at_page(pid) && !has_ended(pid)) /* the runner ends what takes too long */
+		usleep(1000);
+	assert_false(is_stopped(pid));
+}
+
 static int result_of(pid_t pid)
 {
 	int status;
@@ -183,7 +237,7 @@ static void check_way(enum gate_place place, const struct gate_op *op)
 	ev = event_of(ctx, PINL_EV_NOTICE);
 	assert_int_equal(ev.actor_pid, pid);
 	assert_string_equal(ev.source, "gate");
-	await_stop(pid);
+	await_wait(pid);
 	assert_untouched(&t);
 	assert_ok(pinl_quiesced(l));
 	assert_int_equal(result_of(pid), 0);
@@ -253,7 +307,7 @@ static void after_the_deadline_it_goes_on(void **state)
 	target(PLACE_MEMFD, &t);
 	l = lease_pages(&t, 2, 4, 300);
 	pid = begin(op_named("punch"), &t, AT);
-	await_stop(pid);
+	await_wait(pid);
 	ev = event_of(ctx, PINL_EV_FORCED);
 	assert_int_equal(ev.outcome, PINL_OUT_FAIL);
 	assert_int_equal(result_of(pid), 0);
@@ -286,7 +340,7 @@ static void nobody_waits_beyond_the_ceiling(void **state)
 	}
 	await_stop(holder);
 	pid = begin(op_named("punch"), &t, AT);
-	await_stop(pid);
+	await_wait(pid);
 	assert_int_equal(result_of(pid), 0);
 	assert_gone(&t);
 	kill(holder, SIGKILL);
@@ -352,8 +406,30 @@ static void a_ring_is_refused_until_it_is_over(void **state)
 	close_all();
 }
 
-/* Its holder would have to answer notices himself. */
-static void another_holder_is_refused_until_it_is_over(void **state)
+static void check_waits_alone(pid_t pid, const struct gate_target *t, struct pinl_lease *l)
+{
+	struct pinl_event ev = event_of(ctx, PINL_EV_NOTICE);
+
+	assert_int_equal(ev.actor_pid, pid);
+	await_wait(pid);
+	assert_untouched(t);
+	assert_ok(pinl_quiesced(l));
+	assert_int_equal(result_of(pid), 0);
+	assert_gone(t);
+}
+
+static void check_waits_alone_or_is_refused(pid_t pid, const struct gate_target *t, struct pinl_lease *l)
+{
+	if (by_page) {
+		check_waits_alone(pid, t, l);
+		return;
+	}
+	check_refused(pid, t, l);
+	retry(op_named("punch"), t);
+}
+
+/* Stopped, its holder couldn't answer notices himself. */
+static void another_holder_waits_alone_or_is_refused(void **state)
 {
 	struct gate_target t, other;
 	struct pinl_lease *l;
@@ -372,16 +448,15 @@ static void another_holder_is_refused_until_it_is_over(void **state)
 		lease(&other);
 		_exit(-op_named("punch")->run(&t, AT * t.page));
 	}
-	check_refused(pid, &t, l);
-	retry(op_named("punch"), &t);
+	check_waits_alone_or_is_refused(pid, &t, l);
 	pinl_unmap_range(l);
 	gate_target_close(&t);
 	gate_target_close(&other);
 	close_all();
 }
 
-/* Its debugger would be told of a signal that isn't the program's. */
-static void who_is_traced_is_refused_until_it_is_over(void **state)
+/* Its debugger would be told of a signal that isn't the program's, and isn't where there is none. */
+static void who_is_traced_waits_alone_or_is_refused(void **state)
 {
 	struct gate_target t;
 	struct pinl_lease *l;
@@ -395,8 +470,7 @@ static void who_is_traced_is_refused_until_it_is_over(void **state)
 		ptrace(PTRACE_TRACEME, 0, 0, 0);
 		_exit(-op_named("punch")->run(&t, AT * t.page));
 	}
-	check_refused(pid, &t, l);
-	retry(op_named("punch"), &t);
+	check_waits_alone_or_is_refused(pid, &t, l);
 	pinl_unmap_range(l);
 	gate_target_close(&t);
 	close_all();
@@ -413,10 +487,10 @@ static void who_is_continued_by_others_waits_still(void **state)
 	l = lease(&t);
 	pid = begin(op_named("punch"), &t, AT);
 	for (int i = 0; i < 20; i++) {
-		await_stop(pid);
+		await_wait(pid);
 		kill(pid, SIGCONT);
 	}
-	await_stop(pid);
+	await_wait(pid);
 	assert_untouched(&t);
 	assert_ok(pinl_quiesced(l));
 	assert_int_equal(result_of(pid), 0);
@@ -437,7 +511,7 @@ static void who_is_killed_leaves_nothing(void **state)
 	target(PLACE_MEMFD, &t);
 	l = lease(&t);
 	pid = begin(op_named("punch"), &t, AT);
-	await_stop(pid);
+	await_wait(pid);
 	kill(pid, SIGKILL);
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_untouched(&t);
@@ -445,7 +519,7 @@ static void who_is_killed_leaves_nothing(void **state)
 	pinl_unmap_range(l);
 	l = lease(&t);
 	pid = begin(op_named("punch"), &t, AT);
-	await_stop(pid);
+	await_wait(pid);
 	assert_ok(pinl_quiesced(l));
 	assert_int_equal(result_of(pid), 0);
 	pinl_unmap_range(l);
@@ -535,6 +609,125 @@ static void threads_wait_each_for_its_own(void **state)
 	close_all();
 }
 
+/* ------------------------------------------------------------------------------------- the thread -- */
+
+/* Else the test is skipped. */
+static void open_for_pages(void)
+{
+	open_all(patient);
+	if (by_page)
+		return;
+	close_all();
+	print_message("skip: a kernel where threads wait alone (task_work for BPF, FUSE)\n");
+	skip();
+}
+
+struct company {
+	const struct gate_target *t;
+	_Atomic unsigned rounds, signals; /* of the other thread; handled */
+};
+
+static struct company *company; /* shared with the child */
+
+static void *go_round(void *arg)
+{
+	for (;;) {
+		company->rounds++;
+		usleep(1000);
+	}
+	return NULL;
+}
+
+static void count_signal(int number)
+{
+	company->signals++;
+}
+
+static struct company *company_open(const struct gate_target *t)
+{
+	struct company *c =
+		mmap(NULL, sizeof *c, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	assert_true(c != MAP_FAILED);
+	c->t = t;
+	return c;
+}
+
+static __attribute__((noreturn)) void punch_in_company(void)
+{
+	pthread_t other;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	signal(SIGUSR1, count_signal);
+	if (pthread_create(&other, NULL, go_round, NULL))
+		_exit(1);
+	_exit(-op_named("punch")->run(company->t, AT * company->t->page));
+}
+
+/* Its other threads run, and its signals are handled, also by itself, and it waits still. */
+static void only_the_thread_waits(void **state)
+{
+	struct gate_target t;
+	struct pinl_lease *l;
+	unsigned before;
+	pid_t pid;
+
+	open_for_pages();
+	target(PLACE_MEMFD, &t);
+	l = lease(&t);
+	company = company_open(&t);
+	pid = fork();
+	if (!pid)
+		punch_in_company();
+	await_wait(pid);
+	for (unsigned i = 0; i < 20; i++) {
+		await_wait(pid);
+		before = company->rounds;
+		syscall(SYS_tgkill, pid, pid, SIGUSR1);
+		while ((company->signals <= i || company->rounds < before + 3) && !has_ended(pid))
+			usleep(1000); /* the runner ends what takes too long */
+	}
+	await_wait(pid);
+	assert_untouched(&t);
+	assert_ok(pinl_quiesced(l));
+	assert_int_equal(result_of(pid), 0);
+	assert_int_equal(company->signals, 20);
+	assert_gone(&t);
+	munmap(company, sizeof *company);
+	pinl_unmap_range(l);
+	gate_target_close(&t);
+	close_all();
+}
+
+/* A wait is many short ones to the kernel; to the holder, and by the counts, it is one. */
+static void a_long_wait_is_one(void **state)
+{
+	struct gate_target t;
+	struct pinl_lease *l;
+	struct pinl_event ev;
+	pid_t pid;
+
+	open_for_pages();
+	target(PLACE_MEMFD, &t);
+	l = lease(&t);
+	pid = begin(op_named("punch"), &t, AT);
+	event_of(ctx, PINL_EV_NOTICE);
+	for (int i = 0; i < 3; i++) {
+		await_wait(pid);
+		while (is_at_page(pid)) /* the runner ends what takes too long */
+			usleep(1000);
+	}
+	await_wait(pid);
+	assert_untouched(&t);
+	assert_ok(pinl_quiesced(l));
+	assert_int_equal(result_of(pid), 0);
+	for (ev = (struct pinl_event){.size = sizeof ev}; !pinl_next_event(ctx, &ev); ev.size = sizeof ev)
+		assert_int_not_equal(ev.type, PINL_EV_NOTICE);
+	pinl_unmap_range(l);
+	gate_target_close(&t);
+	close_all();
+}
+
 /* ------------------------------------------------------------------------------ without pinleased -- */
 
 /* Its child of that name. */
@@ -572,7 +765,7 @@ static void a_dead_arbiter_leaves_nobody_stopped(void **state)
 	target(PLACE_MEMFD, &t);
 	l = lease(&t);
 	pid = begin(op_named("punch"), &t, AT);
-	await_stop(pid);
+	await_wait(pid);
 	event_of(ctx, PINL_EV_NOTICE);
 	arbiter_kill(&a);
 	assert_int_equal(result_of(pid), -EBUSY);
@@ -597,7 +790,7 @@ static void nor_one_with_its_guard(void **state)
 	target(PLACE_MEMFD, &t);
 	l = lease(&t);
 	pid = begin(op_named("punch"), &t, AT);
-	await_stop(pid);
+	await_wait(pid);
 	guard = guard_of(a.pid);
 	assert_true(guard > 0);
 	kill(a.pid, SIGSTOP);
@@ -626,7 +819,7 @@ static void a_guard_that_is_killed_is_replaced(void **state)
 		next = guard_of(a.pid);
 	while (!next || next == guard); /* the runner ends what takes too long */
 	pid = begin(op_named("punch"), &t, AT);
-	await_stop(pid);
+	await_wait(pid);
 	arbiter_kill(&a);
 	assert_int_equal(result_of(pid), -EBUSY);
 	arbiter_restart(&a, patient);
@@ -645,7 +838,7 @@ static void at_its_end_all_go_on(void **state)
 	target(PLACE_MEMFD, &t);
 	lease(&t);
 	pid = begin(op_named("punch"), &t, AT);
-	await_stop(pid);
+	await_wait(pid);
 	arbiter_stop(&a);
 	assert_int_equal(result_of(pid), 0);
 	gate_target_close(&t);
@@ -675,12 +868,14 @@ int main(int argc, char **argv)
 		TEST(nobody_waits_beyond_the_ceiling),
 		TEST(a_holder_isnt_stopped),
 		TEST(a_ring_is_refused_until_it_is_over),
-		TEST(another_holder_is_refused_until_it_is_over),
-		TEST(who_is_traced_is_refused_until_it_is_over),
+		TEST(another_holder_waits_alone_or_is_refused),
+		TEST(who_is_traced_waits_alone_or_is_refused),
 		TEST(who_is_continued_by_others_waits_still),
 		TEST(who_is_killed_leaves_nothing),
 		TEST(none_of_many_is_lost),
 		TEST(threads_wait_each_for_its_own),
+		TEST(only_the_thread_waits),
+		TEST(a_long_wait_is_one),
 		TEST(a_dead_arbiter_leaves_nobody_stopped),
 		TEST(nor_one_with_its_guard),
 		TEST(a_guard_that_is_killed_is_replaced),
