@@ -48,7 +48,7 @@ struct gate_state {
 	__u64 waits_until_ns; /* from then on nobody waits: there may be nobody to let him go */
 	__u32 waiting;	      /* how many wait, or go on; 0: the programs look for none */
 	__s32 pinleased;      /* its changes are its own affair */
-	__u64 pages;	      /* GATE_BY_PAGE: in the guard's memory a page for each thread, by its number */
+	__u64 pages; /* GATE_BY_PAGE: in the guard's memory a page for each thread, by its number */
 	__s32 guard;
 	__u32 way; /* enum gate_way */
 };
@@ -61,9 +61,9 @@ enum gate_way {
 enum gate_what {
 	GATE_REFUSED = 1, /* as a lease says */
 	GATE_WAITS,	  /* it is stopped, or at its page; let go, it makes the call again */
-	GATE_BUSY, /* refused, as it can't wait; the leases are to be recalled for it all the same
-		    */
-	GATE_OVER, /* one that waited has been made */
+	GATE_BUSY,	  /* refused, as it can't wait; the leases are to be recalled for it all the same
+			   */
+	GATE_OVER,	  /* one that waited has been made */
 };
 
 /* Told of a call. */

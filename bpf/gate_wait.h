@@ -38,7 +38,8 @@ static __always_inline int is_in_it(__u64 thread, const struct gate_refusal *r)
 {
 	struct gate_wait *w = bpf_map_lookup_elem(&waits, &thread);
 
-	return w && w->state == GATE_GOING && is_same(&w->file, &r->file) && w->start == r->start && w->end == r->end;
+	return w && w->state == GATE_GOING && is_same(&w->file, &r->file) && w->start == r->start &&
+	       w->end == r->end;
 }
 
 /* Also where nothing is held any more, so that its end is told. */
@@ -157,7 +158,8 @@ static __always_inline int wait_for_it(struct gate_refusal *r)
 
 	if (s && s->pinleased == r->pid)
 		return 0;
-	return s && may_wait(s, t, r->pid) && have_wait(s, t, r) ? -ERESTARTNOINTR : refuse(r, GATE_BUSY);
+	return s && may_wait(s, t, r->pid) && have_wait(s, t, r) ? -ERESTARTNOINTR
+								 : refuse(r, GATE_BUSY);
 }
 
 #endif

@@ -386,12 +386,14 @@ static void describe_waiting(const struct gate *g, char *text, size_t len)
 		add(text, len, "; nobody waits: %s", gate_unwaited(g->programs));
 	else if (gate_unpaged(g->programs))
 		add(text, len,
-		    "; others wait for RECALL on files in memory: stopped and restarted (%s), or refused "
+		    "; others wait for RECALL on files in memory: stopped and restarted (%s), or "
+		    "refused "
 		    "(io_uring, 32-bit, traced, holders)",
 		    gate_unpaged(g->programs));
 	else
 		add(text, len,
-		    "; others wait for RECALL on files in memory: the thread alone, by task_work, or refused "
+		    "; others wait for RECALL on files in memory: the thread alone, by task_work, or "
+		    "refused "
 		    "(io_uring, 32-bit)");
 }
 

@@ -4,7 +4,8 @@
  * when nobody is being stopped any more can continue all: the guard, a child that waits for our end,
  * whatever that is; or the next pinleased, which finds the map pinned. Who is continued so makes his
  * call again, and is refused where the gate is still closed. Who waits at a page goes on by our end
- * itself, and the pages are the guard's, as its mappings are never changed: who reads one has them locked.
+ * itself, and the pages are the guard's, as its mappings are never changed: who reads one has them
+ * locked.
  */
 #include "daemon/gate_stop.h"
 

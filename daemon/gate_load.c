@@ -437,7 +437,6 @@ static void choose_way(struct gate_programs *g)
 		snprintf(g->unwaited, sizeof g->unwaited, "%s", pinl_error());
 }
 
-
 int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out)
 {
 	struct gate_programs *g = NULL;

@@ -32,7 +32,7 @@ const char *gate_means(const struct gate_programs *g);	  /* "lsm", "fmod_ret" */
 const char *gate_unpinned(const struct gate_programs *g); /* why nothing is pinned; NULL: it is */
 const char *gate_own(const struct gate_programs *g);	  /* where it is; NULL: nowhere */
 const char *gate_unwaited(const struct gate_programs *g); /* why nobody waits; NULL: they do */
-const char *gate_unpaged(const struct gate_programs *g); /* why they are stopped; NULL: they aren't */
+const char *gate_unpaged(const struct gate_programs *g);  /* why they are stopped; NULL: they aren't */
 struct gate_stops *gate_stops(struct gate_programs *g);
 
 /* -errno and a sentence. Nothing waits for the kernel here, but when the first range comes. */

@@ -108,7 +108,8 @@ bool gate_page_next(const struct gate_page *p, struct gate_visit *v)
 	for (;;) {
 		memset(v, 0, sizeof *v);
 		n = read(p->device, &r, sizeof r);
-		if (n < 0 && (errno == EINTR || errno == ENOENT)) /* ENOENT: it has been killed just now */
+		if (n < 0 &&
+		    (errno == EINTR || errno == ENOENT)) /* ENOENT: it has been killed just now */
 			continue;
 		if (n < (ssize_t)sizeof r.head)
 			return false;
@@ -186,7 +187,8 @@ uintptr_t gate_page_map(const struct gate_page *p)
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return 0;
-	if (!fstat(fd, &st) && (uint64_t)st.st_size == size_of_all()) /* the kernel has its size by that */
+	if (!fstat(fd, &st) &&
+	    (uint64_t)st.st_size == size_of_all()) /* the kernel has its size by that */
 		at = mmap(NULL, size_of_all(), PROT_READ, MAP_SHARED, fd, 0);
 	if (at == MAP_FAILED || madvise(at, size_of_all(), MADV_RANDOM))
 		return 0;

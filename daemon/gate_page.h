@@ -2,8 +2,8 @@
 /*
  * The pages at which threads wait (bpf/gate_page.h): a file of a FUSE file system that nobody else sees,
  * mapped by the guard. The kernel asks us for a page where a thread reads it, and the thread sleeps till
- * it gets an answer: an error, so that no page is kept and the next one sleeps, too. A signal for it is told. When
- * pinleased ends, however that is, the kernel has all go on. One thread at a time.
+ * it gets an answer: an error, so that no page is kept and the next one sleeps, too. A signal for it is
+ * told. When pinleased ends, however that is, the kernel has all go on. One thread at a time.
  *
  * Why no userfaultfd: what reads another process's memory for a BPF program can't be made to wait by it
  * (get_user_page_vma_remote() doesn't let go of the mappings' lock, so the read fails at once).

@@ -2,10 +2,11 @@
 /*
  *	waits --> ASKED --answer--> pass, let go --> GOING --told, or dead, or forgotten--> end
  *	            |                                  |
- *	            +-- goes on for another reason (a signal, a while is over): it waits again, and nothing
- *	                has changed
+ *	            +-- goes on for another reason (a signal, a while is over): it waits again, and
+ *nothing has changed
  *
- * Where processes are stopped a SIGCONT lets one go, else the answer to what its thread reads, its visit.
+ * Where processes are stopped a SIGCONT lets one go, else the answer to what its thread reads, its
+ *visit.
  *
  * Invariants:
  * - the core has a waiter from ASKED until `answered` is called, and then, as nothing may be leased of
@@ -13,9 +14,9 @@
  * - a thread is in `waiters` once. What it is told of anew is another call of its: the one before it has
  *   given up, in a signal handler, and nobody is to hear the answer to that: it is in `alone`;
  * - a visit is a waiter's that is ASKED, and no older than VISIT_MS, or answered;
- * - where they are stopped, while one thread of a process is GOING and not in its call yet, each that is stopped again has the
- *   process continued once more: all its threads were.
- * Who was refused instead (GATE_BUSY) is the same to the core, but that nobody waits.
+ * - where they are stopped, while one thread of a process is GOING and not in its call yet, each that is
+ *stopped again has the process continued once more: all its threads were. Who was refused instead
+ *(GATE_BUSY) is the same to the core, but that nobody waits.
  */
 #include "daemon/gate_wait.h"
 
@@ -32,9 +33,9 @@
 #include "daemon/gate_stop.h"
 #include "os/wake.h"
 
-#define FORGET_MS (GATE_PASS_MS + 1000) /* no pass is good any more */
+#define FORGET_MS      (GATE_PASS_MS + 1000) /* no pass is good any more */
 #define VISITS_AT_ONCE 64
-#define VISIT_MS  1000			/* so long the kernel lets go of less, see bpf/gate_page.h */
+#define VISIT_MS       1000 /* so long the kernel lets go of less, see bpf/gate_page.h */
 
 enum waiter_state { ASKED, GOING, ALONE };
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Who waits at the gate: changes that its programs have wait, or couldn't, as changes of the core. Main loop, but for what the core answers.
+ * Who waits at the gate: changes that its programs have wait, or couldn't, as changes of the core. Main
+ * loop, but for what the core answers.
  */
 #ifndef PL_DAEMON_GATE_WAIT_H
 #define PL_DAEMON_GATE_WAIT_H

@@ -723,13 +723,15 @@ static void a_long_wait_is_one(void **state)
 	event_of(ctx, PINL_EV_NOTICE);
 	await_wait(pid);
 	before = times_slept(pid);
-	while (times_slept(pid) < before + 2 && !has_ended(pid)) /* the runner ends what takes too long */
+	while (times_slept(pid) < before + 2 &&
+	       !has_ended(pid)) /* the runner ends what takes too long */
 		usleep(1000);
 	await_wait(pid);
 	assert_untouched(&t);
 	assert_ok(pinl_quiesced(l));
 	assert_int_equal(result_of(pid), 0);
-	for (ev = (struct pinl_event){.size = sizeof ev}; !pinl_next_event(ctx, &ev); ev.size = sizeof ev)
+	for (ev = (struct pinl_event){.size = sizeof ev}; !pinl_next_event(ctx, &ev);
+	     ev.size = sizeof ev)
 		assert_int_not_equal(ev.type, PINL_EV_NOTICE);
 	pinl_unmap_range(l);
 	gate_target_close(&t);
