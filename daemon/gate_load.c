@@ -288,7 +288,7 @@ static void extend(struct gate_programs *g)
 	uint64_t now = pl_clock_ns();
 
 	__atomic_store_n(&g->state->until_ns, now + g->keep_ns, __ATOMIC_RELEASE);
-	if (g->waits && g->stops.guard)
+	if (g->waits && !g->stops.lost)
 		__atomic_store_n(&g->state->waits_until_ns, now + STOPS_NS, __ATOMIC_RELEASE);
 }
 
@@ -494,6 +494,8 @@ const char *gate_own(const struct gate_programs *g)
 
 const char *gate_unwaited(const struct gate_programs *g)
 {
+	if (g->stops.lost)
+		return "what would let them go has been killed or cut off (log)";
 	return g->waits ? NULL : g->unwaited;
 }
 

@@ -25,6 +25,7 @@ struct gate_stops {
 	struct gate_page page; /* they wait there, if it is open */
 	pid_t guard;	       /* who continues them when we can't, and has the pages; 0: nobody */
 	int pidfd;	       /* of the guard; -1 */
+	bool lost; /* it can't be replaced, or the pages are cut off: nobody waits any more */
 };
 
 /* gate_guard.c: a process that lives as long as this one and a moment more. -errno and a sentence. */

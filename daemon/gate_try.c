@@ -152,6 +152,7 @@ static int have_changed(struct trial *t)
 
 	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		syscall(SYS_close, t->stops.page.device); /* else it would wait for itself, if we die */
 		syscall(SYS_exit_group, ftruncate(t->fd, 0) ? errno : 0);
 	}
 	if (pid < 0)

@@ -314,6 +314,8 @@ void gate_waiting_told(struct gate_waiting *g, const struct gate_refusal *call,
 /* ----------------------------------------------------------------------------------------- visits --
  */
 
+static void wait_no_more(struct gate_waiting *g, const char *why);
+
 static int on_leave(sd_event_source *source, uint64_t usec, void *arg)
 {
 	leave_page(arg);
@@ -363,6 +365,10 @@ static int on_page(sd_event_source *source, int fd, uint32_t revents, void *arg)
 	struct gate_waiting *g = arg;
 	struct gate_visit v;
 
+	if (revents & (EPOLLERR | EPOLLHUP)) {
+		wait_no_more(g, "its file has been cut off from FUSE (/sys/fs/fuse/connections)");
+		return 0;
+	}
 	for (int i = 0; i < VISITS_AT_ONCE && gate_page_next(&g->stops->page, &v); i++)
 		if (v.is_called)
 			called_from_page(g, v.id);
@@ -400,6 +406,16 @@ void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_sto
 
 static void watch_guard(struct gate_waiting *g);
 
+static void wait_no_more(struct gate_waiting *g, const char *why)
+{
+	g->page = sd_event_source_disable_unref(g->page);
+	g->guard = sd_event_source_disable_unref(g->guard);
+	g->stops->lost = true;
+	__atomic_store_n(&g->stops->state->waits_until_ns, 0, __ATOMIC_SEQ_CST);
+	gate_guard_end(g->stops);
+	fprintf(stderr, "pinleased: at the gate nobody waits any more: %s\n", why);
+}
+
 /* Without one nobody waits: he would be stopped for ever, if we die, and the pages are its. */
 static int on_guard_gone(sd_event_source *source, int fd, uint32_t revents, void *arg)
 {
@@ -410,7 +426,7 @@ static int on_guard_gone(sd_event_source *source, int fd, uint32_t revents, void
 	fprintf(stderr, "pinleased: the process that would let those go who wait, if this one died, "
 			"has been killed\n");
 	if (gate_guard_start(g->stops))
-		fprintf(stderr, "pinleased: at the gate nobody waits any more: %s\n", pinl_error());
+		wait_no_more(g, pinl_error());
 	else
 		watch_guard(g);
 	return 0;
