@@ -4,8 +4,10 @@
  * doesn't answer, and not longer; and neither side is harmed by the end of the arbiter or of a holder.
  */
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -271,12 +273,26 @@ static void a_restarted_arbiter_knows_every_lease(void **state)
 
 /* ----------------------------------------------------------------------------------- limits (I7) -- */
 
+/* One in memory is leased beyond the limit as without pinleased, which can't keep its holder's changes
+ * from it anyway. */
+static void needs_a_file_on_disk(void)
+{
+	struct statfs fs;
+
+	assert_int_equal(statfs(a.file, &fs), 0);
+	if (fs.f_type != TMPFS_MAGIC)
+		return;
+	print_message("skip: a file on a disk\n");
+	skip();
+}
+
 static void a_user_has_so_many_leases_and_no_more(void **state)
 {
 	struct lending what = lending_recall(PINL_THEN_FAIL, 100);
 	struct holder h;
 
 	arbiter_start(&a, (const char *[]){"--max-leases", "3", NULL});
+	needs_a_file_on_disk();
 	what.leases = 4;
 	holder_start(&h, &a, &what);
 	while (h.s->leased == 1 && !h.s->connected) { /* not served in time: it watches itself */
