@@ -425,11 +425,17 @@ static int begin_waits(struct gate_programs *g, enum gate_way way)
 	return err;
 }
 
-/* At a page if that works, as nobody else sees it and only the thread waits; else stopped. */
+/*
+ * At a page if that works, as nobody else sees it and only the thread waits; else stopped. By fmod_ret
+ * stopped, too: a process's other threads aren't at their calls then, and so preempt nobody in a program
+ * that isn't run for them (gate.bpf.c).
+ */
 static void choose_way(struct gate_programs *g)
 {
 	if (!g->bpf->rodata->has_task_work)
 		pinl_set_error(-EOPNOTSUPP, "no task_work for BPF programs: Linux 7.0 has it");
+	else if (g->kind != kinds)
+		pinl_set_error(-EOPNOTSUPP, "not by the BPF LSM");
 	else if (!begin_waits(g, GATE_BY_PAGE))
 		return;
 	snprintf(g->unpaged, sizeof g->unpaged, "%s", pinl_error());
