@@ -405,6 +405,15 @@ static int load_kind(const struct kind *k, struct gate_programs **out)
 	return err;
 }
 
+/* Of a trial that went wrong there may be as much as there is room for. */
+static void empty_ring(struct gate_programs *g)
+{
+	g->told = NULL;
+	do
+		read_ring(g);
+	while (g->read >= AT_ONCE);
+}
+
 /* One of the two ways. */
 static int begin_waits(struct gate_programs *g, enum gate_way way)
 {
@@ -422,6 +431,7 @@ static int begin_waits(struct gate_programs *g, enum gate_way way)
 	__atomic_store_n(&g->state->waits_until_ns, 0, __ATOMIC_RELEASE);
 	gate_guard_end(&g->stops);
 	gate_page_close(&g->stops.page);
+	empty_ring(g);
 	return err;
 }
 

@@ -707,7 +707,7 @@ static unsigned times_slept(pid_t pid)
 	return at ? strtoul(at + strlen(name), NULL, 10) : 0;
 }
 
-/* A wait is many short ones to the kernel; to the holder, and by the counts, it is one. */
+/* A wait is many short ones to the kernel; to the holder it is one. */
 static void a_long_wait_is_one(void **state)
 {
 	struct gate_target t;
