@@ -412,6 +412,7 @@ static void empty_ring(struct gate_programs *g)
 	do
 		read_ring(g);
 	while (g->read >= AT_ONCE);
+	__atomic_store_n(&g->state->untold, 0, __ATOMIC_RELAXED);
 }
 
 /* One of the two ways. */
