@@ -87,17 +87,24 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, GATE_WAITING);
-	__type(key, __u64);
-	__type(value, struct gate_wait);
-} waits SEC(".maps");
+	__uint(max_entries, 2 * GATE_WAITING);
+	__type(key, struct gate_stop_key);
+	__type(value, __u64);
+} stops SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, GATE_WAITING);
+struct { /* who is put out of it by others only waits again */
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 2 * GATE_WAITING);
 	__type(key, __u64);
 	__type(value, struct gate_pass);
 } passes SEC(".maps");
+
+struct { /* the same */
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, GATE_ASKED);
+	__type(key, struct gate_asked);
+	__type(value, struct gate_answer);
+} asked SEC(".maps");
 
 struct { /* processes: they have leases to answer for */
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -125,6 +132,7 @@ static __always_inline void name_file(struct inode *inode, struct gate_file *f)
 struct look {
 	struct gate_key at;
 	__u64 start, end;
+	__u64 asked_ns; /* who has leases from before has been asked */
 	__u32 ops, empty;
 	__s32 caller;
 	__u32 verdict; /* 0, or of enum gate_what */
@@ -142,7 +150,7 @@ static long look_at(__u32 i, struct look *l)
 		l->verdict = GATE_REFUSED;
 		return 1;
 	}
-	if (r->waits & l->ops && r->holder != l->caller)
+	if (r->waits & l->ops && r->holder != l->caller && r->since_ns >= l->asked_ns)
 		l->verdict = GATE_WAITS;
 	return 0;
 }
@@ -169,14 +177,16 @@ static __always_inline void name_call(struct inode *inode, struct gate_refusal *
 	name_file(inode, &r->file);
 	r->pid = thread >> 32;
 	r->tid = thread;
+	r->uid = bpf_get_current_uid_gid();
 }
 
-/* What is to become of it; 0: it goes on. */
-static __always_inline int judge(const struct gate_refusal *r)
+/* What is to become of it by the leases; 0: it goes on. */
+static __always_inline int judge_by_leases(const struct gate_refusal *r, __u64 asked_ns)
 {
 	struct look l = {.at.file = r->file,
 			 .start = r->start,
 			 .end = r->end,
+			 .asked_ns = asked_ns,
 			 .ops = 1u << r->op | r->also,
 			 .caller = r->pid};
 	struct gate_state *s = the_state();
@@ -202,6 +212,8 @@ static __always_inline int carry_out(struct gate_refusal *r, __u32 verdict)
 {
 	if (verdict == GATE_WAITS)
 		return wait_for_it(r);
+	if (verdict == GATE_NO_ROOM)
+		return -EBUSY;
 	return verdict ? refuse(r, GATE_REFUSED) : 0;
 }
 
@@ -234,7 +246,7 @@ static __always_inline int resize(struct dentry *dentry, struct iattr *attr)
 		return 0;
 	r.start = up(BPF_CORE_READ(attr, ia_size), page_of(inode));
 	name_call(inode, &r);
-	return is_let_through(&r) ? 0 : carry_out(&r, judge(&r));
+	return carry_out(&r, judge(&r));
 }
 
 /* Of both kinds, and with a mapping of users in front or without. */
@@ -273,8 +285,6 @@ static __always_inline int note(struct file *file, __u32 op, __u32 also, __u64 s
 		return 0;
 	bpf_map_delete_elem(&notes, &thread); /* of a call whose end wasn't seen */
 	name_call(BPF_CORE_READ(file, f_inode), &n.refusal);
-	if (is_let_through(&n.refusal))
-		return 0;
 	n.refusal.what = judge(&n.refusal);
 	if (!n.refusal.what)
 		return 0;

@@ -11,6 +11,7 @@
 #define GATE_OF_FILE  16384  /* of one file: who changes it has them looked through */
 #define GATE_REFUSING 16384  /* calls that are being refused at one moment */
 #define GATE_WAITING  4096   /* threads that wait at one moment */
+#define GATE_ASKED    8192   /* changes that couldn't wait, and may be made now */
 #define GATE_HOLDERS  16384  /* processes that have to answer for leases */
 #define GATE_END      0x7fffffffffffffffull
 
@@ -34,6 +35,7 @@ struct gate_key {
  * one of `waits` waits, but the holder himself. */
 struct gate_range {
 	__u64 start, end;
+	__u64 since_ns; /* CLOCK_MONOTONIC */
 	__u32 ops, waits;
 	__s32 holder; /* his process */
 	__u32 unused;
@@ -46,7 +48,8 @@ struct gate_state {
 	__u64 lost;	/* calls that went on, as no place was left to note that they are refused */
 	__u64 untold;	/* refusals that nobody was told of */
 	__u64 waits_until_ns; /* from then on nobody waits: there may be nobody to let him go */
-	__u32 waiting;	      /* how many wait, or go on; 0: the programs look for none */
+	__u64 asked_until_ns; /* until then the programs look into the map `asked` */
+	__u32 waiting;	      /* how many wait, or go on; 0: the programs look for no pass */
 	__s32 pinleased;      /* its changes are its own affair */
 	__u64 pages; /* GATE_BY_PAGE: in the guard's memory a page for each thread, by its number */
 	__s32 guard;
@@ -61,9 +64,9 @@ enum gate_way {
 enum gate_what {
 	GATE_REFUSED = 1, /* as a lease says */
 	GATE_WAITS,	  /* it is stopped, or at its page; let go, it makes the call again */
-	GATE_BUSY,	  /* refused, as it can't wait; the leases are to be recalled for it all the same
-			   */
-	GATE_OVER,	  /* one that waited has been made */
+	GATE_BUSY,    /* refused, as it can't wait; the leases are to be recalled for it all the same */
+	GATE_OVER,    /* one that waited has been made */
+	GATE_NO_ROOM, /* told to nobody: refused, as a pass says */
 };
 
 /* Told of a call. */
@@ -72,27 +75,40 @@ struct gate_refusal {
 	__u64 start, end;
 	__u32 op, also; /* also: bits of what it may be instead */
 	__s32 pid, tid;
-	__u32 what, unused;
+	__u32 what, uid;
+	__u64 stopped_ns; /* GATE_WAITS, by a stop: see struct gate_stop_key */
 };
 
-enum gate_wait_state {
-	GATE_STOPPED,
-	GATE_GOING, /* he has been let through, and is in the call */
-	GATE_AT_PAGE,
+/*
+ * In the map `stops`: a process that has been stopped for a thread's call, with the time at which it
+ * started (CLOCK_BOOTTIME). Each stop is told to pinleased, which takes it out when it has continued the
+ * process. It has a number of its own, as a thread may be stopped anew before the last time is over
+ * there.
+ */
+struct gate_stop_key {
+	__u64 thread, at_ns;
 };
 
-/* By thread, in the map `waits`: who waits for what, or makes it. */
-struct gate_wait {
-	struct gate_file file;
-	__u64 start, end;
-	__u32 op, state;  /* enum gate_wait_state */
-	__u64 started_ns; /* his process: CLOCK_BOOTTIME */
-};
-
-/* By thread, in the map `passes`: this call of his may be made, once. */
+/* In the map `passes`, by thread: what becomes of this call, once. */
 struct gate_pass {
 	struct gate_file file;
 	__u64 start, end, until_ns;
+	__u32 refuse; /* pinleased has no room for him; else he is let through */
+	__u32 going;  /* he is in the call, which is then */
+	__u32 op, unused;
+};
+
+/* In the map `asked`: changes that have been refused for want of a way to wait. The leases have been
+ * asked since, or have had their time: so the process may make this one as to those from before. */
+struct gate_asked {
+	struct gate_file file;
+	__u64 start, end;
+	__s32 pid;
+	__u32 unused;
+};
+
+struct gate_answer {
+	__u64 before_ns, until_ns;
 };
 
 /* The order to `identify`: which file is this descriptor of the caller's? */

@@ -5,7 +5,7 @@
  * he makes it again when pinleased lets him go. It gives him a pass then: the lease may be there still
  * (the ceiling is over), and who goes on for another reason only waits again. pinleased hears of him
  * when he has been stopped, else its SIGCONT could come before. What can't wait, or not without harm, is
- * refused, and told.
+ * refused, and told; when the leases have been asked for it, his process may make it.
  */
 #ifndef PINLEASE_GATE_WAIT_H
 #define PINLEASE_GATE_WAIT_H
@@ -33,35 +33,53 @@ static __always_inline int is_same(const struct gate_file *a, const struct gate_
 	return a->ino == b->ino && a->dev == b->dev && a->generation == b->generation;
 }
 
-/* Another program has let him through before. */
-static __always_inline int is_in_it(__u64 thread, const struct gate_refusal *r)
+static __always_inline struct gate_pass *pass_of(const struct gate_refusal *r)
 {
-	struct gate_wait *w = bpf_map_lookup_elem(&waits, &thread);
-
-	return w && w->state == GATE_GOING && is_same(&w->file, &r->file) && w->start == r->start &&
-	       w->end == r->end;
-}
-
-/* Also where nothing is held any more, so that its end is told. */
-static __always_inline int is_let_through(const struct gate_refusal *r)
-{
-	struct gate_wait w = {
-		.file = r->file, .start = r->start, .end = r->end, .op = r->op, .state = GATE_GOING};
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct gate_state *s = the_state();
 	struct gate_pass *p;
 
 	if (!s || !s->waiting)
 		return 0;
-	if (is_in_it(thread, r))
-		return 1;
 	p = bpf_map_lookup_elem(&passes, &thread);
-	if (!p || !is_same(&p->file, &r->file) || p->start != r->start || p->end != r->end ||
-	    bpf_ktime_get_ns() >= p->until_ns)
+	if (!p || !is_same(&p->file, &r->file) || p->start != r->start || p->end != r->end)
 		return 0;
-	bpf_map_update_elem(&waits, &thread, &w, 0);
-	bpf_map_delete_elem(&passes, &thread);
-	return 1;
+	return p->going || bpf_ktime_get_ns() < p->until_ns ? p : 0;
+}
+
+/* Since when nobody has been asked for it; 0: nobody has. */
+static __always_inline __u64 asked_till(const struct gate_refusal *r)
+{
+	struct gate_asked a = {.file = r->file, .start = r->start, .end = r->end, .pid = r->pid};
+	struct gate_state *s = the_state();
+	struct gate_answer *w;
+	__u64 now;
+
+	if (!s || !s->asked_until_ns)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (now >= s->asked_until_ns)
+		return 0;
+	w = bpf_map_lookup_elem(&asked, &a);
+	return w && now < w->until_ns ? w->before_ns : 0;
+}
+
+/* What is to become of it; 0: it goes on. A pass is used also where nothing is held any more, so that
+ * the end of the call is told; and one is for those who wait, against a REFUSE there is none. */
+static __always_inline int judge(const struct gate_refusal *r)
+{
+	int verdict = judge_by_leases(r, asked_till(r));
+	struct gate_pass *p = pass_of(r);
+
+	if (!p)
+		return verdict;
+	if (!p->going) {
+		p->op = r->op;
+		p->going = 1;
+	}
+	if (verdict != GATE_WAITS)
+		return verdict;
+	return p->refuse ? GATE_NO_ROOM : 0;
 }
 
 /* At the end of a call. */
@@ -70,18 +88,18 @@ static __always_inline int say_over(int truncation)
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct gate_refusal r = {.what = GATE_OVER, .pid = thread >> 32, .tid = thread};
 	struct gate_state *s = the_state();
-	struct gate_wait *w;
+	struct gate_pass *p;
 
 	if (!s || !s->waiting)
 		return 0;
-	w = bpf_map_lookup_elem(&waits, &thread);
-	if (!w || w->state != GATE_GOING || (w->op == OP_TRUNCATE) != truncation)
+	p = bpf_map_lookup_elem(&passes, &thread);
+	if (!p || !p->going || (p->op == OP_TRUNCATE) != truncation)
 		return 0;
-	r.file = w->file;
-	r.start = w->start;
-	r.end = w->end;
-	r.op = w->op;
-	bpf_map_delete_elem(&waits, &thread);
+	r.file = p->file;
+	r.start = p->start;
+	r.end = p->end;
+	r.op = p->op;
+	bpf_map_delete_elem(&passes, &thread);
 	bpf_ringbuf_output(&refusals, &r, sizeof r, 0); /* else that is waited for, for a while */
 	return 0;
 }
@@ -124,26 +142,31 @@ static __always_inline int may_wait(const struct gate_state *s, struct task_stru
 	       (!BPF_CORE_READ(t, ptrace) && !bpf_map_lookup_elem(&holders, &pid));
 }
 
+/* In the map before he is stopped, so that whoever reads it finds him. */
+static __always_inline long stop(struct task_struct *t, const struct gate_stop_key *at)
+{
+	__u64 started_ns = BPF_CORE_READ(t, group_leader, start_boottime);
+
+	if (bpf_map_update_elem(&stops, at, &started_ns, 0))
+		return -1;
+	if (!bpf_send_signal(SIGSTOP))
+		return 0;
+	bpf_map_delete_elem(&stops, at);
+	return -1;
+}
+
 static __always_inline int have_wait(const struct gate_state *s, struct task_struct *t,
 				     struct gate_refusal *r)
 {
-	int page = s->way == GATE_BY_PAGE;
-	struct gate_wait w = {.file = r->file,
-			      .start = r->start,
-			      .end = r->end,
-			      .op = r->op,
-			      .state = page ? GATE_AT_PAGE : GATE_STOPPED,
-			      .started_ns = BPF_CORE_READ(t, group_leader, start_boottime)};
-	__u64 thread = bpf_get_current_pid_tgid();
+	struct gate_stop_key at = {bpf_get_current_pid_tgid(), bpf_ktime_get_ns()};
 	struct gate_refusal *told = bpf_ringbuf_reserve(&refusals, sizeof *told, 0);
 
 	if (!told)
 		return 0;
 	*told = *r;
 	told->what = GATE_WAITS;
-	if (bpf_map_update_elem(&waits, &thread, &w, 0) ||
-	    (page ? send_to_page(t, thread) : bpf_send_signal(SIGSTOP))) {
-		bpf_map_delete_elem(&waits, &thread);
+	told->stopped_ns = at.at_ns;
+	if (s->way == GATE_BY_PAGE ? send_to_page(t, at.thread) : stop(t, &at)) {
 		bpf_ringbuf_discard(told, 0);
 		return 0;
 	}

@@ -258,6 +258,7 @@ static int on_tick(sd_event_source *source, uint64_t usec, void *arg)
 	uint64_t now;
 
 	if (g) {
+		gate_waiting_renew(&g->waiting);
 		gate_parts_renew(&g->parts);
 		complain(g);
 	}

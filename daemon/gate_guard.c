@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Invariant: whoever is stopped is in the map `waits` before the signal is sent, so whoever reads it
+ * Invariant: whoever is stopped is in the map `stops` before the signal is sent, so whoever reads it
  * when nobody is being stopped any more can continue all: the guard, a child that waits for our end,
  * whatever that is; or the next pinleased, which finds the map pinned. Who is continued so makes his
  * call again, and is refused where the gate is still closed. Who waits at a page goes on by our end
@@ -54,17 +54,16 @@ static void go_on(pid_t pid, uint64_t started_ns)
 	close(fd);
 }
 
-void gate_stop_let_go(int waits)
+/* Each once, however often this is called: somebody else may stop him after. */
+void gate_stop_let_go(int stops)
 {
-	uint64_t thread, next;
-	struct gate_wait w;
-	int more = !bpf_map_get_next_key(waits, NULL, &next);
+	struct gate_stop_key at;
+	uint64_t started_ns;
 
-	for (unsigned i = 0; more && i < GATE_WAITING; i++) {
-		thread = next;
-		more = !bpf_map_get_next_key(waits, &thread, &next);
-		if (!bpf_map_lookup_elem(waits, &thread, &w) && w.state == GATE_STOPPED)
-			go_on((pid_t)(thread >> 32), w.started_ns);
+	for (unsigned i = 0; i < 4 * GATE_WAITING && !bpf_map_get_next_key(stops, NULL, &at); i++) {
+		if (!bpf_map_lookup_elem(stops, &at, &started_ns))
+			go_on((pid_t)(at.thread >> 32), started_ns);
+		bpf_map_delete_elem(stops, &at);
 	}
 }
 
@@ -80,7 +79,7 @@ void gate_stop_end(const struct gate_stops *s)
 	__atomic_store_n(&s->state->waits_until_ns, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&s->state->pages, 0, __ATOMIC_SEQ_CST);
 	await_programs();
-	gate_stop_let_go(s->waits);
+	gate_stop_let_go(s->stops);
 }
 
 /* --------------------------------------------------------------------------------------- the guard --
@@ -110,9 +109,9 @@ static __attribute__((noreturn)) void guard(struct gate_stops s, int parent)
 	if (gate_stop_by_page(&s) && !offer_pages(&s))
 		syscall(SYS_exit_group, 1);
 	prctl(PR_SET_NAME, "pinleased-guard"); /* who looks for it finds it ready */
-	if (dup2(parent, 0) < 0 || dup2(s.waits, 1) < 0 || syscall(SYS_close_range, 2, ~0u, 0))
+	if (dup2(parent, 0) < 0 || dup2(s.stops, 1) < 0 || syscall(SYS_close_range, 2, ~0u, 0))
 		syscall(SYS_exit_group, 1);
-	s.waits = 1;
+	s.stops = 1;
 	while (poll(&p, 1, -1) != 1)
 		;
 	gate_stop_end(&s);

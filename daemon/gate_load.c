@@ -56,9 +56,7 @@ struct gate_programs {
 	char own[256];	    /* where it is pinned; "": nowhere */
 	char unpinned[256]; /* why */
 	struct gate_stops stops;
-	bool waits;	    /* who can, does */
-	char unwaited[256]; /* why not */
-	char unpaged[256];  /* why he is stopped for that */
+	char unpaged[256]; /* why he is stopped for that */
 };
 
 /* ------------------------------------------------------------------------------------- loading -- */
@@ -199,12 +197,14 @@ static int load(struct gate_programs *g)
 		return pinl_set_error(-errno, "the gate's state can't be mapped: %s", strerror(errno));
 	}
 	g->state->pinleased = getpid();
-	g->stops = (struct gate_stops){.waits = bpf_map__fd(g->bpf->maps.waits),
+	g->stops = (struct gate_stops){.stops = bpf_map__fd(g->bpf->maps.stops),
 				       .passes = bpf_map__fd(g->bpf->maps.passes),
+				       .asked = bpf_map__fd(g->bpf->maps.asked),
 				       .holders = bpf_map__fd(g->bpf->maps.holders),
 				       .state = g->state,
 				       .page = {-1, -1},
-				       .pidfd = -1};
+				       .pidfd = -1,
+				       .why_not = "not tried yet"};
 	g->ring = ring_buffer__new(bpf_map__fd(g->bpf->maps.refusals), on_refusal, g, NULL);
 	if (!g->ring)
 		return pinl_set_error(-errno, "the gate's ring can't be read: %s", strerror(errno));
@@ -288,7 +288,7 @@ static void extend(struct gate_programs *g)
 	uint64_t now = pl_clock_ns();
 
 	__atomic_store_n(&g->state->until_ns, now + g->keep_ns, __ATOMIC_RELEASE);
-	if (g->waits && !g->stops.lost)
+	if (!*g->stops.why_not)
 		__atomic_store_n(&g->state->waits_until_ns, now + STOPS_NS, __ATOMIC_RELEASE);
 }
 
@@ -355,7 +355,7 @@ static int pin_all(struct gate_programs *g)
 	unsigned n = 0;
 
 	if (!err)
-		err = gate_pin_map(g->own, "waits", g->bpf->maps.waits);
+		err = gate_pin_map(g->own, "stops", g->bpf->maps.stops);
 	bpf_object__for_each_program(p, g->bpf->obj)
 	{
 		if (err || !stays(g, p))
@@ -423,13 +423,14 @@ static int begin_waits(struct gate_programs *g, enum gate_way way)
 	g->state->way = way;
 	if (!err)
 		err = gate_guard_start(&g->stops);
-	g->waits = !err;
-	if (!err)
+	if (!err) {
+		*g->stops.why_not = 0;
 		err = gate_stop_try(g);
+	}
+	g->stops.tried = !err;
 	if (!err)
 		return 0;
-	g->waits = false;
-	__atomic_store_n(&g->state->waits_until_ns, 0, __ATOMIC_RELEASE);
+	gate_stop_nobody(&g->stops, pinl_error());
 	gate_guard_end(&g->stops);
 	gate_page_close(&g->stops.page);
 	empty_ring(g);
@@ -450,8 +451,7 @@ static void choose_way(struct gate_programs *g)
 	else if (!begin_waits(g, GATE_BY_PAGE))
 		return;
 	snprintf(g->unpaged, sizeof g->unpaged, "%s", pinl_error());
-	if (begin_waits(g, GATE_BY_STOP))
-		snprintf(g->unwaited, sizeof g->unwaited, "%s", pinl_error());
+	begin_waits(g, GATE_BY_STOP);
 }
 
 int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out)
@@ -511,9 +511,7 @@ const char *gate_own(const struct gate_programs *g)
 
 const char *gate_unwaited(const struct gate_programs *g)
 {
-	if (g->stops.lost)
-		return "what would let them go has been killed or cut off (log)";
-	return g->waits ? NULL : g->unwaited;
+	return *g->stops.why_not ? g->stops.why_not : NULL;
 }
 
 const char *gate_unpaged(const struct gate_programs *g)

@@ -15,6 +15,7 @@
 #include "daemon.h"
 #include "daemon/gate_load.h"
 #include "daemon/gate_stop.h"
+#include "os/clock.h"
 
 /* What of a file a lease refuses. */
 struct part {
@@ -207,6 +208,7 @@ static struct part *new_part(const struct pinl_lease *l, const struct pinl_memor
 	p->range = *how;
 	p->range.start = mem->offset;
 	p->range.end = mem->offset + (l->m.end - l->m.start);
+	p->range.since_ns = pl_clock_ns();
 	return p;
 }
 

@@ -174,13 +174,13 @@ static bool ends_by(int fd, uint64_t until)
 	return u.s.until_ns <= pl_clock_ns();
 }
 
-static bool has_waits(int fd)
+static bool is_stops(int fd)
 {
 	struct bpf_map_info info = {0};
 	__u32 len = sizeof info;
 
 	return !bpf_obj_get_info_by_fd(fd, &info, &len) && info.type == BPF_MAP_TYPE_HASH &&
-	       info.key_size == sizeof(__u64) && info.value_size == sizeof(struct gate_wait);
+	       info.key_size == sizeof(struct gate_stop_key) && info.value_size == sizeof(__u64);
 }
 
 /* Nobody else does it where the dead one's guard died with it. */
@@ -189,11 +189,11 @@ static void let_go(const char *folder)
 	char path[PATH_LEN + 8];
 	int fd;
 
-	snprintf(path, sizeof path, "%s/waits", folder);
+	snprintf(path, sizeof path, "%s/stops", folder);
 	fd = bpf_obj_get(path);
 	if (fd < 0)
 		return;
-	if (has_waits(fd))
+	if (is_stops(fd))
 		gate_stop_let_go(fd);
 	close(fd);
 }

@@ -135,7 +135,7 @@ static int watch(struct trial *t, pid_t pid)
 	gate_read(t->programs, on_said, t);
 	if (t->said.what != GATE_WAITS || t->said.pid != pid || size_of(t->fd) != (off_t)t->page)
 		return no("isn't told of, or under another number (is this the first PID namespace?)");
-	if (gate_stop_pass(&t->stops, &t->said))
+	if (gate_stop_pass(&t->stops, &t->said, false))
 		return -EOPNOTSUPP;
 	go_on(t, pid);
 	if (waitpid(pid, &status, WUNTRACED) != pid || !WIFEXITED(status) || WEXITSTATUS(status))

@@ -2,21 +2,25 @@
 /*
  *	waits --> ASKED --answer--> pass, let go --> GOING --told, or dead, or forgotten--> end
  *	            |                                  |
- *	            +-- goes on for another reason (a signal, a while is over): it waits again, and
- *nothing has changed
+ *	            +-- goes on for another reason (a signal, a while is over): waits again
+ *
+ *	refused, as it can't wait --> ASKED --answer--> its process may make it, end
  *
  * Where processes are stopped a SIGCONT lets one go, else the answer to what its thread reads, its
- *visit.
+ * visit. Where nothing is held any more there is nothing to wait for, and no pass, which would be good
+ * for the next lease, too. For whom there is no room, he is refused.
  *
  * Invariants:
  * - the core has a waiter from ASKED until `answered` is called, and then, as nothing may be leased of
  *   the bytes, until end();
  * - a thread is in `waiters` once. What it is told of anew is another call of its: the one before it has
  *   given up, in a signal handler, and nobody is to hear the answer to that: it is in `alone`;
+ * - who was refused is in `refused`, by what he wanted: threads of io_uring come and go, and make all of
+ *   its changes. Told again meanwhile it is the same;
+ * - each is one of his user's changes (user.c), so that none takes the room of others;
  * - a visit is a waiter's that is ASKED, and no older than VISIT_MS, or answered;
  * - where they are stopped, while one thread of a process is GOING and not in its call yet, each that is
- *stopped again has the process continued once more: all its threads were. Who was refused instead
- *(GATE_BUSY) is the same to the core, but that nobody waits.
+ *   stopped again has the process continued once more: all its threads were.
  */
 #include "daemon/gate_wait.h"
 
@@ -40,10 +44,11 @@
 enum waiter_state { ASKED, GOING, ALONE };
 
 struct waiter {
-	struct pl_node node; /* by thread; or alone: */
+	struct pl_node node; /* by thread; by the first byte, if it was refused; or alone: */
 	struct waiter *alone_next, **alone_at;
 	struct waiter *next; /* on `answered` */
 	struct gate_waiting *in;
+	struct user *user;
 	struct gate_refusal call;
 	struct pinl_change core;
 	enum waiter_state state;
@@ -84,7 +89,7 @@ static void leave(struct waiter *w)
 		if (w->alone_next)
 			w->alone_next->alone_at = w->alone_at;
 	} else {
-		pl_index_remove(&w->in->waiters, &w->node);
+		pl_index_remove(w->waits ? &w->in->waiters : &w->in->refused, &w->node);
 	}
 }
 
@@ -97,6 +102,7 @@ static void waiter_free(struct waiter *w)
 	if (w->pidfd >= 0)
 		close(w->pidfd);
 	count(w->in, -1);
+	user_changed(w->in->server, w->user);
 	free(w);
 }
 
@@ -106,7 +112,7 @@ static void end(struct waiter *w)
 	if (w->core.id)
 		pinl_change_done(w->in->server->ctx, w->core.id);
 	if (w->state == GOING)
-		gate_stop_forget(w->in->stops, &w->call);
+		gate_stop_take_pass(w->in->stops, &w->call);
 	waiter_free(w);
 }
 
@@ -115,6 +121,7 @@ static void set_alone(struct waiter *w)
 {
 	struct gate_waiting *g = w->in;
 
+	gate_stop_is_over(g->stops, &w->call);
 	leave(w);
 	leave_page(w);
 	w->exit = sd_event_source_disable_unref(w->exit);
@@ -136,10 +143,7 @@ static void give_up(struct waiter *w)
 
 static int on_exit_of(sd_event_source *source, int fd, uint32_t revents, void *arg)
 {
-	struct waiter *w = arg;
-
-	gate_stop_forget(w->in->stops, &w->call);
-	give_up(w);
+	give_up(arg);
 	return 0;
 }
 
@@ -151,14 +155,48 @@ static int on_forget(sd_event_source *source, uint64_t usec, void *arg)
 
 /* --------------------------------------------------------------------------------------- going on -- */
 
+static void wait_no_more(struct gate_waiting *g, const char *why)
+{
+	bool is_news = !*g->stops->why_not;
+
+	gate_stop_nobody(g->stops, why);
+	if (!is_news)
+		return;
+	fprintf(stderr, "pinleased: at the gate nobody waits any more: %s\n", why);
+	gate_stop_end(g->stops);
+}
+
+/* What is wrong won't mend. */
+static void wait_never(struct gate_waiting *g, const char *why)
+{
+	g->stops->tried = false;
+	g->page = sd_event_source_disable_unref(g->page);
+	g->guard = sd_event_source_disable_unref(g->guard);
+	wait_no_more(g, why);
+	gate_guard_end(g->stops);
+}
+
+/* pidfd: -1 if there is none */
+static void have_continued(struct gate_waiting *g, const struct gate_refusal *call, int pidfd)
+{
+	char why[128];
+	long err = pidfd >= 0 ? syscall(SYS_pidfd_send_signal, pidfd, SIGCONT, NULL, 0)
+			      : syscall(SYS_tgkill, call->pid, call->tid, SIGCONT);
+
+	if (err && errno != ESRCH && g->stops->tried) {
+		snprintf(why, sizeof why, "process %d can't be continued: %s", call->pid,
+			 strerror(errno));
+		wait_never(g, why);
+	}
+	gate_stop_is_over(g->stops, call);
+}
+
 static void go_on(struct waiter *w)
 {
 	if (gate_stop_by_page(w->in->stops))
 		leave_page(w);
-	else if (w->pidfd >= 0)
-		syscall(SYS_pidfd_send_signal, w->pidfd, SIGCONT, NULL, 0);
 	else
-		syscall(SYS_tgkill, w->call.pid, w->call.tid, SIGCONT);
+		have_continued(w->in, &w->call, w->pidfd);
 }
 
 /* From any thread, and from inside pinl_change_submit(). */
@@ -178,12 +216,20 @@ static void answered(struct pinl_change *core, int err)
 static void let_through(struct waiter *w)
 {
 	w->state = GOING;
-	if (gate_stop_pass(w->in->stops, &w->call))
+	if (gate_stop_pass(w->in->stops, &w->call, false))
 		fprintf(stderr, "pinleased: %s\n", pinl_error());
 	go_on(w);
 	if (sd_event_add_time_relative(w->in->server->event, &w->forget, CLOCK_MONOTONIC,
 				       FORGET_MS * 1000ull, 0, on_forget, w) < 0)
 		end(w);
+}
+
+/* From now on his process isn't refused for that. */
+static void may_try_again(struct waiter *w)
+{
+	if (gate_stop_asked(w->in->stops, &w->call))
+		fprintf(stderr, "pinleased: %s\n", pinl_error());
+	end(w);
 }
 
 void gate_waiting_answer(struct gate_waiting *g)
@@ -200,6 +246,8 @@ void gate_waiting_answer(struct gate_waiting *g)
 		next = w->next;
 		if (w->state == ASKED && w->waits)
 			let_through(w);
+		else if (w->state == ASKED)
+			may_try_again(w);
 		else
 			end(w);
 	}
@@ -214,58 +262,93 @@ static bool is_same(const struct waiter *w, const struct gate_refusal *call)
 	       w->call.op == call->op && !memcmp(&w->call.file, &call->file, sizeof call->file);
 }
 
-static struct waiter *waiter_new(struct gate_waiting *g, const struct gate_refusal *call)
+static struct waiter *find_refused(const struct gate_waiting *g, const struct gate_refusal *call)
+{
+	struct pl_node *n = pl_index_first(&g->refused, call->start, call->start + 1);
+
+	while (n && !is_same((struct waiter *)n, call))
+		n = pl_index_next(n, call->start, call->start + 1);
+	return (struct waiter *)n;
+}
+
+/* With one change more of his; NULL: he has too many. */
+static struct user *user_of(struct server *s, uid_t uid)
+{
+	struct user *u = user_get(s, uid, true);
+	int err = u ? user_change(s, u) : -ENOMEM;
+
+	if (u)
+		user_put(s, u, true);
+	return err ? NULL : u;
+}
+
+static struct waiter *waiter_alloc(struct gate_waiting *g, uid_t uid)
 {
 	struct waiter *w = g->n < GATE_WAITING ? calloc(1, sizeof *w) : NULL;
+
+	if (w)
+		w->user = user_of(g->server, uid);
+	if (w && w->user)
+		return w;
+	free(w);
+	g->lost++;
+	return NULL;
+}
+
+static struct waiter *waiter_new(struct gate_waiting *g, const struct gate_refusal *call,
+				 const struct pinl_change *change)
+{
+	struct waiter *w = waiter_alloc(g, call->uid);
 
 	if (!w)
 		return NULL;
 	w->in = g;
 	w->call = *call;
 	w->waits = call->what == GATE_WAITS;
-	w->node.start = call->tid;
-	w->node.end = call->tid + 1;
-	w->pidfd = w->waits ? (int)syscall(SYS_pidfd_open, call->pid, 0) : -1;
-	if (w->pidfd >= 0)
-		sd_event_add_io(g->server->event, &w->exit, w->pidfd, EPOLLIN, on_exit_of, w);
-	pl_index_insert(&g->waiters, &w->node);
+	w->pidfd = -1;
+	w->core = *change;
+	w->core.can = PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD;
+	w->core.answer = answered;
+	w->core.arg = w;
+	w->node.start = w->waits ? (uint64_t)call->tid : call->start;
+	w->node.end = w->node.start + 1;
+	pl_index_insert(w->waits ? &g->waiters : &g->refused, &w->node);
 	count(g, 1);
-	g->ever += w->waits;
 	return w;
 }
 
-/* There are too many: nobody is kept for that, and his visit is nobody's. */
+static void be_refused(struct gate_waiting *g, const struct gate_refusal *call,
+		       const struct pinl_change *change)
+{
+	struct waiter *w = change && !find_refused(g, call) ? waiter_new(g, call, change) : NULL;
+
+	if (w)
+		pl_change_could_not_wait(g->server->ctx, &w->core);
+}
+
+/* Nobody is kept for that, and at a page his visit is nobody's. */
 static void send_on(struct gate_waiting *g, const struct gate_refusal *call)
 {
-	gate_stop_pass(g->stops, call);
 	if (!gate_stop_by_page(g->stops))
-		syscall(SYS_tgkill, call->pid, call->tid, SIGCONT);
+		have_continued(g, call, -1);
 }
 
 static void come(struct gate_waiting *g, const struct gate_refusal *call,
 		 const struct pinl_change *change)
 {
-	struct waiter *w = waiter_new(g, call);
+	struct waiter *w = change ? waiter_new(g, call, change) : NULL;
 
+	if (change && !w)
+		gate_stop_pass(g->stops, call, true);
 	if (!w) {
-		g->lost++;
-		if (call->what == GATE_WAITS)
-			send_on(g, call);
+		send_on(g, call);
 		return;
 	}
-	if (!change) {
-		answered(&(struct pinl_change){.arg = w}, 0);
-	} else {
-		w->core = *change;
-		w->core.can = PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD;
-		w->core.answer = answered;
-		w->core.arg = w;
-		if (w->waits)
-			pinl_change_submit(g->server->ctx, &w->core);
-		else
-			pl_change_could_not_wait(g->server->ctx, &w->core);
-	}
-	gate_waiting_answer(g);
+	g->ever++;
+	w->pidfd = (int)syscall(SYS_pidfd_open, call->pid, 0);
+	if (w->pidfd >= 0)
+		sd_event_add_io(g->server->event, &w->exit, w->pidfd, EPOLLIN, on_exit_of, w);
+	pinl_change_submit(g->server->ctx, &w->core);
 }
 
 /* Somebody of the process has been stopped: for all. */
@@ -275,21 +358,24 @@ static void wake_others(struct gate_waiting *g, pid_t pid)
 	     n = pl_index_next(n, 0, UINTPTR_MAX)) {
 		struct waiter *w = (struct waiter *)n;
 
-		if (w->state != GOING || w->call.pid != pid || gate_stop_passed(g->stops, &w->call))
+		if (w->state != GOING || w->call.pid != pid || !gate_stop_may_go(g->stops, &w->call))
 			continue;
 		go_on(w);
 		return;
 	}
 }
 
-/* Is it what is known of this thread? */
-static bool is_known(struct gate_waiting *g, struct waiter *w, const struct gate_refusal *call)
+/* Is it what is known of this thread? Who has used his pass makes the same call once more. */
+static bool is_known(struct gate_waiting *g, const struct waiter *w, const struct gate_refusal *call)
 {
-	if (!is_same(w, call))
-		return false;
-	if (w->state == ASKED)
-		return w->waits == (call->what == GATE_WAITS);
-	return !gate_stop_passed(g->stops, call); /* else it is the same call once more */
+	return call->what == GATE_WAITS && is_same(w, call) &&
+	       (w->state == ASKED || gate_stop_may_go(g->stops, call));
+}
+
+static void is_stopped_again(struct waiter *w, const struct gate_refusal *call)
+{
+	gate_stop_is_over(w->in->stops, &w->call);
+	w->call.stopped_ns = call->stopped_ns;
 }
 
 void gate_waiting_told(struct gate_waiting *g, const struct gate_refusal *call,
@@ -302,10 +388,16 @@ void gate_waiting_told(struct gate_waiting *g, const struct gate_refusal *call,
 			end(w);
 		return;
 	}
-	if (!w || !is_known(g, w, call)) {
+	if (w && is_known(g, w, call)) {
+		is_stopped_again(w, call);
+	} else {
 		if (w)
 			give_up(w);
-		come(g, call, change);
+		if (call->what == GATE_WAITS)
+			come(g, call, change);
+		else
+			be_refused(g, call, change);
+		gate_waiting_answer(g);
 	}
 	if (call->what == GATE_WAITS && !gate_stop_by_page(g->stops))
 		wake_others(g, call->pid);
@@ -313,8 +405,6 @@ void gate_waiting_told(struct gate_waiting *g, const struct gate_refusal *call,
 
 /* ----------------------------------------------------------------------------------------- visits --
  */
-
-static void wait_no_more(struct gate_waiting *g, const char *why);
 
 static int on_leave(sd_event_source *source, uint64_t usec, void *arg)
 {
@@ -366,7 +456,7 @@ static int on_page(sd_event_source *source, int fd, uint32_t revents, void *arg)
 	struct gate_visit v;
 
 	if (revents & (EPOLLERR | EPOLLHUP)) {
-		wait_no_more(g, "its file has been cut off from FUSE (/sys/fs/fuse/connections)");
+		wait_never(g, "its file has been cut off from FUSE (/sys/fs/fuse/connections)");
 		return 0;
 	}
 	for (int i = 0; i < VISITS_AT_ONCE && gate_page_next(&g->stops->page, &v); i++)
@@ -406,17 +496,17 @@ void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_sto
 
 static void watch_guard(struct gate_waiting *g);
 
-static void wait_no_more(struct gate_waiting *g, const char *why)
+/* Without one nobody waits: he would be stopped for ever, if we die, and the pages are its. */
+static void replace_guard(struct gate_waiting *g)
 {
-	g->page = sd_event_source_disable_unref(g->page);
-	g->guard = sd_event_source_disable_unref(g->guard);
-	g->stops->lost = true;
-	__atomic_store_n(&g->stops->state->waits_until_ns, 0, __ATOMIC_SEQ_CST);
-	gate_guard_end(g->stops);
-	fprintf(stderr, "pinleased: at the gate nobody waits any more: %s\n", why);
+	if (!gate_guard_start(g->stops)) {
+		*g->stops->why_not = 0;
+		watch_guard(g);
+		return;
+	}
+	wait_no_more(g, pinl_error());
 }
 
-/* Without one nobody waits: he would be stopped for ever, if we die, and the pages are its. */
 static int on_guard_gone(sd_event_source *source, int fd, uint32_t revents, void *arg)
 {
 	struct gate_waiting *g = arg;
@@ -425,11 +515,14 @@ static int on_guard_gone(sd_event_source *source, int fd, uint32_t revents, void
 	gate_guard_end(g->stops);
 	fprintf(stderr, "pinleased: the process that would let those go who wait, if this one died, "
 			"has been killed\n");
-	if (gate_guard_start(g->stops))
-		wait_no_more(g, pinl_error());
-	else
-		watch_guard(g);
+	replace_guard(g);
 	return 0;
+}
+
+void gate_waiting_renew(struct gate_waiting *g)
+{
+	if (g->stops->tried && !g->stops->guard)
+		replace_guard(g);
 }
 
 static void watch_guard(struct gate_waiting *g)
@@ -465,6 +558,8 @@ void gate_waiting_free(struct gate_waiting *g)
 {
 	while (g->waiters.root)
 		waiter_free((struct waiter *)g->waiters.root);
+	while (g->refused.root)
+		waiter_free((struct waiter *)g->refused.root);
 	while (g->alone)
 		waiter_free(g->alone);
 	pthread_mutex_destroy(&g->lock);

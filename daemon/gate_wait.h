@@ -23,6 +23,7 @@ struct gate_waiting {
 	void (*listen)(void *arg); /* has us told what the programs have said by now */
 	void *arg;
 	struct pl_index waiters; /* by thread */
+	struct pl_index refused; /* they don't wait; by the first byte */
 	struct waiter *alone;	 /* nobody is to hear what the core says of them */
 	unsigned n;
 	uint64_t ever, lost;	/* have waited; couldn't, for want of room */
@@ -41,6 +42,9 @@ void gate_waiting_free(struct gate_waiting *g);	 /* the core has answered all */
 /* What the programs say of a call. change: of a file with leases, else NULL. It is copied. */
 void gate_waiting_told(struct gate_waiting *g, const struct gate_refusal *call,
 		       const struct pinl_change *change);
+
+/* Once in a while. */
+void gate_waiting_renew(struct gate_waiting *g);
 
 /* Those that the core has answered go on. */
 void gate_waiting_answer(struct gate_waiting *g);

@@ -105,6 +105,9 @@ void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_sto
 void gate_waiting_start(struct gate_waiting *g)
 {
 }
+void gate_waiting_renew(struct gate_waiting *g)
+{
+}
 void gate_waiting_stop(struct gate_waiting *g)
 {
 }

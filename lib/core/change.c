@@ -329,7 +329,8 @@ uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered)
 			continue;
 		}
 		*p = ch->next;
-		if (!pl_is_order(ch) && ch->recalled) { /* by an order no page goes */
+		if (!pl_is_order(ch) &&
+		    (ch->recalled || ch->can & PL_IS_SAID)) { /* by an order no page goes */
 			cut_foreign(ctx, ch);
 			pinl_change_cut(ctx, ch);
 		}

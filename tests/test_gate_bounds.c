@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Waiting at pinleased's gate (tests/test_gate_wait.c) where something goes wrong, or somebody means it
+ * to: nobody is left stopped, nobody's leases are passed by, nobody is refused for ever. It runs in the
+ * VM (vm/jobs/gate*.job).
+ */
+#include "wait_rig.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
+#include <linux/falloc.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PUNCH (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
+
+static int punch(const struct gate_target *t, unsigned page)
+{
+	return wait_op("punch")->run(t, page * t->page);
+}
+
+/* --------------------------------------------------------------------- between the stop and the call --
+ */
+
+/* Else the test is skipped: threads that wait alone go on by pinleased's end itself, and aren't caught
+ * between. */
+static void open_for_stops(void)
+{
+	wait_open(wait_patient);
+	if (!wait_by_page)
+		return;
+	wait_close();
+	print_message("skip: a kernel where processes are stopped\n");
+	skip();
+}
+
+/* Who is stopped by the gate: he goes no further than pinleased's SIGCONT... */
+static void catch (pid_t pid)
+{
+	int status;
+
+	assert_int_equal(ptrace(PTRACE_SEIZE, pid, 0, 0), 0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFSTOPPED(status));
+	assert_int_equal(ptrace(PTRACE_LISTEN, pid, 0, 0), 0);
+}
+
+/* ...which has come then... */
+static void await_let_go(pid_t pid)
+{
+	int status;
+
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status >> 8, SIGTRAP | PTRACE_EVENT_STOP << 8);
+}
+
+/* ...until he may make his call. */
+static void release(pid_t pid)
+{
+	assert_int_equal(ptrace(PTRACE_DETACH, pid, 0, 0), 0);
+}
+
+static void await_state(pid_t pid)
+{
+	while (!wait_is_stopped(pid)) /* the runner ends what takes too long */
+		usleep(1000);
+}
+
+/* He is faster than pinleased, which hears of the end of his first call when he waits in the second. */
+static void who_waits_anew_isnt_left_by_a_crash(void **state)
+{
+	struct pinl_lease *l[2];
+	struct gate_target t;
+	pid_t pid;
+
+	open_for_stops();
+	wait_target(PLACE_MEMFD, &t);
+	for (unsigned i = 0; i < 2; i++)
+		l[i] = wait_lease(&t, 2 + i, 3 + i, WAIT_NEVER_MS);
+	pid = fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(punch(&t, 2) ? 1 : -punch(&t, 3));
+	}
+	event_of(wait_ctx, PINL_EV_NOTICE);
+	wait_await(pid);
+	catch (pid);
+	assert_ok(pinl_quiesced(l[0]));
+	await_let_go(pid);
+	kill(wait_arbiter.pid, SIGSTOP);
+	await_state(wait_arbiter.pid);
+	release(pid);
+	while (t.mem[2 * t.page]) /* the runner ends what takes too long */
+		usleep(1000);
+	await_state(pid);
+	kill(wait_arbiter.pid, SIGCONT);
+	event_of(wait_ctx, PINL_EV_NOTICE);
+	assert_true(wait_is_stopped(pid));
+	arbiter_kill(&wait_arbiter);
+	assert_int_equal(wait_result(pid), -EBUSY);
+	assert_int_equal(t.mem[3 * t.page], 7);
+	arbiter_restart(&wait_arbiter, wait_patient);
+	for (unsigned i = 0; i < 2; i++)
+		pinl_unmap_range(l[i]);
+	gate_target_close(&t);
+	wait_close();
+}
+
+/* A holder in a process of its own, which ends its lease when it is continued, and says so. */
+static pid_t lend(const struct gate_target *t, int said)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (pid) {
+		assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+		assert_true(WIFSTOPPED(status));
+		return pid;
+	}
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (pinl_open(NULL, &wait_ctx) || pinl_device_open(wait_ctx, "soft", NULL, &wait_dev))
+		_exit(1);
+	struct pinl_lease *l = wait_lease(t, 2, 4, WAIT_NEVER_MS);
+
+	raise(SIGSTOP);
+	pinl_unmap_range(l);
+	if (write(said, "", 1) == 1)
+		pause();
+	_exit(1);
+}
+
+/* The lease for which he waits has ended before pinleased hears of him, and he finds another one. */
+static void who_has_waited_for_nothing_waits_for_the_next(void **state)
+{
+	struct gate_target t;
+	struct pinl_lease *l;
+	pid_t holder, pid;
+	int said[2];
+	char byte;
+
+	open_for_stops();
+	wait_target(PLACE_MEMFD, &t);
+	pinl_close(wait_ctx);
+	wait_ctx = NULL;
+	assert_int_equal(pipe(said), 0);
+	holder = lend(&t, said[1]);
+	assert_ok(pinl_open(NULL, &wait_ctx));
+	assert_ok(pinl_device_open(wait_ctx, "soft", NULL, &wait_dev));
+	kill(wait_arbiter.pid, SIGSTOP);
+	await_state(wait_arbiter.pid);
+	kill(holder, SIGCONT);
+	assert_int_equal(read(said[0], &byte, 1), 1);
+	pid = wait_begin(wait_op("punch"), &t, 3);
+	wait_await(pid);
+	catch (pid);
+	kill(wait_arbiter.pid, SIGCONT);
+	await_let_go(pid);
+	l = wait_lease(&t, 2, 4, WAIT_NEVER_MS);
+	release(pid);
+	assert_int_equal(event_of(wait_ctx, PINL_EV_NOTICE).actor_pid, pid);
+	assert_int_equal(t.mem[3 * t.page], 7);
+	assert_ok(pinl_quiesced(l));
+	assert_int_equal(wait_result(pid), 0);
+	assert_int_equal(t.mem[3 * t.page], 0);
+	kill(holder, SIGKILL);
+	waitpid(holder, NULL, 0);
+	close(said[0]);
+	close(said[1]);
+	pinl_unmap_range(l);
+	gate_target_close(&t);
+	wait_close();
+}
+
+/* ------------------------------------------------------------------------------- without its guard --
+ */
+
+static unsigned soft_limit(pid_t pid, unsigned n)
+{
+	struct rlimit old, new;
+
+	assert_int_equal(prlimit(pid, RLIMIT_NOFILE, NULL, &old), 0);
+	new = old;
+	new.rlim_cur = n;
+	assert_int_equal(prlimit(pid, RLIMIT_NOFILE, &new, NULL), 0);
+	return old.rlim_cur;
+}
+
+static pid_t guard_of(pid_t pinleased)
+{
+	char path[64], list[512] = "", name[32], *rest = list, *word;
+	pid_t found = 0;
+	FILE *f;
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d/children", pinleased, pinleased);
+	f = fopen(path, "re");
+	assert_non_null(f);
+	if (!fgets(list, sizeof list, f))
+		*list = 0;
+	fclose(f);
+	while (!found && (word = strsep(&rest, " "))) {
+		snprintf(path, sizeof path, "/proc/%s/comm", word);
+		f = *word ? fopen(path, "re") : NULL;
+		if (f && fgets(name, sizeof name, f) && !strcmp(name, "pinleased-guard\n"))
+			found = atoi(word);
+		if (f)
+			fclose(f);
+	}
+	return found;
+}
+
+/* Nobody would continue them after a crash; so who had been stopped goes on. */
+static void without_a_guard_nobody_waits(void **state)
+{
+	struct gate_target t;
+	struct pinl_lease *l;
+	unsigned before;
+	pid_t guard, pid;
+	int err;
+
+	wait_open(wait_patient);
+	wait_target(PLACE_MEMFD, &t);
+	l = wait_lease(&t, 2, 4, WAIT_NEVER_MS);
+	guard = guard_of(wait_arbiter.pid);
+	assert_true(guard > 0);
+	before = soft_limit(wait_arbiter.pid, 3); /* what is open stays */
+	kill(guard, SIGKILL);
+	while (guard_of(wait_arbiter.pid) == guard) /* the runner ends what takes too long */
+		usleep(1000);
+	assert_int_equal(guard_of(wait_arbiter.pid), 0);
+	assert_int_equal(wait_result(wait_begin(wait_op("punch"), &t, 3)), -EBUSY);
+	soft_limit(wait_arbiter.pid, before);
+	do {
+		pid = wait_begin(wait_op("punch"), &t, 2);
+		wait_await(pid);
+		err = wait_has_ended(pid) ? wait_result(pid) : 0;
+	} while (err == -EBUSY);
+	assert_int_equal(err, 0);
+	assert_true(wait_others_do());
+	assert_ok(pinl_quiesced(l));
+	assert_int_equal(wait_result(pid), 0);
+	pinl_unmap_range(l);
+	gate_target_close(&t);
+	wait_close();
+}
+
+/* --------------------------------------------------------------------------------- for all time -- */
+
+/* A holder that doesn't answer, in a process of its own. */
+static pid_t leave_to_another(const struct gate_target *t)
+{
+	int status;
+	pid_t pid;
+
+	pinl_close(wait_ctx);
+	wait_ctx = NULL;
+	pid = fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (pinl_open(NULL, &wait_ctx) || pinl_device_open(wait_ctx, "soft", NULL, &wait_dev))
+			_exit(1);
+		wait_lease(t, 2, 4, WAIT_NEVER_MS);
+		raise(SIGSTOP);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+	assert_true(WIFSTOPPED(status));
+	return pid;
+}
+
+static void end_other(pid_t pid)
+{
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	assert_ok(pinl_open(NULL, &wait_ctx));
+}
+
+/* The same process, again and again, a while apart. */
+static int ring_punch_until_done(const struct gate_target *t, unsigned page)
+{
+	int err;
+
+	while ((err = wait_op("io_uring punch")->run(t, page * t->page)) == -EBUSY)
+		usleep(100000); /* the runner ends what takes too long */
+	return -err;
+}
+
+static void nobody_is_refused_beyond_the_ceiling(void **state)
+{
+	struct gate_target t;
+	pid_t holder, pid;
+
+	wait_open(wait_hasty);
+	wait_target(PLACE_MEMFD, &t);
+	holder = leave_to_another(&t);
+	pid = fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(ring_punch_until_done(&t, 3));
+	}
+	assert_int_equal(wait_result(pid), 0);
+	assert_int_equal(t.mem[3 * t.page], 0);
+	end_other(holder);
+	gate_target_close(&t);
+	wait_close();
+}
+
+/* ----------------------------------------------------------------------------------- too many -- */
+
+#define FLOOD 4100 /* more than wait at a time */
+
+/* Each is another change, that nobody waits for. */
+static int flood(const struct gate_target *t)
+{
+	struct io_uring_cqe *cqe;
+	struct io_uring_sqe *sqe;
+	struct io_uring ring;
+	int err = io_uring_queue_init(4, &ring, 0);
+
+	for (unsigned i = 0; !err && i < FLOOD; i++) {
+		sqe = io_uring_get_sqe(&ring);
+		io_uring_prep_fallocate(sqe, t->fd, PUNCH, (2 + i % 2) * t->page, t->page);
+		io_uring_submit(&ring);
+		err = io_uring_wait_cqe(&ring, &cqe);
+		if (!err && cqe->res != -EBUSY)
+			err = -EPROTO;
+		io_uring_cqe_seen(&ring, cqe);
+	}
+	return -err;
+}
+
+static void a_user_doesnt_take_all_the_room(void **state)
+{
+	struct gate_target his, t;
+	struct pinl_lease *l[2];
+	pid_t pid;
+
+	wait_open(wait_patient);
+	wait_target(PLACE_MEMFD, &his);
+	wait_target(PLACE_MEMFD, &t);
+	l[0] = wait_lease(&his, 2, 4, WAIT_NEVER_MS);
+	l[1] = wait_lease(&t, 2, 4, WAIT_NEVER_MS);
+	pid = fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(setuid(12345) ? errno : flood(&his));
+	}
+	assert_int_equal(wait_result(pid), 0);
+	pid = wait_begin(wait_op("punch"), &t, 3);
+	wait_await(pid);
+	assert_int_equal(t.mem[3 * t.page], 7);
+	while (event_of(wait_ctx, PINL_EV_NOTICE).actor_pid != pid)
+		;
+	assert_false(wait_has_ended(pid));
+	assert_ok(pinl_quiesced(l[1]));
+	assert_int_equal(wait_result(pid), 0);
+	assert_int_equal(t.mem[3 * t.page], 0);
+	for (unsigned i = 0; i < 2; i++)
+		pinl_unmap_range(l[i]);
+	gate_target_close(&his);
+	gate_target_close(&t);
+	wait_close();
+}
+
+#define TEST(name) cmocka_unit_test_teardown(name, wait_teardown)
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(who_waits_anew_isnt_left_by_a_crash),
+		TEST(who_has_waited_for_nothing_waits_for_the_next),
+		TEST(without_a_guard_nobody_waits),
+		TEST(nobody_is_refused_beyond_the_ceiling),
+		TEST(a_user_doesnt_take_all_the_room),
+	};
+
+	setenv("PINLEASE_COMMAND", argc > 1 ? argv[1] : "pinlease", 0);
+	if (argc > 2)
+		cmocka_set_test_filter(argv[2]);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* pinleased with its gate, leases of files in memory, and processes that change these and wait. */
+#ifndef WAIT_RIG_H
+#define WAIT_RIG_H
+
+#include "arbiter_rig.h"
+
+#include "gate_rig.h"
+
+#define WAIT_DIRECTORY "/sys/fs/bpf/pinlease-test"
+#define WAIT_NEVER_MS  600000
+
+/* Nobody is let go because a ceiling is over; everybody is, soon. */
+extern const char *const wait_patient[], *const wait_hasty[];
+
+extern struct arbiter wait_arbiter;
+extern struct pinl_ctx *wait_ctx;
+extern struct pinl_device *wait_dev;
+extern bool wait_by_page; /* threads wait alone, and no process is stopped */
+
+/* What pinleased says of its gate is asked of $PINLEASE_COMMAND. */
+bool wait_others_do(void);
+
+/* The test is skipped where nobody waits. */
+void wait_open(const char *const *options);
+void wait_close(void);
+int wait_teardown(void **state);
+
+void wait_target(enum gate_place place, struct gate_target *t); /* or the test is skipped */
+struct pinl_lease *wait_lease(const struct gate_target *t, unsigned from, unsigned to,
+			      unsigned grace_ms);
+
+/* A process that does it, by a descriptor that is older than the lease, to that page. */
+const struct gate_op *wait_op(const char *name);
+pid_t wait_begin(const struct gate_op *op, const struct gate_target *t, unsigned page);
+void wait_await(pid_t pid); /* till it waits, or has ended, which is seen by what it has done */
+bool wait_is_stopped(pid_t pid);
+bool wait_has_ended(pid_t pid);
+int wait_result(pid_t pid); /* 0 or -errno */
+
+#endif
