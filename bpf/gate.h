@@ -35,10 +35,10 @@ struct gate_key {
  * one of `waits` waits, but the holder himself. */
 struct gate_range {
 	__u64 start, end;
-	__u64 since_ns; /* CLOCK_MONOTONIC */
 	__u32 ops, waits;
 	__s32 holder; /* his process */
 	__u32 unused;
+	__u64 since_ns; /* CLOCK_MONOTONIC */
 };
 
 /* Shared memory: all but `lost` and `untold` are pinleased's. */
