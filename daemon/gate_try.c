@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/falloc.h>
 #include <poll.h>
 #include <signal.h>
@@ -184,6 +185,18 @@ static int try_on(struct trial *t)
 	return err;
 }
 
+/* To stop a process the programs need no right. The trial's is our own user's, which shows nothing. */
+static int may_continue(const struct gate_stops *s)
+{
+	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[2] = {0};
+
+	if (gate_stop_by_page(s) ||
+	    (!syscall(SYS_capget, &head, data) && data[0].effective & 1u << CAP_KILL))
+		return 0;
+	return pinl_set_error(-EPERM, "to continue who is stopped pinleased needs CAP_KILL");
+}
+
 int gate_stop_try(struct gate_programs *g)
 {
 	struct trial t = {.stops = *gate_stops(g),
@@ -192,11 +205,12 @@ int gate_stop_try(struct gate_programs *g)
 			  .page = sysconf(_SC_PAGESIZE)};
 	int err;
 
-	if (t.fd < 0 || ftruncate(t.fd, t.page)) {
+	if (t.fd < 0 || ftruncate(t.fd, t.page))
 		err = pinl_set_error(-errno, "no file to try it on: %s", strerror(errno));
-	} else {
+	else
+		err = may_continue(&t.stops);
+	if (!err)
 		err = try_on(&t);
-	}
 	if (t.fd >= 0)
 		close(t.fd);
 	return err;

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <linux/capability.h>
 #include <linux/falloc.h>
 #include <signal.h>
 #include <stdio.h>
@@ -368,6 +369,42 @@ static void a_user_doesnt_take_all_the_room(void **state)
 	wait_close();
 }
 
+/* ------------------------------------------------------------------------------ without the right -- */
+
+/* The last: no pinleased after it has it. Who waits alone is not stopped, and needn't be continued. */
+static void who_couldnt_be_continued_isnt_stopped(void **state)
+{
+	struct gate_target t;
+	struct pinl_lease *l;
+	pid_t pid;
+
+	wait_open(wait_patient);
+	wait_close();
+	if (prctl(PR_CAPBSET_DROP, CAP_KILL, 0, 0, 0)) {
+		print_message("skip: root\n");
+		skip();
+	}
+	arbiter_start(&wait_arbiter, wait_patient);
+	assert_ok(pinl_open(NULL, &wait_ctx));
+	assert_ok(pinl_device_open(wait_ctx, "soft", NULL, &wait_dev));
+	wait_target(PLACE_MEMFD, &t);
+	l = wait_lease(&t, 2, 4, WAIT_NEVER_MS);
+	assert_int_equal(wait_others_do(), wait_by_page);
+	pid = fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(setuid(12345) ? errno : -punch(&t, 3));
+	}
+	if (wait_by_page) {
+		event_of(wait_ctx, PINL_EV_NOTICE);
+		assert_ok(pinl_quiesced(l));
+	}
+	assert_int_equal(wait_result(pid), 0);
+	pinl_unmap_range(l);
+	gate_target_close(&t);
+	wait_close();
+}
+
 #define TEST(name) cmocka_unit_test_teardown(name, wait_teardown)
 
 int main(int argc, char **argv)
@@ -378,6 +415,7 @@ int main(int argc, char **argv)
 		TEST(without_a_guard_nobody_waits),
 		TEST(nobody_is_refused_beyond_the_ceiling),
 		TEST(a_user_doesnt_take_all_the_room),
+		TEST(who_couldnt_be_continued_isnt_stopped),
 	};
 
 	setenv("PINLEASE_COMMAND", argc > 1 ? argv[1] : "pinlease", 0);
