@@ -87,6 +87,7 @@ struct held_lease {
 	bool drained;	 /* it was waited for to the end */
 	bool made;	 /* the device has it */
 	bool told;	 /* on this connection */
+	bool answers;	 /* gate.c: so its process isn't stopped */
 	bool shown;	 /* watch.c: to who watches; main loop, as the next */
 	unsigned unseen; /* PINL_OPBIT()s, to be told then */
 	struct stored_lease *stored;

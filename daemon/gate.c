@@ -44,6 +44,7 @@ struct gate {
 	struct gate_waiting waiting;
 	sd_event_source *ring; /* main loop, as the rest */
 	bool started;
+	bool said_unheld;
 	uint64_t unwaited; /* leases for which others don't wait, as there was no place */
 	struct losses said;
 	uint64_t said_ns;
@@ -110,9 +111,6 @@ static int have_others_wait(struct gate *g, const struct pinl_lease *l, const st
 {
 	struct gate_range r = {.waits = OPS_GUARDED, .holder = pl_lease_owner(l)};
 
-	if (gate_unwaited(g->programs))
-		return 0;
-	gate_parts_hold(&g->parts, r.holder);
 	if (gate_supervised(g, mem, PINL_OP_TRUNCATE) && gate_parts_add(&g->parts, l, mem, &r))
 		g->unwaited++;
 	return 0;
@@ -125,7 +123,7 @@ static int gate_watch(void *src, const struct pinl_memory *mem)
 	struct gate *g = src;
 	int err;
 
-	if (l->policy.kind == PINL_RECALL) /* wherever it is: he has to answer */
+	if (l->policy.kind == PINL_RECALL)
 		return have_others_wait(g, l, mem);
 	if (l->policy.kind != PINL_REFUSE || !ops || !gate_coverage(src, mem, PINL_OP_TRUNCATE))
 		return 0;
@@ -142,8 +140,28 @@ static void gate_unwatch(void *src, const struct pinl_memory *mem)
 	struct gate *g = src;
 
 	gate_parts_end(&g->parts, l->id);
-	if (l->policy.kind == PINL_RECALL)
-		gate_parts_let_go(&g->parts, pl_lease_owner(l));
+}
+
+void gate_hold(struct held_lease *hl)
+{
+	struct gate *g = pl_source_priv(hl->holder->server->ctx, &gate_ops);
+	int err = g ? gate_parts_hold(&g->parts, hl->holder->pid) : -ENOENT;
+
+	hl->answers = !err;
+	if (!g || !err || g->said_unheld)
+		return;
+	g->said_unheld = true;
+	fprintf(stderr, "pinleased: holders may be stopped at the gate, and not answer: %s\n",
+		pinl_error());
+}
+
+void gate_let_go(struct held_lease *hl)
+{
+	struct gate *g = pl_source_priv(hl->holder->server->ctx, &gate_ops);
+
+	if (g && hl->answers)
+		gate_parts_let_go(&g->parts, hl->holder->pid);
+	hl->answers = false;
 }
 
 /* What is in the list may have ended since, and another lease be where it was: so they go by number. */
@@ -352,6 +370,13 @@ bool gate_has_others_wait(struct server *s, const struct pinl_memory *mem)
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
 
 	return g && gate_supervised(g, mem, PINL_OP_TRUNCATE);
+}
+
+bool gate_is_waited_at(struct server *s)
+{
+	const struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+
+	return g && !gate_unwaited(g->programs);
 }
 
 bool gate_under_way(struct server *s, const struct pl_lease_msg *m, const struct stat *st)

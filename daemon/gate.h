@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct held_lease;
 struct server;
 struct pl_lease_msg;
 struct stat;
@@ -31,6 +32,10 @@ void gate_stop(struct server *s);      /* before the core is closed */
 void gate_hand_over(struct server *s); /* the process ends now, and the next takes over */
 void gate_answer(struct server *s);    /* those of whom the core has said so go on */
 bool gate_has_others_wait(struct server *s, const struct pinl_memory *mem); /* for RECALL */
+bool gate_is_waited_at(struct server *s);				    /* by whom, if can be */
+/* He has a lease with RECALL to answer for, wherever its memory is, so his process isn't stopped. */
+void gate_hold(struct held_lease *hl);
+void gate_let_go(struct held_lease *hl);
 /* As change_under_way(). */
 bool gate_under_way(struct server *s, const struct pl_lease_msg *m, const struct stat *st);
 void gate_describe(struct server *s, char *text, size_t len); /* after "gate: running" */

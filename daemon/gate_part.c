@@ -285,7 +285,8 @@ static struct holding *holding_of(struct gate_parts *g, pid_t pid)
 static int hold_first(struct gate_parts *g, pid_t pid)
 {
 	struct holding *h = calloc(1, sizeof *h);
-	int err = h ? gate_stop_never(gate_stops(g->programs), pid, true) : -ENOMEM;
+	int err = h ? gate_stop_never(gate_stops(g->programs), pid, true)
+		    : pinl_set_error(-ENOMEM, "out of memory for the gate");
 
 	if (err) {
 		free(h);

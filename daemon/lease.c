@@ -194,6 +194,7 @@ void lease_forget(struct holder *h, struct held_lease *hl)
 	user_discharge(h->server, h->user, hl->bytes);
 	if (hl->ring)
 		ring_put(h, hl->ring);
+	gate_let_go(hl);
 	watch_ended(hl, h->server);
 }
 
@@ -247,6 +248,8 @@ static int make(struct holder *h, const struct pl_lease_msg *m, int fd,
 	hl->of.pid = h->pid;
 	hl->of.uid = h->user->uid;
 	memcpy(hl->of.name, h->name, sizeof hl->of.name);
+	if (m->policy == PINL_RECALL)
+		gate_hold(hl);
 	h->making = hl;
 	pl_index_insert(&h->leases, &hl->node);
 	err = lease(h, m, fd, adopted);

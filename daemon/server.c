@@ -206,9 +206,9 @@ static int open_core(struct server *s)
 		err = pl_files_be_fair(pl_source_priv(s->ctx, &pl_files_ops));
 	} else if (!err) {
 		pinl_sources(s->ctx, sources, sizeof sources);
-		why = strstr(sources, "files: "); /* the gate holds nothing */
-		fprintf(stderr, "pinleased: no change of a file can be held here: %s",
-			why ? why : sources);
+		why = strstr(sources, "files: ");
+		fprintf(stderr, "pinleased: no change of a file%s can be held here: %s",
+			gate_is_waited_at(s) ? " on disk" : "", why ? why : sources);
 	}
 	return err;
 }

@@ -70,9 +70,12 @@ void share_unguard(struct server *s, struct user *u)
 }
 
 static pid_t never; /* to be stopped */
+static bool no_room;
 
 int gate_stop_never(const struct gate_stops *s, pid_t pid, bool is)
 {
+	if (no_room)
+		return pinl_set_error(-E2BIG, "the gate is full");
 	never = is ? pid : 0;
 	return 0;
 }
@@ -233,6 +236,8 @@ static int lease_as(struct leased *l, struct user *u, uint64_t id, uint64_t page
 	l->lease.m = (struct pl_range){0x10000, 0x11000};
 	l->lease.cookie = &l->held;
 	l->held.holder = &l->holder;
+	l->holder.server = &server;
+	l->holder.pid = HOLDER;
 	l->held.lease = &l->lease;
 	l->more.lease = &l->lease;
 	l->more.ground.mem = (struct pinl_memory){
@@ -349,18 +354,43 @@ static void others_wait_for_recall_in_memory(void **state)
 	struct user u = {0};
 
 	assert_ok(lease_as(&disk, &u, 1, 0, PINL_RECALL, EXT4_SUPER_MAGIC));
+	gate_hold(&disk.held);
 	assert_int_equal(used, 0);
 	assert_int_equal(never, HOLDER);
 	assert_ok(lease_as(&memory, &u, 2, 0, PINL_RECALL, TMPFS_MAGIC));
+	gate_hold(&memory.held);
 	assert_int_equal(used, 1);
 	assert_int_equal(places[0].ops, 0);
 	assert_int_equal(places[0].waits & PINL_OPS_FILE, PINL_OPS_FILE);
 	assert_int_equal(places[0].holder, HOLDER);
 	end(&disk);
+	gate_let_go(&disk.held);
 	assert_int_equal(never, HOLDER);
 	end(&memory);
+	gate_let_go(&memory.held);
 	assert_int_equal(never, 0);
 	assert_int_equal(used, 0);
+}
+
+/* One of which that can't be remembered, beside one of which it can. */
+static void who_isnt_remembered_takes_nothing_from_who_is(void **state)
+{
+	static struct leased l[2];
+	struct user u = {0};
+
+	no_room = true;
+	assert_ok(lease_as(&l[0], &u, 1, 0, PINL_RECALL, TMPFS_MAGIC));
+	gate_hold(&l[0].held);
+	assert_int_equal(never, 0);
+	no_room = false;
+	assert_ok(lease_as(&l[1], &u, 2, 0, PINL_RECALL, TMPFS_MAGIC));
+	gate_hold(&l[1].held);
+	end(&l[0]);
+	gate_let_go(&l[0].held);
+	assert_int_equal(never, HOLDER);
+	end(&l[1]);
+	gate_let_go(&l[1].held);
+	assert_int_equal(never, 0);
 }
 
 /* Without a place it is told afterwards, as ever. */
@@ -372,7 +402,7 @@ static void recall_fails_for_no_place(void **state)
 	full = true;
 	assert_ok(lease_as(&l, &u, 1, 0, PINL_RECALL, TMPFS_MAGIC));
 	end(&l);
-	assert_int_equal(never, 0);
+	assert_int_equal(used, 0);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, open_gate, close_gate)
@@ -385,6 +415,7 @@ int main(void)
 		TEST(a_user_has_his_share_of_a_file),
 		TEST(what_another_source_refuses_needs_no_gate),
 		TEST(others_wait_for_recall_in_memory),
+		TEST(who_isnt_remembered_takes_nothing_from_who_is),
 		TEST(recall_fails_for_no_place),
 	};
 
