@@ -337,6 +337,7 @@ static void come(struct gate_waiting *g, const struct gate_refusal *call,
 		 const struct pinl_change *change)
 {
 	struct waiter *w = change ? waiter_new(g, call, change) : NULL;
+	bool is_dead;
 
 	if (change && !w)
 		gate_stop_pass(g->stops, call, true);
@@ -346,9 +347,12 @@ static void come(struct gate_waiting *g, const struct gate_refusal *call,
 	}
 	g->ever++;
 	w->pidfd = (int)syscall(SYS_pidfd_open, call->pid, 0);
+	is_dead = w->pidfd < 0 && errno == ESRCH;
 	if (w->pidfd >= 0)
 		sd_event_add_io(g->server->event, &w->exit, w->pidfd, EPOLLIN, on_exit_of, w);
 	pinl_change_submit(g->server->ctx, &w->core);
+	if (is_dead) /* as if he had been killed a moment later */
+		set_alone(w);
 }
 
 /* Somebody of the process has been stopped: for all. */
