@@ -379,6 +379,17 @@ bool gate_is_waited_at(struct server *s)
 	return g && !gate_unwaited(g->programs);
 }
 
+void gate_was_asked(struct server *s, const struct pinl_change *ch)
+{
+	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+	struct gate_refusal call = {.start = ch->file_start,
+				    .end = ch->file_end < GATE_END ? ch->file_end : GATE_END,
+				    .pid = ch->actor_pid};
+
+	if (g && gate_parts_find(&g->parts, ch->file_dev, ch->file_ino, &call.file))
+		gate_stop_asked(gate_stops(g->programs), &call); /* else he is asked for again */
+}
+
 bool gate_under_way(struct server *s, const struct pl_lease_msg *m, const struct stat *st)
 {
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);

@@ -36,6 +36,8 @@ bool gate_is_waited_at(struct server *s);				    /* by whom, if can be */
 /* He has a lease with RECALL to answer for, wherever its memory is, so his process isn't stopped. */
 void gate_hold(struct held_lease *hl);
 void gate_let_go(struct held_lease *hl);
+/* Leases have been asked for it by another source, which doesn't stop it any more. */
+void gate_was_asked(struct server *s, const struct pinl_change *ch);
 /* As change_under_way(). */
 bool gate_under_way(struct server *s, const struct pl_lease_msg *m, const struct stat *st);
 void gate_describe(struct server *s, char *text, size_t len); /* after "gate: running" */

@@ -341,3 +341,17 @@ bool gate_parts_know(struct gate_parts *g, const struct gate_file *file, struct 
 	pthread_mutex_unlock(&g->lock);
 	return f;
 }
+
+bool gate_parts_find(struct gate_parts *g, uint64_t dev, uint64_t ino, struct gate_file *file)
+{
+	const struct pl_node *n;
+
+	pthread_mutex_lock(&g->lock);
+	n = pl_index_first(&g->files, ino, ino + 1);
+	while (n && ((const struct guarded *)n)->dev != dev)
+		n = pl_index_next((struct pl_node *)n, ino, ino + 1);
+	if (n)
+		*file = ((const struct guarded *)n)->file;
+	pthread_mutex_unlock(&g->lock);
+	return n;
+}

@@ -38,6 +38,9 @@ void gate_parts_let_go(struct gate_parts *g, pid_t pid);
 /* Once in a while. */
 void gate_parts_renew(struct gate_parts *g);
 
+/* As the kernel knows it; false: nothing of it is guarded here. */
+bool gate_parts_find(struct gate_parts *g, uint64_t dev, uint64_t ino, struct gate_file *file);
+
 /* Which file the change is of; false: none that is guarded here. */
 bool gate_parts_know(struct gate_parts *g, const struct gate_file *file, struct pinl_change *ch);
 

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "daemon.h"
+#include "gate.h"
 #include "os/clock.h"
 
 #define ENDING_MS 1000
@@ -163,6 +164,7 @@ int holder_receive(struct holder *h)
 		err = dispatch(h, &m, fd);
 	if (fd >= 0)
 		close(fd);
+	gate_drop(h->server);	   /* before anybody is told that he may go on */
 	changes_answer(h->server); /* when the file is not open here any more */
 	return err;
 }

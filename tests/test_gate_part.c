@@ -69,6 +69,14 @@ void share_unguard(struct server *s, struct user *u)
 	given--;
 }
 
+static struct gate_refusal asked;
+
+int gate_stop_asked(const struct gate_stops *s, const struct gate_refusal *call)
+{
+	asked = *call;
+	return 0;
+}
+
 static pid_t never; /* to be stopped */
 static bool no_room;
 
@@ -393,6 +401,25 @@ static void who_isnt_remembered_takes_nothing_from_who_is(void **state)
 	assert_int_equal(never, 0);
 }
 
+/* Under pinlease run they wait there, and not once more at the gate. */
+static void for_what_leases_were_asked_the_gate_isnt(void **state)
+{
+	struct pinl_change ch = {.file_dev = 1, .file_ino = 7, .file_end = UINT64_MAX, .actor_pid = 5};
+	static struct leased l;
+	struct user u = {0};
+
+	assert_ok(lease_as(&l, &u, 1, 0, PINL_RECALL, TMPFS_MAGIC));
+	ch.file_ino = 8;
+	gate_was_asked(&server, &ch);
+	assert_int_equal(asked.pid, 0);
+	ch.file_ino = 7;
+	gate_was_asked(&server, &ch);
+	assert_int_equal(asked.pid, 5);
+	assert_int_equal(asked.file.ino, 7);
+	assert_int_equal(asked.end, GATE_END);
+	end(&l);
+}
+
 /* Without a place it is told afterwards, as ever. */
 static void recall_fails_for_no_place(void **state)
 {
@@ -416,6 +443,7 @@ int main(void)
 		TEST(what_another_source_refuses_needs_no_gate),
 		TEST(others_wait_for_recall_in_memory),
 		TEST(who_isnt_remembered_takes_nothing_from_who_is),
+		TEST(for_what_leases_were_asked_the_gate_isnt),
 		TEST(recall_fails_for_no_place),
 	};
 
