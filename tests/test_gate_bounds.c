@@ -253,6 +253,20 @@ static void without_a_guard_nobody_waits(void **state)
 
 /* --------------------------------------------------------------------------------- for all time -- */
 
+/* That a change was let go without him. */
+static bool hears_of_it(void)
+{
+	struct pollfd p = {.fd = pinl_fd(wait_ctx), .events = POLLIN};
+	struct pinl_event ev = {.size = sizeof ev};
+
+	for (;;) {
+		while (!pinl_next_event(wait_ctx, &ev))
+			if (ev.type == PINL_EV_DEGRADED && ev.err == -EINTR)
+				return true;
+		poll(&p, 1, -1);
+	}
+}
+
 /* A holder that doesn't answer, in a process of its own. */
 static pid_t leave_to_another(const struct gate_target *t)
 {
@@ -268,7 +282,7 @@ static pid_t leave_to_another(const struct gate_target *t)
 			_exit(1);
 		wait_lease(t, 2, 4, WAIT_NEVER_MS);
 		raise(SIGSTOP);
-		_exit(0);
+		_exit(!hears_of_it());
 	}
 	assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
 	assert_true(WIFSTOPPED(status));
@@ -277,8 +291,8 @@ static pid_t leave_to_another(const struct gate_target *t)
 
 static void end_other(pid_t pid)
 {
-	kill(pid, SIGKILL);
-	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	kill(pid, SIGCONT);
+	assert_int_equal(wait_result(pid), 0);
 	assert_ok(pinl_open(NULL, &wait_ctx));
 }
 
@@ -292,22 +306,47 @@ static int ring_punch_until_done(const struct gate_target *t, unsigned page)
 	return -err;
 }
 
+static int ring_user(const struct gate_target *t, unsigned page)
+{
+	pid_t pid = fork();
+
+	if (pid)
+		return wait_result(pid);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	_exit(ring_punch_until_done(t, page));
+}
+
 static void nobody_is_refused_beyond_the_ceiling(void **state)
 {
 	struct gate_target t;
-	pid_t holder, pid;
+	pid_t holder;
 
 	wait_open(wait_hasty);
 	wait_target(PLACE_MEMFD, &t);
 	holder = leave_to_another(&t);
-	pid = fork();
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		_exit(ring_punch_until_done(&t, 3));
-	}
-	assert_int_equal(wait_result(pid), 0);
+	assert_int_equal(ring_user(&t, 3), 0);
 	assert_int_equal(t.mem[3 * t.page], 0);
 	end_other(holder);
+	gate_target_close(&t);
+	wait_close();
+}
+
+/* The rest of its lease is still there. */
+static void nobody_is_refused_what_was_taken(void **state)
+{
+	struct pinl_policy p = {.size = sizeof p, .kind = PINL_RECALL, .then = PINL_THEN_SCRATCH};
+	struct gate_target t;
+	struct pinl_lease *l;
+	uintptr_t at;
+
+	wait_open(wait_patient);
+	wait_target(PLACE_MEMFD, &t);
+	at = (uintptr_t)t.mem;
+	assert_ok(pinl_map_range(wait_dev, at + 2 * t.page, at + 4 * t.page,
+				 PINL_WRITE | PINL_COOPERATIVE, &p, NULL, &l));
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(ring_user(&t, 3), 0);
+	pinl_unmap_range(l);
 	gate_target_close(&t);
 	wait_close();
 }
@@ -414,6 +453,7 @@ int main(int argc, char **argv)
 		TEST(who_has_waited_for_nothing_waits_for_the_next),
 		TEST(without_a_guard_nobody_waits),
 		TEST(nobody_is_refused_beyond_the_ceiling),
+		TEST(nobody_is_refused_what_was_taken),
 		TEST(a_user_doesnt_take_all_the_room),
 		TEST(who_couldnt_be_continued_isnt_stopped),
 	};

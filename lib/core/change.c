@@ -312,6 +312,17 @@ void pl_foreign_let_go(struct pinl_ctx *ctx)
 	pthread_mutex_unlock(&ctx->lock);
 }
 
+/* Who was refused may make it from now on. By an order no page goes. */
+static void cut(struct pinl_ctx *ctx, struct pinl_change *ch)
+{
+	if (pl_is_order(ch))
+		return;
+	if (ch->recalled || ch->can & PL_IS_SAID)
+		cut_foreign(ctx, ch);
+	if (ch->recalled)
+		pinl_change_cut(ctx, ch);
+}
+
 /* I2 is bounded even where a backend hangs: the ceiling and one grace, then the actor goes on. */
 uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered)
 {
@@ -329,11 +340,7 @@ uint64_t pl_cut_overdue(struct pinl_ctx *ctx, struct pinl_change **answered)
 			continue;
 		}
 		*p = ch->next;
-		if (!pl_is_order(ch) &&
-		    (ch->recalled || ch->can & PL_IS_SAID)) { /* by an order no page goes */
-			cut_foreign(ctx, ch);
-			pinl_change_cut(ctx, ch);
-		}
+		cut(ctx, ch);
 		let_go(ctx, ch, answered);
 	}
 	return next;
