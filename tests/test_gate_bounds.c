@@ -193,29 +193,6 @@ static unsigned soft_limit(pid_t pid, unsigned n)
 	return old.rlim_cur;
 }
 
-static pid_t guard_of(pid_t pinleased)
-{
-	char path[64], list[512] = "", name[32], *rest = list, *word;
-	pid_t found = 0;
-	FILE *f;
-
-	snprintf(path, sizeof path, "/proc/%d/task/%d/children", pinleased, pinleased);
-	f = fopen(path, "re");
-	assert_non_null(f);
-	if (!fgets(list, sizeof list, f))
-		*list = 0;
-	fclose(f);
-	while (!found && (word = strsep(&rest, " "))) {
-		snprintf(path, sizeof path, "/proc/%s/comm", word);
-		f = *word ? fopen(path, "re") : NULL;
-		if (f && fgets(name, sizeof name, f) && !strcmp(name, "pinleased-guard\n"))
-			found = atoi(word);
-		if (f)
-			fclose(f);
-	}
-	return found;
-}
-
 /* Nobody would continue them after a crash; so who had been stopped goes on. */
 static void without_a_guard_nobody_waits(void **state)
 {
@@ -228,18 +205,18 @@ static void without_a_guard_nobody_waits(void **state)
 	wait_open(wait_patient);
 	wait_target(PLACE_MEMFD, &t);
 	l = wait_lease(&t, 2, 4, WAIT_NEVER_MS);
-	guard = guard_of(wait_arbiter.pid);
+	guard = wait_guard_of(wait_arbiter.pid);
 	assert_true(guard > 0);
 	before = soft_limit(wait_arbiter.pid, 3); /* what is open stays */
 	kill(guard, SIGKILL);
-	while (guard_of(wait_arbiter.pid) == guard) /* the runner ends what takes too long */
+	while (wait_guard_of(wait_arbiter.pid) == guard) /* the runner ends what takes too long */
 		usleep(1000);
-	assert_int_equal(guard_of(wait_arbiter.pid), 0);
+	assert_int_equal(wait_guard_of(wait_arbiter.pid), 0);
 	assert_int_equal(wait_result(wait_begin(wait_op("punch"), &t, 3)), -EBUSY);
 	soft_limit(wait_arbiter.pid, before);
 	do {
 		pid = wait_begin(wait_op("punch"), &t, 2);
-		wait_await(pid);
+		wait_await_or_end(pid);
 		err = wait_has_ended(pid) ? wait_result(pid) : 0;
 	} while (err == -EBUSY);
 	assert_int_equal(err, 0);

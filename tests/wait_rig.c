@@ -130,7 +130,7 @@ static char *shown(pid_t pid, const char *file, char *text, size_t len)
 	return text;
 }
 
-static bool is_at_page(pid_t pid)
+bool wait_is_at_page(pid_t pid)
 {
 	char text[4096];
 
@@ -151,10 +151,29 @@ bool wait_has_ended(pid_t pid)
 	return !waitid(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT) && info.si_pid == pid;
 }
 
+void wait_await_stop(pid_t pid)
+{
+	int status;
+
+	assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+	if (!WIFSTOPPED(status))
+		fail_msg("it doesn't wait: status %#x", status);
+}
+
+void wait_await_or_end(pid_t pid)
+{
+	while (!(wait_by_page ? wait_is_at_page(pid) : wait_is_stopped(pid)) && !wait_has_ended(pid))
+		usleep(1000); /* the runner ends what takes too long */
+}
+
 void wait_await(pid_t pid)
 {
-	while (!(wait_by_page ? is_at_page(pid) : wait_is_stopped(pid)) && !wait_has_ended(pid))
-		usleep(1000); /* the runner ends what takes too long */
+	if (!wait_by_page) {
+		wait_await_stop(pid);
+		return;
+	}
+	wait_await_or_end(pid);
+	assert_false(wait_is_stopped(pid));
 }
 
 int wait_result(pid_t pid)
@@ -164,4 +183,31 @@ int wait_result(pid_t pid)
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_true(WIFEXITED(status));
 	return -WEXITSTATUS(status);
+}
+
+/* ----------------------------------------------------------------------------------------- the guard --
+ */
+
+/* Its child of that name. */
+pid_t wait_guard_of(pid_t pinleased)
+{
+	char path[64], list[512] = "", name[32] = "", *rest = list, *word;
+	FILE *f;
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d/children", pinleased, pinleased);
+	f = fopen(path, "re");
+	assert_non_null(f);
+	assert_non_null(fgets(list, sizeof list, f));
+	fclose(f);
+	while ((word = strsep(&rest, " "))) {
+		snprintf(path, sizeof path, "/proc/%s/comm", word);
+		f = *word ? fopen(path, "re") : NULL;
+		if (f && fgets(name, sizeof name, f) && !strcmp(name, "pinleased-guard\n")) {
+			fclose(f);
+			return atoi(word);
+		}
+		if (f)
+			fclose(f);
+	}
+	return 0;
 }

@@ -33,9 +33,14 @@ struct pinl_lease *wait_lease(const struct gate_target *t, unsigned from, unsign
 /* A process that does it, by a descriptor that is older than the lease, to that page. */
 const struct gate_op *wait_op(const char *name);
 pid_t wait_begin(const struct gate_op *op, const struct gate_target *t, unsigned page);
-void wait_await(pid_t pid); /* till it waits, or has ended, which is seen by what it has done */
+void wait_await(pid_t pid); /* till it waits; at a page also if it has ended, seen by what it has done */
+void wait_await_or_end(pid_t pid);
+void wait_await_stop(pid_t pid);
+bool wait_is_at_page(pid_t pid);
 bool wait_is_stopped(pid_t pid);
 bool wait_has_ended(pid_t pid);
 int wait_result(pid_t pid); /* 0 or -errno */
+
+pid_t wait_guard_of(pid_t pinleased); /* 0: it has none */
 
 #endif
