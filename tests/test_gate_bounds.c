@@ -30,8 +30,8 @@ static int punch(const struct gate_target *t, unsigned page)
 /* --------------------------------------------------------------------- between the stop and the call --
  */
 
-/* Else the test is skipped: threads that wait alone go on by pinleased's end itself, and aren't caught
- * between. */
+/* Else the test is skipped: threads that wait alone go on by pinleased's end itself, aren't caught
+ * between, and make their calls again all the time while the guard with the pages is replaced. */
 static void open_for_stops(void)
 {
 	wait_open(wait_patient);
@@ -202,7 +202,7 @@ static void without_a_guard_nobody_waits(void **state)
 	pid_t guard, pid;
 	int err;
 
-	wait_open(wait_patient);
+	open_for_stops();
 	wait_target(PLACE_MEMFD, &t);
 	l = wait_lease(&t, 2, 4, WAIT_NEVER_MS);
 	guard = wait_guard_of(wait_arbiter.pid);

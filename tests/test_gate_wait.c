@@ -534,7 +534,7 @@ static void only_the_thread_waits(void **state)
 static unsigned times_slept(pid_t pid)
 {
 	static const char name[] = "\nvoluntary_ctxt_switches:";
-	char text[8192], *at = strstr(shown(pid, "status", text, sizeof text), name);
+	char text[8192], *at = strstr(wait_shown(pid, "status", text, sizeof text), name);
 
 	return at ? strtoul(at + strlen(name), NULL, 10) : 0;
 }

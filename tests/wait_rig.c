@@ -114,8 +114,7 @@ pid_t wait_begin(const struct gate_op *op, const struct gate_target *t, unsigned
 	_exit(-op->run(t, page * t->page));
 }
 
-/* What the kernel says of it in a file of /proc; "" */
-static char *shown(pid_t pid, const char *file, char *text, size_t len)
+char *wait_shown(pid_t pid, const char *file, char *text, size_t len)
 {
 	char path[64];
 	ssize_t n;
@@ -134,12 +133,12 @@ bool wait_is_at_page(pid_t pid)
 {
 	char text[4096];
 
-	return strstr(shown(pid, "stack", text, sizeof text), "bpf_task_work");
+	return strstr(wait_shown(pid, "stack", text, sizeof text), "bpf_task_work");
 }
 
 bool wait_is_stopped(pid_t pid)
 {
-	char text[512], *state = strrchr(shown(pid, "stat", text, sizeof text), ')');
+	char text[512], *state = strrchr(wait_shown(pid, "stat", text, sizeof text), ')');
 
 	return state && (state[2] == 'T' || state[2] == 't');
 }

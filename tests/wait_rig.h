@@ -36,6 +36,7 @@ pid_t wait_begin(const struct gate_op *op, const struct gate_target *t, unsigned
 void wait_await(pid_t pid); /* till it waits; at a page also if it has ended, seen by what it has done */
 void wait_await_or_end(pid_t pid);
 void wait_await_stop(pid_t pid);
+char *wait_shown(pid_t pid, const char *file, char *text, size_t len); /* in /proc; "" */
 bool wait_is_at_page(pid_t pid);
 bool wait_is_stopped(pid_t pid);
 bool wait_has_ended(pid_t pid);
