@@ -104,7 +104,7 @@ struct gate_asked {
 	struct gate_file file;
 	__u64 start, end;
 	__s32 pid;
-	__u32 unused;
+	__u32 op;
 };
 
 struct gate_answer {

@@ -42,7 +42,8 @@ static __always_inline struct gate_pass *pass_of(const struct gate_refusal *r)
 	if (!s || !s->waiting)
 		return 0;
 	p = bpf_map_lookup_elem(&passes, &thread);
-	if (!p || !is_same(&p->file, &r->file) || p->start != r->start || p->end != r->end)
+	if (!p || !is_same(&p->file, &r->file) || p->start != r->start || p->end != r->end ||
+	    p->op != r->op)
 		return 0;
 	return p->going || bpf_ktime_get_ns() < p->until_ns ? p : 0;
 }
@@ -50,7 +51,8 @@ static __always_inline struct gate_pass *pass_of(const struct gate_refusal *r)
 /* Since when nobody has been asked for it; 0: nobody has. */
 static __always_inline __u64 asked_till(const struct gate_refusal *r)
 {
-	struct gate_asked a = {.file = r->file, .start = r->start, .end = r->end, .pid = r->pid};
+	struct gate_asked a = {
+		.file = r->file, .start = r->start, .end = r->end, .pid = r->pid, .op = r->op};
 	struct gate_state *s = the_state();
 	struct gate_answer *w;
 	__u64 now;
@@ -73,10 +75,7 @@ static __always_inline int judge(const struct gate_refusal *r)
 
 	if (!p)
 		return verdict;
-	if (!p->going) {
-		p->op = r->op;
-		p->going = 1;
-	}
+	p->going = 1;
 	if (verdict != GATE_WAITS)
 		return verdict;
 	return p->refuse ? GATE_NO_ROOM : 0;

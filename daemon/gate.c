@@ -384,6 +384,7 @@ void gate_was_asked(struct server *s, const struct pinl_change *ch)
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
 	struct gate_refusal call = {.start = ch->file_start,
 				    .end = ch->file_end < GATE_END ? ch->file_end : GATE_END,
+				    .op = ch->op == PINL_OP_REMOVE ? PINL_OP_PUNCH : ch->op,
 				    .pid = ch->actor_pid};
 
 	if (g && gate_parts_find(&g->parts, ch->file_dev, ch->file_ino, &call.file))

@@ -21,6 +21,7 @@ int gate_stop_pass(const struct gate_stops *s, const struct gate_refusal *call, 
 			      .start = call->start,
 			      .end = call->end,
 			      .until_ns = pl_clock_ns() + GATE_PASS_MS * 1000000ull,
+			      .op = call->op,
 			      .refuse = refuse};
 	uint64_t thread = thread_of(call);
 
@@ -54,8 +55,11 @@ void gate_stop_is_over(const struct gate_stops *s, const struct gate_refusal *ca
 
 int gate_stop_asked(const struct gate_stops *s, const struct gate_refusal *call)
 {
-	struct gate_asked a = {
-		.file = call->file, .start = call->start, .end = call->end, .pid = call->pid};
+	struct gate_asked a = {.file = call->file,
+			       .start = call->start,
+			       .end = call->end,
+			       .pid = call->pid,
+			       .op = call->op};
 	uint64_t now = pl_clock_ns();
 	struct gate_answer w = {now, now + GATE_ASKED_MS * 1000000ull};
 

@@ -404,7 +404,11 @@ static void who_isnt_remembered_takes_nothing_from_who_is(void **state)
 /* Under pinlease run they wait there, and not once more at the gate. */
 static void for_what_leases_were_asked_the_gate_isnt(void **state)
 {
-	struct pinl_change ch = {.file_dev = 1, .file_ino = 7, .file_end = UINT64_MAX, .actor_pid = 5};
+	struct pinl_change ch = {.op = PINL_OP_REMOVE,
+				 .file_dev = 1,
+				 .file_ino = 7,
+				 .file_end = UINT64_MAX,
+				 .actor_pid = 5};
 	static struct leased l;
 	struct user u = {0};
 
@@ -416,6 +420,7 @@ static void for_what_leases_were_asked_the_gate_isnt(void **state)
 	gate_was_asked(&server, &ch);
 	assert_int_equal(asked.pid, 5);
 	assert_int_equal(asked.file.ino, 7);
+	assert_int_equal(asked.op, PINL_OP_PUNCH); /* the gate knows it by that */
 	assert_int_equal(asked.end, GATE_END);
 	end(&l);
 }

@@ -238,12 +238,18 @@ static void ring_user_end(struct ring_user *u)
 /* By the process, whichever its thread; and against leases from before only. */
 static void what_was_asked_for_may_be_made(void **state)
 {
+	struct gate_refusal another;
 	struct ring_user u, other;
 
 	open_target();
 	ring_user_start(&u);
 	ring_user_start(&other);
 	guard(0, 0, ~0u);
+	assert_int_equal(ring_punch(&u, AT), -EBUSY);
+	await_said(GATE_BUSY, u.pid);
+	another = said;
+	another.op = PINL_OP_ZERO; /* which may take other pages */
+	assert_ok(gate_stop_asked(gate_stops(gate), &another));
 	assert_int_equal(ring_punch(&u, AT), -EBUSY);
 	await_said(GATE_BUSY, u.pid);
 	assert_ok(gate_stop_asked(gate_stops(gate), &said));
