@@ -155,27 +155,6 @@ static int on_forget(sd_event_source *source, uint64_t usec, void *arg)
 
 /* --------------------------------------------------------------------------------------- going on -- */
 
-static void wait_no_more(struct gate_waiting *g, const char *why)
-{
-	bool is_news = !*g->stops->why_not;
-
-	gate_stop_nobody(g->stops, why);
-	if (!is_news)
-		return;
-	fprintf(stderr, "pinleased: at the gate nobody waits any more: %s\n", why);
-	gate_stop_end(g->stops);
-}
-
-/* What is wrong won't mend. */
-static void wait_never(struct gate_waiting *g, const char *why)
-{
-	g->stops->tried = false;
-	g->page = sd_event_source_disable_unref(g->page);
-	g->guard = sd_event_source_disable_unref(g->guard);
-	wait_no_more(g, why);
-	gate_guard_end(g->stops);
-}
-
 /* pidfd: -1 if there is none */
 static void have_continued(struct gate_waiting *g, const struct gate_refusal *call, int pidfd)
 {
@@ -186,7 +165,7 @@ static void have_continued(struct gate_waiting *g, const struct gate_refusal *ca
 	if (err && errno != ESRCH && g->stops->tried) {
 		snprintf(why, sizeof why, "process %d can't be continued: %s", call->pid,
 			 strerror(errno));
-		wait_never(g, why);
+		gate_waiting_never(g, why);
 	}
 	gate_stop_is_over(g->stops, call);
 }
@@ -460,7 +439,7 @@ static int on_page(sd_event_source *source, int fd, uint32_t revents, void *arg)
 	struct gate_visit v;
 
 	if (revents & (EPOLLERR | EPOLLHUP)) {
-		wait_never(g, "its file has been cut off from FUSE (/sys/fs/fuse/connections)");
+		gate_waiting_never(g, "its file has been cut off from FUSE (/sys/fs/fuse/connections)");
 		return 0;
 	}
 	for (int i = 0; i < VISITS_AT_ONCE && gate_page_next(&g->stops->page, &v); i++)
@@ -498,46 +477,9 @@ void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_sto
 	pthread_mutex_init(&g->lock, NULL);
 }
 
-static void watch_guard(struct gate_waiting *g);
-
-/* Without one nobody waits: he would be stopped for ever, if we die, and the pages are its. */
-static void replace_guard(struct gate_waiting *g)
-{
-	if (!gate_guard_start(g->stops)) {
-		*g->stops->why_not = 0;
-		watch_guard(g);
-		return;
-	}
-	wait_no_more(g, pinl_error());
-}
-
-static int on_guard_gone(sd_event_source *source, int fd, uint32_t revents, void *arg)
-{
-	struct gate_waiting *g = arg;
-
-	g->guard = sd_event_source_disable_unref(g->guard);
-	gate_guard_end(g->stops);
-	fprintf(stderr, "pinleased: the process that would let those go who wait, if this one died, "
-			"has been killed\n");
-	replace_guard(g);
-	return 0;
-}
-
-void gate_waiting_renew(struct gate_waiting *g)
-{
-	if (g->stops->tried && !g->stops->guard)
-		replace_guard(g);
-}
-
-static void watch_guard(struct gate_waiting *g)
-{
-	if (g->stops->pidfd >= 0)
-		sd_event_add_io(g->server->event, &g->guard, g->stops->pidfd, EPOLLIN, on_guard_gone, g);
-}
-
 void gate_waiting_start(struct gate_waiting *g)
 {
-	watch_guard(g);
+	gate_waiting_watch(g);
 	if (gate_stop_by_page(g->stops) &&
 	    sd_event_add_io(g->server->event, &g->page, g->stops->page.device, EPOLLIN, on_page, g) < 0)
 		fprintf(stderr, "pinleased: out of memory: who waits at the gate can't go on\n");

@@ -43,8 +43,10 @@ void gate_waiting_free(struct gate_waiting *g);	 /* the core has answered all */
 void gate_waiting_told(struct gate_waiting *g, const struct gate_refusal *call,
 		       const struct pinl_change *change);
 
-/* Once in a while. */
+/* gate_able.c: the guard is watched; looked for once in a while, if there is none; what won't mend. */
+void gate_waiting_watch(struct gate_waiting *g);
 void gate_waiting_renew(struct gate_waiting *g);
+void gate_waiting_never(struct gate_waiting *g, const char *why);
 
 /* Those that the core has answered go on. */
 void gate_waiting_answer(struct gate_waiting *g);
