@@ -57,17 +57,11 @@ static void say_refused(struct pinl_lease *l, struct pinl_change *ch, const stru
 	struct pl_recall r;
 	struct pinl_event ev;
 
-	pl_event_lease(l, PINL_EV_REFUSED, NULL, &ev);
-	ev.op = ch->op;
-	ev.start = va->start;
-	ev.end = va->end;
-	ev.change_id = ch->id;
-	ev.actor_pid = ch->actor_pid;
-	ev.actor_tid = ch->actor_tid;
-	ev.err = -EBUSY;
-	strncpy(ev.source, ch->source, sizeof ev.source - 1);
-	pl_event_push(ctx, &ev);
 	pl_recall_make(l, ch, va, PL_NO_EFFECT, &r);
+	pl_event_lease(l, PINL_EV_REFUSED, &r, &ev);
+	ev.deadline_ns = 0;
+	ev.err = -EBUSY;
+	pl_event_push(ctx, &ev);
 	pl_recall_tell(l, &r, PL_TELL_REFUSED);
 	ctx->counters.refused++;
 }

@@ -104,7 +104,8 @@ static void say_refused(struct pl_remote_notice *n)
 				.file_dev = ch->file_dev,
 				.file_ino = ch->file_ino,
 				.file_start = ch->file_start,
-				.file_end = ch->file_end};
+				.file_end = ch->file_end,
+				.bytes = n->va.end - n->va.start};
 
 	strncpy(ev.source, ch->source, sizeof ev.source - 1);
 	pthread_mutex_lock(&n->src->ctx->lock);
