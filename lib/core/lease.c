@@ -280,7 +280,8 @@ static int pin(struct pinl_lease *l, struct pinl_addr *addrs)
 static void say_unseen(struct pinl_lease *l)
 {
 	unsigned relevant =
-		pl_policy_relevant_ops(l->on->mem.kind, l->on->mem.shared, l->flags & PINL_PIN);
+		pl_policy_relevant_ops(l->on->mem.kind, l->on->mem.shared, l->flags & PINL_PIN) &
+		~pl_policy_refused_ops(&l->policy, l->on->coverage);
 	struct pinl_event ev;
 
 	for (int op = 0; op < PINL_OP_NR && !l->more->import && !(l->flags & PINL_COOPERATIVE); op++) {

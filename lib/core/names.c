@@ -198,20 +198,39 @@ static void describe_supervised(const struct pinl_lease *l, struct pl_text *t)
 	describe_held_of(l, t, "a process under pinlease run", false);
 }
 
-static void describe_ops(const struct pinl_lease *l, struct pl_text *t, const char *label, unsigned can,
-			 unsigned cannot)
+static void list_ops(struct pl_text *t, const char *label, unsigned ops)
 {
-	unsigned relevant =
-		pl_policy_relevant_ops(l->on->mem.kind, l->on->mem.shared, l->flags & PINL_PIN) |
-		PINL_OPBIT(PINL_OP_GUARD);
-	int n = 0;
+	for (int op = 0; op < PINL_OP_NR; op++)
+		if (ops & PINL_OPBIT(op)) {
+			pl_text_add(t, "%s %s", label, pinl_op_name(op));
+			label = ",";
+		}
+}
 
-	for (int op = 0; op < PINL_OP_NR; op++) {
-		if (!(relevant & PINL_OPBIT(op)) || (l->on->coverage[op] & can) != can ||
-		    (l->on->coverage[op] & cannot))
-			continue;
-		pl_text_add(t, "%s %s", n++ ? "," : label, pinl_op_name(op));
-	}
+static unsigned ops_that(const struct pinl_lease *l, unsigned can, unsigned cannot)
+{
+	unsigned ops = 0;
+
+	for (int op = 0; op < PINL_OP_NR; op++)
+		if ((l->on->coverage[op] & can) == can && !(l->on->coverage[op] & cannot))
+			ops |= PINL_OPBIT(op);
+	return ops;
+}
+
+static void describe_raw(const struct pinl_lease *l, struct pl_text *t)
+{
+	unsigned refused = pl_policy_refused_ops(&l->policy, l->on->coverage);
+	unsigned rest =
+		(pl_policy_relevant_ops(l->on->mem.kind, l->on->mem.shared, l->flags & PINL_PIN) |
+		 PINL_OPBIT(PINL_OP_GUARD)) &
+		~refused;
+
+	list_ops(t, " held:", rest & ops_that(l, PINL_CAN_HOLD | PINL_CAN_BEFORE, 0));
+	list_ops(t, "; held, but seen after they took effect:",
+		 rest & ops_that(l, PINL_CAN_HOLD, PINL_CAN_BEFORE));
+	list_ops(t, "; told only, not held:", rest & ops_that(l, PINL_CAN_TELL, PINL_CAN_HOLD));
+	list_ops(t, "; not seen:", rest & ops_that(l, 0, PINL_CAN_TELL));
+	list_ops(t, "; refused:", refused);
 }
 
 int pl_describe(const struct pinl_lease *l, char *buf, size_t len)
@@ -254,10 +273,7 @@ int pl_describe(const struct pinl_lease *l, char *buf, size_t len)
 		return t.used;
 	}
 	pl_text_add(&t, "; changes by pinl_ calls: exact; raw changes:");
-	describe_ops(l, &t, " held:", PINL_CAN_HOLD | PINL_CAN_BEFORE, 0);
-	describe_ops(l, &t, "; held, but seen after they took effect:", PINL_CAN_HOLD, PINL_CAN_BEFORE);
-	describe_ops(l, &t, "; told only, not held:", PINL_CAN_TELL, PINL_CAN_HOLD);
-	describe_ops(l, &t, "; not seen:", 0, PINL_CAN_TELL);
+	describe_raw(l, &t);
 	describe_supervised(l, &t);
 	return t.used;
 }

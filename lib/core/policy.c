@@ -94,6 +94,17 @@ static unsigned ops_that_can(const uint8_t *coverage, unsigned can)
 	return ops;
 }
 
+unsigned pl_policy_refused_ops(const struct pinl_policy *policy, const uint8_t *coverage)
+{
+	unsigned named = policy->refuse;
+
+	if (policy->kind != PINL_REFUSE)
+		return 0;
+	if (named & PINL_OPBIT(PINL_OP_PUNCH))
+		named |= PINL_OPBIT(PINL_OP_REMOVE);
+	return named & ops_that_can(coverage, PINL_CAN_REFUSE);
+}
+
 static int no(const char **why, const char *sentence)
 {
 	*why = sentence;
@@ -170,6 +181,33 @@ static int validate_recall(struct pl_plan *p, const char **why)
 	return 0;
 }
 
+/* Of what can't be refused in any case alone, if there is some of that. */
+static const char *not_refused(struct pl_plan *p)
+{
+	unsigned of_files = PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE);
+
+	if (p->missing & ~of_files) {
+		p->missing &= ~of_files;
+		return "REFUSE asks for changes of mappings, which nothing refuses: name those of "
+		       "files only (PINL_OPS_FILE), or accept by PINL_COOPERATIVE that only pinl_ "
+		       "calls are refused";
+	}
+	if (p->refuser == PL_NO_REFUSER)
+		return "REFUSE asks for changes that nothing refuses on this file system: lease a file "
+		       "on tmpfs, hugetlbfs, ext4 or XFS, or accept by PINL_COOPERATIVE that only pinl_ "
+		       "calls are refused";
+	if (p->refuser == PL_FILES_REFUSES)
+		return "REFUSE asks for changes that are refused here by the source files (fanotify) "
+		       "only, as far as it can, where it runs or pinleased does: pinlease sources says "
+		       "why not";
+	if (p->is_memfd)
+		return "REFUSE asks for changes that pinleased's gate refuses, where it runs: pinlease "
+		       "sources says why it doesn't (PINL_SEAL has the kernel refuse truncate and punch "
+		       "of a memfd that allows sealing)";
+	return "REFUSE asks for changes that pinleased's gate refuses, where it runs: pinlease sources "
+	       "says why it doesn't";
+}
+
 static int validate_refuse(struct pl_plan *p, const char **why)
 {
 	unsigned effective = p->policy->refuse & (pl_policy_relevant_ops(p->kind, p->shared, false) |
@@ -180,13 +218,7 @@ static int validate_refuse(struct pl_plan *p, const char **why)
 		can |= PINL_OPBIT(PINL_OP_TRUNCATE) | PINL_OPBIT(PINL_OP_PUNCH) |
 		       PINL_OPBIT(PINL_OP_REMOVE);
 	p->missing = p->flags & PINL_COOPERATIVE ? 0 : effective & ~can;
-	if (p->missing)
-		return no(why, "REFUSE asks for operations that no source here can refuse on this "
-			       "memory (PINL_SEAL refuses "
-			       "truncate and punch of a sealable memfd, PINL_COOPERATIVE accepts that "
-			       "only pinl_ calls are "
-			       "refused)");
-	return 0;
+	return p->missing ? no(why, not_refused(p)) : 0;
 }
 
 int pl_policy_validate(struct pl_plan *p, const char **why)

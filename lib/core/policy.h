@@ -42,6 +42,13 @@ struct pl_verdict {
 
 struct pl_verdict pl_policy_decide(const struct pl_question *q);
 
+/* What refuses changes of such files. */
+enum pl_refuser {
+	PL_NO_REFUSER,
+	PL_GATE_REFUSES,
+	PL_FILES_REFUSES,
+};
+
 struct pl_plan {
 	const struct pinl_policy *policy;
 	unsigned flags;
@@ -50,7 +57,9 @@ struct pl_plan {
 	const char *device_why;
 	enum pinl_memory_kind kind;
 	bool shared;
-	bool sealable;		 /* memfd that allows seals; asked only with PINL_SEAL */
+	bool sealable; /* memfd that allows seals; asked only with PINL_SEAL */
+	bool is_memfd;
+	enum pl_refuser refuser; /* where it runs */
 	bool can_copy;		 /* this process has a userfaultfd for the swap */
 	bool can_kill;		 /* somebody watches who can take the memory from outside */
 	const uint8_t *coverage; /* [PINL_OP_NR], raw changes */
@@ -68,5 +77,8 @@ static inline bool pl_then_moves(enum pinl_then then)
 
 /* Operations that detach pages of this memory and that a lease has to hear of. */
 unsigned pl_policy_relevant_ops(enum pinl_memory_kind kind, bool shared, bool pinned);
+
+/* Operations that are refused whoever makes them, and how: no page goes by those. */
+unsigned pl_policy_refused_ops(const struct pinl_policy *policy, const uint8_t *coverage);
 
 #endif

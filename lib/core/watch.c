@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -179,6 +180,21 @@ static int validate_cached(const struct pinl_lease *l)
 		       : 0;
 }
 
+/* What is anonymous has no file to change. */
+static enum pl_refuser refuser_of(const struct pinl_memory *mem)
+{
+	switch (mem->fs_magic) {
+	case TMPFS_MAGIC:
+	case HUGETLBFS_MAGIC:
+	case EXT4_SUPER_MAGIC:
+	case XFS_SUPER_MAGIC:
+		return PL_GATE_REFUSES;
+	case BTRFS_SUPER_MAGIC:
+		return PL_FILES_REFUSES;
+	}
+	return PL_NO_REFUSER;
+}
+
 int pl_lease_validate(struct pinl_lease *l)
 {
 	struct pl_plan plan = {
@@ -191,6 +207,8 @@ int pl_lease_validate(struct pinl_lease *l)
 		.kind = l->on->mem.kind,
 		.shared = l->on->mem.shared,
 		.sealable = (l->flags & PINL_SEAL) && is_sealable(l),
+		.is_memfd = l->on->mem.is_memfd,
+		.refuser = refuser_of(&l->on->mem),
 		.can_copy = pl_swap_can_fill(l->ctx->swap),
 		.can_kill = can_be_taken_from_outside(l),
 		.coverage = l->on->coverage,
