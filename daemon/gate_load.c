@@ -8,6 +8,7 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <errno.h>
+#include <linux/capability.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,9 +53,10 @@ struct gate_programs {
 	unsigned read; /* this time */
 	void (*told)(const struct gate_refusal *r, void *arg);
 	void *arg;
-	uint64_t keep_ns;
-	char own[256];	    /* where it is pinned; "": nowhere */
-	char unpinned[256]; /* why */
+	uint64_t keep_ns, open_ns; /* open_ns: it was, though something was to be guarded */
+	const char *dir;	   /* where to; NULL: nowhere */
+	char own[256];		   /* where it is pinned; "": nowhere */
+	char unpinned[256];	   /* why */
 	struct gate_stops stops;
 	char unpaged[256]; /* why he is stopped for that */
 };
@@ -96,14 +98,37 @@ static int choose(struct gate_programs *g)
 	return 0;
 }
 
+/* Where that is what is missing; else the kernel has other reasons. */
+static bool lacks_capability(int err)
+{
+	unsigned long long has = ~0ull;
+	FILE *f = err == -EPERM || err == -EACCES ? fopen("/proc/self/status", "re") : NULL;
+	char line[128];
+
+	while (f && fgets(line, sizeof line, f))
+		sscanf(line, "CapEff: %llx", &has);
+	if (f)
+		fclose(f);
+	return !(has & 1ull << CAP_SYS_ADMIN);
+}
+
 static int program_error(int err, const char *what, const struct bpf_program *p)
 {
+	char name[64] = "s";
+
+	if (p)
+		snprintf(name, sizeof name, " %s", bpf_program__name(p));
+	if (lacks_capability(err))
+		return pinl_set_error(err,
+				      "BPF programs can't be %s without CAP_SYS_ADMIN: run pinleased "
+				      "with it (as root, or by its unit)",
+				      what);
 	return pinl_set_error(
 		err,
-		"the gate's program %s can't be %s: %s; it needs CAP_SYS_ADMIN, and a kernel that lets "
+		"the gate's program%s can't be %s: %s; that needs CAP_SYS_ADMIN, and a kernel that lets "
 		"BPF programs be put before its functions (CONFIG_KPROBE_EVENTS, and CONFIG_BPF_LSM or "
 		"CONFIG_FUNCTION_TRACER)",
-		p ? bpf_program__name(p) : "gate", what, strerror(-err));
+		name, what, strerror(-err));
 }
 
 /* -EBUSY: it was detached a moment ago, which some kernels do a little later, and not for long. */
@@ -227,13 +252,56 @@ int gate_identify(struct gate_programs *g, int fd, struct gate_file *file)
 	return 0;
 }
 
-/* Somebody else has a hand in the folder: what is guarded is guarded all the same. */
-static void is_unpinned(struct gate_programs *g)
+static int pin_all(struct gate_programs *g)
 {
-	snprintf(g->unpinned, sizeof g->unpinned, "%s", pinl_error());
+	int err = gate_pin_map(g->own, "state", g->bpf->maps.state);
+	struct bpf_program *p;
+	unsigned n = 0;
+
+	if (!err)
+		err = gate_pin_map(g->own, "stops", g->bpf->maps.stops);
+	bpf_object__for_each_program(p, g->bpf->obj)
+	{
+		if (err || !stays(g, p))
+			continue;
+		err = gate_pin_link(g->own, bpf_program__name(p), g->links[n++]);
+	}
+	for (unsigned i = 0; !err && i < g->n_answers; i++)
+		if (g->answer[i])
+			err = gate_pin_link(g->own, bpf_program__name(g->answers[i]), g->answer[i]);
+	return err;
+}
+
+static void pin(struct gate_programs *g)
+{
+	int err = g->dir ? gate_pin_begin(g->dir, g->own, sizeof g->own)
+			 : pinl_set_error(-ECANCELED, "not asked for");
+
+	if (err)
+		*g->own = 0;
+	else
+		err = pin_all(g);
+	if (err && *g->own) {
+		gate_pin_end(g->own);
+		*g->own = 0;
+	}
+	if (err)
+		snprintf(g->unpinned, sizeof g->unpinned, "%s", pinl_error());
+}
+
+/* Somebody else has a hand in the folder: what is guarded is guarded all the same. */
+static void pin_anew(struct gate_programs *g)
+{
 	gate_pin_end(g->own);
-	*g->own = 0;
-	fprintf(stderr, "pinleased: from now on the gate will be open after a crash: %s\n", g->unpinned);
+	pin(g);
+	if (*g->own)
+		fprintf(stderr,
+			"pinleased: what was pinned of the gate has been removed; it is pinned anew, "
+			"in %s\n",
+			g->own);
+	else
+		fprintf(stderr, "pinleased: from now on the gate will be open after a crash: %s\n",
+			g->unpinned);
 }
 
 static int answers_by(struct gate_programs *g, unsigned i)
@@ -241,7 +309,7 @@ static int answers_by(struct gate_programs *g, unsigned i)
 	int err = attach(g->answers[i], &g->answer[i]);
 
 	if (!err && *g->own && gate_pin_link(g->own, bpf_program__name(g->answers[i]), g->answer[i]))
-		is_unpinned(g);
+		pin_anew(g);
 	return err;
 }
 
@@ -283,10 +351,25 @@ static int put(struct gate_programs *g, const struct gate_key *at, const struct 
 		       : 0;
 }
 
+/* Stopped, or starved, for so long. */
+static void note_open(struct gate_programs *g, uint64_t now)
+{
+	uint64_t until = __atomic_load_n(&g->state->until_ns, __ATOMIC_ACQUIRE);
+
+	if (!until || until >= now || !__atomic_load_n(&g->state->ranges, __ATOMIC_ACQUIRE))
+		return;
+	g->open_ns += now - until;
+	fprintf(stderr,
+		"pinleased: the gate was open for %lu ms, as it wasn't renewed: was pinleased "
+		"stopped?\n",
+		(unsigned long)((now - until) / 1000000));
+}
+
 static void extend(struct gate_programs *g)
 {
 	uint64_t now = pl_clock_ns();
 
+	note_open(g, now);
 	__atomic_store_n(&g->state->until_ns, now + g->keep_ns, __ATOMIC_RELEASE);
 	if (!*g->stops.why_not)
 		__atomic_store_n(&g->state->waits_until_ns, now + STOPS_NS, __ATOMIC_RELEASE);
@@ -328,6 +411,8 @@ void gate_renew(struct gate_programs *g)
 	bool idle = !__atomic_load_n(&g->state->ranges, __ATOMIC_ACQUIRE);
 
 	extend(g);
+	if (*g->own && !gate_pin_is_there(g->own))
+		pin_anew(g);
 	if (idle && g->idle)
 		detach_answers(g);
 	g->idle = idle;
@@ -346,42 +431,6 @@ static void free_programs(struct gate_programs *g)
 		bpf_link__destroy(g->links[--g->n_links]);
 	gate_bpf__destroy(g->bpf);
 	free(g);
-}
-
-static int pin_all(struct gate_programs *g)
-{
-	int err = gate_pin_map(g->own, "state", g->bpf->maps.state);
-	struct bpf_program *p;
-	unsigned n = 0;
-
-	if (!err)
-		err = gate_pin_map(g->own, "stops", g->bpf->maps.stops);
-	bpf_object__for_each_program(p, g->bpf->obj)
-	{
-		if (err || !stays(g, p))
-			continue;
-		err = gate_pin_link(g->own, bpf_program__name(p), g->links[n++]);
-	}
-	for (unsigned i = 0; !err && i < g->n_answers; i++)
-		err = gate_pin_link(g->own, bpf_program__name(g->answers[i]), g->answer[i]);
-	return err;
-}
-
-static void pin(struct gate_programs *g, const char *dir)
-{
-	int err = dir ? gate_pin_begin(dir, g->own, sizeof g->own)
-		      : pinl_set_error(-ECANCELED, "not asked for");
-
-	if (err)
-		*g->own = 0;
-	else
-		err = pin_all(g);
-	if (err && *g->own) {
-		gate_pin_end(g->own);
-		*g->own = 0;
-	}
-	if (err)
-		snprintf(g->unpinned, sizeof g->unpinned, "%s", pinl_error());
 }
 
 static int load_kind(const struct kind *k, struct gate_programs **out)
@@ -467,7 +516,8 @@ int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out)
 	if (err)
 		return err;
 	g->keep_ns = keep_ms * 1000000ull;
-	pin(g, dir);
+	g->dir = dir;
+	pin(g);
 	choose_way(g);
 	gate_renew(g);
 	*out = g;
@@ -527,6 +577,11 @@ struct gate_stops *gate_stops(struct gate_programs *g)
 uint64_t gate_untold(const struct gate_programs *g)
 {
 	return __atomic_load_n(&g->state->untold, __ATOMIC_RELAXED);
+}
+
+uint64_t gate_was_open(const struct gate_programs *g)
+{
+	return g->open_ns;
 }
 
 uint64_t gate_missed(const struct gate_programs *g)

@@ -18,7 +18,8 @@ struct gate_stops;
 #define GATE_DIR "/sys/fs/bpf/pinlease"
 
 /*
- * dir: where programs are pinned, so that they outlive this process; NULL: nowhere. What is guarded is
+ * dir: where programs are pinned, so that they outlive this process; NULL: nowhere; it is used till the
+ * end. What is guarded is
  * so for that long from now on, see gate_renew(). -errno and a sentence.
  */
 int gate_load(const char *dir, unsigned keep_ms, struct gate_programs **out);
@@ -54,6 +55,9 @@ void gate_renew(struct gate_programs *g);
 /* Calls that weren't looked at, or went on for want of room: by the programs' own account. */
 uint64_t gate_missed(const struct gate_programs *g);
 
+/* So long it let all pass, for want of gate_renew(): ns, ever. By who calls that. */
+uint64_t gate_was_open(const struct gate_programs *g);
+
 /* Refusals that aren't read, as they came faster than that. */
 uint64_t gate_untold(const struct gate_programs *g);
 
@@ -78,6 +82,7 @@ bool gate_has_task_work(void);
 struct bpf_link;
 struct bpf_map;
 int gate_pin_begin(const char *dir, char *own, unsigned long size); /* the folder of this process */
+bool gate_pin_is_there(const char *own);			    /* and nobody has removed it */
 int gate_pin_link(const char *own, const char *name, struct bpf_link *link);
 int gate_pin_remove(const char *own, const char *name);
 int gate_pin_map(const char *own, const char *name, struct bpf_map *map);

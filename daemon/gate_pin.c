@@ -64,6 +64,30 @@ static void remove_folder(int dir, const char *name)
 	unlinkat(dir, name, AT_REMOVEDIR);
 }
 
+static int no_bpf_fs(const char *dir)
+{
+	return pinl_set_error(-ENODEV,
+			      "%s is on no BPF file system; mount one (mount -t bpf -o mode=700 "
+			      "bpf /sys/fs/bpf)",
+			      dir);
+}
+
+static int cant_make(const char *path, int err)
+{
+	return pinl_set_error(err, "%s can't be made: %s", path, strerror(-err));
+}
+
+/* Other file systems than that have reasons of their own, which help nobody. */
+static int cant_make_dir(const char *dir, int err)
+{
+	char parent[PATH_LEN];
+	struct statfs fs;
+
+	snprintf(parent, sizeof parent, "%s", dir);
+	*(strrchr(parent, '/') + 1) = 0;
+	return !statfs(parent, &fs) && fs.f_type == BPF_FS ? cant_make(dir, err) : no_bpf_fs(dir);
+}
+
 /* -ENOENT: another process has just removed what it found empty. */
 static int make_folder(const char *dir, const char *own)
 {
@@ -71,20 +95,13 @@ static int make_folder(const char *dir, const char *own)
 	int fd, err;
 
 	if (mkdir(dir, 0700) && errno != EEXIST)
-		return pinl_set_error(-errno, "%s can't be made: %s", dir, strerror(errno));
+		return cant_make_dir(dir, -errno);
 	fd = open_own(AT_FDCWD, dir);
 	if (fd < 0)
 		return fd;
-	err = fstatfs(fd, &fs) || fs.f_type != BPF_FS ? -ENODEV : 0;
+	err = fstatfs(fd, &fs) || fs.f_type != BPF_FS ? no_bpf_fs(dir) : 0;
 	close(fd);
-	if (err)
-		return pinl_set_error(err,
-				      "%s is on no BPF file system; mount one (mount -t bpf -o mode=700 "
-				      "bpf /sys/fs/bpf)",
-				      dir);
-	if (mkdir(own, 0700))
-		return pinl_set_error(-errno, "%s can't be made: %s", own, strerror(errno));
-	return 0;
+	return !err && mkdir(own, 0700) ? cant_make(own, -errno) : err;
 }
 
 int gate_pin_begin(const char *dir, char *own, unsigned long size)
@@ -97,14 +114,28 @@ int gate_pin_begin(const char *dir, char *own, unsigned long size)
 	return err;
 }
 
-int gate_pin_link(const char *own, const char *name, struct bpf_link *link)
+bool gate_pin_is_there(const char *own)
 {
 	char path[PATH_LEN];
-	int err;
+
+	snprintf(path, sizeof path, "%s/state", own);
+	return !faccessat(AT_FDCWD, path, F_OK, AT_SYMLINK_NOFOLLOW);
+}
+
+/* Not by libbpf's functions for links and maps, which pin each only once. */
+static int pin(const char *own, const char *name, int fd)
+{
+	char path[PATH_LEN];
 
 	snprintf(path, sizeof path, "%s/%s", own, name);
-	err = bpf_link__pin(link, path);
-	return err ? pinl_set_error(err, "%s can't be pinned: %s", path, strerror(-err)) : 0;
+	return bpf_obj_pin(fd, path)
+		       ? pinl_set_error(-errno, "%s can't be pinned: %s", path, strerror(errno))
+		       : 0;
+}
+
+int gate_pin_link(const char *own, const char *name, struct bpf_link *link)
+{
+	return pin(own, name, bpf_link__fd(link));
 }
 
 /* Not bpf_link__unpin(), which calls unlink(2), and takes a link for unpinned whatever came of that. */
@@ -120,12 +151,7 @@ int gate_pin_remove(const char *own, const char *name)
 
 int gate_pin_map(const char *own, const char *name, struct bpf_map *map)
 {
-	char path[PATH_LEN];
-	int err;
-
-	snprintf(path, sizeof path, "%s/%s", own, name);
-	err = bpf_map__pin(map, path);
-	return err ? pinl_set_error(err, "%s can't be pinned: %s", path, strerror(-err)) : 0;
+	return pin(own, name, bpf_map__fd(map));
 }
 
 void gate_pin_end(const char *own)

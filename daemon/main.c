@@ -88,6 +88,7 @@ static int unit(const char *text)
 static uint64_t number(int key, const char *arg, uint64_t max, struct argp_state *state)
 {
 	bool hex = arg[0] == '0' && (arg[1] | 32) == 'x' && isxdigit((unsigned char)arg[2]);
+	uint64_t least = key == GATE_KEEP ? LEAST_KEEP_MS : 1;
 	unsigned long long n;
 	char *end;
 	int shift;
@@ -95,9 +96,10 @@ static uint64_t number(int key, const char *arg, uint64_t max, struct argp_state
 	errno = 0;
 	n = strtoull(arg, &end, hex ? 16 : 10);
 	shift = key == BYTES ? unit(end) : 0;
-	if (!isdigit((unsigned char)*arg) || (*end && !shift) || errno || !n || n > max >> shift)
-		argp_error(state, "--%s: \"%s\" is not a number from 1 to %" PRIu64 "%s", name_of(key),
-			   arg, max, key == BYTES ? ", nor one with a unit, as 64G or 1TiB" : "");
+	if (!isdigit((unsigned char)*arg) || (*end && !shift) || errno || n < least || n > max >> shift)
+		argp_error(state, "--%s: \"%s\" is not a number from %" PRIu64 " to %" PRIu64 "%s",
+			   name_of(key), arg, least, max,
+			   key == BYTES ? ", nor one with a unit, as 64G or 1TiB" : "");
 	return n << shift;
 }
 
@@ -147,8 +149,6 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		return 0;
 	case GATE_KEEP:
 		o->limits.gate_keep_ms = (unsigned)number(key, arg, DAY_MS, state);
-		if (o->limits.gate_keep_ms < LEAST_KEEP_MS)
-			argp_error(state, "--gate-keeps: %s is less than %d", arg, LEAST_KEEP_MS);
 		return 0;
 	case MAY_KILL:
 		o->limits.may_kill = either(key, arg, "yes", "no", state);

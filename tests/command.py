@@ -67,11 +67,13 @@ def daemon_page():
 def daemon_command_lines():
     """Each is refused, and what is wrong with it is named."""
     for arguments in (['--max-bytes', '1X'], ['--max-bytes', '1GB'], ['--max-bytes', '1Gi'], ['--max-bytes', 'G'], ['--max-bytes', '0G'],
-                      ['--max-bytes', '16E'], ['--max-bytes', '1G1'], ['--max-leases', '1K'], ['--ceiling', '1K'], ['--gate-keeps', '9999'], ['--gate', 'relative'], ['nonsense'], ['--nonsense'], ['--ceiling', '0'], ['--ceiling', '-5'], ['--ceiling', '86400001'], ['--ceiling', '4294967297'],
+                      ['--max-bytes', '16E'], ['--max-bytes', '1G1'], ['--max-leases', '1K'], ['--ceiling', '1K'], ['--gate-keeps', '9999'], ['--gate-keeps', '0'], ['--gate', 'relative'], ['nonsense'], ['--nonsense'], ['--ceiling', '0'], ['--ceiling', '-5'], ['--ceiling', '86400001'], ['--ceiling', '4294967297'],
                       ['--max-bytes', '99999999999999999999'], ['--max-notices', '4294967297'], ['--max-leases', '1x'], ['--max-leases', ' 1'],
                       ['--max-bytes', ''], ['--max-bytes', '0x'], ['--after-crash', 'maybe'], ['--may-kill', '']):
         result = subprocess.run([PINLEASED, *arguments], capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
         wrong = arguments[0] if len(arguments) > 1 else arguments[0].strip('-')
+        if arguments[0] == '--gate-keeps' and 'from 10000 to' not in result.stderr.splitlines()[0]:
+            raise tree.Failure(f'the least is not said: {result.stderr}')
         if result.returncode != 64 or wrong not in result.stderr.splitlines()[0] or result.stdout:
             raise tree.Failure(f"pinleased {' '.join(arguments)}: {result}")
 

@@ -387,6 +387,7 @@ static void assert_pinned(const struct gate_programs *g)
 {
 	if (gate_unpinned(g))
 		fail_msg("not pinned: %s", gate_unpinned(g));
+	assert_int_equal(access(gate_own(g), F_OK), 0);
 }
 
 /* A process that guards the file and is killed. */
@@ -478,7 +479,60 @@ static void an_idle_gate_is_out_of_the_way(void **state)
 	rmdir(DIRECTORY);
 }
 
-/* Somebody has removed it meanwhile. */
+/* Somebody has removed it: at the next look, or with the next lease. */
+static void what_is_removed_is_pinned_anew(void **state)
+{
+	struct gate_programs *g;
+	struct gate_target t;
+	struct gate_file file;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	assert_ok(gate_load(DIRECTORY, LONG_MS, &g));
+	file = guard(g, &t, PINL_OPS_ALL);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(system("rm -r " DIRECTORY), 0);
+		gate_renew(g);
+		assert_pinned(g);
+		assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
+	}
+	assert_ok(gate_unguard(g, &file, 0, 0, NULL));
+	gate_renew(g);
+	gate_renew(g); /* it is out of the way */
+	assert_int_equal(system("rm -r " DIRECTORY), 0);
+	file = guard(g, &t, PINL_OPS_ALL);
+	assert_pinned(g);
+	assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
+	assert_ok(gate_unguard(g, &file, 0, 0, NULL));
+	gate_unload(g);
+	assert_int_equal(access(DIRECTORY, F_OK), -1);
+	gate_target_close(&t);
+}
+
+/* As by a stop of pinleased that is longer than that. */
+static void what_was_open_is_said(void **state)
+{
+	struct gate_programs *g;
+	struct gate_target t;
+	struct gate_file file;
+	int err;
+
+	need_gate();
+	assert_true(gate_target_open(PLACE_MEMFD, &t));
+	assert_ok(gate_load(NULL, 1, &g));
+	file = guard(g, &t, PINL_OPS_ALL);
+	do
+		err = gate_ops[4].run(&t, 3 * t.page);
+	while (err == -EBUSY);
+	assert_ok(err);
+	gate_renew(g);
+	assert_true(gate_was_open(g) > 0);
+	assert_ok(gate_unguard(g, &file, 0, 0, NULL));
+	gate_unload(g);
+	gate_target_close(&t);
+}
+
+/* Where it can't be pinned any more. */
 static void without_its_folder_it_guards_still(void **state)
 {
 	struct gate_programs *g;
@@ -494,15 +548,18 @@ static void without_its_folder_it_guards_still(void **state)
 	gate_renew(g); /* it is out of the way */
 	snprintf(command, sizeof command, "rm -rf %s", DIRECTORY);
 	assert_int_equal(system(command), 0);
+	assert_int_equal(mkdir(DIRECTORY, 0700), 0);
+	assert_int_equal(chmod(DIRECTORY, 0777), 0); /* where nothing is pinned */
 	for (int i = 0; i < 2; i++) {
 		file = guard(g, &t, PINL_OPS_ALL);
 		assert_int_equal(gate_ops[4].run(&t, 3 * t.page), -EBUSY);
-		assert_non_null(strstr(gate_unpinned(g), "can't be pinned"));
+		assert_non_null(strstr(gate_unpinned(g), "no others may write there"));
 		assert_ok(gate_unguard(g, &file, 0, 0, NULL));
 		gate_renew(g);
 		gate_renew(g);
 	}
 	gate_unload(g);
+	assert_int_equal(rmdir(DIRECTORY), 0);
 	gate_target_close(&t);
 }
 
@@ -594,6 +651,8 @@ int main(void)
 		cmocka_unit_test(the_dead_guard_until_they_are_taken_over),
 		cmocka_unit_test(the_dead_guard_not_for_ever),
 		cmocka_unit_test(an_idle_gate_is_out_of_the_way),
+		cmocka_unit_test(what_is_removed_is_pinned_anew),
+		cmocka_unit_test(what_was_open_is_said),
 		cmocka_unit_test(without_its_folder_it_guards_still),
 		cmocka_unit_test(who_hands_over_leaves_what_is_guarded),
 		cmocka_unit_test(where_others_may_write_nothing_is_pinned),

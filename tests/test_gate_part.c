@@ -167,6 +167,10 @@ uint64_t gate_missed(const struct gate_programs *g)
 {
 	return 0;
 }
+uint64_t gate_was_open(const struct gate_programs *g)
+{
+	return 0;
+}
 uint64_t gate_untold(const struct gate_programs *g)
 {
 	return 0;

@@ -227,6 +227,9 @@ static void others_directories_are_refused(void **state)
 	assert_int_equal(gate_pin_begin(beside, own, sizeof own), -ENODEV);
 	assert_non_null(strstr(pinl_error(), "mount -t bpf"));
 	assert_int_equal(rmdir(beside), 0);
+	snprintf(beside, sizeof beside, "%s/nowhere/pins", elsewhere); /* nor can it be made */
+	assert_int_equal(gate_pin_begin(beside, own, sizeof own), -ENODEV);
+	assert_non_null(strstr(pinl_error(), "mount -t bpf"));
 }
 
 /* What has the name of one that is dead: a link that leads out, nothing whole, another's map. */
