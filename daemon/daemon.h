@@ -184,7 +184,8 @@ struct server {
 	sd_event_source *events; /* the core's; NULL: nobody has ever watched */
 	struct held_lease *ending;
 	uint64_t events_lost; /* by watchers */
-	uint64_t outside;     /* leases forced from there, ever; ctx->lock, as the next */
+	uint64_t outside;     /* leases forced from there, ever; ctx->lock, as the next two */
+	uint64_t merged;      /* refusals that are told with others' */
 	LIST_HEAD(, held_lease) refuse_no_more;
 	atomic_bool cut; /* a holder has one to be said */
 	unsigned n_watchers, n_endings;

@@ -239,10 +239,14 @@ static void complain(struct gate *g)
 	if ((now.missed <= g->said.missed && now.untold <= g->said.untold) ||
 	    (g->said_ns && ns - g->said_ns < MINUTE_NS))
 		return;
-	fprintf(stderr,
-		"pinleased: the gate hasn't seen %lu call%s, which may have taken bytes that a lease "
-		"refuses, and %lu refusal%s came too fast to be told to holders\n",
-		now.missed, s_of(now.missed), now.untold, s_of(now.untold));
+	if (now.missed > g->said.missed)
+		fprintf(stderr,
+			"pinleased: the gate hasn't seen %lu call%s, which may have taken bytes that a "
+			"lease refuses\n",
+			now.missed, s_of(now.missed));
+	if (now.untold > g->said.untold)
+		fprintf(stderr, "pinleased: %lu refusal%s came too fast to be told to holders\n",
+			now.untold, s_of(now.untold));
 	g->said = now;
 	g->said_ns = ns;
 }
@@ -435,6 +439,13 @@ static void describe_waiting(const struct gate *g, char *text, size_t len)
 		    "(io_uring, 32-bit)");
 }
 
+uint64_t gate_unread(const struct server *s)
+{
+	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+
+	return g ? gate_untold(g->programs) : 0;
+}
+
 void gate_describe(struct server *s, char *text, size_t len)
 {
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
@@ -448,11 +459,12 @@ void gate_describe(struct server *s, char *text, size_t len)
 	add(text, len, ", by %s", strcmp(gate_means(g->programs), "lsm") ? "fmod_ret" : "the BPF LSM");
 	if (lost.missed)
 		add(text, len, "; %lu call%s went on unseen", lost.missed, s_of(lost.missed));
-	if (lost.untold)
-		add(text, len, "; %lu refusal%s not told", lost.untold, s_of(lost.untold));
 	describe_waiting(g, text, len);
 	if (g->waiting.lost + g->unwaited)
 		add(text, len, "; %lu didn't, for want of room", g->waiting.lost + g->unwaited);
+	if (gate_was_open(g->programs))
+		add(text, len, "; was open for %lu ms, not renewed",
+		    (unsigned long)(gate_was_open(g->programs) / 1000000));
 	if (unpinned)
 		add(text, len, "; open after a crash (not pinned: %s)", unpinned);
 	else

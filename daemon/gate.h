@@ -40,6 +40,7 @@ void gate_let_go(struct held_lease *hl);
 void gate_was_asked(struct server *s, const struct pinl_change *ch);
 /* As change_under_way(). */
 bool gate_under_way(struct server *s, const struct pl_lease_msg *m, const struct stat *st);
+uint64_t gate_unread(const struct server *s); /* what it has refused and nobody could be told of */
 void gate_describe(struct server *s, char *text, size_t len); /* after "gate: running" */
 
 #endif

@@ -77,6 +77,14 @@ static void taken(struct held_lease *hl, struct notice *forced, uint64_t when_ns
 			pool[i].taken_ns = when_ns;
 }
 
+/* A refusal, with another or with what matters more. */
+static bool loses_refusal(const struct notice *n, enum pl_tell what)
+{
+	bool shared = n->va.start < n->va.end;
+
+	return shared && (what == PL_TELL_REFUSED || n->what == PL_NOTICE_REFUSED);
+}
+
 /* ctx->lock held, by the core. */
 static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell how)
 {
@@ -88,6 +96,7 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell h
 		share_noticed(hl->holder->user);
 	if (what == PL_TELL_FORCED)
 		hl->holder->server->outside++;
+	hl->holder->server->merged += loses_refusal(n, what);
 	pl_range_widen(&n->va, &r->va);
 	if ((enum pl_notice_what)what < n->what)
 		n->what = (enum pl_notice_what)what;

@@ -173,8 +173,8 @@ static void add_gate(struct server *s)
 				 .dir = s->limits.closed ? s->limits.gate_dir : NULL,
 				 .keep_ms = s->limits.gate_keep_ms};
 
-	if (s->limits.gate)
-		pinl_source_add(s->ctx, &gate_ops, &o); /* why it isn't there is in pinl_sources() */
+	if (s->limits.gate && pinl_source_add(s->ctx, &gate_ops, &o)) /* also in pinl_sources() */
+		fprintf(stderr, "pinleased: no gate: %s\n", pinl_error());
 }
 
 /* Kept from an earlier process, it has to work. */

@@ -6,13 +6,14 @@
 #include "daemon.h"
 #include "gate.h"
 
-static uint32_t changes_held(const struct server *s, uint64_t *outside)
+static uint32_t changes_held(const struct server *s, uint64_t *outside, uint64_t *merged)
 {
 	struct pinl_ctx *ctx = s->ctx;
 	uint32_t n = 0;
 
 	pthread_mutex_lock(&ctx->lock);
 	*outside = s->outside;
+	*merged = s->merged;
 	for (const struct pinl_change *ch = ctx->held; ch; ch = ch->next)
 		n++;
 	pthread_mutex_unlock(&ctx->lock);
@@ -29,10 +30,11 @@ static void count(const struct server *s, struct pl_status_msg *m)
 	m->notices = c.notices;
 	m->quiesced = c.quiesced;
 	m->forced = c.forced;
-	m->refused = c.refused;
+	m->refused = c.refused + gate_unread(s);
 	m->answered = c.answered;
 	m->unconfirmed = c.drains_unconfirmed;
-	m->held = changes_held(s, &m->outside);
+	m->held = changes_held(s, &m->outside, &m->untold);
+	m->untold += gate_unread(s);
 	m->events_lost = s->events_lost;
 	m->watchers = s->n_watchers;
 }
@@ -90,6 +92,11 @@ static int add_sources(struct server *s, struct listing *list)
 		if (!strcmp(line, "gate: running"))
 			gate_describe(s, m.source.text + strlen(line),
 				      sizeof m.source.text - strlen(line));
+		err = list_add(list, &m);
+	}
+	if (!err && !s->limits.gate) {
+		pl_message_init(&m, PL_SOURCE);
+		strcpy(m.source.text, "gate: missing: switched off (--gate no)");
 		err = list_add(list, &m);
 	}
 	return err;

@@ -194,7 +194,7 @@ int store_open(struct store *st, bool closed, int *sock)
 	else if (closed)
 		fprintf(stderr, "pinleased: no service manager keeps its descriptors: who waits when it "
 				"is killed goes "
-				"on (as with --after-crash open)\n");
+				"on\n");
 	if (kept[TABLE] >= 0)
 		close(kept[TABLE]);
 	return sockets;

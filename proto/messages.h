@@ -298,6 +298,7 @@ struct pl_status_msg {
 	uint32_t hold_ms, max_notices; /* of a minute, of one user */
 	uint32_t may_kill;	       /* 1: who asks for it */
 	uint32_t after_crash;	       /* enum pl_after_crash */
+	uint64_t untold; /* of those refused: their holders weren't told of them, one by one */
 };
 
 enum pl_after_crash {

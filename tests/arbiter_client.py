@@ -62,7 +62,7 @@ BODY.update({
     ASK_STATUS: struct.Struct('='),
     ENTRY: struct.Struct('=QQQQQQQQiiIIIIIIII16s32s152sQQQQiiII12sI'),
     EVENT: struct.Struct('=IIIiQQQQQQQQQQQQiIiiI12s16s32s152s'),
-    STATUS: struct.Struct('=16siIQQQQIIIIQQQQQQQQQQQIIII'),
+    STATUS: struct.Struct('=16siIQQQQIIIIQQQQQQQQQQQIIIIQ'),
     SOURCE: struct.Struct('=304s'),
     USER: struct.Struct('=IIQQQQ'),
 })
@@ -88,7 +88,7 @@ Event = collections.namedtuple('Event', 'what op outcome err time_ns deadline_ns
                                'file_ino file_start file_end bytes pid uid actor_pid actor_tid outside source device program path')
 Status = collections.namedtuple('Status', 'version pid ceiling_ms boot since_ns max_leases max_bytes max_connections connections '
                                 'holders watchers leases bytes held notices quiesced forced refused answered unconfirmed events_lost '
-                                 'outside hold_ms max_notices may_kill after_crash')
+                                 'outside hold_ms max_notices may_kill after_crash untold')
 User = collections.namedtuple('User', 'uid connections leases bytes hold_ns notices')
 Notice = collections.namedtuple('Notice', 'lease seq start end deadline_ns what op also pid tid source since_ns gone_ns force_ns '
                                 'taken_ns')

@@ -429,6 +429,9 @@ def who_never_reads(change, policy, error, what, **lease):
         same({(n.lease, n.what, n.pid in (pid, last.process.pid)) for n in notices}, {(1, what, True)})
         same([n.seq for n in notices], sorted(n.seq for n in notices))
         same(len(notices) < 10000, True)
+        if what == ac.REFUSED:  # what he wasn't told of is counted
+            status = good.status()[0]
+            same((status.refused - status.untold, status.refused), (len(notices), 10001))
 
 
 def refuses_and_never_reads():

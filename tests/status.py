@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -236,13 +237,34 @@ def sizes():
             same((given, client.welcome.max_bytes), (given, expected))
 
 
+def log_of(directory):
+    """pinleased's standard error goes into a file: what has it do so."""
+    return lambda: os.dup2(os.open(f'{directory}/log', os.O_WRONLY | os.O_CREAT), 2)
+
+
 def without_privilege():
-    """What it can't hold has its reason."""
+    """What it can't hold or refuse has its reason, here and in the log, and what there is to do about it."""
     drop = ['setpriv', '--bounding-set', '-sys_admin', '--inh-caps', '-sys_admin']
-    with ac.Arbiter(drop[0], before=None, words=drop[1:] + [PINLEASED]) as arbiter:
-        out = run(arbiter.path)[1]
-        for words in ('files: missing', 'any change of any file'):
+    with tempfile.TemporaryDirectory() as directory, \
+            ac.Arbiter(drop[0], before=log_of(directory), words=drop[1:] + [PINLEASED]) as arbiter:
+        out = ' '.join(run(arbiter.path)[1].split())
+        for words in ('files: missing', 'any change of any file', 'gate: missing: '):
             same((words, words in out), (words, True))
+        why = re.search('gate: missing: (.*?)( source | not held )', out)[1]
+        said = pathlib.Path(f'{directory}/log').read_text(encoding='utf-8')
+        same((f'pinleased: no gate: {why}\n' in said, said), (True, said))
+        if 'was built without BPF' not in why:
+            same(('CAP_SYS_ADMIN' in why, why), (True, why))
+
+
+def switched_off():
+    """Who has said so can see it; the log is silent of it."""
+    with tempfile.TemporaryDirectory() as directory, ac.Arbiter(PINLEASED, '--gate', 'no', before=log_of(directory)) as arbiter:
+        same('gate: missing: switched off (--gate no)' in ' '.join(run(arbiter.path)[1].split()), True)
+        same('no gate' in pathlib.Path(f'{directory}/log').read_text(encoding='utf-8'), False)
+        sources = subprocess.run([PINLEASE, 'sources'], env=dict(os.environ, PINLEASE_SOCKET=str(arbiter.path)), capture_output=True,
+                                 text=True, check=True).stdout
+        same('gate: missing: switched off (--gate no): changes of files on tmpfs' in sources, True)
 
 
 def wrong():
@@ -326,6 +348,7 @@ if __name__ == '__main__':
         ('the command counts as people do', counted),
         ('sizes have units', sizes),
         ('what it cannot do, and why', without_privilege),
+        ('what is switched off is said', switched_off),
         ('what is wrong is said', wrong),
         ('who runs it is not locked out by his own programs', reserved),
         ('nor by who says nothing', silent),

@@ -132,11 +132,37 @@ static const char *after_crash_words(const struct pl_status_msg *s)
 	return "open: who waits goes on";
 }
 
+/* For how long; NULL: it isn't. */
+static const char *closed_at_gate(const struct found *f)
+{
+	static const char closed[] = "after a crash closed for ";
+	const char *at = NULL;
+
+	for (unsigned i = 0; i < f->n_sources && !at; i++)
+		if (!strncmp(f->sources[i], "gate: running", 13))
+			at = strstr(f->sources[i], closed);
+	return at ? at + strlen(closed) : NULL;
+}
+
+static void print_after_crash(const struct found *f)
+{
+	const char *gate = closed_at_gate(f);
+
+	if (gate)
+		put("after crash", "%s; what the gate refuses stays refused for %.*s",
+		    after_crash_words(&f->status), (int)strcspn(gate, ";"), gate);
+	else
+		put("after crash", "%s", after_crash_words(&f->status));
+}
+
 static void print_totals(const struct found *f, bool exact)
 {
 	const struct pl_status_msg *s = &f->status;
-	char bytes[24], age[24], most[24];
+	char bytes[24], age[24], most[24], untold[64] = "";
 
+	if (s->untold)
+		snprintf(untold, sizeof untold, " (holders weren't told of each: %lu)",
+			 (unsigned long)s->untold);
 	tool_size_words(s->bytes, exact, bytes, sizeof bytes);
 	tool_size_words(s->max_bytes, exact, most, sizeof most);
 	tool_age_words(tool_now() - s->since_ns, age, sizeof age);
@@ -147,12 +173,13 @@ static void print_totals(const struct found *f, bool exact)
 	put("waiting", "%lu change%s or recall%s held now", (unsigned long)s->held, tool_s(s->held),
 	    tool_s(s->held));
 	put("since start",
-	    "%lu recall%s: %lu quiesced, %lu forced (%lu from outside); %lu change%s refused, %lu went "
+	    "%lu recall%s: %lu quiesced, %lu forced (%lu from outside); %lu change%s refused%s, %lu "
+	    "went "
 	    "on; "
 	    "%lu time%s a device wasn't known to be off",
 	    (unsigned long)s->notices, tool_s(s->notices), (unsigned long)s->quiesced,
 	    (unsigned long)s->forced, (unsigned long)s->outside, (unsigned long)s->refused,
-	    tool_s(s->refused), (unsigned long)s->answered, (unsigned long)s->unconfirmed,
+	    tool_s(s->refused), untold, (unsigned long)s->answered, (unsigned long)s->unconfirmed,
 	    tool_s(s->unconfirmed));
 	put("watchers", "%u, %lu event%s lost", s->watchers, (unsigned long)s->events_lost,
 	    tool_s(s->events_lost));
@@ -165,7 +192,7 @@ static void print_totals(const struct found *f, bool exact)
 	    tool_s(s->max_notices));
 	put("may kill", "%s",
 	    s->may_kill ? "yes: holders that can't be forced, where their own policy says so" : "no");
-	put("after crash", "%s", after_crash_words(s));
+	print_after_crash(f);
 }
 
 static void print_users(const struct found *f, bool exact)
@@ -281,6 +308,7 @@ static void print_json(const struct found *f)
 	number(o, "forced_outside", s->outside);
 	number(o, "unconfirmed", s->unconfirmed);
 	number(o, "refused", s->refused);
+	number(o, "refused_untold", s->untold);
 	number(o, "answered", s->answered);
 	number(o, "watchers", s->watchers);
 	number(o, "events_lost", s->events_lost);
