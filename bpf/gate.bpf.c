@@ -274,6 +274,42 @@ SEC("?fexit/notify_change") int end_resize(__u64 *ctx)
 
 /* ------------------------------------------------------------------------------ all other calls -- */
 
+/* The answer takes the note away: so who has done it with his note still there wasn't asked about. */
+static __always_inline void went_on(struct note *n)
+{
+	struct gate_state *s = the_state();
+
+	n->refusal.what = GATE_WENT_ON;
+	if (s)
+		__sync_fetch_and_add(&s->passed, 1);
+	bpf_ringbuf_output(&refusals, &n->refusal, sizeof n->refusal, 0);
+}
+
+/* A call is over: what it has returned. */
+static __always_inline int forget(__s64 result)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct note *n = bpf_map_lookup_elem(&notes, &thread);
+
+	if (!n)
+		return 0;
+	if (result >= 0)
+		went_on(n);
+	bpf_map_delete_elem(&notes, &thread);
+	return 0;
+}
+
+/* Of a call whose end wasn't seen either. */
+static __always_inline void forget_last(__u64 thread)
+{
+	struct note *n = bpf_map_lookup_elem(&notes, &thread);
+
+	if (!n)
+		return;
+	went_on(n);
+	bpf_map_delete_elem(&notes, &thread);
+}
+
 static __always_inline int note(struct file *file, __u32 op, __u32 also, __u64 start, __u64 end)
 {
 	struct note n = {.file = (__u64)file,
@@ -283,21 +319,13 @@ static __always_inline int note(struct file *file, __u32 op, __u32 also, __u64 s
 
 	if (!s || (!s->ranges && !s->waiting))
 		return 0;
-	bpf_map_delete_elem(&notes, &thread); /* of a call whose end wasn't seen */
+	forget_last(thread);
 	name_call(BPF_CORE_READ(file, f_inode), &n.refusal);
 	n.refusal.what = judge(&n.refusal);
 	if (!n.refusal.what)
 		return 0;
 	if (bpf_map_update_elem(&notes, &thread, &n, 0))
 		__sync_fetch_and_add(&s->lost, 1);
-	return 0;
-}
-
-static __always_inline int forget(void)
-{
-	__u64 thread = bpf_get_current_pid_tgid();
-
-	bpf_map_delete_elem(&notes, &thread);
 	return 0;
 }
 
@@ -427,7 +455,7 @@ BEGIN(vfs_fallocate, begin_fallocate, fallocate_begins)
 
 SEC("?fexit/vfs_fallocate") int end_fallocate(__u64 *ctx)
 {
-	forget();
+	forget((__s32)ctx[4]);
 	return say_over(0);
 }
 
@@ -452,7 +480,7 @@ BEGIN(vfs_clone_file_range, begin_clone, share)
 
 SEC("?fexit/vfs_clone_file_range") int end_clone(__u64 *ctx)
 {
-	return forget();
+	return forget(ctx[6]);
 }
 
 static __always_inline int dedupe_begins(const __u64 *args)
@@ -463,7 +491,7 @@ BEGIN(vfs_dedupe_file_range_one, begin_dedupe, dedupe_begins)
 
 SEC("?fexit/vfs_dedupe_file_range_one") int end_dedupe(__u64 *ctx)
 {
-	return forget();
+	return forget(ctx[6]);
 }
 
 /* Where it can't clone it writes, which leaves the pages: to other file systems, and beside blocks. */
@@ -484,7 +512,7 @@ BEGIN(vfs_copy_file_range, begin_copy, copy_begins)
 
 SEC("?fexit/vfs_copy_file_range") int end_copy(__u64 *ctx)
 {
-	return forget();
+	return forget(ctx[6]);
 }
 
 /* ---------------------------------------------------------------------------------------- naming -- */

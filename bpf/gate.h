@@ -41,7 +41,7 @@ struct gate_range {
 	__u64 since_ns; /* CLOCK_MONOTONIC */
 };
 
-/* Shared memory: all but `lost` and `untold` are pinleased's. */
+/* Shared memory: all but `lost`, `untold` and `passed` are pinleased's. */
 struct gate_state {
 	__u64 until_ns; /* CLOCK_MONOTONIC; what is guarded is guarded until then */
 	__u64 ranges;	/* 0: the programs leave at once */
@@ -53,7 +53,8 @@ struct gate_state {
 	__s32 pinleased;      /* its changes are its own affair */
 	__u64 pages; /* GATE_BY_PAGE: in the guard's memory a page for each thread, by its number */
 	__s32 guard;
-	__u32 way; /* enum gate_way */
+	__u32 way;    /* enum gate_way */
+	__u64 passed; /* calls that went on, as their answer wasn't asked for */
 };
 
 enum gate_way {
@@ -67,6 +68,7 @@ enum gate_what {
 	GATE_BUSY,    /* refused, as it can't wait; the leases are to be recalled for it all the same */
 	GATE_OVER,    /* one that waited has been made */
 	GATE_NO_ROOM, /* told to nobody: refused, as a pass says */
+	GATE_WENT_ON, /* was to be refused, or to wait, and has been made */
 };
 
 /* Told of a call. */

@@ -33,7 +33,7 @@ _Static_assert(PINL_OP_TRUNCATE == 0 && PINL_OP_PUNCH == 1 && PINL_OP_ZERO == 2 
 
 /* What the gate hasn't done, ever. */
 struct losses {
-	uint64_t missed, untold;
+	uint64_t unrefused, missed, untold;
 };
 
 struct gate {
@@ -187,6 +187,18 @@ void gate_drop(struct server *s)
 
 /* ------------------------------------------------------------------------------------ refusals -- */
 
+static void nobody_waits(struct pinl_change *change, int err)
+{
+}
+
+/* It is too late to refuse it. */
+static void tell_made(struct gate *g, struct pinl_change *ch)
+{
+	ch->can = PINL_CAN_TELL;
+	ch->answer = nobody_waits;
+	pinl_change_submit(g->ctx, ch);
+}
+
 static void on_refusal(const struct gate_refusal *r, void *arg)
 {
 	struct gate *g = arg;
@@ -204,7 +216,11 @@ static void on_refusal(const struct gate_refusal *r, void *arg)
 
 	bool known = gate_parts_know(&g->parts, &r->file, &ch); /* else its leases have ended since */
 
-	if (r->what != GATE_REFUSED)
+	if (r->what == GATE_WENT_ON && known)
+		tell_made(g, &ch);
+	else if (r->what == GATE_WENT_ON)
+		return;
+	else if (r->what != GATE_REFUSED)
 		gate_waiting_told(&g->waiting, r, known ? &ch : NULL);
 	else if (known)
 		pl_change_was_refused(g->ctx, &ch);
@@ -227,7 +243,8 @@ static int on_ring(sd_event_source *source, int fd, uint32_t revents, void *arg)
 
 static struct losses losses_of(const struct gate *g)
 {
-	return (struct losses){gate_missed(g->programs), gate_untold(g->programs)};
+	return (struct losses){gate_unrefused(g->programs), gate_missed(g->programs),
+			       gate_untold(g->programs)};
 }
 
 /* Once a minute, if there are more. */
@@ -236,9 +253,16 @@ static void complain(struct gate *g)
 	struct losses now = losses_of(g);
 	uint64_t ns = pl_clock_ns();
 
-	if ((now.missed <= g->said.missed && now.untold <= g->said.untold) ||
+	if ((now.unrefused <= g->said.unrefused && now.missed <= g->said.missed &&
+	     now.untold <= g->said.untold) ||
 	    (g->said_ns && ns - g->said_ns < MINUTE_NS))
 		return;
+	if (now.unrefused > g->said.unrefused)
+		fprintf(stderr,
+			"pinleased: %lu call%s went on that the gate was to refuse, or to have wait; "
+			"holders "
+			"are told\n",
+			now.unrefused, s_of(now.unrefused));
 	if (now.missed > g->said.missed)
 		fprintf(stderr,
 			"pinleased: the gate hasn't seen %lu call%s, which may have taken bytes that a "
@@ -456,9 +480,17 @@ void gate_describe(struct server *s, char *text, size_t len)
 		return;
 	unpinned = gate_unpinned(g->programs);
 	lost = losses_of(g);
-	add(text, len, ", by %s", strcmp(gate_means(g->programs), "lsm") ? "fmod_ret" : "the BPF LSM");
+	if (strcmp(gate_means(g->programs), "lsm"))
+		add(text, len,
+		    ", weaker: by fmod_ret (bpf isn't in the kernel's lsm=): a hole or a clone passes "
+		    "while a task that was preempted there waits");
+	else
+		add(text, len, ", by the BPF LSM");
+	if (lost.unrefused)
+		add(text, len, "; %lu call%s went on that %s to be refused", lost.unrefused,
+		    s_of(lost.unrefused), lost.unrefused == 1 ? "was" : "were");
 	if (lost.missed)
-		add(text, len, "; %lu call%s went on unseen", lost.missed, s_of(lost.missed));
+		add(text, len, "; %lu went on unseen", lost.missed);
 	describe_waiting(g, text, len);
 	if (g->waiting.lost + g->unwaited)
 		add(text, len, "; %lu didn't, for want of room", g->waiting.lost + g->unwaited);

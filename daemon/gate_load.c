@@ -586,7 +586,13 @@ uint64_t gate_was_open(const struct gate_programs *g)
 
 uint64_t gate_missed(const struct gate_programs *g)
 {
-	return __atomic_load_n(&g->state->lost, __ATOMIC_RELAXED) + gate_passed_by(g->bpf->obj);
+	return gate_passed_by(g->bpf->obj);
+}
+
+uint64_t gate_unrefused(const struct gate_programs *g)
+{
+	return __atomic_load_n(&g->state->lost, __ATOMIC_RELAXED) +
+	       __atomic_load_n(&g->state->passed, __ATOMIC_RELAXED);
 }
 
 int gate_fd(const struct gate_programs *g)

@@ -52,8 +52,11 @@ int gate_unguard(struct gate_programs *g, const struct gate_file *file, unsigned
  * more call of gate_renew(), as it takes long to come and go. */
 void gate_renew(struct gate_programs *g);
 
-/* Calls that weren't looked at, or went on for want of room: by the programs' own account. */
+/* Calls that weren't looked at, of which few will have taken guarded bytes; by the kernel's account. */
 uint64_t gate_missed(const struct gate_programs *g);
+
+/* Calls that were to be refused, or to wait, and went on; by the programs' own account. */
+uint64_t gate_unrefused(const struct gate_programs *g);
 
 /* So long it let all pass, for want of gate_renew(): ns, ever. By who calls that. */
 uint64_t gate_was_open(const struct gate_programs *g);

@@ -307,10 +307,12 @@ enum pl_after_crash {
 	PL_AFTER_CRASH_LOST,   /* was to wait, but nobody keeps the descriptors: goes on */
 };
 
+#define PL_SOURCE_TEXT 480
+
 /* One line of pinl_sources(). */
 struct pl_source_msg {
 	struct pl_head head;
-	char text[304];
+	char text[PL_SOURCE_TEXT];
 };
 
 /* What one user has. */

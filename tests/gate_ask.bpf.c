@@ -25,6 +25,6 @@ SEC("syscall") int ask_clone(struct gate_clone *c)
 	n = bpf_map_lookup_elem(&notes, &thread);
 	c->start = n ? n->refusal.start : 0;
 	c->end = n ? n->refusal.end : 0;
-	forget();
+	forget(-1);
 	return 0;
 }

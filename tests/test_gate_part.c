@@ -171,6 +171,10 @@ uint64_t gate_was_open(const struct gate_programs *g)
 {
 	return 0;
 }
+uint64_t gate_unrefused(const struct gate_programs *g)
+{
+	return 0;
+}
 uint64_t gate_untold(const struct gate_programs *g)
 {
 	return 0;

@@ -260,7 +260,7 @@ struct doctor_gap {
 struct doctor {
 	struct pinl_ctx *ctx;
 	struct doctor_actor actor;
-	char sources[1500];
+	char sources[2400];
 	struct doctor_groups groups;
 	bool sees_callers; /* /proc/self/task/TID/syscall can be read */
 	struct doctor_facility facilities[DOCTOR_MAX_FACILITIES];

@@ -14,7 +14,7 @@
 
 struct said {
 	bool runs;
-	char why[304], gate[304]; /* gate: its line, if pinleased has one */
+	char why[PL_SOURCE_TEXT], gate[PL_SOURCE_TEXT]; /* gate: its line, if pinleased has one */
 };
 
 static int take_files(const union pl_message *m, void *arg)

@@ -20,7 +20,7 @@ struct options {
 
 struct found {
 	struct pl_status_msg status;
-	char sources[8][304];
+	char sources[8][PL_SOURCE_TEXT];
 	unsigned n_sources;
 	struct pl_user_msg *users;
 	size_t n_users;
@@ -107,7 +107,7 @@ static bool can_hold(const struct found *f)
 static void put(const char *label, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static void put(const char *label, const char *fmt, ...)
 {
-	char text[512];
+	char text[PL_SOURCE_TEXT + 32];
 	const char *at = text, *next;
 	va_list ap;
 
