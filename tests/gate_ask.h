@@ -18,4 +18,11 @@ struct gate_clone {
 	__u64 start, end; /* 0, 0: nothing */
 };
 
+/* Such a call with its end, whose answer the kernel has passed by. */
+struct gate_unasked {
+	struct gate_clone call;
+	__s64 result;
+	__u64 passed; /* ever, after that */
+};
+
 #endif

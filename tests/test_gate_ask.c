@@ -267,6 +267,32 @@ static void no_more_is_taken_than_there_is(void **state)
 	close(to);
 }
 
+static __u64 passed_after(const struct gate_clone *call, __s64 result)
+{
+	struct gate_unasked u = {.call = *call, .result = result};
+	LIBBPF_OPTS(bpf_test_run_opts, o, .ctx_in = &u, .ctx_size_in = sizeof u);
+
+	assert_int_equal(bpf_prog_test_run_opts(bpf_program__fd(bpf->progs.ask_unasked), &o), 0);
+	return u.passed;
+}
+
+/* A call that was to be refused, and has been made; no other. */
+static void what_went_on_is_counted(void **state)
+{
+	int eight, to;
+
+	need_bpf();
+	eight = new_file(8);
+	to = new_file(8);
+	guard(to); /* nothing has been passed by since */
+	assert_int_equal(passed_after(&(struct gate_clone){eight, to, 0, 0, 8 * PG}, 8 * PG), 1);
+	assert_int_equal(passed_after(&(struct gate_clone){eight, to, 0, 0, 8 * PG}, -EINVAL), 1);
+	assert_int_equal(passed_after(&(struct gate_clone){eight, to, 0, 0, 2 * PG}, 2 * PG), 1);
+	assert_int_equal(passed_after(&(struct gate_clone){eight, to, 0, 0, 8 * PG}, 0), 2);
+	close(eight);
+	close(to);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -274,6 +300,7 @@ int main(void)
 		cmocka_unit_test(the_most_that_a_file_may_have),
 		cmocka_unit_test(what_moves_is_found),
 		cmocka_unit_test(no_more_is_taken_than_there_is),
+		cmocka_unit_test(what_went_on_is_counted),
 	};
 
 	return cmocka_run_group_tests(tests, load, unload);
