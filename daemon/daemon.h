@@ -142,6 +142,7 @@ struct holder {
 	unsigned endings;   /* leases that the reaper ends; it stays till then */
 	bool leaves;	    /* and leaves then */
 	unsigned unforced;  /* leases that can't be forced from outside */
+	bool weaker;	    /* it has leases that are refused for no more: that was said */
 	struct killing *_Atomic killing; /* since its first lease with KILL */
 	uint64_t end_by, look_ns; /* reaper: how long its pins are waited for, when it looks again */
 	struct pinl_device *device;
@@ -284,6 +285,8 @@ int notices_init(struct holder *h);
 int holder_send_notices(struct holder *h); /* 0; -errno: it is to go */
 void notices_send(struct server *s);	   /* main loop: to all; what can't be sent stays there */
 void notices_drop(struct holder *h, struct held_lease *hl);
+void notice_weaker(struct held_lease *hl,
+		   unsigned ops);	 /* PINL_OPBIT()s: it may have counted on these */
 void notices_complain(struct server *s); /* main loop: of changes that were let go */
 
 /* file.c: any thread */

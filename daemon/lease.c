@@ -16,7 +16,8 @@
 #include "os/clock.h"
 #include "source/sources.h"
 
-#define READER_MS 1000 /* the longest grace of who can only read the file */
+#define OPS_OF_FILES (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
+#define READER_MS    1000 /* the longest grace of who can only read the file */
 
 struct held_lease *lease_find(struct holder *h, uint64_t number)
 {
@@ -145,6 +146,28 @@ static int own_descriptor(struct holder *h, int fd)
 	return err ? err : own;
 }
 
+/* An earlier pinleased has taken it, and may have had a gate. */
+static void look_what_is_refused(struct holder *h, struct held_lease *hl)
+{
+	const struct pinl_policy *p = &hl->lease->policy;
+	unsigned ops = p->kind == PINL_REFUSE ? p->refuse & OPS_OF_FILES : 0;
+	uint64_t can = ops ? coverage(h->server, &hl->lease->on->mem) : 0;
+
+	for (int op = 0; op < PINL_OP_NR; op++)
+		if (can >> (4 * op) & PINL_CAN_REFUSE)
+			ops &= ~PINL_OPBIT(op);
+	if (!ops)
+		return;
+	notice_weaker(hl, ops);
+	if (!h->weaker)
+		fprintf(stderr,
+			"pinleased: changes that leases of %s (%d) refuse aren't refused, as nothing "
+			"here "
+			"can: see pinlease status\n",
+			h->name, h->pid);
+	h->weaker = true;
+}
+
 static int lease(struct holder *h, const struct pl_lease_msg *m, int fd,
 		 const struct stored_lease *adopted)
 {
@@ -172,6 +195,8 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd,
 	err = pl_foreign_lease(h->device, &f, &hl->lease);
 	if (!err && !adopted)
 		keep(h, hl, m, f.policy.grace_ms);
+	if (!err && h->returning)
+		look_what_is_refused(h, hl);
 	return err;
 }
 

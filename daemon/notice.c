@@ -118,6 +118,23 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell h
 	pl_wake(hl->holder->server->wake);
 }
 
+void notice_weaker(struct held_lease *hl, unsigned ops)
+{
+	struct notice *n;
+
+	pthread_mutex_lock(&hl->holder->server->ctx->lock);
+	n = notice_for(hl->holder, hl);
+	if (n->va.start >= n->va.end) { /* else there is something to be told that matters more */
+		n->what = PL_NOTICE_WEAKER;
+		n->va = hl->lease->m;
+		n->op = (enum pinl_op)__builtin_ctz(ops);
+		n->also = ops;
+		n->source = "arbiter";
+		pl_wake(hl->holder->server->wake);
+	}
+	pthread_mutex_unlock(&hl->holder->server->ctx->lock);
+}
+
 /* ctx->lock held, by the core. */
 static void orphan(struct pinl_lease *l, const struct pl_recall *lost, uint64_t since_ns)
 {

@@ -212,6 +212,8 @@ enum pl_notice_what {
 	PL_NOTICE_RECALL,  /* the actor waits for RELEASED */
 	PL_NOTICE_LOST,	   /* the bytes go, nobody waits: KEEP */
 	PL_NOTICE_REFUSED, /* the actor got EBUSY, as the lease's policy says */
+	PL_NOTICE_WEAKER,  /* no change: op and also are refused no more, as they were by an earlier one
+			    */
 };
 
 /* A change of the lease's bytes; comes again for the next one, with the same or another range. */

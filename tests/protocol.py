@@ -169,6 +169,22 @@ def refused():
         same(path.stat().st_size, ac.SIZE)
 
 
+def weaker():
+    """Who comes back with leases that another has taken hears what this one can't refuse; who has just leased knows."""
+    with ac.Arbiter(PINLEASED, '--gate', 'no') as arbiter, os.fdopen(os.memfd_create('weaker'), 'r+b') as file:
+        file.truncate(ac.SIZE)
+        for resume in (1, 0):
+            with arbiter.client(hello=False) as client:
+                client.hello(resume=resume)
+                operations = 1 << ac.TRUNCATE | 1 << ac.PUNCH
+                for number in (1, 2):
+                    same(client.lease(file.fileno(), number, start=number * ac.START, policy=(ac.REFUSE, ac.RECALL)[number - 1],
+                                      refuse=operations if number == 1 else 0).err, 0)
+                same(client.handle(9).err, -errno.ENOENT)  # what was to be told has been
+                same([(n.what, n.lease, n.start, n.end, n.op, n.also, n.source) for n in client.notices],
+                     [(ac.WEAKER, 1, ac.START, ac.START + ac.SIZE, ac.TRUNCATE, operations, 'arbiter')] if resume else [])
+
+
 def kept():
     with leased(policy=ac.KEEP, flags=ac.PINNED) as (client, path, actor):
         same(actor.do('truncate', path), 0)
@@ -469,6 +485,7 @@ TESTS = [
     ('UNLEASE ends a lease, and its number is free', unlease),
     ('UNLEASE is an answer, too', unlease_answers),
     ('who refuses is told of it', refused),
+    ('who refused and does so no more is told of it', weaker),
     ('who keeps is told of it', kept),
     ('a lease told twice is one', same_number),
     ('a number with another range is another lease', other_range),

@@ -415,18 +415,22 @@ static void a_dead_arbiter_leaves_it_closed(void **state)
 }
 
 /* A pinleased that can't listen anywhere, and one that has no gate: the first ends nothing, the other
- * all. */
+ * all, and its lease's holder is told. */
 static void a_start_that_fails_leaves_it_closed(void **state)
 {
 	static const char *const none[] = {"--gate", DIRECTORY, "--gate", "no", NULL};
 	struct gate_target t;
 	static struct arbiter a;
-	char command[512];
+	struct pinl_lease *l;
+	struct pinl_event ev;
+	char command[512], text[2048];
 	int status;
 
 	open_all(&a, for_long);
 	assert_true(gate_target_open(PLACE_MEMFD, &t));
-	lease(&t, FILE_OPS);
+	l = lease(&t, FILE_OPS);
+	pinl_lease_describe(l, text, sizeof text);
+	assert_non_null(strstr(text, "; refused: truncate, punch, zero, collapse, insert"));
 	arbiter_kill(&a);
 	snprintf(command, sizeof command, "NOTIFY_SOCKET= %s --socket /nowhere/socket --gate %s >&2",
 		 getenv("PINLEASED"), DIRECTORY);
@@ -434,6 +438,12 @@ static void a_start_that_fails_leaves_it_closed(void **state)
 	assert_true(WIFEXITED(status) && WEXITSTATUS(status));
 	assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), -EBUSY);
 	arbiter_restart(&a, none);
+	for (unsigned left = FILE_OPS; left; left &= ~PINL_OPBIT(ev.op)) /* before anybody changes it */
+		do
+			ev = event_of(ctx, PINL_EV_DEGRADED);
+		while (ev.err != -EBUSY || ev.change_id);
+	pinl_lease_describe(l, text, sizeof text);
+	assert_null(strstr(text, "; refused:"));
 	let_through(op_named("punch"), &t);
 	while (gate_entries(DIRECTORY)) /* the runner ends what takes too long */
 		usleep(10000);

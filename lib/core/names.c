@@ -94,11 +94,12 @@ static void event_where(const struct pinl_event *ev, struct pl_text *t)
 		pl_text_add(t, " seen by %s", ev->source);
 }
 
-static const char *degraded_words(int err)
+static const char *degraded_words(int err, bool by_change)
 {
 	switch (err) {
 	case -EBUSY:
-		return "could not be refused";
+		return by_change ? "could not be refused"
+				 : "refused no more: the pinleased that runs now can't";
 	case -EOPNOTSUPP:
 		return "not seen when done raw";
 	case -ETIMEDOUT:
@@ -158,7 +159,7 @@ int pinl_event_format(const struct pinl_event *event, char *buf, size_t len)
 		pl_text_add(&t, " at %#lx: key %#x, rkey %#x", (unsigned long)ev->addr, ev->key,
 			    ev->rkey);
 	if (ev->type == PINL_EV_DEGRADED)
-		pl_text_add(&t, ": %s", degraded_words(ev->err));
+		pl_text_add(&t, ": %s", degraded_words(ev->err, ev->change_id));
 	else if (ev->err && ev->type != PINL_EV_ORPHAN && ev->type != PINL_EV_FAULT)
 		pl_text_add(&t, " (%s)", strerror(-ev->err));
 	return t.used;

@@ -115,8 +115,37 @@ static void say_refused(struct pl_remote_notice *n)
 	pl_event_push(n->src->ctx, &ev);
 }
 
+/* Of what this lease could count on. */
+static void say_weaker(struct pl_remote_notice *n)
+{
+	unsigned ops = PINL_OPBIT(n->order.change.op) | n->order.change.also;
+	struct pl_remote_lease *r;
+	struct pinl_event ev;
+
+	pthread_mutex_lock(&n->src->ctx->lock);
+	pthread_mutex_lock(&n->src->lock);
+	r = pl_remote_find(n->src, n->lease);
+	for (int op = 0; r && op < PINL_OP_NR; op++) {
+		if (!(ops & PINL_OPBIT(op)) || !(r->lease->on->coverage[op] & PINL_CAN_REFUSE))
+			continue;
+		pl_more(r->lease)->ground.coverage[op] &= ~PINL_CAN_REFUSE;
+		pl_event_lease(r->lease, PINL_EV_DEGRADED, NULL, &ev);
+		ev.op = op;
+		ev.err = -EBUSY;
+		strcpy(ev.source, "arbiter");
+		pl_event_push(n->src->ctx, &ev);
+	}
+	pthread_mutex_unlock(&n->src->lock);
+	pthread_mutex_unlock(&n->src->ctx->lock);
+}
+
 static void tell_core(struct pl_remote_notice *n)
 {
+	if (n->what == PL_NOTICE_WEAKER) {
+		say_weaker(n);
+		done_with(n);
+		return;
+	}
 	if (n->what == PL_NOTICE_REFUSED) {
 		say_refused(n);
 		done_with(n);
