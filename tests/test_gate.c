@@ -50,6 +50,14 @@ static void open_all(struct arbiter *a, const char *const *options)
 	assert_ok(pinl_device_open(ctx, "soft", NULL, &dev));
 }
 
+static bool is_said(const char *subcommand, const char *words)
+{
+	char command[512];
+
+	snprintf(command, sizeof command, "%s %s 2>&1 | grep -q '%s'", pinlease, subcommand, words);
+	return !system(command);
+}
+
 static bool status_has(const char *words)
 {
 	char command[512];
@@ -461,7 +469,13 @@ static void and_not_for_ever(void **state)
 	lease(&t, FILE_OPS);
 	assert_int_equal(by_another(op_named("punch"), &t, AT, NULL), -EBUSY);
 	arbiter_kill(&a);
+	assert_true(is_said("status", "ask pinleased"));
+	if (by_another(op_named("punch"), &t, AT, NULL) == -EBUSY) /* else the machine is that slow */
+		assert_true(is_said("status", "has left its gate: ") &&
+			    is_said("sources", "gate: left: "));
 	let_through(op_named("punch"), &t);
+	assert_true(is_said("status", "refuses nothing any more"));
+	assert_true(is_said("sources", "refuses nothing any more"));
 	arbiter_restart(&a, for_short); /* and sweeps what the dead has left */
 	gate_target_close(&t);
 	close_all(&a);

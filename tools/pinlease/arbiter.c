@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "common.h"
+#include "left.h"
 
 static int receive(int sock, union pl_message *m, int patience_ms)
 {
@@ -91,6 +92,16 @@ static const char *help_for(int err)
 	return "";
 }
 
+static void say_what_is_left(void)
+{
+	char text[2048], *rest = text, *line;
+
+	left_gates(text, sizeof text);
+	while ((line = strsep(&rest, "\n")))
+		if (*line)
+			fprintf(stderr, "pinlease: %s\n", line);
+}
+
 static int say(struct arbiter *a, int err)
 {
 	if (!err)
@@ -99,6 +110,8 @@ static int say(struct arbiter *a, int err)
 		 help_for(err));
 	if (!a->quiet)
 		fprintf(stderr, "pinlease: %s\n", a->why);
+	if (!a->quiet && (err == -ENOENT || err == -ECONNREFUSED))
+		say_what_is_left();
 	return err;
 }
 

@@ -8,6 +8,7 @@
 
 #include "arbiter.h"
 #include "common.h"
+#include "left.h"
 
 #define MISSING	     "files: missing: "
 #define BY_PINLEASED "files: by pinleased"
@@ -83,6 +84,16 @@ static void put_line(const char *line, const struct said *s, char *buf, size_t l
 		tool_append(buf, len, "%s\n", line);
 }
 
+static void put_left(char *buf, size_t len)
+{
+	char text[2048], *rest = text, *line;
+
+	left_gates(text, sizeof text);
+	while ((line = strsep(&rest, "\n")))
+		if (*line)
+			tool_append(buf, len, "gate: left: %s\n", line);
+}
+
 int given_sources(struct pinl_ctx *ctx, char *buf, size_t len)
 {
 	struct arbiter a = {.quiet = true};
@@ -101,5 +112,7 @@ int given_sources(struct pinl_ctx *ctx, char *buf, size_t len)
 		if (*line)
 			put_line(line, &s, buf, len);
 	put_gate(&s, buf, len);
+	if (!strstr(own, "arbiter: running\n"))
+		put_left(buf, len);
 	return 0;
 }

@@ -39,7 +39,7 @@ static const struct {
 /* `line` is "name: running", "name: by pinleased", "name: missing: reason", or says it all. */
 static const char *meaning_of(const char *line)
 {
-	if (strstr(line, ", weaker: "))
+	if (strstr(line, ", weaker: ") || strstr(line, ": left: "))
 		return NULL;
 	for (size_t i = 0; i < sizeof(meanings) / sizeof(*meanings); i++) {
 		size_t len = strlen(meanings[i].name);
