@@ -51,6 +51,7 @@ enum { OP_TRUNCATE, OP_PUNCH, OP_ZERO, OP_COLLAPSE, OP_INSERT, OP_REMOVE = 10 };
 
 const volatile __u64 page_size = 4096;
 const volatile __u32 has_task_work = 0; /* the kernel has it for BPF */
+const volatile __u32 memory_lacks = 0;	/* what fallocate() doesn't do to files in memory */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -405,10 +406,8 @@ static __always_inline int shift(struct file *file, __u32 op, __u32 also, __u64 
 #endif
 
 #ifdef __TARGET_ARCH_x86
-#define NR_MADVISE   28 /* a 32-bit program's punches no hole by that number */
-#define PF_IO_WORKER 0x10
-
-/* Else it is a hole by fallocate(2), or by whatever isn't known. */
+/* Else it is a hole by fallocate(2), or by whatever isn't known. A 32-bit program's call of that number
+ * punches none. */
 static __always_inline int is_by_mapping(void)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
@@ -430,10 +429,21 @@ static __always_inline int punch(struct file *file, __u64 offset, __u64 len)
 			       : hole(file, OP_PUNCH, 1u << OP_REMOVE, offset, len);
 }
 
+/* The caller is to hear that, as he may have another way. */
+static __always_inline int is_lacking(struct file *file, __u32 mode)
+{
+	__u64 magic = BPF_CORE_READ(file, f_inode, i_sb, s_magic);
+
+	return mode & memory_lacks && (magic == TMPFS_MAGIC || magic == HUGETLBFS_MAGIC);
+}
+
 static __always_inline int fallocate_begins(const __u64 *args)
 {
 	struct file *file = (void *)args[0];
 	__u64 offset = args[2], len = args[3];
+
+	if (is_lacking(file, (__u32)args[1]))
+		return 0;
 
 	switch ((__u32)args[1] & ~KEEP_SIZE) {
 	case 0:

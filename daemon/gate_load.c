@@ -191,6 +191,7 @@ static int load_with(struct gate_programs *g, bool task_work)
 		return pinl_set_error(-ENOMEM, "out of memory for the gate");
 	g->bpf->rodata->page_size = sysconf(_SC_PAGESIZE);
 	g->bpf->rodata->has_task_work = task_work;
+	g->bpf->rodata->memory_lacks = gate_memory_lacks();
 	err = choose(g);
 	if (err)
 		return err;

@@ -72,6 +72,9 @@ void gate_read(struct gate_programs *g, void (*told)(const struct gate_refusal *
 /* gate_try.c: it refuses. -errno and a sentence. */
 int gate_try(struct gate_programs *g);
 
+/* Modes of fallocate(2) that neither tmpfs nor hugetlbfs has, here. */
+unsigned gate_memory_lacks(void);
+
 /* gate_passed.c: calls that the programs haven't seen. */
 struct bpf_object;
 uint64_t gate_passed_by(const struct bpf_object *programs);

@@ -66,6 +66,29 @@ int gate_try(struct gate_programs *g)
 			      *pinl_error() ? pinl_error() : "the kernel doesn't run them");
 }
 
+/* An empty file: where there is such a mode it does nothing, or has another error. */
+static bool lacks(int memfd_flags, int mode)
+{
+	int fd = memfd_create("pinlease gate", MFD_CLOEXEC | memfd_flags);
+	bool is = fd < 0 || (fallocate(fd, mode, 0, sysconf(_SC_PAGESIZE)) && errno == EOPNOTSUPP);
+
+	if (fd >= 0)
+		close(fd);
+	return is;
+}
+
+unsigned gate_memory_lacks(void)
+{
+	static const int modes[] = {FALLOC_FL_ZERO_RANGE, FALLOC_FL_COLLAPSE_RANGE,
+				    FALLOC_FL_INSERT_RANGE};
+	unsigned all = 0;
+
+	for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
+		if (lacks(0, modes[i]) && lacks(MFD_HUGETLB, modes[i]))
+			all |= modes[i];
+	return all;
+}
+
 /* --------------------------------------------------------------------------------------- waiting -- */
 
 struct trial {
