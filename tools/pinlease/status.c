@@ -75,23 +75,40 @@ static int collect(const union pl_message *m, void *arg)
 /* What no source of the arbiter's can hold, wherever it runs; tests/traps_*.c show each. */
 static const struct {
 	const char *what, *why;
+	bool refused; /* by the gate, where a lease says so */
 } gaps[] = {
-	{"files on tmpfs, memfd, hugetlbfs", "the kernel reports no change of them before it is made"},
+	{"files on tmpfs, memfd, hugetlbfs", "the kernel reports no change of them before it is made",
+	 true},
 	{"files on NFS, FUSE, overlayfs", "fanotify holds changes on ext4, XFS and btrfs only"},
 	{"a hole by a descriptor from before the file system's first lease",
-	 "the kernel decides when a file is opened whether its changes are reported"},
+	 "the kernel decides when a file is opened whether its changes are reported", true},
 	{"munmap, mremap, madvise", "not of files: each holder's library watches its own mappings"},
 };
 
 #define NR_GAPS (sizeof gaps / sizeof *gaps)
 
+/* NULL: there is none. */
+static const char *gate_line(const struct found *f)
+{
+	for (unsigned i = 0; i < f->n_sources; i++)
+		if (!strncmp(f->sources[i], "gate: running", 13))
+			return f->sources[i];
+	return NULL;
+}
+
 /* The first gap is closed by the gate. */
 static size_t first_gap(const struct found *f)
 {
-	for (unsigned i = 0; i < f->n_sources; i++)
-		if (!strncmp(f->sources[i], "gate: running", 13) && strstr(f->sources[i], "others wait"))
-			return 1;
-	return 0;
+	const char *gate = gate_line(f);
+
+	return gate && strstr(gate, "others wait");
+}
+
+static const char *but_refused(const struct found *f, size_t gap)
+{
+	return gaps[gap].refused && gate_line(f)
+		       ? "; refused, where a lease says so (REFUSE), by the gate"
+		       : "";
 }
 
 static bool can_hold(const struct found *f)
@@ -136,11 +153,9 @@ static const char *after_crash_words(const struct pl_status_msg *s)
 static const char *closed_at_gate(const struct found *f)
 {
 	static const char closed[] = "after a crash closed for ";
-	const char *at = NULL;
+	const char *at = gate_line(f);
 
-	for (unsigned i = 0; i < f->n_sources && !at; i++)
-		if (!strncmp(f->sources[i], "gate: running", 13))
-			at = strstr(f->sources[i], closed);
+	at = at ? strstr(at, closed) : NULL;
 	return at ? at + strlen(closed) : NULL;
 }
 
@@ -223,9 +238,10 @@ static void print_text(const struct found *f, bool exact)
 	for (unsigned i = 0; i < f->n_sources; i++)
 		put("source", "%s", f->sources[i]);
 	if (!can_hold(f))
-		put("not held", "any change of any file: source files is missing, see above");
+		put("not held", "any change of %s file: source files is missing, see above%s",
+		    first_gap(f) ? "a disk's" : "any", but_refused(f, 0));
 	for (size_t i = first_gap(f); i < NR_GAPS && can_hold(f); i++)
-		put("not held", "%s: %s", gaps[i].what, gaps[i].why);
+		put("not held", "%s: %s%s", gaps[i].what, gaps[i].why, but_refused(f, i));
 }
 
 /* ------------------------------------------------------------------------------------------ JSON -- */
