@@ -309,7 +309,7 @@ enum pl_after_crash {
 	PL_AFTER_CRASH_LOST,   /* was to wait, but nobody keeps the descriptors: goes on */
 };
 
-#define PL_SOURCE_TEXT 480
+#define PL_SOURCE_TEXT 600
 
 /* One line of pinl_sources(). */
 struct pl_source_msg {

@@ -63,7 +63,7 @@ BODY.update({
     ENTRY: struct.Struct('=QQQQQQQQiiIIIIIIII16s32s152sQQQQiiII12sI'),
     EVENT: struct.Struct('=IIIiQQQQQQQQQQQQiIiiI12s16s32s152s'),
     STATUS: struct.Struct('=16siIQQQQIIIIQQQQQQQQQQQIIIIQ'),
-    SOURCE: struct.Struct('=480s'),
+    SOURCE: struct.Struct('=600s'),
     USER: struct.Struct('=IIQQQQ'),
 })
 WRITE, PINNED = 1, 2
