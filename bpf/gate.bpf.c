@@ -12,8 +12,9 @@
  *
  * Answers are given by LSM programs, or where the kernel runs none by programs that go before the
  * security_*() functions (fmod_ret); pinleased loads one kind. Which pages an operation takes is said as
- * in lib/source/files_op.c. A guarded file is found by number and generation and not by inode storage,
- * which there is only with the BPF LSM.
+ * in lib/source/files_op.c. What takes a name from a file (GATE_NAME) is refused where that begins, and
+ * those programs are there only while a lease wants it. A guarded file is found by number and generation
+ * and not by inode storage, which there is only with the BPF LSM.
  */
 /* clang-format off: the types come first */
 #include "kernel.h"
@@ -459,7 +460,7 @@ static __always_inline int fallocate_begins(const __u64 *args)
 	case INSERT:
 		return shift(file, OP_INSERT, 0, offset);
 	}
-	return shift(file, OP_PUNCH, ~0u, offset); /* not known yet: it may be anything */
+	return shift(file, OP_PUNCH, ~GATE_NAME, offset); /* not known yet: it may be anything */
 }
 BEGIN(vfs_fallocate, begin_fallocate, fallocate_begins)
 
@@ -525,7 +526,63 @@ SEC("?fexit/vfs_copy_file_range") int end_copy(__u64 *ctx)
 	return forget(ctx[6]);
 }
 
-/* ---------------------------------------------------------------------------------------- naming -- */
+/* ----------------------------------------------------------------------------------------- names -- */
+
+#define RENAME_EXCHANGE 2
+
+static __always_inline int take_name(struct dentry *dentry)
+{
+	struct inode *inode = BPF_CORE_READ(dentry, d_inode);
+	struct gate_refusal r = {.op = GATE_OP_NAME, .end = GATE_END};
+
+	if (!inode) /* the name is free */
+		return 0;
+	name_call(inode, &r);
+	return judge(&r) == GATE_REFUSED ? refuse(&r, GATE_REFUSED) : 0;
+}
+
+#define UNLINK(section, name)                                                                           \
+	SEC(section) int name(__u64 *ctx)                                                               \
+	{                                                                                               \
+		int before = (int)ctx[2];                                                               \
+                                                                                                        \
+		return before ? before : take_name((void *)ctx[1]);                                     \
+	}
+UNLINK("?lsm/inode_unlink", lsm_unlink)
+UNLINK("?fmod_ret/security_inode_unlink", mod_unlink_a)
+UNLINK("?fmod_ret/security_inode_unlink", mod_unlink_b)
+UNLINK("?fmod_ret/security_inode_unlink", mod_unlink_c)
+
+/* Of an exchange it is asked twice, once from each side. */
+SEC("?lsm/inode_rename") int lsm_rename(__u64 *ctx)
+{
+	int before = (int)ctx[4];
+
+	return before ? before : take_name((void *)ctx[3]);
+}
+
+static __always_inline int rename_begins(const __u64 *ctx)
+{
+	int err = (int)ctx[5];
+
+	if (!err)
+		err = take_name((void *)ctx[3]);
+	if (!err && (__u32)ctx[4] & RENAME_EXCHANGE)
+		err = take_name((void *)ctx[1]);
+	return err;
+}
+
+#define RENAME(name)                                                                                    \
+	SEC("?fmod_ret/security_inode_rename") int name(__u64 *ctx)                                     \
+	{                                                                                               \
+		return rename_begins(ctx);                                                              \
+	}
+RENAME(mod_rename_a)
+RENAME(mod_rename_b)
+RENAME(mod_rename_c)
+
+/* ----------------------------------------------------------------------------------- naming a file --
+ */
 
 /* Of the caller's. */
 static __always_inline struct file *file_of(__s32 fd)

@@ -31,6 +31,10 @@ struct gate_key {
 	__u32 place, unused;
 };
 
+/* Beside enum pinl_op: its names may not be taken, whatever the bytes are. */
+#define GATE_OP_NAME 31
+#define GATE_NAME    (1u << GATE_OP_NAME)
+
 /* Bytes that may not be taken by these operations, bits of enum pinl_op: `ops` are refused; who makes
  * one of `waits` waits, but the holder himself. */
 struct gate_range {

@@ -13,8 +13,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "core/change.h"
+#include "core/sentence.h"
 #include "daemon.h"
 #include "daemon/gate_load.h"
 #include "daemon/gate_part.h"
@@ -46,6 +48,7 @@ struct gate {
 	bool started;
 	bool said_unheld;
 	uint64_t unwaited; /* leases for which others don't wait, as there was no place */
+	uint64_t names;	   /* how often one was kept, ever */
 	struct losses said;
 	uint64_t said_ns;
 	_Atomic uint64_t unguarded_said_ns;
@@ -106,32 +109,81 @@ static unsigned gate_supervised(void *src, const struct pinl_memory *mem, enum p
 		       : 0;
 }
 
-/* What finds no place is told afterwards, as without a gate. */
-static int have_others_wait(struct gate *g, const struct pinl_lease *l, const struct pinl_memory *mem)
+static int gate_can_keep_name(void *src, const struct pinl_memory *mem)
 {
-	struct gate_range r = {.waits = OPS_GUARDED, .holder = pl_lease_owner(l)};
+	const struct gate *g = src;
 
-	if (gate_supervised(g, mem, PINL_OP_TRUNCATE) && gate_parts_add(&g->parts, l, mem, &r))
+	return gate_coverage(src, mem, PINL_OP_TRUNCATE) && !gate_unnamed(g->programs);
+}
+
+/* Now that nobody can take it any more; what was there before this process may have lost it meanwhile.
+ */
+static int check_name(const struct pinl_lease *l, const struct pinl_memory *mem)
+{
+	struct stat st;
+
+	if (l->more->resumed || fstat(mem->fd, &st) || st.st_nlink)
+		return 0;
+	return pinl_set_error(-ENOENT, "the file has no name that could be kept: a memfd has none, and "
+				       "another one's has been unlinked; leave out PINL_KEEP_NAME");
+}
+
+/* What the lease wants of the gate. */
+static struct gate_range range_for(struct gate *g, const struct pinl_lease *l,
+				   const struct pinl_memory *mem)
+{
+	struct gate_range r = {.holder = pl_lease_owner(l)};
+
+	if (l->policy.kind == PINL_RECALL && gate_supervised(g, mem, PINL_OP_TRUNCATE))
+		r.waits = OPS_GUARDED;
+	if (l->policy.kind == PINL_REFUSE && gate_coverage(g, mem, PINL_OP_TRUNCATE))
+		r.ops = l->policy.refuse & OPS_GUARDED;
+	if (l->flags & PINL_KEEP_NAME)
+		r.ops |= GATE_NAME;
+	return r;
+}
+
+static int keep_name(struct gate *g, const struct pinl_lease *l, const struct pinl_memory *mem,
+		     const struct gate_range *r)
+{
+	struct pl_sentence why;
+	int err = gate_parts_add(&g->parts, l, mem, r);
+
+	if (err)
+		return err;
+	err = check_name(l, mem);
+	if (err) {
+		pl_sentence_keep(&why);
+		gate_parts_end(&g->parts, l->id);
+		pl_sentence_again(&why);
+	}
+	return err;
+}
+
+/* What finds no place is told afterwards, as without a gate, or refused by another. */
+static int guard(struct gate *g, const struct pinl_lease *l, const struct pinl_memory *mem,
+		 const struct gate_range *r)
+{
+	int err = gate_parts_add(&g->parts, l, mem, r);
+
+	if (!err || (l->policy.kind != PINL_RECALL && !another_refuses(g, mem, r->ops)))
+		return err;
+	if (l->policy.kind == PINL_RECALL)
 		g->unwaited++;
+	else
+		say_unguarded(g);
 	return 0;
 }
 
 static int gate_watch(void *src, const struct pinl_memory *mem)
 {
 	const struct pinl_lease *l = pl_lease_of_memory(mem);
-	unsigned ops = l->policy.refuse & OPS_GUARDED;
 	struct gate *g = src;
-	int err;
+	struct gate_range r = range_for(g, l, mem);
 
-	if (l->policy.kind == PINL_RECALL)
-		return have_others_wait(g, l, mem);
-	if (l->policy.kind != PINL_REFUSE || !ops || !gate_coverage(src, mem, PINL_OP_TRUNCATE))
-		return 0;
-	err = gate_parts_add(&g->parts, l, mem, &(struct gate_range){.ops = ops});
-	if (!err || !another_refuses(g, mem, ops))
-		return err;
-	say_unguarded(g);
-	return 0;
+	if (r.ops & GATE_NAME)
+		return keep_name(g, l, mem, &r);
+	return r.ops | r.waits ? guard(g, l, mem, &r) : 0;
 }
 
 static void gate_unwatch(void *src, const struct pinl_memory *mem)
@@ -216,7 +268,9 @@ static void on_refusal(const struct gate_refusal *r, void *arg)
 
 	bool known = gate_parts_know(&g->parts, &r->file, &ch); /* else its leases have ended since */
 
-	if (r->what == GATE_WENT_ON && known)
+	if (r->op == GATE_OP_NAME)
+		g->names++;
+	else if (r->what == GATE_WENT_ON && known)
 		tell_made(g, &ch);
 	else if (r->what == GATE_WENT_ON)
 		return;
@@ -419,6 +473,13 @@ void gate_was_asked(struct server *s, const struct pinl_change *ch)
 		gate_stop_asked(gate_stops(g->programs), &call); /* else he is asked for again */
 }
 
+bool gate_keeps_name(struct server *s, const struct pinl_memory *mem)
+{
+	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+
+	return g && gate_can_keep_name(g, mem);
+}
+
 bool gate_under_way(struct server *s, const struct pl_lease_msg *m, const struct stat *st)
 {
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
@@ -497,6 +558,11 @@ void gate_describe(struct server *s, char *text, size_t len)
 	if (gate_was_open(g->programs))
 		add(text, len, "; was open for %lu ms, not renewed",
 		    (unsigned long)(gate_was_open(g->programs) / 1000000));
+	if (g->names)
+		add(text, len, "; names kept from unlink and rename %lu time%s", g->names,
+		    s_of(g->names));
+	if (gate_unnamed(g->programs))
+		add(text, len, "; keeps no names: %s", gate_unnamed(g->programs));
 	if (unpinned)
 		add(text, len, "; open after a crash (not pinned: %s)", unpinned);
 	else
@@ -512,4 +578,5 @@ const struct pinl_source_ops gate_ops = {
 	.supervised = gate_supervised,
 	.watch = gate_watch,
 	.unwatch = gate_unwatch,
+	.keeps_name = gate_can_keep_name,
 };

@@ -38,6 +38,7 @@ void gate_hold(struct held_lease *hl);
 void gate_let_go(struct held_lease *hl);
 /* Leases have been asked for it by another source, which doesn't stop it any more. */
 void gate_was_asked(struct server *s, const struct pinl_change *ch);
+bool gate_keeps_name(struct server *s, const struct pinl_memory *mem);
 /* As change_under_way(). */
 bool gate_under_way(struct server *s, const struct pl_lease_msg *m, const struct stat *st);
 uint64_t gate_unread(const struct server *s); /* what it has refused and nobody could be told of */

@@ -20,34 +20,42 @@
 #include "os/clock.h"
 #include "pinlease/device.h"
 
-enum { LINKS = 12, ANSWERS = 3, AT_ONCE = 64, ATTACH_TRIES = 1000 };
+enum { LINKS = 12, SOME = 6, AT_ONCE = 64, ATTACH_TRIES = 1000 };
 
 /* In which it is renewed more than once: pinleased that is slower doesn't continue anybody in time. */
 #define STOPS_NS 15000000000ull
 
 /* The kernel's functions that answer have users' mappings in front of their arguments, or not. */
 struct kind {
-	const char *name, *function, *permission, *resize_2, *resize_3, *answer;
+	const char *name, *function, *permission, *resize_2, *resize_3, *answer, *unlink, *rename;
 	unsigned without; /* arguments of `function` where there is no such mapping */
 };
 
 static const struct kind kinds[] = {
 	{"lsm", "bpf_lsm_inode_setattr", "bpf_lsm_file_permission", "lsm_resize_2", "lsm_resize_3",
-	 "lsm_answer", 2},
+	 "lsm_answer", "lsm_unlink", "lsm_rename", 2},
 	{"fmod_ret", "security_inode_setattr", "security_file_permission", "mod_resize_2",
-	 "mod_resize_3", "mod_answer", 2},
+	 "mod_resize_3", "mod_answer", "mod_unlink", "mod_rename", 2},
+};
+
+/* Programs that are attached while ranges have need of them. */
+struct some {
+	const char *in_the_way; /* of what */
+	struct bpf_program *program[SOME];
+	struct bpf_link *link[SOME]; /* NULL: not attached */
+	unsigned n;
+	bool idle; /* at the last look there were none */
+	bool said; /* that it can't be detached */
 };
 
 struct gate_programs {
 	const struct kind *kind;
 	struct gate_bpf *bpf;
-	struct bpf_program *answers[ANSWERS];
-	unsigned n_answers;
 	struct bpf_link *links[LINKS];
 	unsigned n_links;
-	struct bpf_link *answer[ANSWERS]; /* NULL: not attached */
-	bool idle;			  /* at the last look nothing was guarded */
-	bool said;			  /* that it can't be detached */
+	struct some answers, names;
+	uint64_t named,
+		only_named; /* ranges that need `names`, and those of them that need nothing else */
 	struct gate_state *state;
 	struct ring_buffer *ring;
 	unsigned read; /* this time */
@@ -59,6 +67,7 @@ struct gate_programs {
 	char unpinned[256];	   /* why */
 	struct gate_stops stops;
 	char unpaged[256]; /* why he is stopped for that */
+	char unnamed[256]; /* why no names are kept; "": they can be */
 };
 
 /* ------------------------------------------------------------------------------------- loading -- */
@@ -73,27 +82,46 @@ static bool starts(const char *text, const char *with)
 	return !strncmp(text, with, strlen(with));
 }
 
-static bool is_of(const char *program, const struct kind *k, unsigned n)
+/* Those that are attached when they are needed; NULL: it is none of them. */
+static struct some *some_of(struct gate_programs *g, const char *program)
 {
-	if (!strncmp(program, "lsm_", 4) || !strncmp(program, "mod_", 4))
-		return starts(program, k->answer) ||
-		       starts(program, n == k->without ? k->resize_2 : k->resize_3);
-	return true;
+	if (starts(program, g->kind->answer))
+		return &g->answers;
+	if (starts(program, g->kind->unlink) || starts(program, g->kind->rename))
+		return &g->names;
+	return NULL;
+}
+
+static bool is_of(struct gate_programs *g, const char *program, unsigned n)
+{
+	const struct kind *k = g->kind;
+
+	if (!starts(program, "lsm_") && !starts(program, "mod_"))
+		return true;
+	if (some_of(g, program) == &g->names)
+		return !*g->unnamed;
+	return some_of(g, program) || starts(program, n == k->without ? k->resize_2 : k->resize_3);
 }
 
 static int choose(struct gate_programs *g)
 {
 	struct bpf_program *p;
+	struct some *s;
 	unsigned n;
 	int err = gate_look_at_types(g->kind->function, g->kind->permission, &n);
 
 	if (err)
 		return err;
+	if (gate_look_at_name_types(g->kind == kinds))
+		snprintf(g->unnamed, sizeof g->unnamed, "%s", pinl_error());
+	g->answers = (struct some){.in_the_way = "reads and writes"};
+	g->names = (struct some){.in_the_way = "unlink and rename"};
 	bpf_object__for_each_program(p, g->bpf->obj)
 	{
-		bpf_program__set_autoload(p, is_of(bpf_program__name(p), g->kind, n));
-		if (starts(bpf_program__name(p), g->kind->answer) && g->n_answers < ANSWERS)
-			g->answers[g->n_answers++] = p;
+		bpf_program__set_autoload(p, is_of(g, bpf_program__name(p), n));
+		s = bpf_program__autoload(p) ? some_of(g, bpf_program__name(p)) : NULL;
+		if (s && s->n < SOME)
+			s->program[s->n++] = p;
 	}
 	return 0;
 }
@@ -144,10 +172,10 @@ static int attach(struct bpf_program *p, struct bpf_link **link)
 }
 
 /* Attached from the beginning to the end. */
-static bool stays(const struct gate_programs *g, const struct bpf_program *p)
+static bool stays(struct gate_programs *g, const struct bpf_program *p)
 {
 	return p != g->bpf->progs.identify && bpf_program__autoload(p) &&
-	       !starts(bpf_program__name(p), g->kind->answer);
+	       !some_of(g, bpf_program__name(p));
 }
 
 static int attach_all(struct gate_programs *g)
@@ -185,7 +213,6 @@ static int load_with(struct gate_programs *g, bool task_work)
 {
 	int err;
 
-	g->n_answers = 0;
 	g->bpf = gate_bpf__open();
 	if (!g->bpf)
 		return pinl_set_error(-ENOMEM, "out of memory for the gate");
@@ -253,6 +280,17 @@ int gate_identify(struct gate_programs *g, int fd, struct gate_file *file)
 	return 0;
 }
 
+/* Those that are attached. */
+static int pin_some(struct gate_programs *g, const struct some *s)
+{
+	int err = 0;
+
+	for (unsigned i = 0; !err && i < s->n; i++)
+		if (s->link[i])
+			err = gate_pin_link(g->own, bpf_program__name(s->program[i]), s->link[i]);
+	return err;
+}
+
 static int pin_all(struct gate_programs *g)
 {
 	int err = gate_pin_map(g->own, "state", g->bpf->maps.state);
@@ -267,10 +305,9 @@ static int pin_all(struct gate_programs *g)
 			continue;
 		err = gate_pin_link(g->own, bpf_program__name(p), g->links[n++]);
 	}
-	for (unsigned i = 0; !err && i < g->n_answers; i++)
-		if (g->answer[i])
-			err = gate_pin_link(g->own, bpf_program__name(g->answers[i]), g->answer[i]);
-	return err;
+	if (!err)
+		err = pin_some(g, &g->answers);
+	return err ? err : pin_some(g, &g->names);
 }
 
 static void pin(struct gate_programs *g)
@@ -305,44 +342,76 @@ static void pin_anew(struct gate_programs *g)
 			g->unpinned);
 }
 
-static int answers_by(struct gate_programs *g, unsigned i)
+static int attach_one(struct gate_programs *g, struct some *s, unsigned i)
 {
-	int err = attach(g->answers[i], &g->answer[i]);
+	int err = attach(s->program[i], &s->link[i]);
 
-	if (!err && *g->own && gate_pin_link(g->own, bpf_program__name(g->answers[i]), g->answer[i]))
+	if (!err && *g->own && gate_pin_link(g->own, bpf_program__name(s->program[i]), s->link[i]))
 		pin_anew(g);
 	return err;
 }
 
 /* Before the first range, so that it holds for it. */
-static int answers(struct gate_programs *g)
+static int attach_some(struct gate_programs *g, struct some *s)
 {
 	int err = 0;
 
-	for (unsigned i = 0; !err && i < g->n_answers; i++)
-		if (!g->answer[i])
-			err = answers_by(g, i);
+	for (unsigned i = 0; !err && i < s->n; i++)
+		if (!s->link[i])
+			err = attach_one(g, s, i);
+	s->idle = false;
 	return err;
 }
 
 /* Pinned still, it would stay attached, and in the way of the next one: so it is kept till that works.
  */
-static void detach_answers(struct gate_programs *g)
+static void detach_some(struct gate_programs *g, struct some *s)
 {
-	for (unsigned i = 0; i < g->n_answers; i++) {
-		if (!g->answer[i])
+	for (unsigned i = 0; i < s->n; i++) {
+		if (!s->link[i])
 			continue;
-		if (*g->own && gate_pin_remove(g->own, bpf_program__name(g->answers[i]))) {
-			if (!g->said)
-				fprintf(stderr,
-					"pinleased: the gate stays in the way of reads and writes: %s\n",
-					pinl_error());
-			g->said = true;
+		if (*g->own && gate_pin_remove(g->own, bpf_program__name(s->program[i]))) {
+			if (!s->said)
+				fprintf(stderr, "pinleased: the gate stays in the way of %s: %s\n",
+					s->in_the_way, pinl_error());
+			s->said = true;
 			continue;
 		}
-		bpf_link__destroy(g->answer[i]);
-		g->answer[i] = NULL;
+		bpf_link__destroy(s->link[i]);
+		s->link[i] = NULL;
 	}
+}
+
+/* When they have been idle since the last look. */
+static void look_at_some(struct gate_programs *g, struct some *s, uint64_t ranges)
+{
+	if (!ranges && s->idle)
+		detach_some(g, s);
+	s->idle = !ranges;
+}
+
+static bool guards_bytes(const struct gate_range *r)
+{
+	return r->waits || (r->ops & ~GATE_NAME);
+}
+
+/* The programs are there that the range needs. */
+static int attach_for(struct gate_programs *g, const struct gate_range *r)
+{
+	int err = guards_bytes(r) ? attach_some(g, &g->answers) : 0;
+
+	if (!err && (r->ops & GATE_NAME))
+		err = attach_some(g, &g->names);
+	return err;
+}
+
+static void count_name(struct gate_programs *g, const struct gate_range *r, int more)
+{
+	if (!(r->ops & GATE_NAME))
+		return;
+	g->named += more;
+	if (!guards_bytes(r))
+		g->only_named += more;
 }
 
 static int put(struct gate_programs *g, const struct gate_key *at, const struct gate_range *range)
@@ -380,16 +449,17 @@ int gate_guard(struct gate_programs *g, const struct gate_file *file, unsigned p
 	       const struct gate_range *range)
 {
 	struct gate_key at = {*file, place, 0};
-	int err = answers(g);
+	int err = attach_for(g, range);
 
 	if (err)
 		return err;
-	g->idle = false;
 	extend(g); /* many leases may come before the first tick */
 	__atomic_add_fetch(&g->state->ranges, 1, __ATOMIC_SEQ_CST); /* before it is one */
 	err = put(g, &at, range);
 	if (err)
 		__atomic_sub_fetch(&g->state->ranges, 1, __ATOMIC_SEQ_CST);
+	else
+		count_name(g, range, 1);
 	return err;
 }
 
@@ -407,27 +477,36 @@ int gate_unguard(struct gate_programs *g, const struct gate_file *file, unsigned
 	return 0;
 }
 
+void gate_range_gone(struct gate_programs *g, const struct gate_range *range)
+{
+	count_name(g, range, -1);
+}
+
 void gate_renew(struct gate_programs *g)
 {
-	bool idle = !__atomic_load_n(&g->state->ranges, __ATOMIC_ACQUIRE);
-
 	extend(g);
 	if (*g->own && !gate_pin_is_there(g->own))
 		pin_anew(g);
-	if (idle && g->idle)
-		detach_answers(g);
-	g->idle = idle;
+	look_at_some(g, &g->answers,
+		     __atomic_load_n(&g->state->ranges, __ATOMIC_ACQUIRE) - g->only_named);
+	look_at_some(g, &g->names, g->named);
 }
 
 /* ------------------------------------------------------------------------------------- the whole -- */
+
+static void destroy_some(struct some *s)
+{
+	for (unsigned i = 0; i < s->n; i++)
+		bpf_link__destroy(s->link[i]);
+}
 
 static void free_programs(struct gate_programs *g)
 {
 	ring_buffer__free(g->ring);
 	if (g->state)
 		munmap(g->state, sysconf(_SC_PAGESIZE));
-	for (unsigned i = 0; i < g->n_answers; i++)
-		bpf_link__destroy(g->answer[i]);
+	destroy_some(&g->answers);
+	destroy_some(&g->names);
 	while (g->n_links)
 		bpf_link__destroy(g->links[--g->n_links]);
 	gate_bpf__destroy(g->bpf);
@@ -558,6 +637,11 @@ const char *gate_unpinned(const struct gate_programs *g)
 const char *gate_own(const struct gate_programs *g)
 {
 	return *g->own ? g->own : NULL;
+}
+
+const char *gate_unnamed(const struct gate_programs *g)
+{
+	return *g->unnamed ? g->unnamed : NULL;
 }
 
 const char *gate_unwaited(const struct gate_programs *g)

@@ -32,6 +32,7 @@ void gate_leave(struct gate_programs *g, unsigned ms);
 const char *gate_means(const struct gate_programs *g);	  /* "lsm", "fmod_ret" */
 const char *gate_unpinned(const struct gate_programs *g); /* why nothing is pinned; NULL: it is */
 const char *gate_own(const struct gate_programs *g);	  /* where it is; NULL: nowhere */
+const char *gate_unnamed(const struct gate_programs *g);  /* why no names are kept; NULL: they can be */
 const char *gate_unwaited(const struct gate_programs *g); /* why nobody waits; NULL: they do */
 const char *gate_unpaged(const struct gate_programs *g);  /* why they are stopped; NULL: they aren't */
 struct gate_stops *gate_stops(struct gate_programs *g);
@@ -48,8 +49,12 @@ int gate_guard(struct gate_programs *g, const struct gate_file *file, unsigned p
 int gate_unguard(struct gate_programs *g, const struct gate_file *file, unsigned place, unsigned last,
 		 const struct gate_range *of_last);
 
-/* The program in the way of every read and write is there only while something is guarded, and for one
- * more call of gate_renew(), as it takes long to come and go. */
+/* Said of each range with GATE_NAME that isn't guarded any more. */
+void gate_range_gone(struct gate_programs *g, const struct gate_range *range);
+
+/* The program in the way of every read and write is there only while bytes are guarded, those in the way
+ * of unlink and rename only while names are, and for one more call of gate_renew(), as they take long to
+ * come and go. */
 void gate_renew(struct gate_programs *g);
 
 /* Calls that weren't looked at, of which few will have taken guarded bytes; by the kernel's account. */
@@ -83,6 +88,7 @@ uint64_t gate_passed_by(const struct bpf_object *programs);
  * many arguments, and about reads and writes. */
 int gate_look_at_types(const char *setattr, const char *permission, unsigned *n_setattr);
 bool gate_has_task_work(void);
+int gate_look_at_name_types(bool lsm); /* and what takes names of files */
 
 /* gate_pin.c */
 struct bpf_link;

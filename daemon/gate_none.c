@@ -40,6 +40,11 @@ bool gate_is_waited_at(struct server *s)
 	return false;
 }
 
+bool gate_keeps_name(struct server *s, const struct pinl_memory *mem)
+{
+	return false;
+}
+
 void gate_hold(struct held_lease *hl)
 {
 }

@@ -183,9 +183,11 @@ static int let_go(struct gate_parts *g, struct part *p)
 	unsigned last = p->of->n - 1;
 	int err = gate_unguard(g->programs, &p->of->file, p->place, last, &p->of->at[last]->range);
 
-	if (!err)
-		remove_part(g, p);
-	return err;
+	if (err)
+		return err;
+	gate_range_gone(g->programs, &p->range);
+	remove_part(g, p);
+	return 0;
 }
 
 static struct part *part_of(const struct gate_parts *g, uint64_t lease_id)

@@ -96,6 +96,25 @@ int gate_look_at_types(const char *setattr, const char *permission, unsigned *n_
 	return err;
 }
 
+int gate_look_at_name_types(bool lsm)
+{
+	static const struct argument all[][3] = {
+		{{"security_inode_unlink", 2, 1, "dentry"},
+		 {"security_inode_rename", 5, 1, "dentry"},
+		 {"security_inode_rename", 5, 3, "dentry"}},
+		{{"bpf_lsm_inode_unlink", 2, 1, "dentry"},
+		 {"bpf_lsm_inode_rename", 4, 1, "dentry"},
+		 {"bpf_lsm_inode_rename", 4, 3, "dentry"}},
+	};
+	struct btf *kernel = btf__load_vmlinux_btf();
+	int err = 0;
+
+	for (size_t i = 0; !err && i < sizeof all[lsm] / sizeof *all[lsm]; i++)
+		err = check_one(kernel, &all[lsm][i]);
+	btf__free(kernel);
+	return err;
+}
+
 bool gate_has_task_work(void)
 {
 	struct btf *kernel = btf__load_vmlinux_btf();

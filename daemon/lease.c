@@ -35,6 +35,8 @@ static uint64_t coverage(struct server *s, const struct pinl_memory *mem)
 		all |= PL_SUPERVISED;
 	if (gate_has_others_wait(s, mem))
 		all |= PL_OTHERS;
+	if (gate_keeps_name(s, mem))
+		all |= PL_NAMES;
 	return all;
 }
 
@@ -95,6 +97,18 @@ static int bound_reader(struct pinl_policy *p)
 	return 0;
 }
 
+/* R12: who may write to the directory may remove the file, and who may only write to the file, or read
+ * it, may not keep him from that. */
+static int may_keep_name(const struct holder *h, const struct stat *st)
+{
+	if (!h->user->uid || h->user->uid == st->st_uid)
+		return 0;
+	return pinl_set_error(-EACCES,
+			      "PINL_KEEP_NAME is for the owner of the file, user %u, and for root; not "
+			      "for user %u",
+			      st->st_uid, h->user->uid);
+}
+
 /* Before anybody is told that it is leased. */
 static void keep(struct holder *h, struct held_lease *hl, const struct pl_lease_msg *m,
 		 unsigned grace_ms)
@@ -116,8 +130,8 @@ static void keep(struct holder *h, struct held_lease *hl, const struct pl_lease_
 }
 
 /* What is adopted has been proved before. */
-static int look(const struct pl_lease_msg *m, int fd, const struct stored_lease *adopted,
-		struct stat *st, struct pl_foreign *f)
+static int look(const struct holder *h, const struct pl_lease_msg *m, int fd,
+		const struct stored_lease *adopted, struct stat *st, struct pl_foreign *f)
 {
 	bool reader;
 	int err;
@@ -130,6 +144,8 @@ static int look(const struct pl_lease_msg *m, int fd, const struct stored_lease 
 		return 0;
 	}
 	err = file_look(fd, (m->flags & PINL_WRITE) && m->shared, st, &f->fs_magic, &reader);
+	if (!err && (m->flags & PINL_KEEP_NAME))
+		err = may_keep_name(h, st);
 	return !err && reader ? bound_reader(&f->policy) : err;
 }
 
@@ -177,7 +193,7 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd,
 	int err;
 
 	describe(h, m, &f);
-	err = look(m, fd, adopted, &st, &f);
+	err = look(h, m, fd, adopted, &st, &f);
 	if (!err && !adopted && f.policy.kind == PINL_RECALL && f.policy.then == PINL_THEN_KILL)
 		err = kill_prepare(h);
 	if (!err && !h->returning &&
@@ -226,7 +242,7 @@ void lease_forget(struct holder *h, struct held_lease *hl)
 /* What the core doesn't look at, as no mapping of its own process can be like that. */
 static int check_numbers(const struct pl_lease_msg *m)
 {
-	if (m->flags & ~(PINL_WRITE | PINL_PIN))
+	if (m->flags & ~(PINL_WRITE | PINL_PIN | PINL_KEEP_NAME))
 		return pinl_set_error(-EINVAL, "unknown flags %#x", m->flags);
 	if (m->start >= m->end)
 		return pinl_set_error(-EINVAL, "an empty range");

@@ -158,7 +158,9 @@ static void all_taken(struct pinl_lease *l)
 	struct held_lease *hl = l->cookie;
 	struct server *s = hl->holder->server;
 
-	if ((l->policy.kind != PINL_REFUSE && l->policy.kind != PINL_RECALL) || hl->refuses_no_more)
+	if ((l->policy.kind != PINL_REFUSE && l->policy.kind != PINL_RECALL &&
+	     !(l->flags & PINL_KEEP_NAME)) ||
+	    hl->refuses_no_more)
 		return;
 	hl->refuses_no_more = true;
 	hl->taken_id = l->id;

@@ -37,10 +37,11 @@ enum pl_role { PL_ROLE_HOLDER, PL_ROLE_COMMAND, PL_ROLE_SUPERVISOR };
 /*
  * Lease bytes of a file; the descriptor that goes along shows which, and that the holder may: open for
  * writing if the device writes, for reading else. REPLY's value has the coverage, 4 bits of PINL_CAN_*
- * for each operation, TRUNCATE in the lowest, and perhaps PL_SUPERVISED and PL_OTHERS.
+ * for each operation, TRUNCATE in the lowest, and perhaps PL_SUPERVISED, PL_OTHERS and PL_NAMES.
  */
 #define PL_SUPERVISED (1ull << 63) /* what a supervisor tells of by CHANGE is held and refused, too */
 #define PL_OTHERS     (1ull << 62) /* under RECALL what any other process than the holder does is held */
+#define PL_NAMES      (1ull << 61) /* PINL_KEEP_NAME can be kept */
 
 struct pl_lease_msg {
 	struct pl_head head;
@@ -48,7 +49,7 @@ struct pl_lease_msg {
 	uint64_t file_offset;
 	uint64_t start, end; /* addresses in the holder */
 	uint64_t since_ns;   /* CLOCK_MONOTONIC */
-	uint32_t flags;	     /* PINL_WRITE, PINL_PIN */
+	uint32_t flags;	     /* PINL_WRITE, PINL_PIN, PINL_KEEP_NAME */
 	uint32_t shared;     /* 1: MAP_SHARED */
 	uint32_t policy, then, grace_ms, refuse;
 	uint32_t agent_ms; /* beyond the grace, for the holder's own library to force the device */

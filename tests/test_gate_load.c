@@ -197,6 +197,8 @@ static void an_unknown_kernel_is_said(void **state)
 	assert_int_equal(gate_look_at_types("no_such_function", "security_file_permission", &n),
 			 -EOPNOTSUPP);
 	assert_non_null(strstr(pinl_error(), "no no_such_function()"));
+	assert_ok(gate_look_at_name_types(false));
+	assert_ok(gate_look_at_name_types(true));
 }
 
 static void writes_and_partial_pages_pass(void **state)

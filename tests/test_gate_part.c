@@ -6,7 +6,11 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 #include <linux/magic.h>
 #include <cmocka.h>
 #include "check.h"
@@ -21,7 +25,7 @@
 /* ---------------------------------------------------------------------------------- the kernel -- */
 
 static struct gate_range places[GATE_OF_FILE]; /* of the one file */
-static unsigned used, given;
+static unsigned used, given, names;	       /* names: kept */
 static bool full;
 
 int gate_identify(struct gate_programs *g, int fd, struct gate_file *file)
@@ -37,6 +41,7 @@ int gate_guard(struct gate_programs *g, const struct gate_file *file, unsigned p
 	if (full)
 		return pinl_set_error(-ENOMEM, "the gate can't guard the file");
 	places[used++] = *range;
+	names += (range->ops & GATE_NAME) != 0;
 	return 0;
 }
 
@@ -48,6 +53,16 @@ int gate_unguard(struct gate_programs *g, const struct gate_file *file, unsigned
 		places[place] = *of_last;
 	used--;
 	return 0;
+}
+
+void gate_range_gone(struct gate_programs *g, const struct gate_range *range)
+{
+	names -= (range->ops & GATE_NAME) != 0;
+}
+
+const char *gate_unnamed(const struct gate_programs *g)
+{
+	return NULL;
 }
 
 static bool is_guarded(uint64_t offset)
@@ -211,7 +226,7 @@ static int open_gate(void **state)
 {
 	struct gate_options o = {.server = &server};
 
-	used = given = 0;
+	used = given = names = 0;
 	full = false;
 	other_refuses = 0;
 	server.ctx = &ctx;
@@ -244,8 +259,8 @@ struct leased {
 };
 
 /* One page of the file. */
-static int lease_as(struct leased *l, struct user *u, uint64_t id, uint64_t page,
-		    enum pinl_policy_kind kind, long fs_magic)
+static void lease_of(struct leased *l, struct user *u, uint64_t id, uint64_t page,
+		     enum pinl_policy_kind kind, long fs_magic)
 {
 	*l = (struct leased){.lease = {.id = id, .policy = {.kind = kind, .refuse = PINL_OPS_FILE}},
 			     .holder = {.user = u}};
@@ -262,6 +277,12 @@ static int lease_as(struct leased *l, struct user *u, uint64_t id, uint64_t page
 	l->lease.more = &l->more;
 	l->lease.dev = &device;
 	l->more.owner = HOLDER;
+}
+
+static int lease_as(struct leased *l, struct user *u, uint64_t id, uint64_t page,
+		    enum pinl_policy_kind kind, long fs_magic)
+{
+	lease_of(l, u, id, page, kind, fs_magic);
 	return gate_ops.watch(gate, &l->more.ground.mem);
 }
 
@@ -445,6 +466,75 @@ static void recall_fails_for_no_place(void **state)
 	assert_int_equal(used, 0);
 }
 
+/* A lease of an open file, with the flag. */
+static int lease_name(struct leased *l, struct user *u, uint64_t id, int fd, enum pinl_policy_kind kind)
+{
+	lease_of(l, u, id, 0, kind, TMPFS_MAGIC);
+	l->lease.flags = PINL_KEEP_NAME;
+	l->more.ground.mem.fd = fd;
+	return gate_ops.watch(gate, &l->more.ground.mem);
+}
+
+static int open_named(char path[32])
+{
+	int fd;
+
+	strcpy(path, "/tmp/pinlease-name.XXXXXX");
+	fd = mkostemp(path, O_CLOEXEC);
+	assert_true(fd >= 0);
+	return fd;
+}
+
+static void names_are_kept_under_any_policy(void **state)
+{
+	static struct leased l[4];
+	struct user u = {0};
+	char path[32];
+	int fd = open_named(path);
+
+	for (int kind = 0; kind < 4; kind++) {
+		assert_ok(lease_name(&l[kind], &u, kind + 1, fd, kind));
+		assert_int_equal(places[kind].ops,
+				 GATE_NAME | (kind == PINL_REFUSE ? PINL_OPS_FILE : 0));
+		assert_int_equal(places[kind].waits != 0, kind == PINL_RECALL);
+	}
+	assert_int_equal(names, 4);
+	for (int kind = 0; kind < 4; kind++)
+		end(&l[kind]);
+	assert_int_equal(names, 0);
+	assert_int_equal(used, 0);
+	assert_int_equal(never, 0);
+	unlink(path);
+	close(fd);
+}
+
+/* Whatever else could be done without the gate. */
+static void a_name_that_is_not_kept_fails(void **state)
+{
+	struct user u = {0};
+	static struct leased l;
+	char path[32];
+	int fd = open_named(path);
+
+	other_refuses = PINL_OPS_FILE;
+	full = true;
+	for (int kind = 0; kind < 4; kind++)
+		assert_int_equal(lease_name(&l, &u, kind + 1, fd, kind), -ENOMEM);
+	full = false;
+	unlink(path);
+	for (int kind = 0; kind < 4; kind++) {
+		assert_int_equal(lease_name(&l, &u, kind + 1, fd, kind), -ENOENT);
+		assert_non_null(strstr(pinl_error(), "no name"));
+	}
+	l.more.resumed = true; /* it was taken up, and guards what else it has */
+	assert_ok(gate_ops.watch(gate, &l.more.ground.mem));
+	end(&l);
+	assert_int_equal(names, 0);
+	assert_int_equal(used, 0);
+	assert_int_equal(never, 0);
+	close(fd);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, open_gate, close_gate)
 
 int main(void)
@@ -458,6 +548,8 @@ int main(void)
 		TEST(who_isnt_remembered_takes_nothing_from_who_is),
 		TEST(for_what_leases_were_asked_the_gate_isnt),
 		TEST(recall_fails_for_no_place),
+		TEST(names_are_kept_under_any_policy),
+		TEST(a_name_that_is_not_kept_fails),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -134,6 +134,10 @@ struct pinl_source_ops {
 	 * a change of it is reported or `suspend`. Then watch, unwatch, watching and pinned aren't
 	 * called for other registrations of the cache there. Asked with mem watched. NULL: never. */
 	int (*whole)(void *src, const struct pinl_memory *mem);
+
+	/* True if the source can keep the file's names while it watches for a lease with PINL_KEEP_NAME;
+	 * an error of watch is one of the lease then. NULL: never. */
+	int (*keeps_name)(void *src, const struct pinl_memory *mem);
 };
 
 /* Before the first lease. -ENOSPC: too many; else what open says. */

@@ -280,6 +280,7 @@ void pl_lease_snapshot(const struct pinl_lease *lease, struct pinl_lease_info *i
 
 /* watch.c */
 int pl_lease_watch(struct pinl_lease *lease);
+bool pl_source_keeps_name(const struct pl_source *source, const struct pinl_memory *mem);
 bool pl_lease_is_watched(const struct pinl_lease *lease);
 void pl_lease_unwatch(struct pinl_lease *lease);
 void pl_sources_suspend(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end, int suspended);

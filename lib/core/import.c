@@ -96,8 +96,9 @@ int pl_import_by_range(struct pinl_lease *l, const struct pl_vma_whose *whose)
 
 static int validate_policy(const struct pinl_lease *l)
 {
-	if (l->flags & (PINL_STAGE | PINL_SEAL))
-		return no(l, "PINL_STAGE and PINL_SEAL are for memory, not for device memory");
+	if (l->flags & (PINL_STAGE | PINL_SEAL | PINL_KEEP_NAME))
+		return no(l, "PINL_STAGE, PINL_SEAL and PINL_KEEP_NAME are for memory, not for device "
+			     "memory");
 	if (l->policy.kind != PINL_RECALL)
 		return no(l, "device memory is leased under RECALL only: its exporter takes it back, "
 			     "whatever the importer would rather");

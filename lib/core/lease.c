@@ -25,10 +25,12 @@
 #include "os/compat.h"
 #include "os/vma.h"
 
-#define PAGE	    4096ul
-#define GATE_MS	    20
-#define LOOK	    1 /* no extent has the memory, or it isn't as that says */
-#define KNOWN_FLAGS (PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL | PINL_STAGE)
+#define PAGE	4096ul
+#define GATE_MS 20
+#define LOOK	1 /* no extent has the memory, or it isn't as that says */
+#define KNOWN_FLAGS                                                                                     \
+	(PINL_WRITE | PINL_PIN | PINL_COOPERATIVE | PINL_STRICT | PINL_SEAL | PINL_STAGE |              \
+	 PINL_KEEP_NAME)
 
 int pl_lease_args(uintptr_t start, uintptr_t end, unsigned flags, const struct pinl_policy *p)
 {

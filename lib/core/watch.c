@@ -56,6 +56,20 @@ static bool source_supervises(struct pl_source *s, const struct pinl_lease *l, u
 	return adds;
 }
 
+bool pl_source_keeps_name(const struct pl_source *s, const struct pinl_memory *mem)
+{
+	return s->ops->size > offsetof(struct pinl_source_ops, keeps_name) && s->ops->keeps_name &&
+	       s->ops->keeps_name(s->priv, mem);
+}
+
+static int say_unnamed(void)
+{
+	return pinl_set_error(
+		-EOPNOTSUPP,
+		"PINL_KEEP_NAME takes a pinleased of this release with its gate (`pinlease status` says "
+		"why there is none), and a file on tmpfs, hugetlbfs, ext4 or XFS");
+}
+
 /* With the lock, because the lease is visible. */
 static void add_coverage(struct pinl_lease *l, uint8_t to[PINL_OP_NR], const uint8_t can[PINL_OP_NR])
 {
@@ -101,24 +115,27 @@ int pl_lease_watch(struct pinl_lease *l)
 	struct pinl_ctx *ctx = l->ctx;
 	bool must = !(l->flags & PINL_COOPERATIVE) && (l->policy.kind != PINL_KEEP || l->cached);
 	uint8_t can[PINL_OP_NR], supervised[PINL_OP_NR];
+	bool unnamed = l->flags & PINL_KEEP_NAME;
 
 	for (int i = 0; i < ctx->n_sources; i++) {
 		struct pl_source *s = &ctx->sources[i];
 		bool adds = source_adds(s, l, can);
+		bool keeps = (l->flags & PINL_KEEP_NAME) && pl_source_keeps_name(s, &l->on->mem);
 		int err;
 
-		if (!source_supervises(s, l, supervised) && !adds)
+		if (!source_supervises(s, l, supervised) && !adds && !keeps)
 			continue;
 		err = s->ops->watch(s->priv, &l->on->mem);
-		if (err && must && (is_needed(l, can) || err == -EBUSY))
+		if (err && (keeps || (must && (is_needed(l, can) || err == -EBUSY))))
 			return err;
 		if (err)
 			continue;
+		unnamed &= !keeps;
 		pl_more(l)->ground.watched |= 1u << i;
 		add_coverage(l, pl_more(l)->ground.coverage, can);
 		add_coverage(l, pl_more(l)->ground.supervised, supervised);
 	}
-	return 0;
+	return unnamed ? say_unnamed() : 0;
 }
 
 static long get_seals(void *arg)

@@ -184,6 +184,11 @@ static unsigned remote_supervised(void *src, const struct pinl_memory *mem, enum
 	return can;
 }
 
+static int remote_keeps_name(void *src, const struct pinl_memory *mem)
+{
+	return has_business(mem) && (what_it_can(src, mem) & PL_NAMES);
+}
+
 /* -------------------------------------------------------------------------------------- watching -- */
 
 static void describe(const struct pinl_lease *l, struct pl_lease_msg *m)
@@ -193,7 +198,7 @@ static void describe(const struct pinl_lease *l, struct pl_lease_msg *m)
 	m->start = l->m.start;
 	m->end = l->m.end;
 	m->since_ns = l->since_ns;
-	m->flags = pl_lease_access(l);
+	m->flags = pl_lease_access(l) | (l->flags & PINL_KEEP_NAME);
 	m->shared = l->on->mem.shared;
 	m->policy = l->policy.kind;
 	m->then = l->policy.then;
@@ -539,4 +544,5 @@ const struct pinl_source_ops pl_remote_ops = {
 	.unwatch = remote_unwatch,
 	.pinned = remote_pinned,
 	.supervised = remote_supervised,
+	.keeps_name = remote_keeps_name,
 };
