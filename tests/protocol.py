@@ -390,6 +390,26 @@ def reader():
             same(client.lease_when_free(fd, 2, start=ac.START * 2, policy=ac.REFUSE, refuse=1 << ac.TRUNCATE).err, 0)
 
 
+def names():
+    """A file's name is kept for its owner only (R12), and for nobody without a gate."""
+    if os.geteuid():
+        raise tree.Skip('root')
+    with ac.Arbiter(PINLEASED, '--gate', 'no') as arbiter, arbiter.client() as roots:
+        arbiter.path.chmod(0o666)
+        os.seteuid(65534)
+        try:
+            client = arbiter.client()
+        finally:
+            os.seteuid(0)
+        with client, shown(arbiter.file(), os.O_RDWR) as fd:
+            same(roots.cover(fd).value & ac.NAMES, 0)
+            refuses(client, fd, errno.EACCES, policy=ac.KEEP, flags=ac.WRITE | ac.KEEP_NAME)
+            os.fchown(fd, 65534, 65534)
+            for one in client, roots:
+                refuses(one, fd, errno.EOPNOTSUPP, policy=ac.KEEP, flags=ac.WRITE | ac.KEEP_NAME)
+            same(client.lease(fd, policy=ac.KEEP, flags=ac.WRITE).err, 0)
+
+
 def has_a_doorman(arbiter, client):
     """From the first file that is shown on, and pinleased some descriptors more."""
     with open(arbiter.file('door'), 'rb') as file:
@@ -500,6 +520,7 @@ TESTS = [
     ('TRUNCATE that is not taken', not_deferred),
     ('a descriptor without the right shows nothing', wrong_rights),
     ('who can only read refuses nothing, and has a short grace', reader),
+    ('names', names),
     ('what is no regular file is no lease', wrong_files),
     ('a memory file is told of as what it is', memory_file),
     ('numbers that make no sense are EINVAL', wrong_numbers),
