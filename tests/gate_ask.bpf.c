@@ -22,6 +22,14 @@ static __always_inline void begin_of(const struct gate_clone *c)
 	share(args);
 }
 
+SEC("syscall") int ask_name(struct gate_name *n)
+{
+	struct file *file = file_of(n->fd);
+
+	n->result = take_name(BPF_CORE_READ(file, f_path.dentry));
+	return 0;
+}
+
 SEC("syscall") int ask_clone(struct gate_clone *c)
 {
 	__u64 thread = bpf_get_current_pid_tgid();

@@ -25,4 +25,9 @@ struct gate_unasked {
 	__u64 passed; /* ever, after that */
 };
 
+/* An open file: what becomes of who takes its name? */
+struct gate_name {
+	__s32 fd, result;
+};
+
 #endif

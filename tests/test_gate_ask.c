@@ -224,13 +224,13 @@ static void expect_clone(const struct gate_clone *asked, unsigned start, unsigne
 			 asked->len, c.start, c.end);
 }
 
-static void guard(int fd)
+static struct gate_key guard_by(int fd, __u32 ops, __u64 until_ns)
 {
 	struct gate_order order = {.fd = fd};
 	LIBBPF_OPTS(bpf_test_run_opts, o, .ctx_in = &order, .ctx_size_in = sizeof order);
-	struct gate_range r = {2 * PG, 4 * PG, ~0u, 0};
+	struct gate_range r = {2 * PG, 4 * PG, ops, 0};
 	struct gate_key key = {.place = 0};
-	struct gate_state s = {.until_ns = UINT64_MAX, .ranges = 1};
+	struct gate_state s = {.until_ns = until_ns, .ranges = 1};
 	__u32 zero = 0;
 
 	assert_int_equal(bpf_prog_test_run_opts(bpf_program__fd(bpf->progs.identify), &o), 0);
@@ -238,6 +238,42 @@ static void guard(int fd)
 	key.file = order.file;
 	assert_int_equal(bpf_map_update_elem(bpf_map__fd(bpf->maps.ranges), &key, &r, BPF_ANY), 0);
 	assert_int_equal(bpf_map_update_elem(bpf_map__fd(bpf->maps.state), &zero, &s, BPF_ANY), 0);
+	return key;
+}
+
+static void guard(int fd)
+{
+	guard_by(fd, ~0u, UINT64_MAX);
+}
+
+static int taken(int fd)
+{
+	struct gate_name n = {.fd = fd, .result = -EIO};
+	LIBBPF_OPTS(bpf_test_run_opts, o, .ctx_in = &n, .ctx_size_in = sizeof n);
+
+	assert_int_equal(bpf_prog_test_run_opts(bpf_program__fd(bpf->progs.ask_name), &o), 0);
+	return n.result;
+}
+
+/* Whatever bytes the lease has; and not for what it refuses of them. */
+static void a_name_is_kept_for_who_asked_for_it(void **state)
+{
+	struct gate_key key;
+	int fd, other;
+
+	need_bpf();
+	fd = new_file(8);
+	other = new_file(8);
+	guard_by(fd, GATE_NAME, UINT64_MAX);
+	assert_int_equal(taken(fd), -EBUSY);
+	assert_int_equal(taken(other), 0);
+	guard_by(fd, GATE_NAME, 1); /* its time is over */
+	assert_int_equal(taken(fd), 0);
+	key = guard_by(fd, ~GATE_NAME, UINT64_MAX);
+	assert_int_equal(taken(fd), 0);
+	assert_int_equal(bpf_map_delete_elem(bpf_map__fd(bpf->maps.ranges), &key), 0);
+	close(other);
+	close(fd);
 }
 
 /* Whatever is asked for: cp asks for more than any file has. */
@@ -301,6 +337,7 @@ int main(void)
 		cmocka_unit_test(what_moves_is_found),
 		cmocka_unit_test(no_more_is_taken_than_there_is),
 		cmocka_unit_test(what_went_on_is_counted),
+		cmocka_unit_test(a_name_is_kept_for_who_asked_for_it),
 	};
 
 	return cmocka_run_group_tests(tests, load, unload);

@@ -296,6 +296,14 @@ static void check_taker(size_t i, bool huge)
 	close_names(&n);
 }
 
+static bool ps_has(const char *words)
+{
+	char command[512];
+
+	snprintf(command, sizeof command, "%s ps | grep -q \"%s\"", pinlease, words);
+	return !system(command);
+}
+
 static void names_are_kept(void **state)
 {
 	open_all(for_long);
@@ -375,6 +383,7 @@ static void of_two_leases_the_last_counts(void **state)
 	again.mem = mmap(NULL, n.page, PROT_READ | PROT_WRITE, MAP_SHARED, n.fd, 0);
 	assert_true(again.mem != MAP_FAILED);
 	first = lease(&n, PINL_KEEP);
+	assert_true(ps_has("can't be unlinked"));
 	second = lease(&again, PINL_REFUSE);
 	pinl_unmap_range(first);
 	while (!status_has(": 1 lease,"))

@@ -177,6 +177,8 @@ static void describe_policy(const struct pinl_lease *l, struct pl_text *t)
 	for (int op = 0, n = 0; p->kind == PINL_REFUSE && op < PINL_OP_NR; op++)
 		if (p->refuse & PINL_OPBIT(op))
 			pl_text_add(t, "%s%s", n++ ? "," : " ", pinl_op_name(op));
+	if (l->flags & PINL_KEEP_NAME)
+		pl_text_add(t, ", and nobody takes the file's name");
 }
 
 /* by: whose changes are held. others: that are all but the lease's own process. */

@@ -65,8 +65,8 @@ void ps_actor_words(const struct pl_entry_msg *e, char *buf, size_t len)
 	tool_append(buf, len, " by %d%s%s", e->actor_pid, *name ? " " : "", name);
 }
 
-/* What isn't in the line: a part that was taken back, and who waits for what. */
-static void print_recall(const struct pl_entry_msg *e, bool exact, int width)
+/* What isn't in the line: whose name can't be taken, a part that was taken back, who waits for what. */
+static void print_more(const struct pl_entry_msg *e, bool exact, int width)
 {
 	char size[24], left[32] = "being taken", who[160], text[256];
 	uint64_t now = tool_now();
@@ -74,6 +74,8 @@ static void print_recall(const struct pl_entry_msg *e, bool exact, int width)
 	tool_size_words(e->detached, exact, size, sizeof size);
 	if (e->detached && e->state != PINL_RELEASED)
 		printf("        %s%s of it taken back before\n", size, exact ? " bytes" : "");
+	if ((e->flags & PINL_KEEP_NAME) && e->state != PINL_RELEASED)
+		printf("        the file can't be unlinked or replaced\n");
 	if (!ps_is_recalled(e))
 		return;
 	tool_size_words(e->recall_end - e->recall_start, exact, size, sizeof size);
@@ -96,7 +98,7 @@ static void print_line(const struct pl_entry_msg *e, bool exact, int width)
 			      e->device, (unsigned long)e->lease, exact ? 13 : 4, size, age,
 			      ps_policy_words(e), ps_state_words(e));
 	tool_put_path(e->path, room);
-	print_recall(e, exact, width);
+	print_more(e, exact, width);
 }
 
 void ps_print_table(const struct ps_found *f, bool exact)
@@ -156,6 +158,7 @@ static struct json_object *to_json(const struct pl_entry_msg *e)
 	tool_add_number(o, "age_ns", tool_now() - e->since_ns);
 	tool_add_text(o, "policy", ps_policy_words(e));
 	tool_add_number(o, "grace_ms", e->grace_ms);
+	json_object_object_add(o, "keeps_name", json_object_new_boolean(e->flags & PINL_KEEP_NAME));
 	tool_add_text(o, "state", ps_state_words(e));
 	if (e->deadline_ns)
 		tool_add_number(o, "deadline_in_ns",
