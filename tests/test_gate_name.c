@@ -419,6 +419,33 @@ static void a_dead_arbiter_keeps_it(void **state)
 	close_all();
 }
 
+/* As installed: the next one has the lease from the start, and ends the dead one's gate. */
+static void whose_descriptors_are_kept_takes_it_up(void **state)
+{
+	struct pinl_lease *l;
+	static struct names n;
+
+	skip_unless_changes_are_held(); /* else nothing is kept */
+	arbiter.kept = true;
+	open_all(for_long);
+	open_names(&n, false);
+	l = lease(&n, PINL_KEEP);
+	for (int i = 0; i < 2; i++) {
+		arbiter_kill(&arbiter);
+		assert_int_equal(by_another(unlink_it, &n), -EBUSY);
+		arbiter_restart(&arbiter, for_long);
+		assert_int_equal(by_another(unlink_it, &n), -EBUSY);
+		assert_int_equal(by_another(rename_over_it, &n), -EBUSY);
+		while (!status_has("names kept")) /* by this one */
+			usleep(10000);
+	}
+	pinl_unmap_range(l);
+	let_through(unlink_it, &n);
+	close_names(&n);
+	close_all();
+	arbiter.kept = false;
+}
+
 static void and_not_for_ever(void **state)
 {
 	static struct names n;
@@ -462,7 +489,7 @@ static void what_was_taken_is_kept_no_more(void **state)
 static bool pinned(const char *which)
 {
 	char pattern[128];
-	glob_t found;
+	glob_t found = {0};
 	bool any;
 
 	snprintf(pattern, sizeof pattern, DIRECTORY "/*/*_%s*", which);
@@ -587,6 +614,7 @@ int main(int argc, char **argv)
 		TEST(with_any_policy),
 		TEST(of_two_leases_the_last_counts),
 		TEST(a_dead_arbiter_keeps_it),
+		TEST(whose_descriptors_are_kept_takes_it_up),
 		TEST(and_not_for_ever),
 		TEST(what_was_taken_is_kept_no_more),
 		TEST(the_programs_are_there_while_they_are_needed),
