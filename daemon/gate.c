@@ -552,17 +552,16 @@ void gate_describe(struct server *s, char *text, size_t len)
 		    s_of(lost.unrefused), lost.unrefused == 1 ? "was" : "were");
 	if (lost.missed)
 		add(text, len, "; %lu went on unseen", lost.missed);
+	if (g->names)
+		add(text, len, "; names kept %lu time%s", g->names, s_of(g->names));
+	if (gate_unnamed(g->programs))
+		add(text, len, "; keeps no names: %s", gate_unnamed(g->programs));
 	describe_waiting(g, text, len);
 	if (g->waiting.lost + g->unwaited)
 		add(text, len, "; %lu didn't, for want of room", g->waiting.lost + g->unwaited);
 	if (gate_was_open(g->programs))
 		add(text, len, "; was open for %lu ms, not renewed",
 		    (unsigned long)(gate_was_open(g->programs) / 1000000));
-	if (g->names)
-		add(text, len, "; names kept from unlink and rename %lu time%s", g->names,
-		    s_of(g->names));
-	if (gate_unnamed(g->programs))
-		add(text, len, "; keeps no names: %s", gate_unnamed(g->programs));
 	if (unpinned)
 		add(text, len, "; open after a crash (not pinned: %s)", unpinned);
 	else

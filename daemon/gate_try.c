@@ -30,7 +30,7 @@ static bool is_refused(int result)
 
 static bool refuses(struct gate_programs *g, int fd, size_t page)
 {
-	struct gate_range all = {.end = page, .ops = ~0u};
+	struct gate_range all = {.end = page, .ops = ~GATE_NAME}; /* it has none */
 	struct gate_file file;
 	bool works;
 
