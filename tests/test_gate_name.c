@@ -88,7 +88,7 @@ static void close_names(struct names *n)
 	unlink(n->link);
 	unlink(n->other);
 	if (n->mounted)
-		umount(n->dir);
+		umount2(n->dir, MNT_DETACH); /* pinleased may be about to close it */
 	rmdir(n->dir);
 }
 
