@@ -225,7 +225,12 @@ struct json_object *tool_json_text(const char *text)
 
 void tool_add_number(struct json_object *o, const char *key, uint64_t n)
 {
-	json_object_object_add(o, key, json_object_new_uint64(n));
+	tool_add_known(o, key, true, n);
+}
+
+void tool_add_known(struct json_object *o, const char *key, bool known, uint64_t n)
+{
+	json_object_object_add(o, key, known ? json_object_new_uint64(n) : NULL);
 }
 
 void tool_add_text(struct json_object *o, const char *key, const char *text)

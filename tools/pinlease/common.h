@@ -50,6 +50,8 @@ void tool_put_path(const char *path, int room);
  */
 struct json_object *tool_json_text(const char *text);
 void tool_add_number(struct json_object *o, const char *key, uint64_t n);
+void tool_add_known(struct json_object *o, const char *key, bool known,
+		    uint64_t n);					      /* not known: null */
 void tool_add_text(struct json_object *o, const char *key, const char *text); /* NULL: null */
 
 /* All of `text` is a number from 0 to `max`, decimal or 0x: 0, or -EINVAL. */

@@ -213,6 +213,8 @@ bool pins_wanted(const struct pins_filter *f, int32_t pid, enum pins_device devi
 
 void *pins_add(struct pins_vec *v, const void *item);
 void pins_order(struct pins_vec *v, int (*compare)(const void *, const void *));
+/* Of those that compare as the same, the first stays; of an ordered one. */
+void pins_drop_doubles(struct pins_vec *v, int (*compare)(const void *, const void *));
 void pins_free(struct pins_vec *v);
 #define pins_at(v, type, i) (&((type *)(v)->items)[i])
 

@@ -160,7 +160,7 @@ static void add_bytes(struct json_object *o, const struct live *l, const struct 
 	tool_add_number(o, "calls", c->calls);
 	tool_add_number(o, "held_bytes", c->held_bytes);
 	live_put_leased(o, &c->leased, known);
-	json_object_object_add(o, "unleased_bytes", known ? json_object_new_uint64(unleased(c)) : NULL);
+	tool_add_known(o, "unleased_bytes", known, unleased(c));
 }
 
 static struct json_object *to_json(const struct live *l, const struct live_caller *c)

@@ -196,8 +196,7 @@ void live_print_event(struct live *l, const struct live_event *e)
 	tool_add_number(o, "by_pid", e->tgid);
 	tool_add_text(o, "by_program", e->program);
 	if (e->what == LIVE_RELEASE)
-		json_object_object_add(o, "held_ns",
-				       e->untimed ? NULL : json_object_new_uint64(e->held_ns));
+		tool_add_known(o, "held_ns", !e->untimed, e->held_ns);
 	live_put_line(o);
 }
 

@@ -32,17 +32,6 @@ static int by_object(const void *a, const void *b)
 }
 
 /* A process has it by several descriptors, threads, mappings. */
-static void drop_doubles(struct pins_vec *haves)
-{
-	struct have *h = haves->items;
-	size_t to = 0;
-
-	for (size_t i = 0; i < haves->n; i++)
-		if (!to || by_object(&h[to - 1], &h[i]))
-			h[to++] = h[i];
-	haves->n = to;
-}
-
 static bool same(const struct have *x, const struct have *y, size_t n)
 {
 	for (size_t i = 0; i < n; i++)
@@ -84,24 +73,28 @@ static uint32_t number_of(struct census *c, const struct group *g)
 	return (uint32_t)c->groups.n;
 }
 
+/* 0: of one process, or of none. */
+static uint32_t group_of(struct census *c, uint64_t object)
+{
+	struct group g = of_object(c, object);
+
+	return g.n > 1 ? number_of(c, &g) : 0;
+}
+
 void pins_group_holds(struct census *c)
 {
 	c->groups.size = sizeof(struct group);
 	pins_order(&c->haves, by_object);
-	drop_doubles(&c->haves);
+	pins_drop_doubles(&c->haves, by_object);
 	for (size_t i = 0; i < c->holds.n; i++) {
 		struct pins_hold *hold = pins_at(&c->holds, struct pins_hold, i);
-		struct group g = of_object(c, hold->object);
 
-		if (g.n > 1)
-			hold->group = number_of(c, &g);
+		hold->group = group_of(c, hold->object);
 	}
 	for (size_t i = 0; i < c->regions.n; i++) {
 		struct pins_region *region = pins_at(&c->regions, struct pins_region, i);
-		struct group g = of_object(c, region->object);
 
-		if (g.n > 1)
-			region->group = number_of(c, &g);
+		region->group = group_of(c, region->object);
 	}
 }
 

@@ -74,6 +74,20 @@ void pins_order(struct pins_vec *v, int (*compare)(const void *, const void *))
 		qsort(v->items, v->n, v->size, compare);
 }
 
+void pins_drop_doubles(struct pins_vec *v, int (*compare)(const void *, const void *))
+{
+	char *items = v->items;
+	size_t to = 0;
+
+	for (size_t i = 0; i < v->n; i++) {
+		const char *item = items + i * v->size;
+
+		if (!to || compare(items + (to - 1) * v->size, item))
+			memmove(items + to++ * v->size, item, v->size);
+	}
+	v->n = to;
+}
+
 void pins_free(struct pins_vec *v)
 {
 	free(v->items);

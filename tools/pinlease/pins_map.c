@@ -169,17 +169,6 @@ static int by_pin(const void *a, const void *b)
 }
 
 /* Threads with descriptors of their own come with the same mappings. */
-static void drop_doubles(struct pins_vec *maps)
-{
-	struct pins_map *m = maps->items;
-	size_t to = 0;
-
-	for (size_t i = 0; i < maps->n; i++)
-		if (!to || by_pin(&m[to - 1], &m[i]))
-			m[to++] = m[i];
-	maps->n = to;
-}
-
 int pins_list_maps(struct census *c)
 {
 	uint32_t *order = calloc(c->pins.n + 1, sizeof *order);
@@ -215,6 +204,6 @@ int pins_list_maps(struct census *c)
 	look_at(&view, 0);
 	free(order);
 	pins_order(&c->maps, by_pin);
-	drop_doubles(&c->maps);
+	pins_drop_doubles(&c->maps, by_pin);
 	return 0;
 }

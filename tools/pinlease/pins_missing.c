@@ -203,7 +203,7 @@ static struct json_object *sum_json(const struct live_sum *sum)
 
 static void add_counter(struct json_object *o, const struct live *l, const char *key, uint64_t n)
 {
-	json_object_object_add(o, key, l->have_kernel ? json_object_new_uint64(n) : NULL);
+	tool_add_known(o, key, l->have_kernel, n);
 }
 
 static struct json_object *kernel(const struct live *l)

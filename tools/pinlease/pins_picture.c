@@ -290,10 +290,9 @@ void live_print_picture(struct live *l, bool last)
 
 void live_put_leased(struct json_object *o, const struct live_leased *leased, bool known)
 {
-	json_object_object_add(o, "leased_bytes", known ? json_object_new_uint64(leased->back) : NULL);
-	json_object_object_add(o, "kept_bytes", known ? json_object_new_uint64(leased->kept) : NULL);
-	json_object_object_add(o, "lease_unknown_bytes",
-			       known ? json_object_new_uint64(leased->unknown) : NULL);
+	tool_add_known(o, "leased_bytes", known, leased->back);
+	tool_add_known(o, "kept_bytes", known, leased->kept);
+	tool_add_known(o, "lease_unknown_bytes", known, leased->unknown);
 }
 
 static struct json_object *histogram(const __u64 *counts)
@@ -353,24 +352,19 @@ static struct json_object *site(const struct live *l, const struct live_known *k
 	return o;
 }
 
-static void add_known(struct json_object *o, const char *key, bool known, uint64_t n)
-{
-	json_object_object_add(o, key, known ? json_object_new_uint64(n) : NULL);
-}
-
 static struct json_object *cost(const struct live *l)
 {
 	struct json_object *o = json_object_new_object();
 	bool known = l->stats >= 0;
 
-	add_known(o, "pin_runs", known, l->cost.runs[0]);
-	add_known(o, "pin_ns", known, l->cost.ns[0]);
-	add_known(o, "release_runs", known, l->cost.runs[1]);
-	add_known(o, "release_ns", known, l->cost.ns[1]);
-	add_known(o, "longterm_alone_ns", l->longterm_ns[0], l->longterm_ns[0]);
-	add_known(o, "longterm_followed_ns", l->longterm_ns[1], l->longterm_ns[1]);
-	add_known(o, "transient_alone_ns", l->transient_ns[0], l->transient_ns[0]);
-	add_known(o, "transient_followed_ns", l->transient_ns[1], l->transient_ns[1]);
+	tool_add_known(o, "pin_runs", known, l->cost.runs[0]);
+	tool_add_known(o, "pin_ns", known, l->cost.ns[0]);
+	tool_add_known(o, "release_runs", known, l->cost.runs[1]);
+	tool_add_known(o, "release_ns", known, l->cost.ns[1]);
+	tool_add_known(o, "longterm_alone_ns", l->longterm_ns[0], l->longterm_ns[0]);
+	tool_add_known(o, "longterm_followed_ns", l->longterm_ns[1], l->longterm_ns[1]);
+	tool_add_known(o, "transient_alone_ns", l->transient_ns[0], l->transient_ns[0]);
+	tool_add_known(o, "transient_followed_ns", l->transient_ns[1], l->transient_ns[1]);
 	tool_add_number(o, "own_ns", l->cost.own_ns);
 	tool_add_number(o, "elapsed_ns", tool_now() - l->began_ns);
 	return o;

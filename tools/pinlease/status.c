@@ -246,23 +246,18 @@ static void print_text(const struct found *f, bool exact)
 
 /* ------------------------------------------------------------------------------------------ JSON -- */
 
-static void number(struct json_object *o, const char *key, uint64_t n)
-{
-	json_object_object_add(o, key, json_object_new_uint64(n));
-}
-
 static struct json_object *users_json(const struct found *f)
 {
 	struct json_object *all = json_object_new_array(), *o;
 
 	for (size_t i = 0; i < f->n_users; i++) {
 		o = json_object_new_object();
-		number(o, "uid", f->users[i].uid);
-		number(o, "connections", f->users[i].connections);
-		number(o, "leases", f->users[i].leases);
-		number(o, "bytes", f->users[i].bytes);
-		number(o, "hold_ns", f->users[i].hold_ns);
-		number(o, "notices", f->users[i].notices);
+		tool_add_number(o, "uid", f->users[i].uid);
+		tool_add_number(o, "connections", f->users[i].connections);
+		tool_add_number(o, "leases", f->users[i].leases);
+		tool_add_number(o, "bytes", f->users[i].bytes);
+		tool_add_number(o, "hold_ns", f->users[i].hold_ns);
+		tool_add_number(o, "notices", f->users[i].notices);
 		json_object_array_add(all, o);
 	}
 	return all;
@@ -300,34 +295,34 @@ static void print_json(const struct found *f)
 	struct json_object *o = json_object_new_object();
 
 	json_object_object_add(o, "version", json_object_new_string(s->version));
-	number(o, "pid", s->pid);
-	number(o, "boot", s->boot);
-	number(o, "up_ns", tool_now() - s->since_ns);
-	number(o, "ceiling_ms", s->ceiling_ms);
-	number(o, "max_leases", s->max_leases);
-	number(o, "max_bytes", s->max_bytes);
-	number(o, "max_connections", s->max_connections);
-	number(o, "max_hold_ms", s->hold_ms);
-	number(o, "max_notices", s->max_notices);
+	tool_add_number(o, "pid", s->pid);
+	tool_add_number(o, "boot", s->boot);
+	tool_add_number(o, "up_ns", tool_now() - s->since_ns);
+	tool_add_number(o, "ceiling_ms", s->ceiling_ms);
+	tool_add_number(o, "max_leases", s->max_leases);
+	tool_add_number(o, "max_bytes", s->max_bytes);
+	tool_add_number(o, "max_connections", s->max_connections);
+	tool_add_number(o, "max_hold_ms", s->hold_ms);
+	tool_add_number(o, "max_notices", s->max_notices);
 	json_object_object_add(o, "may_kill", json_object_new_boolean(s->may_kill != 0));
 	json_object_object_add(
 		o, "after_crash",
 		json_object_new_string(s->after_crash == PL_AFTER_CRASH_CLOSED ? "closed" : "open"));
-	number(o, "connections", s->connections);
-	number(o, "holders", s->holders);
-	number(o, "leases", s->leases);
-	number(o, "bytes", s->bytes);
-	number(o, "held", s->held);
-	number(o, "notices", s->notices);
-	number(o, "quiesced", s->quiesced);
-	number(o, "forced", s->forced);
-	number(o, "forced_outside", s->outside);
-	number(o, "unconfirmed", s->unconfirmed);
-	number(o, "refused", s->refused);
-	number(o, "refused_untold", s->untold);
-	number(o, "answered", s->answered);
-	number(o, "watchers", s->watchers);
-	number(o, "events_lost", s->events_lost);
+	tool_add_number(o, "connections", s->connections);
+	tool_add_number(o, "holders", s->holders);
+	tool_add_number(o, "leases", s->leases);
+	tool_add_number(o, "bytes", s->bytes);
+	tool_add_number(o, "held", s->held);
+	tool_add_number(o, "notices", s->notices);
+	tool_add_number(o, "quiesced", s->quiesced);
+	tool_add_number(o, "forced", s->forced);
+	tool_add_number(o, "forced_outside", s->outside);
+	tool_add_number(o, "unconfirmed", s->unconfirmed);
+	tool_add_number(o, "refused", s->refused);
+	tool_add_number(o, "refused_untold", s->untold);
+	tool_add_number(o, "answered", s->answered);
+	tool_add_number(o, "watchers", s->watchers);
+	tool_add_number(o, "events_lost", s->events_lost);
 	json_object_object_add(o, "users", users_json(f));
 	json_object_object_add(o, "sources", sources_json(f));
 	json_object_object_add(o, "not_held", gaps_json(f));

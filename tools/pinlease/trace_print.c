@@ -136,30 +136,20 @@ void trace_print(const struct pl_event_msg *e, struct trace_paths *paths, bool e
 				     op_words(e), more, exact ? 13 : 4, size));
 }
 
-static void number(struct json_object *o, const char *key, uint64_t n)
-{
-	json_object_object_add(o, key, json_object_new_uint64(n));
-}
-
-static void text(struct json_object *o, const char *key, const char *s)
-{
-	json_object_object_add(o, key, tool_json_text(s));
-}
-
 static void who(struct json_object *o, const struct pl_event_msg *e)
 {
 	if (e->pid) {
-		number(o, "pid", e->pid);
-		number(o, "uid", e->uid);
-		text(o, "program", e->program);
-		text(o, "device", e->device);
-		number(o, "lease", e->lease);
-		number(o, "start", e->start);
-		number(o, "end", e->end);
+		tool_add_number(o, "pid", e->pid);
+		tool_add_number(o, "uid", e->uid);
+		tool_add_text(o, "program", e->program);
+		tool_add_text(o, "device", e->device);
+		tool_add_number(o, "lease", e->lease);
+		tool_add_number(o, "start", e->start);
+		tool_add_number(o, "end", e->end);
 	}
 	if (e->actor_pid || e->actor_tid) {
-		number(o, "actor_pid", e->actor_pid);
-		number(o, "actor_tid", e->actor_tid);
+		tool_add_number(o, "actor_pid", e->actor_pid);
+		tool_add_number(o, "actor_tid", e->actor_tid);
 	}
 }
 
@@ -167,36 +157,36 @@ void trace_print_json(const struct pl_event_msg *e, struct trace_paths *paths)
 {
 	struct json_object *o = json_object_new_object();
 
-	text(o, "event", e->what == PINL_EV_DROPPED ? "lost" : what_words(e));
-	number(o, "time_ns", e->time_ns);
+	tool_add_text(o, "event", e->what == PINL_EV_DROPPED ? "lost" : what_words(e));
+	tool_add_number(o, "time_ns", e->time_ns);
 	who(o, e);
 	if (*op_words(e))
-		text(o, "by", op_words(e));
+		tool_add_text(o, "by", op_words(e));
 	if (e->change)
-		number(o, "change", e->change);
+		tool_add_number(o, "change", e->change);
 	if (e->outcome)
-		text(o, "outcome", pinl_outcome_name(e->outcome));
+		tool_add_text(o, "outcome", pinl_outcome_name(e->outcome));
 	if (e->what == PINL_EV_FORCED)
 		json_object_object_add(o, "outside", json_object_new_boolean(e->outside));
 	if (e->err)
-		text(o, "error", tool_errno_name(e->err));
+		tool_add_text(o, "error", tool_errno_name(e->err));
 	if (e->deadline_ns)
-		number(o, "deadline_ns", e->deadline_ns);
+		tool_add_number(o, "deadline_ns", e->deadline_ns);
 	if (e->waited_ns)
-		number(o, "waited_ns", e->waited_ns);
+		tool_add_number(o, "waited_ns", e->waited_ns);
 	if (e->file_ino) {
-		number(o, "file_dev", e->file_dev);
-		number(o, "file_ino", e->file_ino);
-		number(o, "file_start", e->file_start);
-		number(o, "file_end", e->file_end);
+		tool_add_number(o, "file_dev", e->file_dev);
+		tool_add_number(o, "file_ino", e->file_ino);
+		tool_add_number(o, "file_start", e->file_start);
+		tool_add_number(o, "file_end", e->file_end);
 		if (to_end_of_file(e))
 			json_object_object_add(o, "to_end_of_file", json_object_new_boolean(true));
-		text(o, "path", trace_path_of(paths, e->file_dev, e->file_ino));
+		tool_add_text(o, "path", trace_path_of(paths, e->file_dev, e->file_ino));
 	}
 	if (is_unknown(e))
 		json_object_object_add(o, "bytes", NULL);
 	else
-		number(o, "bytes", e->bytes);
+		tool_add_number(o, "bytes", e->bytes);
 	puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
 	json_object_put(o);
 }
