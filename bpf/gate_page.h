@@ -61,7 +61,7 @@ static int read_page(struct bpf_map *map, void *key, void *value)
 
 struct coming {
 	struct task_struct *task;
-	void *works;
+	void *before, *works;
 };
 
 static long look_for_work(__u32 i, struct coming *c)
@@ -69,30 +69,33 @@ static long look_for_work(__u32 i, struct coming *c)
 	struct task_struct *t = c->task;
 
 	c->works = BPF_CORE_READ(t, task_works);
-	return !!c->works;
+	return c->works && c->works != c->before;
 }
 
 /* An interrupt has the kernel note it, and that has to be before the call returns: else the program
- * would see an error that no program is to see. */
-static __always_inline int has_come(struct task_struct *t)
+ * would see an error that no program is to see. The newest is the first in the kernel's list, and only
+ * this thread takes any out. */
+static __always_inline int has_come(struct task_struct *t, void *before)
 {
-	struct coming c = {.task = t};
+	struct coming c = {.task = t, .before = before};
 
 	bpf_loop(LOOKS, look_for_work, &c, 0);
-	return !!c.works;
+	return c.works && c.works != before;
 }
 
 static __always_inline long send_to_page(struct task_struct *t, __u64 thread)
 {
 	struct visit none = {}, *v;
+	void *before;
 
 	if (!has_task_work)
 		return -1;
+	before = BPF_CORE_READ(t, task_works);
 	bpf_map_update_elem(&visits, &thread, &none, 1 /* BPF_NOEXIST */);
 	v = bpf_map_lookup_elem(&visits, &thread);
 	if (!v || bpf_task_work_schedule_signal(t, &v->work, &visits, read_page))
 		return -1;
-	if (has_come(t))
+	if (has_come(t, before))
 		return 0;
 	bpf_map_delete_elem(&visits, &thread);
 	return -1;

@@ -33,13 +33,14 @@ static __always_inline int is_same(const struct gate_file *a, const struct gate_
 	return a->ino == b->ino && a->dev == b->dev && a->generation == b->generation;
 }
 
-static __always_inline struct gate_pass *pass_of(const struct gate_refusal *r)
+/* One that refuses may be there though nobody waits. */
+static __always_inline struct gate_pass *pass_of(const struct gate_refusal *r, int verdict)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct gate_state *s = the_state();
 	struct gate_pass *p;
 
-	if (!s || !s->waiting)
+	if (!s || (!s->waiting && verdict != GATE_WAITS))
 		return 0;
 	p = bpf_map_lookup_elem(&passes, &thread);
 	if (!p || !is_same(&p->file, &r->file) || p->start != r->start || p->end != r->end ||
@@ -51,8 +52,11 @@ static __always_inline struct gate_pass *pass_of(const struct gate_refusal *r)
 /* Since when nobody has been asked for it; 0: nobody has. */
 static __always_inline __u64 asked_till(const struct gate_refusal *r)
 {
-	struct gate_asked a = {
-		.file = r->file, .start = r->start, .end = r->end, .pid = r->pid, .op = r->op};
+	struct gate_asked a = {.file = r->file,
+			       .start = r->start,
+			       .end = r->end,
+			       .pid = r->pid,
+			       .op = r->op == OP_REMOVE ? OP_PUNCH : r->op /* as pinleased writes it */};
 	struct gate_state *s = the_state();
 	struct gate_answer *w;
 	__u64 now;
@@ -71,14 +75,18 @@ static __always_inline __u64 asked_till(const struct gate_refusal *r)
 static __always_inline int judge(const struct gate_refusal *r)
 {
 	int verdict = judge_by_leases(r, asked_till(r));
-	struct gate_pass *p = pass_of(r);
+	struct gate_pass *p = pass_of(r, verdict);
+	__u64 thread;
 
 	if (!p)
 		return verdict;
+	if (verdict == GATE_WAITS && p->refuse) {
+		thread = bpf_get_current_pid_tgid();
+		bpf_map_delete_elem(&passes, &thread);
+		return GATE_NO_ROOM;
+	}
 	p->going = 1;
-	if (verdict != GATE_WAITS)
-		return verdict;
-	return p->refuse ? GATE_NO_ROOM : 0;
+	return verdict == GATE_WAITS ? 0 : verdict;
 }
 
 /* At the end of a call. */

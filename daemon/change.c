@@ -220,7 +220,8 @@ static void on_answer(struct change *c)
 		end(c);
 	} else {
 		c->going = true;
-		gate_was_asked(c->server, &c->core);
+		if (c->core.recalled)
+			gate_was_asked(c->server, &c->core);
 		tell(c, 0, 1);
 		if (sd_event_add_time_relative(c->server->event, &c->forget, CLOCK_MONOTONIC,
 					       FORGET_MS * 1000, 0, on_forget, c) < 0)

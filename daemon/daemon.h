@@ -143,6 +143,7 @@ struct holder {
 	bool leaves;	    /* and leaves then */
 	unsigned unforced;  /* leases that can't be forced from outside */
 	bool weaker;	    /* it has leases that are refused for no more: that was said */
+	bool nameless;	    /* the same of PINL_KEEP_NAME */
 	struct killing *_Atomic killing; /* since its first lease with KILL */
 	uint64_t end_by, look_ns; /* reaper: how long its pins are waited for, when it looks again */
 	struct pinl_device *device;

@@ -426,6 +426,8 @@ void gate_start(struct server *s)
 	if (err < 0)
 		fprintf(stderr, "pinleased: the gate opens in %u ms, as it can't be renewed: %s\n",
 			s->limits.gate_keep_ms, strerror(-err));
+	if (err < 0 && g)
+		gate_waiting_never(&g->waiting, strerror(-err));
 }
 
 void gate_stop(struct server *s)
@@ -466,7 +468,7 @@ void gate_was_asked(struct server *s, const struct pinl_change *ch)
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
 	struct gate_refusal call = {.start = ch->file_start,
 				    .end = ch->file_end < GATE_END ? ch->file_end : GATE_END,
-				    .op = ch->op == PINL_OP_REMOVE ? PINL_OP_PUNCH : ch->op,
+				    .op = ch->op,
 				    .pid = ch->actor_pid};
 
 	if (g && gate_parts_find(&g->parts, ch->file_dev, ch->file_ino, &call.file))

@@ -7,6 +7,7 @@
 #include "daemon/gate_wait.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "daemon.h"
 #include "daemon/gate_stop.h"
@@ -61,6 +62,10 @@ void gate_waiting_renew(struct gate_waiting *g)
 
 void gate_waiting_watch(struct gate_waiting *g)
 {
-	if (g->stops->pidfd >= 0)
-		sd_event_add_io(g->server->event, &g->guard, g->stops->pidfd, EPOLLIN, on_guard_gone, g);
+	int err = g->stops->pidfd >= 0 ? sd_event_add_io(g->server->event, &g->guard, g->stops->pidfd,
+							 EPOLLIN, on_guard_gone, g)
+				       : 0;
+
+	if (err < 0) /* of its end nobody would hear */
+		gate_waiting_never(g, strerror(-err));
 }

@@ -42,13 +42,16 @@ static uint64_t started(pid_t pid)
 	return at ? strtoull(at, NULL, 10) : 0;
 }
 
-/* The number may be another's by now. */
+/* The number may be another's by now; who isn't stopped goes on anyway. */
 static void go_on(pid_t pid, uint64_t started_ns)
 {
 	int fd = (int)syscall(SYS_pidfd_open, pid, 0);
 
-	if (fd < 0)
+	if (fd < 0) {
+		if (errno != ESRCH) /* no descriptor is left to look by */
+			syscall(SYS_kill, pid, SIGCONT);
 		return;
+	}
 	if (started(pid) == started_ns / (1000000000u / sysconf(_SC_CLK_TCK)))
 		syscall(SYS_pidfd_send_signal, fd, SIGCONT, NULL, 0);
 	close(fd);
@@ -119,22 +122,42 @@ static __attribute__((noreturn)) void guard(struct gate_stops s, int parent)
 	__builtin_unreachable();
 }
 
-/* It asks for the file, which is us. Who comes meanwhile to an earlier guard's page comes again. */
+/* Who comes to an earlier guard's page comes again. */
+static void answer_all(const struct gate_stops *s)
+{
+	struct gate_visit v;
+
+	while (gate_page_next(&s->page, &v))
+		gate_page_let_go(&s->page, v.id);
+}
+
+/* It asks for the file, which is us, and says at last that it has closed it. */
 static int await_pages(const struct gate_stops *s)
 {
 	struct pollfd p[] = {{.fd = s->page.device, .events = POLLIN},
 			     {.fd = s->pidfd, .events = POLLIN}};
-	struct gate_visit v;
 
 	while (!__atomic_load_n(&s->state->pages, __ATOMIC_SEQ_CST)) {
 		if (p[1].revents)
 			return -ECHILD;
 		if (poll(p, 2, -1) < 0 && errno != EINTR)
 			return -errno;
-		while (gate_page_next(&s->page, &v))
-			gate_page_let_go(&s->page, v.id);
+		answer_all(s);
 	}
 	return 0;
+}
+
+/* Killed, it still waits till we have heard that it closes the file: the kernel insists. */
+static void await_end(const struct gate_stops *s)
+{
+	struct pollfd p[] = {{.fd = gate_stop_by_page(s) ? s->page.device : -1, .events = POLLIN},
+			     {.fd = s->pidfd, .events = POLLIN}};
+
+	while (!waitpid(s->guard, NULL, WNOHANG)) {
+		poll(p, 2, s->pidfd >= 0 ? -1 : 10);
+		if (p[0].fd >= 0)
+			answer_all(s);
+	}
 }
 
 int gate_guard_start(struct gate_stops *s)
@@ -164,7 +187,7 @@ void gate_guard_end(struct gate_stops *s)
 	__atomic_store_n(&s->state->pages, 0, __ATOMIC_SEQ_CST);
 	if (s->guard > 0) {
 		syscall(SYS_tgkill, s->guard, s->guard, SIGKILL);
-		waitpid(s->guard, NULL, 0);
+		await_end(s);
 	}
 	if (s->pidfd >= 0)
 		close(s->pidfd);

@@ -53,13 +53,19 @@ void gate_stop_is_over(const struct gate_stops *s, const struct gate_refusal *ca
 	bpf_map_delete_elem(s->stops, &at);
 }
 
+/* The programs don't know either from the other everywhere. */
+static uint32_t op_of_asked(uint32_t op)
+{
+	return op == PINL_OP_REMOVE ? PINL_OP_PUNCH : op;
+}
+
 int gate_stop_asked(const struct gate_stops *s, const struct gate_refusal *call)
 {
 	struct gate_asked a = {.file = call->file,
 			       .start = call->start,
 			       .end = call->end,
 			       .pid = call->pid,
-			       .op = call->op};
+			       .op = op_of_asked(call->op)};
 	uint64_t now = pl_clock_ns();
 	struct gate_answer w = {now, now + GATE_ASKED_MS * 1000000ull};
 

@@ -111,9 +111,29 @@ static void end(struct waiter *w)
 {
 	if (w->core.id)
 		pinl_change_done(w->in->server->ctx, w->core.id);
-	if (w->state == GOING)
+	if (w->state == GOING) { /* and may have been stopped with others since */
 		gate_stop_take_pass(w->in->stops, &w->call);
+		gate_stop_is_over(w->in->stops, &w->call);
+	}
 	waiter_free(w);
+}
+
+/* From now on his process isn't kept from that. */
+static void may_try_again(struct waiter *w)
+{
+	if (gate_stop_asked(w->in->stops, &w->call))
+		fprintf(stderr, "pinleased: %s\n", pinl_error());
+	end(w);
+}
+
+/* His pass is of no use: his call has begun anew, and waited elsewhere meanwhile, or has more parts.
+ * Waited for once more it might never end. */
+static void end_unused(struct waiter *w)
+{
+	if (w->core.recalled)
+		may_try_again(w);
+	else
+		end(w);
 }
 
 /* The core has it still. */
@@ -136,7 +156,7 @@ static void set_alone(struct waiter *w)
 static void give_up(struct waiter *w)
 {
 	if (w->state == GOING)
-		end(w);
+		end_unused(w);
 	else
 		set_alone(w);
 }
@@ -149,7 +169,7 @@ static int on_exit_of(sd_event_source *source, int fd, uint32_t revents, void *a
 
 static int on_forget(sd_event_source *source, uint64_t usec, void *arg)
 {
-	end(arg);
+	end_unused(arg);
 	return 0;
 }
 
@@ -201,14 +221,6 @@ static void let_through(struct waiter *w)
 	if (sd_event_add_time_relative(w->in->server->event, &w->forget, CLOCK_MONOTONIC,
 				       FORGET_MS * 1000ull, 0, on_forget, w) < 0)
 		end(w);
-}
-
-/* From now on his process isn't refused for that. */
-static void may_try_again(struct waiter *w)
-{
-	if (gate_stop_asked(w->in->stops, &w->call))
-		fprintf(stderr, "pinleased: %s\n", pinl_error());
-	end(w);
 }
 
 void gate_waiting_answer(struct gate_waiting *g)
@@ -479,10 +491,14 @@ void gate_waiting_init(struct gate_waiting *g, struct server *s, struct gate_sto
 
 void gate_waiting_start(struct gate_waiting *g)
 {
+	int err;
+
 	gate_waiting_watch(g);
-	if (gate_stop_by_page(g->stops) &&
-	    sd_event_add_io(g->server->event, &g->page, g->stops->page.device, EPOLLIN, on_page, g) < 0)
-		fprintf(stderr, "pinleased: out of memory: who waits at the gate can't go on\n");
+	err = gate_stop_by_page(g->stops) ? sd_event_add_io(g->server->event, &g->page,
+							    g->stops->page.device, EPOLLIN, on_page, g)
+					  : 0;
+	if (err < 0) /* nobody would let them go */
+		gate_waiting_never(g, strerror(-err));
 }
 
 /* Their events are gone with the loop; the core still answers. */

@@ -184,6 +184,20 @@ static void look_what_is_refused(struct holder *h, struct held_lease *hl)
 	h->weaker = true;
 }
 
+/* The same of names, which no event of the holder's is for. */
+static void look_whether_it_keeps_its_name(struct holder *h, const struct held_lease *hl)
+{
+	if (!(hl->lease->flags & PINL_KEEP_NAME) || gate_keeps_name(h->server, &hl->lease->on->mem))
+		return;
+	if (!h->nameless)
+		fprintf(stderr,
+			"pinleased: files that leases of %s (%d) want to keep their names "
+			"(PINL_KEEP_NAME) "
+			"may be unlinked, as nothing here can refuse it: see pinlease status\n",
+			h->name, h->pid);
+	h->nameless = true;
+}
+
 static int lease(struct holder *h, const struct pl_lease_msg *m, int fd,
 		 const struct stored_lease *adopted)
 {
@@ -211,8 +225,10 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd,
 	err = pl_foreign_lease(h->device, &f, &hl->lease);
 	if (!err && !adopted)
 		keep(h, hl, m, f.policy.grace_ms);
-	if (!err && h->returning)
+	if (!err && h->returning) {
 		look_what_is_refused(h, hl);
+		look_whether_it_keeps_its_name(h, hl);
+	}
 	return err;
 }
 
@@ -289,7 +305,7 @@ static int make(struct holder *h, const struct pl_lease_msg *m, int fd,
 	hl->of.pid = h->pid;
 	hl->of.uid = h->user->uid;
 	memcpy(hl->of.name, h->name, sizeof hl->of.name);
-	if (m->policy == PINL_RECALL)
+	if (m->policy == PINL_RECALL || m->policy == PINL_FOLLOW || !(m->flags & PINL_PIN))
 		gate_hold(hl);
 	h->making = hl;
 	pl_index_insert(&h->leases, &hl->node);

@@ -11,9 +11,11 @@
 #include <liburing.h>
 #include <linux/capability.h>
 #include <linux/falloc.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
@@ -126,7 +128,7 @@ static pid_t lend(const struct gate_target *t, int said)
 		return pid;
 	}
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (pinl_open(NULL, &wait_ctx) || pinl_device_open(wait_ctx, "soft", NULL, &wait_dev))
+	if (wait_ctx_open() || pinl_device_open(wait_ctx, "soft", NULL, &wait_dev))
 		_exit(1);
 	struct pinl_lease *l = wait_lease(t, 2, 4, WAIT_NEVER_MS);
 
@@ -152,7 +154,7 @@ static void who_has_waited_for_nothing_waits_for_the_next(void **state)
 	wait_ctx = NULL;
 	assert_int_equal(pipe(said), 0);
 	holder = lend(&t, said[1]);
-	assert_ok(pinl_open(NULL, &wait_ctx));
+	assert_ok(wait_ctx_open());
 	assert_ok(pinl_device_open(wait_ctx, "soft", NULL, &wait_dev));
 	kill(wait_arbiter.pid, SIGSTOP);
 	await_state(wait_arbiter.pid);
@@ -179,6 +181,93 @@ static void who_has_waited_for_nothing_waits_for_the_next(void **state)
 	wait_close();
 }
 
+enum { THREADS = 4, ROUNDS = 12 };
+
+struct rounds {
+	const struct gate_target *t;
+	pthread_barrier_t *begin, *end;
+	unsigned page;
+};
+
+static void *punch_each_round(void *arg)
+{
+	const struct rounds *r = arg;
+
+	for (int i = 0; i < ROUNDS; i++) {
+		pthread_barrier_wait(r->begin);
+		if (punch(r->t, r->page))
+			_exit(1);
+		pthread_barrier_wait(r->end);
+	}
+	return NULL;
+}
+
+static __attribute__((noreturn)) void punch_together(const struct gate_target *t,
+						     pthread_barrier_t *begin, pthread_barrier_t *end)
+{
+	struct rounds r[THREADS];
+	pthread_t thread;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (unsigned i = 0; i < THREADS; i++) {
+		r[i] = (struct rounds){t, begin, end, 2 + i};
+		if (pthread_create(&thread, NULL, punch_each_round, &r[i]))
+			_exit(1);
+	}
+	for (;;)
+		pause();
+}
+
+static pthread_barrier_t *barriers(void)
+{
+	pthread_barrier_t *b =
+		mmap(NULL, 2 * sizeof *b, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pthread_barrierattr_t shared;
+
+	assert_ptr_not_equal(b, MAP_FAILED);
+	pthread_barrierattr_init(&shared);
+	pthread_barrierattr_setpshared(&shared, PTHREAD_PROCESS_SHARED);
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(pthread_barrier_init(&b[i], &shared, THREADS + 1), 0);
+	return b;
+}
+
+/* His threads are stopped and continued together, so some are once more than they wait. Nothing of that
+ * is left: whom somebody else stops afterwards stays so at pinleased's end, which continues all it knows
+ * of. */
+static void who_has_gone_on_isnt_continued_later(void **state)
+{
+	struct gate_target t;
+	pthread_barrier_t *b;
+	pid_t pid;
+
+	open_for_stops();
+	wait_target(PLACE_MEMFD, &t);
+	b = barriers();
+	pid = fork();
+	if (!pid)
+		punch_together(&t, &b[0], &b[1]);
+	for (int i = 0; i < ROUNDS; i++) {
+		struct pinl_lease *l = wait_lease(&t, 2, 2 + THREADS, WAIT_NEVER_MS);
+
+		pthread_barrier_wait(&b[0]);
+		event_of(wait_ctx, PINL_EV_NOTICE);
+		wait_await_stop(pid);
+		assert_ok(pinl_quiesced(l));
+		pthread_barrier_wait(&b[1]);
+		pinl_unmap_range(l);
+	}
+	pinl_unmap_range(wait_lease(&t, 2, 2 + THREADS, WAIT_NEVER_MS)); /* all is over by now */
+	kill(pid, SIGSTOP);
+	wait_await_stop(pid);
+	wait_close();
+	assert_true(wait_is_stopped(pid));
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	munmap(b, 2 * sizeof *b);
+	gate_target_close(&t);
+}
+
 /* ------------------------------------------------------------------------------- without its guard --
  */
 
@@ -193,6 +282,20 @@ static unsigned soft_limit(pid_t pid, unsigned n)
 	return old.rlim_cur;
 }
 
+/* One process until it is done: each that is refused takes of its user's share. */
+static pid_t begin_till_it_may(const struct gate_target *t, unsigned page)
+{
+	pid_t pid = fork();
+	int err;
+
+	if (pid)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while ((err = punch(t, page)) == -EBUSY)
+		usleep(1000);
+	_exit(-err);
+}
+
 /* Nobody would continue them after a crash; so who had been stopped goes on. */
 static void without_a_guard_nobody_waits(void **state)
 {
@@ -200,7 +303,6 @@ static void without_a_guard_nobody_waits(void **state)
 	struct pinl_lease *l;
 	unsigned before;
 	pid_t guard, pid;
-	int err;
 
 	open_for_stops();
 	wait_target(PLACE_MEMFD, &t);
@@ -214,12 +316,8 @@ static void without_a_guard_nobody_waits(void **state)
 	assert_int_equal(wait_guard_of(wait_arbiter.pid), 0);
 	assert_int_equal(wait_result(wait_begin(wait_op("punch"), &t, 3)), -EBUSY);
 	soft_limit(wait_arbiter.pid, before);
-	do {
-		pid = wait_begin(wait_op("punch"), &t, 2);
-		wait_await_or_end(pid);
-		err = wait_has_ended(pid) ? wait_result(pid) : 0;
-	} while (err == -EBUSY);
-	assert_int_equal(err, 0);
+	pid = begin_till_it_may(&t, 2);
+	wait_await(pid);
 	assert_true(wait_others_do());
 	assert_ok(pinl_quiesced(l));
 	assert_int_equal(wait_result(pid), 0);
@@ -255,7 +353,7 @@ static pid_t leave_to_another(const struct gate_target *t)
 	pid = fork();
 	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (pinl_open(NULL, &wait_ctx) || pinl_device_open(wait_ctx, "soft", NULL, &wait_dev))
+		if (wait_ctx_open() || pinl_device_open(wait_ctx, "soft", NULL, &wait_dev))
 			_exit(1);
 		wait_lease(t, 2, 4, WAIT_NEVER_MS);
 		raise(SIGSTOP);
@@ -270,7 +368,7 @@ static void end_other(pid_t pid)
 {
 	kill(pid, SIGCONT);
 	assert_int_equal(wait_result(pid), 0);
-	assert_ok(pinl_open(NULL, &wait_ctx));
+	assert_ok(wait_ctx_open());
 }
 
 /* The same process, again and again, a while apart. */
@@ -401,7 +499,7 @@ static void who_couldnt_be_continued_isnt_stopped(void **state)
 		skip();
 	}
 	arbiter_start(&wait_arbiter, wait_patient);
-	assert_ok(pinl_open(NULL, &wait_ctx));
+	assert_ok(wait_ctx_open());
 	assert_ok(pinl_device_open(wait_ctx, "soft", NULL, &wait_dev));
 	wait_target(PLACE_MEMFD, &t);
 	l = wait_lease(&t, 2, 4, WAIT_NEVER_MS);
@@ -428,6 +526,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		TEST(who_waits_anew_isnt_left_by_a_crash),
 		TEST(who_has_waited_for_nothing_waits_for_the_next),
+		TEST(who_has_gone_on_isnt_continued_later),
 		TEST(without_a_guard_nobody_waits),
 		TEST(nobody_is_refused_beyond_the_ceiling),
 		TEST(nobody_is_refused_what_was_taken),

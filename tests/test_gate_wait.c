@@ -163,7 +163,7 @@ static void nobody_waits_beyond_the_ceiling(void **state)
 	holder = fork();
 	if (!holder) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (pinl_open(NULL, &wait_ctx) || pinl_device_open(wait_ctx, "soft", NULL, &wait_dev))
+		if (wait_ctx_open() || pinl_device_open(wait_ctx, "soft", NULL, &wait_dev))
 			_exit(1);
 		lease(&t);
 		raise(SIGSTOP);
@@ -177,7 +177,7 @@ static void nobody_waits_beyond_the_ceiling(void **state)
 	kill(holder, SIGKILL);
 	waitpid(holder, &status, 0);
 	gate_target_close(&t);
-	assert_ok(pinl_open(NULL, &wait_ctx));
+	assert_ok(wait_ctx_open());
 	wait_close();
 }
 

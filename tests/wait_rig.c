@@ -38,10 +38,17 @@ bool wait_others_do(void)
 	return strstr(said, "others wait");
 }
 
+int wait_ctx_open(void)
+{
+	struct pinl_opts opts = {.size = sizeof opts, .ceiling_ms = WAIT_NEVER_MS};
+
+	return pinl_open(&opts, &wait_ctx);
+}
+
 void wait_open(const char *const *options)
 {
 	arbiter_start(&wait_arbiter, options);
-	assert_ok(pinl_open(NULL, &wait_ctx));
+	assert_ok(wait_ctx_open());
 	assert_ok(pinl_device_open(wait_ctx, "soft", NULL, &wait_dev));
 	if (wait_others_do()) {
 		if (getenv("PINLEASE_GATE_WAITS"))

@@ -23,6 +23,7 @@ bool wait_others_do(void);
 
 /* The test is skipped where nobody waits. */
 void wait_open(const char *const *options);
+int wait_ctx_open(void); /* wait_ctx, in which no grace is cut */
 void wait_close(void);
 int wait_teardown(void **state);
 

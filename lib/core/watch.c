@@ -115,7 +115,8 @@ int pl_lease_watch(struct pinl_lease *l)
 	struct pinl_ctx *ctx = l->ctx;
 	bool must = !(l->flags & PINL_COOPERATIVE) && (l->policy.kind != PINL_KEEP || l->cached);
 	uint8_t can[PINL_OP_NR], supervised[PINL_OP_NR];
-	bool unnamed = l->flags & PINL_KEEP_NAME;
+	bool resumed = l->more->resumed; /* its holder counts on the rest all the same */
+	bool unnamed = (l->flags & PINL_KEEP_NAME) && !resumed;
 
 	for (int i = 0; i < ctx->n_sources; i++) {
 		struct pl_source *s = &ctx->sources[i];
@@ -126,7 +127,7 @@ int pl_lease_watch(struct pinl_lease *l)
 		if (!source_supervises(s, l, supervised) && !adds && !keeps)
 			continue;
 		err = s->ops->watch(s->priv, &l->on->mem);
-		if (err && (keeps || (must && (is_needed(l, can) || err == -EBUSY))))
+		if (err && ((keeps && !resumed) || (must && (is_needed(l, can) || err == -EBUSY))))
 			return err;
 		if (err)
 			continue;
