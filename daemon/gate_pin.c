@@ -173,29 +173,37 @@ void gate_pin_end(const char *own)
 	unlinkat(AT_FDCWD, dir, AT_REMOVEDIR); /* others' may be there */
 }
 
-static bool is_state(int fd)
+/* 0: it is none. */
+static size_t size_of_state(int fd)
 {
 	struct bpf_map_info info = {0};
 	__u32 len = sizeof info;
 
 	return !bpf_obj_get_info_by_fd(fd, &info, &len) && info.type == BPF_MAP_TYPE_ARRAY &&
-	       info.key_size == sizeof(__u32) && info.value_size >= sizeof(__u64) &&
-	       info.value_size <= STATE_ROOM;
+			       info.key_size == sizeof(__u32) && info.value_size >= sizeof(__u64) &&
+			       info.value_size <= STATE_ROOM
+		       ? info.value_size
+		       : 0;
 }
 
-/* True if its time is over, which it is at `until` at the latest; or if it never was whole. */
+/* True if its time is over, which it is at `until` at the latest; or if it never was whole. Nobody waits
+ * there any more, as nobody would let him go: its guard may say so meanwhile, and this mustn't undo it.
+ */
 static bool ends_by(int fd, uint64_t until)
 {
 	union {
 		struct gate_state s;
 		char room[STATE_ROOM];
 	} u;
+	size_t size = size_of_state(fd);
 	__u32 zero = 0;
 
-	if (!is_state(fd) || bpf_map_lookup_elem(fd, &zero, &u))
+	if (!size || bpf_map_lookup_elem(fd, &zero, &u))
 		return true;
 	if (u.s.until_ns > until) {
 		u.s.until_ns = until;
+		if (size == sizeof u.s)
+			u.s.waits_until_ns = u.s.pages = 0;
 		bpf_map_update_elem(fd, &zero, &u, BPF_ANY);
 	}
 	return u.s.until_ns <= pl_clock_ns();
