@@ -559,8 +559,11 @@ void gate_describe(struct server *s, char *text, size_t len)
 	if (gate_unnamed(g->programs))
 		add(text, len, "; keeps no names: %s", gate_unnamed(g->programs));
 	describe_waiting(g, text, len);
-	if (g->waiting.lost + g->unwaited)
-		add(text, len, "; %lu didn't, for want of room", g->waiting.lost + g->unwaited);
+	if (g->waiting.lost)
+		add(text, len, "; %lu got EBUSY, for want of room", g->waiting.lost);
+	if (g->unwaited)
+		add(text, len, "; for %lu lease%s nobody waits, for want of room", g->unwaited,
+		    s_of(g->unwaited));
 	if (gate_was_open(g->programs))
 		add(text, len, "; was open for %lu ms, not renewed",
 		    (unsigned long)(gate_was_open(g->programs) / 1000000));

@@ -192,9 +192,9 @@ int store_open(struct store *st, bool closed, int *sock)
 	if (closed && has_store())
 		begin(st, kept);
 	else if (closed)
-		fprintf(stderr, "pinleased: no service manager keeps its descriptors: who waits when it "
-				"is killed goes "
-				"on\n");
+		fprintf(stderr,
+			"pinleased: no service manager keeps its descriptors: who waits for a file "
+			"on disk when it is killed goes on\n");
 	if (kept[TABLE] >= 0)
 		close(kept[TABLE]);
 	return sockets;

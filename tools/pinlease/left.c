@@ -73,12 +73,11 @@ static void look_at(const char *dir, const char *name, struct list *l)
 	    (until > now && (!kill(pid, 0) || errno != ESRCH)))
 		return;
 	if (until > now)
-		tool_append(
-			l->buf, l->len,
-			"process %d, which has ended, has left its gate: for %llu s more it refuses "
-			"what leases refused; start pinleased, which takes it over, or end it: rm -r "
-			"%s\n",
-			pid, (unsigned long long)(until - now + 999999999) / 1000000000, dir);
+		tool_append(l->buf, l->len,
+			    "process %d, which has ended, has left its gate: for %llu s more it refuses "
+			    "what leases refused, and what was to wait for them; start pinleased, which "
+			    "takes it over, or end it: rm -r %s\n",
+			    pid, (unsigned long long)(until - now + 999999999) / 1000000000, dir);
 	else
 		tool_append(
 			l->buf, l->len,

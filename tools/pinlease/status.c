@@ -144,7 +144,8 @@ static const char *after_crash_words(const struct pl_status_msg *s)
 	case PL_AFTER_CRASH_CLOSED:
 		return "closed: who waits, and who comes, waits for the restart";
 	case PL_AFTER_CRASH_LOST:
-		return "open: who waits goes on, because no service manager keeps the descriptors";
+		return "open: who waits for a file on disk goes on, because no service manager keeps "
+		       "the descriptors";
 	}
 	return "open: who waits goes on";
 }
@@ -164,7 +165,9 @@ static void print_after_crash(const struct found *f)
 	const char *gate = closed_at_gate(f);
 
 	if (gate)
-		put("after crash", "%s; what the gate refuses stays refused for %.*s",
+		put("after crash",
+		    "%s; what the gate refuses stays refused, and who waits there (files in memory) is, "
+		    "too, for %.*s",
 		    after_crash_words(&f->status), (int)strcspn(gate, ";"), gate);
 	else
 		put("after crash", "%s", after_crash_words(&f->status));
