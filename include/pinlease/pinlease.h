@@ -174,8 +174,9 @@ struct pinl_policy {
 /*
  * While the lease lives nobody takes the file's name: to unlink any name of it, to rename another file
  * over one, or to exchange it with another's fails with EBUSY, whoever does it. To rename it to a name
- * that is free is allowed. Whatever the policy is; by pinleased's gate only, on tmpfs, hugetlbfs, ext4
- * and XFS, for the file's owner and root; of a file that has a name, so not of a memfd.
+ * that is free is allowed. Whatever the policy is, until all of the lease was taken back; by pinleased's
+ * gate only, on tmpfs, hugetlbfs, ext4 and XFS, for the file's owner and root; of a file that has a
+ * name, so not of a memfd.
  */
 #define PINL_KEEP_NAME 0x40u
 
