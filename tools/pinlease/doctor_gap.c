@@ -18,8 +18,7 @@ static const char close_file[] =
 	"punch "
 	"of a memfd; for plain system calls on files in memory pinlease run with pinleased, which holds "
 	"those of the processes that it starts, and pinleased's gate, for REFUSE, and for RECALL those "
-	"of all "
-	"other processes (pinlease status)";
+	"of all other processes, which the table doesn't show (pinlease status says if it runs)";
 static const char close_files_source[] =
 	"what the reason says, as far as the file system gives fanotify events before changes (tmpfs, "
 	"memfd and hugetlbfs have given none so far); without it pinl_ftruncate and pinl_fallocate";
