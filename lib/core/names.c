@@ -94,19 +94,21 @@ static void event_where(const struct pinl_event *ev, struct pl_text *t)
 		pl_text_add(t, " seen by %s", ev->source);
 }
 
-static const char *degraded_words(int err, bool by_change)
+static const char *degraded_words(const struct pinl_event *ev)
 {
-	switch (err) {
+	switch (ev->err) {
 	case -EBUSY:
-		return by_change ? "could not be refused"
-				 : "refused no more: the pinleased that runs now can't";
+		return ev->change_id ? "could not be refused"
+				     : "refused no more: the pinleased that runs now can't";
 	case -EOPNOTSUPP:
 		return "not seen when done raw";
 	case -ETIMEDOUT:
 		return "ended, and the device isn't known to be off its memory";
 	case -ENOTCONN:
-		return "not held for changes by other processes: pinleased isn't there, or can't be "
-		       "told of it again";
+		return ev->lease_id
+			       ? "not held for changes by other processes: its file can't be opened "
+				 "any more, or pinleased has turned it away; lease it anew"
+			       : "not held for changes by other processes: pinleased isn't there";
 	case -EINTR:
 		return "let go before the recall was over: it took too long, others waited behind "
 		       "it, or pinleased ended";
@@ -159,7 +161,7 @@ int pinl_event_format(const struct pinl_event *event, char *buf, size_t len)
 		pl_text_add(&t, " at %#lx: key %#x, rkey %#x", (unsigned long)ev->addr, ev->key,
 			    ev->rkey);
 	if (ev->type == PINL_EV_DEGRADED)
-		pl_text_add(&t, ": %s", degraded_words(ev->err, ev->change_id));
+		pl_text_add(&t, ": %s", degraded_words(ev));
 	else if (ev->err && ev->type != PINL_EV_ORPHAN && ev->type != PINL_EV_FAULT)
 		pl_text_add(&t, " (%s)", strerror(-ev->err));
 	return t.used;
