@@ -149,14 +149,16 @@ static __always_inline int may_wait(const struct gate_state *s, struct task_stru
 	       (!BPF_CORE_READ(t, ptrace) && !bpf_map_lookup_elem(&holders, &pid));
 }
 
-/* In the map before he is stopped, so that whoever reads it finds him. */
+/* In the map before he is stopped, so that whoever reads it finds him. The signal is the thread's, which
+ * stops all: of two for the process the kernel drops the second, and the thread that it was for would
+ * come back with an error that no program is to see. */
 static __always_inline long stop(struct task_struct *t, const struct gate_stop_key *at)
 {
 	__u64 started_ns = BPF_CORE_READ(t, group_leader, start_boottime);
 
 	if (bpf_map_update_elem(&stops, at, &started_ns, 0))
 		return -1;
-	if (!bpf_send_signal(SIGSTOP))
+	if (!bpf_send_signal_thread(SIGSTOP))
 		return 0;
 	bpf_map_delete_elem(&stops, at);
 	return -1;

@@ -486,7 +486,9 @@ bool gate_under_way(struct server *s, const struct pl_lease_msg *m, const struct
 {
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
 
-	gate_answer(s); /* what is over by now isn't to be waited for */
+	if (g)
+		listen_now(g); /* what is over by now isn't to be waited for */
+	gate_answer(s);
 	return g && gate_waiting_under_way(&g->waiting, st->st_dev, st->st_ino, m->file_offset,
 					   m->file_offset + (m->end - m->start), m->thread);
 }

@@ -8,7 +8,7 @@
 #include "gate_rig.h"
 
 #define WAIT_DIRECTORY "/sys/fs/bpf/pinlease-test"
-#define WAIT_NEVER_MS  600000
+#define WAIT_NEVER_MS  120000
 
 /* Nobody is let go because a ceiling is over; everybody is, soon. */
 extern const char *const wait_patient[], *const wait_hasty[];
