@@ -19,7 +19,7 @@
 #include "proto/wire.h"
 
 #define INPUTS 300000
-#define LARGE  600 /* than any message */
+#define LARGE  (sizeof(union pl_message) + 64)
 
 struct input {
 	size_t len;
