@@ -188,6 +188,15 @@ struct pl_done_msg {
 	uint64_t change; /* the CHANGE's serial */
 };
 
+/*
+ * Count the changes of the asker's own address space, from now on and as long as this connection lasts.
+ * Two COUNTED, then REPLY; with an error only that, which says what is missing. The first one on a
+ * machine may take seconds, and other answers come meanwhile.
+ */
+struct pl_count_msg {
+	struct pl_head head;
+};
+
 /* -------------------------------------------------------------------------- from the arbiter -- */
 
 struct pl_welcome {
@@ -334,6 +343,20 @@ struct pl_changed_msg {
 	uint32_t pad;
 };
 
+/* Of COUNT, whose serial it has: one of the two maps goes along (bpf/generation.h). */
+struct pl_counted_msg {
+	struct pl_head head;
+	uint32_t map; /* enum pl_counted_map */
+	uint32_t pad;
+	uint64_t size; /* to be mapped, from offset 0: of COUNTS; of RING, as BPF ring buffers are: of
+			  its data */
+};
+
+enum pl_counted_map {
+	PL_COUNTED_COUNTS, /* struct generation_counts, readable and writable */
+	PL_COUNTED_RING,   /* of struct generation_record; its descriptor is to be polled */
+};
+
 /* name, number, structure, least and most descriptors */
 #define PL_MESSAGES(X)                                                                                  \
 	X(HELLO, 1, struct pl_hello, 0)                                                                 \
@@ -351,6 +374,7 @@ struct pl_changed_msg {
 	X(TRUNCATE, 13, struct pl_truncate_msg, 1)                                                      \
 	X(ALL_TOLD, 14, struct pl_all_told_msg, 0)                                                      \
 	X(STILL, 15, struct pl_still_msg, 0)                                                            \
+	X(COUNT, 16, struct pl_count_msg, 0)                                                            \
 	X(WELCOME, 65, struct pl_welcome, 0)                                                            \
 	X(REPLY, 66, struct pl_reply, 0)                                                                \
 	X(NOTICE, 67, struct pl_notice_msg, 0)                                                          \
@@ -358,6 +382,7 @@ struct pl_changed_msg {
 	X(EVENT, 69, struct pl_event_msg, 0)                                                            \
 	X(STATUS, 70, struct pl_status_msg, 0)                                                          \
 	X(CHANGED, 71, struct pl_changed_msg, 0)                                                        \
+	X(COUNTED, 72, struct pl_counted_msg, 1)                                                        \
 	X(SOURCE, 90, struct pl_source_msg, 0)                                                          \
 	X(USER, 91, struct pl_user_msg, 0)
 
@@ -395,6 +420,8 @@ union pl_message {
 	struct pl_user_msg user;
 	struct pl_truncate_msg truncate;
 	struct pl_changed_msg changed;
+	struct pl_count_msg count;
+	struct pl_counted_msg counted;
 };
 
 #endif

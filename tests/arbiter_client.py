@@ -33,6 +33,7 @@ HELLO, LEASE, HANDLE, UNLEASE, RELEASED, COVER = range(1, 7)
 CHANGE, DONE = 11, 12
 ALL_TOLD, STILL = 14, 15
 TRUNCATE_FILE, CHANGED = 13, 71
+COUNT, COUNTED = 16, 72
 WELCOME, REPLY, NOTICE = range(65, 68)
 BODY = {
     HELLO: struct.Struct('=II32sQ'),
@@ -48,6 +49,8 @@ BODY = {
     WELCOME: struct.Struct('=IIQQQQQ'),
     TRUNCATE_FILE: struct.Struct('=QqqIi'),
     CHANGED: struct.Struct('=QiI'),
+    COUNT: struct.Struct('='),
+    COUNTED: struct.Struct('=IIQ'),
     REPLY: struct.Struct('=iIQ216s'),
     NOTICE: struct.Struct('=QQQQQIIIii12sQQQQ'),
 }
