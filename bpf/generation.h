@@ -30,6 +30,7 @@ enum generation_what {
 	GENERATION_ZAP = 1, /* pages go: munmap, MAP_FIXED, madvise, truncation, ... */
 	GENERATION_MOVE,    /* mremap: from here */
 	GENERATION_PROTECT,
+	GENERATION_FREE, /* MADV_FREE */
 	GENERATION_HUGE, /* only in going[]: ZAP of huge pages' memory, which may be in one of ZAP */
 };
 
@@ -43,11 +44,12 @@ struct generation_going {
 
 /* One element of an mmapable array. */
 struct generation_counts {
-	__u64 told;   /* changes that touch a watched area, begun */
-	__u64 lost;   /* of those, without a record: everything watched is stale */
-	__u64 missed; /* how often pinleased has found that changes weren't seen; told, lost are raised,
-			 too */
-	__u64 ended;  /* 1: nothing is counted any more; told and lost are raised, too */
+	__u64 told;    /* changes that touch a watched area, begun */
+	__u64 applied; /* the holder's own: so many of those it has taken; a lookup compares the two */
+	__u64 lost;    /* of those, without a record: everything watched is stale */
+	__u64 missed;  /* how often pinleased has found that changes weren't seen; told, lost are raised,
+			  too */
+	__u64 ended;   /* 1: nothing is counted any more; told and lost are raised, too */
 	__u64 crowded_until_ns; /* CLOCK_MONOTONIC: there was no place in going[]: till then anything may
 				   be */
 	struct generation_going going[GENERATION_GOING];
@@ -59,6 +61,9 @@ struct generation_record {
 	__u32 what;	/* enum generation_what; not HUGE */
 	__s32 pid, tid; /* who makes it */
 	__s32 nr;	/* by which system call of this machine's; -1: by none, or by a 32-bit one */
+	__u32 how; /* of madvise(2) and process_madvise(2) the advice, of fallocate(2) the mode; else 0
+		    */
+	__u32 pad;
 };
 
 #endif

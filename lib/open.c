@@ -14,8 +14,8 @@ int pinl_open(const struct pinl_opts *opts, struct pinl_ctx **out)
 		const struct pinl_source_ops *ops;
 	} all[] = {
 		{PINL_SOURCE_UFFD, &pl_uffd_ops},     {PINL_SOURCE_ARBITER, &pl_remote_ops},
-		{PINL_SOURCE_FILES, &pl_files_ops},   {PINL_SOURCE_NOTIFY, &pl_notify_ops},
-		{PINL_SOURCE_FAULTS, &pl_faults_ops},
+		{PINL_SOURCE_FILES, &pl_files_ops},   {PINL_SOURCE_GENERATION, &pl_generation_ops},
+		{PINL_SOURCE_NOTIFY, &pl_notify_ops}, {PINL_SOURCE_FAULTS, &pl_faults_ops},
 	};
 	PL_CALL(call);
 	struct pinl_ctx *ctx;

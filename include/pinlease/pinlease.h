@@ -190,7 +190,7 @@ struct pinl_opts {
 	unsigned drain_ms;   /* force: bound for in-flight I/O to end; 0 = 1000 */
 	int summary_fd;	     /* pinl_close() and exit write the orphan summary there; 0 = stderr,
 				-1 = nowhere (the counters still have it) */
-	unsigned sources;    /* PINL_SOURCE_*; 0 = all */
+	unsigned sources;    /* PINL_SOURCE_*; 0 = PINL_SOURCE_ALL */
 	/*
 	 * Called for every event from a thread of the library's own, no lock held, so it may call any
 	 * pinl_ function but pinl_close(). All signals are blocked there, as in every thread of the
@@ -210,6 +210,13 @@ struct pinl_opts {
 #define PINL_SOURCE_FAULTS                                                                              \
 	0x10u /* the kernel's log: transfers that an IOMMU has stopped (PINL_EV_FAULT) */
 #define PINL_SOURCE_ALL 0x1fu
+/*
+ * By pinleased, where its kernel can: all changes of mappings are counted before they take effect, also
+ * those that userfaultfd doesn't see (mprotect, guard pages, truncation by others, shmdt), and told of.
+ * Only if asked for: it takes one of few places on the machine, and a little of each munmap there. One
+ * context of a process can have it.
+ */
+#define PINL_SOURCE_GENERATION 0x20u
 
 /*
  * pinl_open - make a context: threads, sources, event queue.

@@ -196,15 +196,21 @@ static inline uint64_t pl_gen_found(unsigned access)
 	return PL_GEN_INDEX | pl_gen_need(access);
 }
 
-/* Something may have changed that the cache doesn't know of yet. The order of the two is the reader's:
- * it raises the sequence before it takes the kernel's mark down. */
-static inline bool pl_changing(struct pinl_ctx *ctx)
+/* The order of the two is the reader's: it raises the sequence before it takes the kernel's mark down.
+ */
+static inline bool pl_marked(struct pinl_ctx *ctx)
 {
 	const _Atomic(unsigned) *mark = atomic_load_explicit(&ctx->mark, memory_order_acquire);
 
 	return (atomic_load_explicit(mark, memory_order_acquire) &
 		atomic_load_explicit(&ctx->mark_bit, memory_order_relaxed)) ||
 	       (atomic_load_explicit(&ctx->sequence, memory_order_acquire) & 1);
+}
+
+/* Something may have changed that the cache doesn't know of yet. */
+static inline bool pl_changing(struct pinl_ctx *ctx)
+{
+	return pl_counts_behind(ctx) || pl_marked(ctx);
 }
 
 static inline void pl_count_hit(struct pl_table *t, struct pl_region *r)

@@ -16,11 +16,15 @@
 struct until {
 	bool quiet; /* nothing less will do */
 	uint64_t round;
+	struct pl_counts_at counted;
 };
 
 static bool is_over(struct pinl_ctx *ctx, const struct until *u)
 {
-	return (!u->quiet && pl_round_is_over(ctx, u->round)) || !pl_changing(ctx);
+	if (u->quiet)
+		return !pl_changing(ctx);
+	return (pl_round_is_over(ctx, u->round) || !pl_marked(ctx)) &&
+	       (pl_counts_reached(ctx, &u->counted) || !pl_counts_behind(ctx));
 }
 
 static int wait_until(struct pl_cache *c, const struct until *u)
@@ -56,7 +60,7 @@ int pl_wait_settled(struct pl_cache *c)
 int pl_get_told(struct pl_cache *c, struct pl_table *t, const struct pl_want *want,
 		struct pl_region **out)
 {
-	struct until told = {.round = pl_round_next(c->ctx)};
+	struct until told = {.round = pl_round_next(c->ctx), .counted = pl_counts_now(c->ctx)};
 	uint64_t need = pl_gen_found(want->access), gen;
 	struct pl_region *r;
 	int err;

@@ -73,8 +73,10 @@ int pl_exempt_enter(struct pinl_ctx *ctx)
 	return exempt_add(ctx, pl_self_tid(ctx));
 }
 
+/* What it has made itself is no news, also where that is heard of late. */
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot)
 {
+	pl_counts_wait(ctx);
 	if (slot >= 0)
 		atomic_store(&ctx->exempt[slot], 0);
 }
@@ -166,10 +168,11 @@ bool pl_wait_applied(struct pinl_ctx *ctx)
 {
 	unsigned seen = atomic_load(&ctx->applying);
 	struct timespec pause = {0, 20000};
+	bool waited = pl_counts_wait(ctx);
 
 	while ((seen & 1) && atomic_load(&ctx->applying) == seen)
 		nanosleep(&pause, NULL);
-	return seen & 1;
+	return waited || (seen & 1);
 }
 
 int pinl_wants_hold(struct pinl_ctx *ctx, unsigned ops)
@@ -183,7 +186,7 @@ static int check_opts(const struct pinl_opts *given, struct pinl_opts *opts)
 		return pinl_set_error(-EINVAL, "pinl_opts.size must be sizeof(struct pinl_opts)");
 	if (given)
 		memcpy(opts, given, given->size < sizeof *opts ? given->size : sizeof *opts);
-	if (opts->sources & ~PINL_SOURCE_ALL)
+	if (opts->sources & ~(PINL_SOURCE_ALL | PINL_SOURCE_GENERATION))
 		return pinl_set_error(-EINVAL, "pinl_opts.sources has unknown bits %#x", opts->sources);
 	if (!opts->sources)
 		opts->sources = PINL_SOURCE_ALL;
@@ -318,6 +321,7 @@ int pl_open_core(const struct pinl_opts *given, struct pinl_ctx **out)
 		return pinl_set_error(-ENOMEM, "out of memory for a context");
 	ctx->opts = opts;
 	ctx->mark = &no_mark;
+	pl_counts_set(ctx, NULL);
 	ctx->serial = atomic_fetch_add(&last_serial, 1) + 1;
 	ctx->pid = getpid();
 	ctx->maps = -1;

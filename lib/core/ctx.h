@@ -27,6 +27,7 @@
 #include <stdbool.h>
 #include <time.h>
 
+#include "core/counted.h"
 #include "core/index.h"
 #include "core/lease.h"
 #include "core/more.h"
@@ -48,6 +49,10 @@
 
 /* Beside PINL_CAN_* in what a source says of supervised processes: those are all but the lease's own. */
 #define PL_ALL_OTHERS 0x10u
+
+/* Counted, by a source that tells of everything: heard by the leases only that no other source tells of
+ * it. */
+#define PL_IS_COUNTED 0x1000u
 
 #define PL_HEAR_NS 2000000000u /* who has nothing to say by then is gone */
 
@@ -198,10 +203,13 @@ struct pinl_ctx {
 	atomic_uint_fast64_t sequence;
 	const _Atomic(unsigned) *_Atomic mark;
 	_Atomic unsigned mark_bit;
+	const struct pl_counts *_Atomic counts;
 	char after_sequence[64];
 	atomic_int changing;
-	atomic_int unmarked;		     /* of those, without a mark */
-	atomic_uint_fast64_t round;	     /* of the source that has the mark; odd: it is in one */
+	atomic_int unmarked;	    /* of those, without a mark */
+	atomic_uint_fast64_t round; /* of the source that has the mark; odd: it is in one */
+	atomic_uint counts_life;    /* another one: what is counted began at zero again */
+	const struct pinl_source_ops *counting;
 	atomic_uint applying;		     /* odd: reports are being taken */
 	atomic_uint wants_hold;		     /* PINL_OPBITs wanted held by any lease so far */
 	_Atomic pid_t exempt[PL_MAX_EXEMPT]; /* negative: inside the library, what it frees is told */
@@ -212,6 +220,15 @@ struct pinl_ctx {
 static inline pid_t pl_lease_owner(const struct pinl_lease *lease)
 {
 	return lease->dev->foreign ? lease->more->owner : lease->ctx->pid;
+}
+
+/* Changes are counted that the source hasn't taken, or has taken and not submitted. */
+static inline bool pl_counts_behind(const struct pinl_ctx *ctx)
+{
+	const struct pl_counts *c = atomic_load_explicit(&ctx->counts, memory_order_acquire);
+
+	return atomic_load_explicit(&c->told, memory_order_acquire) !=
+	       atomic_load_explicit(&c->applied, memory_order_acquire);
 }
 
 static inline pthread_cond_t *pl_settled(struct pinl_lease *lease)

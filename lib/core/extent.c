@@ -108,17 +108,19 @@ unsigned long pl_extent_cuts(struct pinl_ctx *ctx)
 	return n;
 }
 
-/* One source has it, and all of it, but for what has been mapped there since (pl_vma_one). */
+static bool has_whole(const struct pl_source *s, const struct pinl_memory *mem)
+{
+	return s->ops->size > offsetof(struct pinl_source_ops, whole) && s->ops->whole &&
+	       s->ops->whole(s->priv, mem);
+}
+
+/* Who has it has all of it, but for what has been mapped there since (pl_vma_one). */
 static bool is_watched_whole(struct pinl_lease *l)
 {
-	for (int i = 0; i < l->ctx->n_sources; i++) {
-		const struct pl_source *s = &l->ctx->sources[i];
-
-		if (l->on->watched == 1u << i)
-			return s->ops->size > offsetof(struct pinl_source_ops, whole) && s->ops->whole &&
-			       s->ops->whole(s->priv, &l->on->mem);
-	}
-	return false;
+	for (int i = 0; i < l->ctx->n_sources; i++)
+		if ((l->on->watched & (1u << i)) && !has_whole(&l->ctx->sources[i], &l->on->mem))
+			return false;
+	return l->on->watched;
 }
 
 /* The oldest. ctx->lock held. */

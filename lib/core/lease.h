@@ -84,6 +84,7 @@ struct pl_ground {
 	struct pinl_memory mem;
 	uint8_t coverage[PINL_OP_NR];
 	uint8_t supervised[PINL_OP_NR]; /* beyond that, for changes by processes under `pinlease run` */
+	unsigned counted;		/* PINL_OPBIT()s: told of by the counting source only */
 	unsigned watched;		/* bit per source */
 	size_t users;			/* of an extent's: the leases and the extent; ctx->lock */
 	struct pl_ground *next;		/* without any: on ctx->grounds */

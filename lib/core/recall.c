@@ -254,6 +254,8 @@ void pl_recall_apply(struct pinl_lease *l, struct pinl_change *ch, const struct 
 	 * gone */
 	if (l->cached && (pl_cached_changed(l) || v.action == PL_REFUSE))
 		return;
+	if ((ch->can & PL_IS_COUNTED) && !((PINL_OPBIT(ch->op) | ch->also) & l->on->counted))
+		return;
 	if (atomic_load(&l->more->taken_outside) &&
 	    !(ch->can & PINL_CAN_BEFORE)) { /* it was when that happened */
 		atomic_store(&l->changed, true);

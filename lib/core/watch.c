@@ -30,6 +30,17 @@ static bool source_adds(struct pl_source *s, const struct pinl_lease *l, uint8_t
 	return adds;
 }
 
+/* Of what it can, what nobody before it tells of. */
+static unsigned only_by(const struct pinl_lease *l, const uint8_t can[PINL_OP_NR])
+{
+	unsigned ops = 0;
+
+	for (int op = 0; op < PINL_OP_NR; op++)
+		if ((can[op] & PINL_CAN_TELL) && !(l->on->coverage[op] & PINL_CAN_TELL))
+			ops |= PINL_OPBIT(op);
+	return ops;
+}
+
 /* Who doesn't refuse has no need of a source that can do nothing else. */
 static bool is_needed(const struct pinl_lease *l, const uint8_t can[PINL_OP_NR])
 {
@@ -117,6 +128,7 @@ int pl_lease_watch(struct pinl_lease *l)
 	uint8_t can[PINL_OP_NR], supervised[PINL_OP_NR];
 	bool resumed = l->more->resumed; /* its holder counts on the rest all the same */
 	bool unnamed = (l->flags & PINL_KEEP_NAME) && !resumed;
+	unsigned life = atomic_load(&ctx->counts_life);
 
 	for (int i = 0; i < ctx->n_sources; i++) {
 		struct pl_source *s = &ctx->sources[i];
@@ -131,11 +143,17 @@ int pl_lease_watch(struct pinl_lease *l)
 			return err;
 		if (err)
 			continue;
+		if (s->ops == ctx->counting)
+			pl_more(l)->ground.counted = only_by(l, can);
 		unnamed &= !keeps;
 		pl_more(l)->ground.watched |= 1u << i;
 		add_coverage(l, pl_more(l)->ground.coverage, can);
 		add_coverage(l, pl_more(l)->ground.supervised, supervised);
 	}
+	if (l->on->counted && atomic_load(&ctx->counts_life) != life)
+		return pinl_set_error(l->cached ? -EAGAIN : -EBUSY,
+				      "who counts changes for [%#lx, %#lx) has just changed; try again",
+				      l->m.start, l->m.end);
 	return unnamed ? say_unnamed() : 0;
 }
 

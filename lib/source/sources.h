@@ -10,6 +10,7 @@ extern const struct pinl_source_ops pl_remote_ops;
 extern const struct pinl_source_ops pl_files_ops;
 extern const struct pinl_source_ops pl_notify_ops;
 extern const struct pinl_source_ops pl_faults_ops;
+extern const struct pinl_source_ops pl_generation_ops;
 
 int pl_files_watch_fs(void *files, const char *path);
 void pl_files_go_on(void *files); /* opened with struct pl_files_kept */
