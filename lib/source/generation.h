@@ -9,9 +9,11 @@
  *	lookups: told == applied? then nothing has changed that they don't know of
  *
  * Invariant: applied = records submitted + losses dealt with, so it is told's value if and only if all
- * that was told of is applied. What lookups read is at the same addresses for as long as the source is
- * open: another pinleased's maps are put over those of the one before, in one step and with the sequence
- * raised.
+ * that was told of is applied. Who finds told at N and waits until applied has come to N has waited for
+ * each change whose record was there by then: records are taken in their order, and a loss ends all that
+ * was registered. One without a record then hasn't taken a page yet. What lookups read is at the same
+ *addresses for as long as the source is open: another pinleased's maps are put over those of the one
+ *before, in one step and with the sequence raised.
  *
  * The thread has a descriptor table of its own: no child inherits what it has, and the mappings aren't
  * copied to children. It allocates nothing, frees nothing and takes no lock of the application's.

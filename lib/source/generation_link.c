@@ -95,7 +95,9 @@ static void end(struct pl_generation *g)
 	pinl_changing_begin(g->ctx);
 	pl_counted_ended(g->ctx);
 	pthread_mutex_lock(&g->lock);
-	if (!g->given)
+	if (g->given)
+		g->counts->applied = g->counts->told;
+	else
 		pl_generation_reserve(g);
 	pthread_mutex_unlock(&g->lock);
 	pinl_changing_end(g->ctx);

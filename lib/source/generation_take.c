@@ -7,7 +7,7 @@
 #include "core/ctx.h"
 #include "source/generation.h"
 
-#define AT_A_TIME 1024
+#define AT_A_TIME 64
 #define SAY_NS	  1000000000u /* not more often */
 
 static void answer(struct pinl_change *change, int err)
@@ -44,7 +44,6 @@ static void apply(struct pl_generation *g, const struct generation_record *r)
 	pinl_change_submit(g->ctx, &ch);
 }
 
-/* The end of it all is said as such. */
 static void drop_all(struct pl_generation *g)
 {
 	struct pinl_event ev = {
@@ -53,33 +52,47 @@ static void drop_all(struct pl_generation *g)
 
 	pl_generation_recent_add(g, 0, UINTPTR_MAX);
 	pl_counted_unknown(g->ctx);
-	if (__atomic_load_n(&g->counts->ended, __ATOMIC_ACQUIRE) || now < g->said_ns + SAY_NS)
+	if (now < g->said_ns + SAY_NS)
 		return;
 	g->said_ns = now;
 	strcpy(ev.source, "generation");
 	pl_event_push(g->ctx, &ev);
 }
 
+static void say_applied(struct pl_generation *g)
+{
+	__atomic_store_n(&g->counts->applied, g->taken + g->lost, __ATOMIC_RELEASE);
+}
+
+/* Who waits for what was told when he began waits for no more than that, while others go on. */
+static void take_records(struct pl_generation *g)
+{
+	struct generation_record r;
+
+	while (!atomic_load(&g->stop) && pl_generation_next(&g->ring, &r) == PL_GENERATION_TAKEN) {
+		apply(g, &r);
+		g->taken++;
+		if (g->taken % AT_A_TIME == 0)
+			say_applied(g);
+	}
+}
+
 bool pl_generation_take(struct pl_generation *g)
 {
 	struct generation_counts *c = g->counts;
-	struct generation_record r;
 	uint64_t told, lost;
-	int n = 0;
 
 	told = __atomic_load_n(&c->told, __ATOMIC_ACQUIRE);
 	if (told == __atomic_load_n(&c->applied, __ATOMIC_RELAXED))
 		return true;
-	while (n < AT_A_TIME && pl_generation_next(&g->ring, &r) == PL_GENERATION_TAKEN) {
-		apply(g, &r);
-		n++;
-	}
-	g->taken += n;
+	if (__atomic_load_n(&c->ended, __ATOMIC_ACQUIRE)) /* no lookup is to go on */
+		return false;
+	take_records(g);
 	lost = __atomic_load_n(&c->lost, __ATOMIC_ACQUIRE);
 	if (lost != g->lost) {
 		g->lost = lost;
 		drop_all(g);
 	}
-	__atomic_store_n(&c->applied, g->taken + g->lost, __ATOMIC_RELEASE);
+	say_applied(g);
 	return g->taken + g->lost == __atomic_load_n(&c->told, __ATOMIC_ACQUIRE);
 }
