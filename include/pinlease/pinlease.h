@@ -630,7 +630,8 @@ enum pinl_event_type {
 			       raw, -EINTR let go before the recall was over (start, end or file_*: the
 			       change), -ETIMEDOUT the lease has ended, and its device may be at its memory
 			       still, -ENOTCONN the connection to pinleased broke; with a lease: pinleased
-			       can't be told of that one again, as its file can't be opened any more */
+			       can't be told of that one again, as its file can't be opened any more;
+			       -EOVERFLOW source "generation" couldn't tell of all that it counted */
 	PINL_EV_LEAK,	    /* the device or context was closed with this lease on it */
 	PINL_EV_DROPPED,    /* bytes = events lost because nobody read them: the oldest; pinl_query() has
 			       the leases that wait for an answer (PINL_NOTICED) */

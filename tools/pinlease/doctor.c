@@ -174,6 +174,7 @@ static int with_leases(struct doctor *d)
 	given_sources(d->ctx, d->sources, sizeof(d->sources));
 	d->sees_callers = can_see_callers();
 	doctor_kernel(d);
+	doctor_counts(d);
 	doctor_pins(d);
 	doctor_hardware(d);
 	doctor_devices_open(d);

@@ -241,6 +241,7 @@ const char *doctor_facility_why(const struct doctor *d, const char *name);
 void doctor_kernel(struct doctor *d);
 void doctor_hardware(struct doctor *d);
 void doctor_pins(struct doctor *d);
+void doctor_counts(struct doctor *d); /* before the gaps */
 
 /* -------------------------------------------------------------------------------------- all of it -- */
 
@@ -262,6 +263,7 @@ struct doctor {
 	struct doctor_actor actor;
 	char sources[2400];
 	struct doctor_groups groups;
+	bool counts;	   /* pinleased has changes counted for who asks */
 	bool sees_callers; /* /proc/self/task/TID/syscall can be read */
 	struct doctor_facility facilities[DOCTOR_MAX_FACILITIES];
 	unsigned n_facilities;

@@ -24,6 +24,8 @@ static const char close_files_source[] =
 	"memfd and hugetlbfs have given none so far); without it pinl_ftruncate and pinl_fallocate";
 static const char close_uffd_source[] =
 	"what the reason says; without it pinl_munmap, pinl_mremap and pinl_madvise";
+static const char close_counts[] =
+	"PINL_SOURCE_GENERATION, which runs here for who asks for it in pinl_opts.sources: it tells";
 static const char close_pin[] = "a device that maps on demand";
 
 struct finding {
@@ -113,6 +115,8 @@ static void explain_mapping(struct doctor *d, struct finding *f, const struct do
 	else
 		snprintf(f->reason, sizeof(f->reason),
 			 "userfaultfd holds a call, but can't make it fail");
+	if (d->counts && (f->missing & PINL_CAN_TELL))
+		f->remedy = close_counts;
 }
 
 static void find_cell(struct doctor *d, unsigned at, unsigned device, enum pinl_op op)
