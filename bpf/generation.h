@@ -36,10 +36,11 @@ enum generation_what {
 
 /* A change that has begun and isn't over. */
 struct generation_going {
-	__u64 since_ns; /* CLOCK_MONOTONIC; 0: free */
+	__u64 since_ns; /* CLOCK_MONOTONIC; set last; 0: free, or about to be used */
 	__u64 start, end;
 	__s32 tid;
-	__u32 what; /* enum generation_what */
+	__u16 what; /* enum generation_what */
+	__u16 by;   /* the programs' own */
 };
 
 /* One element of an mmapable array. */

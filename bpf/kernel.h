@@ -23,6 +23,7 @@ enum {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_STACK_TRACE = 7,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_F_NO_PREALLOC = 1 << 0,
 	BPF_F_MMAPABLE = 1 << 10,
@@ -102,7 +103,12 @@ struct socket {
 struct vm_area_struct {
 	unsigned long vm_start, vm_end, vm_pgoff;
 	struct file *vm_file;
-	void *anon_vma;
+	void *anon_vma, *vm_mm;
+};
+
+struct pagetable_move_control { /* since 6.16 */
+	struct vm_area_struct *old;
+	unsigned long old_addr, old_end;
 };
 
 struct fdtable {

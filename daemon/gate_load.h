@@ -100,6 +100,10 @@ int gate_pin_remove(const char *own, const char *name);
 int gate_pin_map(const char *own, const char *name, struct bpf_map *map);
 void gate_pin_end(const char *own);
 
+/* Folders of other processes go that are over. How many are left. */
+unsigned gate_pin_sweep(const char *dir, const char *own,
+			bool (*over)(const char *folder, bool lives, uint64_t until), uint64_t until);
+
 /* Those of others that are dead end then (CLOCK_MONOTONIC), and go when they have; whom they have
  * stopped goes on now. How many are left. */
 unsigned gate_take_over(const char *dir, const char *own, uint64_t until_ns);

@@ -272,7 +272,8 @@ static bool is_folder(const char *name, bool *lives)
 	return true;
 }
 
-unsigned gate_take_over(const char *dir, const char *own, uint64_t until_ns)
+unsigned gate_pin_sweep(const char *dir, const char *own,
+			bool (*over)(const char *folder, bool lives, uint64_t until), uint64_t until)
 {
 	int fd = open_own(AT_FDCWD, dir);
 	DIR *d = fd < 0 ? NULL : fdopendir(fd);
@@ -285,9 +286,7 @@ unsigned gate_take_over(const char *dir, const char *own, uint64_t until_ns)
 		snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
 		if (!is_folder(e->d_name, &lives) || (own && !strcmp(path, own)))
 			continue;
-		if (!lives)
-			let_go(path);
-		if (is_over(path, lives, until_ns))
+		if (over(path, lives, until))
 			remove_folder(fd, e->d_name);
 		left += !faccessat(fd, e->d_name, F_OK, AT_SYMLINK_NOFOLLOW);
 	}
@@ -296,4 +295,16 @@ unsigned gate_take_over(const char *dir, const char *own, uint64_t until_ns)
 	else if (fd >= 0)
 		close(fd);
 	return left;
+}
+
+static bool gate_is_over(const char *folder, bool lives, uint64_t until)
+{
+	if (!lives)
+		let_go(folder);
+	return is_over(folder, lives, until);
+}
+
+unsigned gate_take_over(const char *dir, const char *own, uint64_t until_ns)
+{
+	return gate_pin_sweep(dir, own, gate_is_over, until_ns);
 }
