@@ -3,7 +3,8 @@
  * Counts changes of the address spaces of some processes, each before the kernel takes page table
  * entries for it: what munmap, madvise, truncation by anybody and so on come to is __zap_vma_range()
  * (before 7.0 unmap_page_range()) and __unmap_hugepage_range(); mremap is move_page_tables(), mprotect
- * is change_protection(). Where these have what they are told is found by pinleased.
+ * is change_protection(), MADV_FREE madvise_free_pte_range(). Where these have what they are told is
+ * found by pinleased.
  *
  * A trampoline's program isn't run while another task that was preempted in it waits for the same
  * processor. So there are two of each, a and b; the first to run leaves its letter in the change's place
@@ -47,6 +48,7 @@ enum { NONE = 99 };
 const volatile __u32 zap_vma = NONE, zap_start = NONE, zap_end = NONE;
 const volatile __u32 huge_vma = NONE, huge_start = NONE, huge_end = NONE;
 const volatile __u32 move_vma = NONE, move_start = NONE, move_len = NONE, move_control = NONE;
+const volatile __u32 free_start = NONE, free_end = NONE, free_walk = NONE;
 const volatile __u32 protect_vma = NONE, protect_start = NONE, protect_end = NONE, protect_flags = NONE;
 
 struct counts_map {
@@ -219,7 +221,24 @@ static __always_inline void note_going(const struct change *ch, struct generatio
 
 /* ------------------------------------------------------------------------------------- telling -- */
 
-static __always_inline __s32 system_call(void)
+#ifdef __TARGET_ARCH_x86
+enum { NR_MADVISE = 28, NR_FALLOCATE = 285, NR_PROCESS_MADVISE = 440 };
+
+static __always_inline __u32 how_of(struct pt_regs *regs, unsigned long nr)
+{
+	unsigned long how = 0;
+
+	if (nr == NR_MADVISE)
+		bpf_probe_read_kernel(&how, sizeof how, &regs->dx);
+	else if (nr == NR_FALLOCATE)
+		bpf_probe_read_kernel(&how, sizeof how, &regs->si);
+	else if (nr == NR_PROCESS_MADVISE)
+		bpf_probe_read_kernel(&how, sizeof how, &regs->r10);
+	return how;
+}
+#endif
+
+static __always_inline __s32 system_call(__u32 *how)
 {
 #ifdef __TARGET_ARCH_x86
 	struct task_struct *task = (void *)bpf_get_current_task_btf();
@@ -230,6 +249,7 @@ static __always_inline __s32 system_call(void)
 	    BPF_CORE_READ(task, thread_info.status) & TS_COMPAT)
 		return -1;
 	bpf_probe_read_kernel(&nr, sizeof nr, &regs->orig_ax);
+	*how = how_of(regs, nr);
 	return nr;
 #else
 	return -1;
@@ -245,10 +265,10 @@ static __always_inline void tell(const struct change *ch)
 		.what = ch->what == GENERATION_HUGE ? GENERATION_ZAP : ch->what,
 		.pid = thread >> 32,
 		.tid = thread,
-		.nr = system_call(),
 	};
 	void *ring = bpf_map_lookup_elem(&rings, &ch->slot);
 
+	r.nr = system_call(&r.how);
 	if (!ring || bpf_ringbuf_output(ring, &r, sizeof r, 0))
 		__sync_fetch_and_add(&ch->counts->lost, 1);
 }
@@ -269,13 +289,17 @@ static __always_inline int begin(struct change *ch, __u32 by)
 	return 0;
 }
 
-static __always_inline int end(void *vma, __u32 what)
+/* Who began to watch meanwhile may have registered what has gone. */
+static __always_inline int end(struct change *ch)
 {
-	struct change ch = {.what = what};
-	struct generation_going *g = find_space(vma, &ch) ? find_going(&ch, what) : NULL;
+	struct generation_going *g = find_going(ch, ch->what);
 
-	if (g)
+	if (g) {
 		free_place(g);
+	} else if (is_watched(ch) && !is_within(ch, bpf_ktime_get_ns())) {
+		__sync_fetch_and_add(&ch->counts->told, 1);
+		tell(ch);
+	}
 	return 0;
 }
 
@@ -289,16 +313,26 @@ static __always_inline __u64 argument(void *ctx, __u32 n)
 	return value;
 }
 
+static __always_inline bool find_range(struct change *ch, void *ctx, __u32 vma, __u32 start, __u32 last)
+{
+	ch->start = argument(ctx, start);
+	ch->end = argument(ctx, last);
+	return find_space((void *)argument(ctx, vma), ch);
+}
+
 static __always_inline int begin_range(void *ctx, __u32 what, __u32 by, __u32 vma, __u32 start,
 				       __u32 last)
 {
 	struct change ch = {.what = what};
 
-	if (!find_space((void *)argument(ctx, vma), &ch))
-		return 0;
-	ch.start = argument(ctx, start);
-	ch.end = argument(ctx, last);
-	return begin(&ch, by);
+	return find_range(&ch, ctx, vma, start, last) ? begin(&ch, by) : 0;
+}
+
+static __always_inline int end_range(void *ctx, __u32 what, __u32 vma, __u32 start, __u32 last)
+{
+	struct change ch = {.what = what};
+
+	return find_range(&ch, ctx, vma, start, last) ? end(&ch) : 0;
 }
 
 static __always_inline int begin_protect(void *ctx, __u32 by)
@@ -306,6 +340,13 @@ static __always_inline int begin_protect(void *ctx, __u32 by)
 	if (argument(ctx, protect_flags) & CP_OTHERS)
 		return 0;
 	return begin_range(ctx, GENERATION_PROTECT, by, protect_vma, protect_start, protect_end);
+}
+
+static __always_inline int end_protect(void *ctx)
+{
+	if (argument(ctx, protect_flags) & CP_OTHERS)
+		return 0;
+	return end_range(ctx, GENERATION_PROTECT, protect_vma, protect_start, protect_end);
 }
 
 static __always_inline void *moved_vma(void *ctx)
@@ -318,6 +359,7 @@ static __always_inline void *moved_vma(void *ctx)
 	return BPF_CORE_READ(c, old);
 }
 
+/* The control's start goes on with the move. */
 static __always_inline int begin_move(void *ctx, __u32 by)
 {
 	struct change ch = {.what = GENERATION_MOVE};
@@ -336,6 +378,52 @@ static __always_inline int begin_move(void *ctx, __u32 by)
 	return begin(&ch, by);
 }
 
+static __always_inline int end_move(void *ctx)
+{
+	struct change ch = {.what = GENERATION_MOVE};
+	struct pagetable_move_control *c;
+
+	if (!find_space(moved_vma(ctx), &ch))
+		return 0;
+	if (move_control == NONE) {
+		ch.start = argument(ctx, move_start);
+		ch.end = ch.start + argument(ctx, move_len);
+	} else {
+		c = (void *)argument(ctx, move_control);
+		ch.end = BPF_CORE_READ(c, old_end);
+		ch.start = ch.end - BPF_CORE_READ(c, len_in);
+	}
+	return end(&ch);
+}
+
+static __always_inline void *freed_vma(void *ctx)
+{
+	struct mm_walk *walk = (void *)argument(ctx, free_walk);
+
+	return BPF_CORE_READ(walk, vma);
+}
+
+static __always_inline bool find_freed(struct change *ch, void *ctx)
+{
+	ch->start = argument(ctx, free_start);
+	ch->end = argument(ctx, free_end);
+	return find_space(freed_vma(ctx), ch);
+}
+
+static __always_inline int begin_free(void *ctx, __u32 by)
+{
+	struct change ch = {.what = GENERATION_FREE};
+
+	return find_freed(&ch, ctx) ? begin(&ch, by) : 0;
+}
+
+static __always_inline int end_free(void *ctx)
+{
+	struct change ch = {.what = GENERATION_FREE};
+
+	return find_freed(&ch, ctx) ? end(&ch) : 0;
+}
+
 #define PROGRAM(section, name, call)                                                                    \
 	SEC(section) int name(void *ctx)                                                                \
 	{                                                                                               \
@@ -343,19 +431,23 @@ static __always_inline int begin_move(void *ctx, __u32 by)
 	}
 
 #define RANGE(what, by, of) begin_range(ctx, what, by, of##_vma, of##_start, of##_end)
+#define OVER(what, of)	    end_range(ctx, what, of##_vma, of##_start, of##_end)
 
 PROGRAM("?fentry", zap_a, RANGE(GENERATION_ZAP, 'a', zap))
 PROGRAM("?fentry", zap_b, RANGE(GENERATION_ZAP, 'b', zap))
-PROGRAM("?fexit", zap_over, end((void *)argument(ctx, zap_vma), GENERATION_ZAP))
+PROGRAM("?fexit", zap_over, OVER(GENERATION_ZAP, zap))
 PROGRAM("?fentry", huge_a, RANGE(GENERATION_HUGE, 'a', huge))
 PROGRAM("?fentry", huge_b, RANGE(GENERATION_HUGE, 'b', huge))
-PROGRAM("?fexit", huge_over, end((void *)argument(ctx, huge_vma), GENERATION_HUGE))
+PROGRAM("?fexit", huge_over, OVER(GENERATION_HUGE, huge))
 PROGRAM("?fentry", protect_a, begin_protect(ctx, 'a'))
 PROGRAM("?fentry", protect_b, begin_protect(ctx, 'b'))
-PROGRAM("?fexit", protect_over, end((void *)argument(ctx, protect_vma), GENERATION_PROTECT))
+PROGRAM("?fexit", protect_over, end_protect(ctx))
 PROGRAM("?fentry", move_a, begin_move(ctx, 'a'))
 PROGRAM("?fentry", move_b, begin_move(ctx, 'b'))
-PROGRAM("?fexit", move_over, end(moved_vma(ctx), GENERATION_MOVE))
+PROGRAM("?fexit", move_over, end_move(ctx))
+PROGRAM("?fentry", free_a, begin_free(ctx, 'a'))
+PROGRAM("?fentry", free_b, begin_free(ctx, 'b'))
+PROGRAM("?fexit", free_over, end_free(ctx))
 
 static __always_inline int forget(void *ctx)
 {

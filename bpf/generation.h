@@ -50,6 +50,7 @@ struct generation_counts {
 	__u64 lost;    /* of those, without a record: everything watched is stale */
 	__u64 missed;  /* how often pinleased has found that changes weren't seen; told, lost are raised,
 			  too */
+	__u64 seen;    /* 1 << enum generation_what: which this kernel lets be counted */
 	__u64 ended;   /* 1: nothing is counted any more; told and lost are raised, too */
 	__u64 crowded_until_ns; /* CLOCK_MONOTONIC: there was no place in going[]: till then anything may
 				   be */

@@ -108,7 +108,11 @@ struct vm_area_struct {
 
 struct pagetable_move_control { /* since 6.16 */
 	struct vm_area_struct *old;
-	unsigned long old_addr, old_end;
+	unsigned long old_addr, old_end, len_in;
+};
+
+struct mm_walk {
+	struct vm_area_struct *vma;
 };
 
 struct fdtable {

@@ -18,7 +18,7 @@
 #include "daemon/generation_pin.h"
 #include "pinlease/device.h"
 
-enum { LINKS = 16, ATTACH_TRIES = 1000 };
+enum { LINKS = 20, ATTACH_TRIES = 1000 };
 
 struct generation_programs {
 	struct generation_bpf *bpf;
@@ -52,6 +52,8 @@ static const char *function_of(const struct generation_programs *g, const struct
 		return "change_protection";
 	if (starts(p, "move_"))
 		return "move_page_tables";
+	if (starts(p, "free_"))
+		return g->types.sees_free ? "madvise_free_pte_range" : NULL;
 	return starts(p, "exit_") ? "exit_mmap" : NULL;
 }
 
@@ -70,6 +72,9 @@ static void tell_types(struct generation_programs *g)
 	r->move_start = t->move_start;
 	r->move_len = t->move_len;
 	r->move_control = t->move_control;
+	r->free_start = t->free_start;
+	r->free_end = t->free_end;
+	r->free_walk = t->free_walk;
 	r->protect_vma = t->protect_vma;
 	r->protect_start = t->protect_start;
 	r->protect_end = t->protect_end;
@@ -188,7 +193,7 @@ bool generation_is_of(struct generation_programs *g, pid_t pid, const struct gen
 	return find_mm(g, pid) == s->mm;
 }
 
-static int make_maps(struct generation_space *s)
+static int make_maps(const struct generation_programs *g, struct generation_space *s)
 {
 	LIBBPF_OPTS(bpf_map_create_opts, o, .map_flags = BPF_F_MMAPABLE);
 
@@ -201,10 +206,13 @@ static int make_maps(struct generation_space *s)
 	if (s->ring < 0)
 		return -errno;
 	s->mapped = mmap(NULL, sizeof *s->mapped, PROT_READ | PROT_WRITE, MAP_SHARED, s->counts, 0);
-	if (s->mapped != MAP_FAILED)
-		return 0;
-	s->mapped = NULL;
-	return -errno;
+	if (s->mapped == MAP_FAILED) {
+		s->mapped = NULL;
+		return -errno;
+	}
+	s->mapped->seen = 1u << GENERATION_ZAP | 1u << GENERATION_MOVE | 1u << GENERATION_PROTECT |
+			  (g->types.sees_free ? 1u << GENERATION_FREE : 0);
+	return 0;
 }
 
 /* The last of the three, by which it is counted. */
@@ -255,7 +263,7 @@ int generation_enter(struct generation_programs *g, pid_t pid, struct generation
 	s->mm = find_mm(g, pid);
 	if (!s->mm)
 		return no_such(pid);
-	err = make_maps(s);
+	err = make_maps(g, s);
 	if (!err)
 		err = put_maps(g, s);
 	if (err) {
@@ -318,7 +326,8 @@ uint64_t generation_passed(const struct generation_programs *g)
 	return both(g->bpf->progs.zap_a, g->bpf->progs.zap_b) +
 	       both(g->bpf->progs.huge_a, g->bpf->progs.huge_b) +
 	       both(g->bpf->progs.protect_a, g->bpf->progs.protect_b) +
-	       both(g->bpf->progs.move_a, g->bpf->progs.move_b);
+	       both(g->bpf->progs.move_a, g->bpf->progs.move_b) +
+	       (g->types.sees_free ? both(g->bpf->progs.free_a, g->bpf->progs.free_b) : 0);
 }
 
 uint64_t generation_unforgotten(const struct generation_programs *g)

@@ -48,6 +48,8 @@ struct generation_types {
 	unsigned zap_vma, zap_start, zap_end;
 	unsigned huge_vma, huge_start, huge_end;
 	unsigned move_vma, move_start, move_len, move_control;
+	unsigned free_start, free_end, free_walk;
+	bool sees_free;
 	unsigned protect_vma, protect_start, protect_end, protect_flags;
 };
 

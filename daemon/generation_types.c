@@ -81,8 +81,11 @@ static int look_at_all(const struct btf *kernel, struct generation_types *t)
 					 {"end", &t->protect_end},
 					 {"cp_flags", &t->protect_flags},
 					 {0}};
+	const struct wanted freed[] = {
+		{"addr", &t->free_start}, {"end", &t->free_end}, {"walk", &t->free_walk}, {0}};
 	int err;
 
+	t->sees_free = !look_at(kernel, "madvise_free_pte_range", freed);
 	t->zap = proto_of(kernel, "__zap_vma_range") ? "__zap_vma_range" : "unmap_page_range";
 	err = look_at(kernel, t->zap, zap);
 	if (!err)

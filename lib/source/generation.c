@@ -160,12 +160,13 @@ static void generation_close(void *src)
 
 /* --------------------------------------------------------------------------------------- watching -- */
 
-/* MADV_FREE leaves the pages where they are till memory is short. */
 static unsigned generation_coverage(void *src, const struct pinl_memory *mem, enum pinl_op op)
 {
 	struct pl_generation *g = src;
 
-	if (!atomic_load(&g->live) || op == PINL_OP_FREE)
+	if (!atomic_load(&g->live))
+		return 0;
+	if (op == PINL_OP_FREE && !(g->counts->seen & 1u << GENERATION_FREE))
 		return 0;
 	return pl_op_effect(op, mem->kind, mem->shared, false) == PL_NO_EFFECT ? 0 : PINL_CAN_TELL;
 }
