@@ -99,9 +99,23 @@ struct rig {
 	struct tagger tagger;
 };
 
+/* PINLEASE_TEST_SOURCES=N: these (PINL_SOURCE_*), as they are in a virtual machine. */
+static inline unsigned rig_sources(void)
+{
+	const char *sources = getenv("PINLEASE_TEST_SOURCES");
+
+	return sources ? strtoul(sources, NULL, 0) : 0;
+}
+
+/* Of what userfaultfd alone does. */
+static inline bool rig_lacks_uffd(void)
+{
+	return rig_sources() && !(rig_sources() & PINL_SOURCE_UFFD);
+}
+
 static inline void rig_open(struct rig *r, const struct pinl_cache_opts *opts)
 {
-	struct pinl_opts o = {.size = sizeof o, .summary_fd = -1};
+	struct pinl_opts o = {.size = sizeof o, .summary_fd = -1, .sources = rig_sources()};
 
 	memset(r, 0, sizeof *r);
 	r->tagger.full = -ENOMEM;
