@@ -196,6 +196,7 @@ struct server {
 	sd_event_source *gate_tick;
 	struct laters *laters;
 	struct doors *doors;
+	struct generations *generations; /* NULL: nobody has asked */
 	LIST_HEAD(, change)
 	alone; /* changes whose connection is over, or who are not heard of any more */
 	pthread_t main;

@@ -15,6 +15,7 @@
 
 #include "daemon.h"
 #include "gate.h"
+#include "generation.h"
 #include "os/clock.h"
 
 #define ENDING_MS 1000
@@ -137,6 +138,8 @@ static int dispatch(struct holder *h, const union pl_message *m, int fd)
 		return watch_begin(h, &m->watch);
 	case PL_ASK_STATUS:
 		return status_begin(h, &m->ask_status);
+	case PL_COUNT:
+		return generation_ask(h, &m->count);
 	case PL_CHANGE:
 		return change_begin(h, &m->change, fd);
 	case PL_DONE:
@@ -330,6 +333,7 @@ void holder_gone(struct holder *h)
 {
 	struct server *s = h->server;
 
+	generation_forget(h);
 	recall_gone(h);
 	watch_gone(h);
 	list_free(h->listing);

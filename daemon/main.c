@@ -14,6 +14,7 @@
 
 #include "daemon.h"
 #include "gate.h"
+#include "generation.h"
 #include "gate_load.h"
 
 struct options {
@@ -240,11 +241,13 @@ int main(int argc, char **argv)
 		return err;
 	}
 	gate_start(s);
+	generation_start(s);
 	sd_notify(0, "READY=1");
 	err = sd_event_loop(event);
 	sd_notify(0, "STOPPING=1");
 	if (s->store.image && err >= 0) { /* all is in the store: who waits, waits for the restart */
 		gate_hand_over(s);
+		generation_stop(s, true);
 		_exit(EXIT_SUCCESS);
 	}
 	server_free(s);

@@ -12,6 +12,7 @@
 
 #include "daemon.h"
 #include "gate.h"
+#include "generation.h"
 #include "os/clock.h"
 #include "os/thread.h"
 #include "source/sources.h"
@@ -83,6 +84,7 @@ static int on_notices(sd_event_source *source, int fd, uint32_t revents, void *a
 	eventfd_read(fd, &n);
 	gate_drop(s); /* before anybody is told that he may go on */
 	laters_look(s);
+	generation_answer(s);
 	share_complain(s);
 	notices_complain(s);
 	changes_answer(s);
@@ -308,6 +310,7 @@ static void tell_of_end(struct server *s)
 void server_free(struct server *s)
 {
 	s->ends = true;
+	generation_stop(s, false);
 	tell_of_end(s);
 	say_end(s);
 	while (!LIST_EMPTY(&s->holders))

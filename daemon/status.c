@@ -5,6 +5,7 @@
 
 #include "daemon.h"
 #include "gate.h"
+#include "generation.h"
 
 static uint32_t changes_held(const struct server *s, uint64_t *outside, uint64_t *merged)
 {
@@ -94,6 +95,10 @@ static int add_sources(struct server *s, struct listing *list)
 				      sizeof m.source.text - strlen(line));
 		err = list_add(list, &m);
 	}
+	pl_message_init(&m, PL_SOURCE);
+	generation_describe(s, m.source.text, sizeof m.source.text);
+	if (!err && *m.source.text)
+		err = list_add(list, &m);
 	if (!err && !s->limits.gate) {
 		pl_message_init(&m, PL_SOURCE);
 		strcpy(m.source.text, "gate: missing: switched off (--gate no)");
