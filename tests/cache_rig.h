@@ -108,9 +108,12 @@ static inline unsigned rig_sources(void)
 }
 
 /* Of what userfaultfd alone does. */
-static inline bool rig_lacks_uffd(void)
+static inline void rig_needs_uffd(void)
 {
-	return rig_sources() && !(rig_sources() & PINL_SOURCE_UFFD);
+	if (!rig_sources() || (rig_sources() & PINL_SOURCE_UFFD))
+		return;
+	print_message("skip: it is about userfaultfd\n");
+	skip();
 }
 
 static inline void rig_open(struct rig *r, const struct pinl_cache_opts *opts)

@@ -294,8 +294,7 @@ static void a_recall_is_answered_by_put(void **state)
 	pthread_t thread;
 	struct rig r;
 
-	if (rig_lacks_uffd())
-		skip();
+	rig_needs_uffd();
 	rig_open(&r, &opts);
 	tag_at(&r, at + PAGE);
 	assert_ok(pinl_munmap(r.ctx, at + PAGE, PAGE)); /* nobody has it: the cache answers */

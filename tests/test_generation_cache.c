@@ -1,0 +1,400 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The registration cache by the generation source alone, with pinleased, where its kernel can count:
+ * what userfaultfd tells of, what it doesn't, and what becomes of it when pinleased ends or is killed.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/shm.h>
+#include <sys/wait.h>
+
+#include "cache_rig.h"
+#undef SIZE
+#undef PG
+#include "arbiter_rig.h"
+
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE  103
+#endif
+
+static struct arbiter arbiter;
+static const char *const options[] = {"--gate", "/sys/fs/bpf/pinlease-test-counting", NULL};
+
+static void open_counted(struct rig *r)
+{
+	struct pinl_opts o = {.size = sizeof o, .summary_fd = -1, .sources = PINL_SOURCE_GENERATION};
+	char text[1024];
+
+	memset(r, 0, sizeof *r);
+	r->tagger.full = -ENOMEM;
+	assert_ok(pinl_open(&o, &r->ctx));
+	assert_true(pinl_sources(r->ctx, text, sizeof text) > 0);
+	if (strstr(text, "generation: missing") && strstr(text, "programs that count changes")) {
+		pinl_close(r->ctx);
+		print_message("skip: %s", text);
+		skip();
+	}
+	if (!strstr(text, "generation: running"))
+		fail_msg("%s", text);
+	assert_ok(pinl_device_open_ops(r->ctx, &tagger_ops, &r->tagger, &r->dev));
+}
+
+static int start_arbiter(void **state)
+{
+	arbiter_start(&arbiter, options);
+	return 0;
+}
+
+static int stop_arbiter(void **state)
+{
+	arbiter_stop(&arbiter);
+	return 0;
+}
+
+/* -------------------------------------------------------------------------- what is changed -- */
+
+struct memory {
+	char *at;
+	int fd, shm;
+};
+
+static void by_other(void (*change)(struct memory *m), struct memory *m)
+{
+	pid_t pid = fork();
+	int status;
+
+	if (!pid) {
+		change(m);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+static void anonymous(struct memory *m)
+{
+	m->at = pages_new(1);
+}
+
+static void shared_file(struct memory *m)
+{
+	m->fd = memfd_create("counted", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(m->fd, PAGE), 0);
+	m->at = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, m->fd, 0);
+	assert_true(m->at != MAP_FAILED);
+}
+
+/* Which userfaultfd doesn't watch. */
+static void read_only_file(struct memory *m)
+{
+	char path[64];
+	int fd;
+
+	shared_file(m);
+	munmap(m->at, PAGE);
+	snprintf(path, sizeof path, "/proc/self/fd/%d", m->fd);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	m->at = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, fd, 0);
+	assert_true(m->at != MAP_FAILED);
+	close(fd);
+}
+
+static void system_v(struct memory *m)
+{
+	m->shm = shmget(IPC_PRIVATE, PAGE, 0600);
+	m->at = shmat(m->shm, NULL, 0);
+	assert_true(m->at != (void *)-1);
+}
+
+static void write_tag(struct memory *m, uint32_t tag)
+{
+	if (m->fd >= 0)
+		assert_int_equal(pwrite(m->fd, &tag, sizeof tag, 0), sizeof tag);
+	else
+		set_tag(m->at, tag);
+}
+
+static void unmap(struct memory *m)
+{
+	munmap(m->at, PAGE);
+	map_at(m->at, MAP_FIXED_NOREPLACE);
+}
+
+static void overmap(struct memory *m)
+{
+	map_at(m->at, MAP_FIXED);
+}
+
+static void move(struct memory *m)
+{
+	char *to = pages_new(1);
+
+	assert_ptr_equal(mremap(m->at, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
+	map_at(m->at, MAP_FIXED_NOREPLACE);
+	munmap(to, PAGE);
+}
+
+static void discard(struct memory *m)
+{
+	assert_int_equal(madvise(m->at, PAGE, MADV_DONTNEED), 0);
+}
+
+static void free_lazily(struct memory *m)
+{
+	assert_int_equal(madvise(m->at, PAGE, MADV_FREE), 0);
+}
+
+static void guard(struct memory *m)
+{
+	if (madvise(m->at, PAGE, MADV_GUARD_INSTALL)) {
+		print_message("skip: this kernel has no MADV_GUARD_INSTALL\n");
+		skip();
+	}
+	assert_int_equal(madvise(m->at, PAGE, MADV_GUARD_REMOVE), 0);
+}
+
+static void protect(struct memory *m)
+{
+	assert_int_equal(mprotect(m->at, PAGE, PROT_READ), 0);
+	assert_int_equal(mprotect(m->at, PAGE, PROT_READ | PROT_WRITE), 0);
+}
+
+static void truncate_it(struct memory *m)
+{
+	if (ftruncate(m->fd, 0) || ftruncate(m->fd, PAGE))
+		_exit(1);
+}
+
+static void truncate_by_other(struct memory *m)
+{
+	by_other(truncate_it, m);
+}
+
+static void punch_it(struct memory *m)
+{
+	if (fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE))
+		_exit(1);
+}
+
+static void punch_by_other(struct memory *m)
+{
+	by_other(punch_it, m);
+}
+
+static void remove_it(struct memory *m)
+{
+	assert_int_equal(madvise(m->at, PAGE, MADV_REMOVE), 0);
+}
+
+static void detach(struct memory *m)
+{
+	assert_int_equal(shmdt(m->at), 0);
+	shmctl(m->shm, IPC_RMID, NULL);
+	map_at(m->at, MAP_FIXED_NOREPLACE);
+	m->shm = -1;
+}
+
+static const struct {
+	const char *name;
+	void (*map)(struct memory *m);
+	void (*change)(struct memory *m);
+} changes[] = {
+	{"munmap", anonymous, unmap},
+	{"MAP_FIXED", anonymous, overmap},
+	{"mremap", anonymous, move},
+	{"MADV_DONTNEED", anonymous, discard},
+	{"MADV_FREE", anonymous, free_lazily},
+	{"mprotect", anonymous, protect},
+	{"truncate by another process", shared_file, truncate_by_other},
+	{"punch by another process", shared_file, punch_by_other},
+	{"MADV_REMOVE", shared_file, remove_it},
+	{"truncate of a file mapped for reading", read_only_file, truncate_by_other},
+	{"shmdt", system_v, detach},
+	{"MADV_GUARD_INSTALL", anonymous, guard},
+};
+
+/* No wait in between: the first lookup after the call must know. */
+static void is_not_found_after(struct rig *r, size_t i)
+{
+	struct memory m = {.fd = -1, .shm = -1};
+
+	changes[i].map(&m);
+	write_tag(&m, 1);
+	assert_int_equal(tag_at(r, m.at), 1);
+	assert_int_equal(tag_at(r, m.at), 1);
+	changes[i].change(&m);
+	write_tag(&m, 2);
+	if (tag_at(r, m.at) != 2)
+		fail_msg("after %s the registration of before is found", changes[i].name);
+	munmap(m.at, PAGE);
+	if (m.fd >= 0)
+		close(m.fd);
+}
+
+static void what_was_changed_is_not_found(void **state)
+{
+	struct rig r;
+
+	open_counted(&r);
+	for (size_t i = 0; i + 1 < sizeof changes / sizeof *changes; i++)
+		for (int again = 0; again < 20; again++)
+			is_not_found_after(&r, i);
+	rig_close(&r);
+}
+
+static void what_was_guarded_is_not_found(void **state)
+{
+	struct rig r;
+
+	open_counted(&r);
+	is_not_found_after(&r, sizeof changes / sizeof *changes - 1);
+	rig_close(&r);
+}
+
+/* The protection is what the new registration goes by. */
+static void what_is_read_only_now_is_not_registered_for_writing(void **state)
+{
+	const struct pinl_reg *reg;
+	char *at = pages_new(1);
+	struct rig r;
+	int err;
+
+	open_counted(&r);
+	set_tag(at, 1);
+	pinl_put(got(&r, at, 8, PINL_WRITE));
+	assert_int_equal(mprotect(at, PAGE, PROT_READ), 0);
+	do
+		err = pinl_get(r.dev, at, 8, PINL_WRITE, &reg);
+	while (err == -EAGAIN);
+	assert_int_equal(err, -EACCES);
+	assert_int_equal(tag_at(&r, at), 1);
+	rig_close(&r);
+	munmap(at, PAGE);
+}
+
+/* ----------------------------------------------------------------------------------- leases -- */
+
+static struct pinl_event await_type(struct pinl_ctx *ctx, enum pinl_event_type type, int err)
+{
+	struct pinl_event ev = {.size = sizeof ev};
+	struct pollfd p = {.fd = pinl_fd(ctx), .events = POLLIN};
+
+	for (;;) {
+		ev.size = sizeof ev;
+		if (pinl_next_event(ctx, &ev))
+			poll(&p, 1, -1);
+		else if (ev.type == type && ev.err == err)
+			return ev;
+	}
+}
+
+static void a_lease_hears_who_truncated_it(void **state)
+{
+	const struct pinl_policy keep = {.size = sizeof keep, .kind = PINL_KEEP};
+	struct memory m = {.fd = -1};
+	struct pinl_device *dev;
+	struct pinl_lease *l;
+	struct pinl_event ev;
+	struct pinl_addr addr;
+	struct rig r;
+
+	open_counted(&r);
+	assert_ok(pinl_device_open(r.ctx, "soft", NULL, &dev));
+	shared_file(&m);
+	memset(m.at, 'a', PAGE);
+	assert_ok(pinl_map_range(dev, (uintptr_t)m.at, (uintptr_t)m.at + PAGE, PINL_PIN, &keep, &addr,
+				 &l));
+	truncate_by_other(&m);
+	ev = await_type(r.ctx, PINL_EV_ORPHAN, 0);
+	assert_int_equal(ev.op, PINL_OP_TRUNCATE);
+	assert_string_equal(ev.source, "generation");
+	assert_int_not_equal(ev.actor_pid, getpid());
+	pinl_unmap_range(l);
+	rig_close(&r);
+	munmap(m.at, PAGE);
+	close(m.fd);
+}
+
+/* -------------------------------------------------------------------------------- pinleased -- */
+
+/* The kernel goes on counting; then there is another one. */
+static void a_killed_pinleased_is_no_gap(void **state)
+{
+	char *at = pages_new(1);
+	struct rig r;
+
+	open_counted(&r);
+	set_tag(at, 1);
+	assert_int_equal(tag_at(&r, at), 1);
+	arbiter_kill(&arbiter);
+	map_at(at, MAP_FIXED);
+	set_tag(at, 2);
+	assert_int_equal(tag_at(&r, at), 2);
+	arbiter_restart(&arbiter, options);
+	await_type(r.ctx, PINL_EV_DEGRADED, -ENOTCONN);
+	for (uint32_t tag = 3; tag < 30; tag++) {
+		map_at(at, MAP_FIXED);
+		set_tag(at, tag);
+		assert_int_equal(tag_at(&r, at), tag);
+	}
+	rig_close(&r);
+	munmap(at, PAGE);
+}
+
+/* And nothing is found that nobody would tell of. */
+static void the_end_of_pinleased_is_told(void **state)
+{
+	const struct pinl_reg *reg;
+	char *at = pages_new(1);
+	struct rig r;
+
+	open_counted(&r);
+	set_tag(at, 1);
+	assert_int_equal(tag_at(&r, at), 1);
+	stop_arbiter(NULL);
+	await_type(r.ctx, PINL_EV_DEGRADED, -ENOTCONN);
+	assert_int_equal(pinl_get(r.dev, at, 8, 0, &reg), -EOPNOTSUPP);
+	start_arbiter(NULL);
+	rig_close(&r);
+	munmap(at, PAGE);
+}
+
+static void a_second_context_of_a_process_has_none(void **state)
+{
+	struct pinl_opts o = {.size = sizeof o, .summary_fd = -1, .sources = PINL_SOURCE_GENERATION};
+	struct pinl_ctx *other;
+	char text[1024];
+	struct rig r;
+
+	open_counted(&r);
+	assert_ok(pinl_open(&o, &other));
+	assert_true(pinl_sources(other, text, sizeof text) > 0);
+	assert_non_null(strstr(text, "counted"));
+	assert_non_null(strstr(text, "already"));
+	pinl_close(other);
+	rig_close(&r);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(what_was_changed_is_not_found),
+		cmocka_unit_test(what_was_guarded_is_not_found),
+		cmocka_unit_test(what_is_read_only_now_is_not_registered_for_writing),
+		cmocka_unit_test(a_lease_hears_who_truncated_it),
+		cmocka_unit_test(a_second_context_of_a_process_has_none),
+		cmocka_unit_test(a_killed_pinleased_is_no_gap),
+		cmocka_unit_test(the_end_of_pinleased_is_told),
+	};
+
+	alarm(300);
+	return cmocka_run_group_tests_name("generation_cache", tests, start_arbiter, stop_arbiter);
+}
