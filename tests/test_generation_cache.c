@@ -325,6 +325,22 @@ static void a_lease_hears_who_truncated_it(void **state)
 
 /* -------------------------------------------------------------------------------- pinleased -- */
 
+/* A restart may take longer than it is waited for: then there is nobody for a while. */
+static uint32_t tag_when_counted(struct rig *r, const char *at)
+{
+	const struct pinl_reg *reg;
+	uint32_t tag;
+	int err;
+
+	do
+		err = pinl_get(r->dev, at, 8, 0, &reg);
+	while (err == -EAGAIN || err == -EOPNOTSUPP);
+	assert_ok(err);
+	tag = reg->key;
+	pinl_put(reg);
+	return tag;
+}
+
 /* The kernel goes on counting; then there is another one. */
 static void a_killed_pinleased_is_no_gap(void **state)
 {
@@ -343,7 +359,7 @@ static void a_killed_pinleased_is_no_gap(void **state)
 	for (uint32_t tag = 3; tag < 30; tag++) {
 		map_at(at, MAP_FIXED);
 		set_tag(at, tag);
-		assert_int_equal(tag_at(&r, at), tag);
+		assert_int_equal(tag_when_counted(&r, at), tag);
 	}
 	rig_close(&r);
 	munmap(at, PAGE);
