@@ -15,8 +15,9 @@
  *addresses for as long as the source is open: another pinleased's maps are put over those of the one
  *before, in one step and with the sequence raised.
  *
- * The thread has a descriptor table of its own: no child inherits what it has, and the mappings aren't
- * copied to children. It allocates nothing, frees nothing and takes no lock of the application's.
+ * The thread has the program's descriptors, as it calls the core; forked children close what is its own,
+ * and don't have the mappings. It allocates nothing, frees nothing and takes no lock of the
+ *application's.
  */
 #ifndef PL_SOURCE_GENERATION_H
 #define PL_SOURCE_GENERATION_H
@@ -59,7 +60,7 @@ struct pl_generation {
 	struct pinl_ctx *ctx;
 	const struct pl_generation_given *given;
 	pthread_t thread;
-	int kick; /* eventfd, in both tables */
+	int kick; /* eventfd */
 	atomic_bool stop;
 	atomic_bool live; /* changes are counted */
 	char path[108];

@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -21,7 +22,7 @@
 #include <unistd.h>
 
 #include "core/ctx.h"
-#include "os/aside.h"
+#include "os/forked.h"
 #include "proto/wire.h"
 #include "source/generation.h"
 
@@ -36,9 +37,18 @@
 
 static void close_fd(int *fd)
 {
-	if (*fd >= 0)
-		syscall(SYS_close, *fd);
+	pl_forked_close(*fd);
 	*fd = -1;
+}
+
+/* No child is to have it: it would keep this process counted. */
+static int keep(int *fd)
+{
+	int err = pl_forked_add(*fd);
+
+	if (err)
+		close_fd(fd);
+	return err;
 }
 
 /* To who opens the source. */
@@ -176,7 +186,8 @@ static void call_up(struct pl_generation *g)
 
 	snprintf(addr.sun_path, sizeof addr.sun_path, "%s", g->path);
 	g->sock = syscall(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (g->sock < 0 || syscall(SYS_connect, g->sock, &addr, sizeof addr))
+	err = g->sock < 0 ? -errno : keep(&g->sock);
+	if (!err && syscall(SYS_connect, g->sock, &addr, sizeof addr))
 		err = -errno;
 	if (!err)
 		err = greet(g);
@@ -209,7 +220,7 @@ static int on_counted(struct pl_generation *g, const struct pl_counted_msg *m, i
 		return -EPROTO;
 	}
 	g->map_fd[m->map] = fd;
-	return 0;
+	return keep(&g->map_fd[m->map]);
 }
 
 static int on_reply(struct pl_generation *g, const struct pl_reply *m)
@@ -297,13 +308,14 @@ static void wait(struct pl_generation *g, bool behind)
 	struct pollfd p[3] = {{.fd = g->kick, .events = POLLIN},
 			      {.fd = g->sock, .events = POLLIN},
 			      {.fd = behind ? -1 : g->ring_fd, .events = POLLIN}};
-	uint64_t n, ns = pause_ns(g, behind);
+	uint64_t ns = pause_ns(g, behind);
+	eventfd_t n;
 	struct timespec t = {.tv_sec = ns / 1000000000u, .tv_nsec = ns % 1000000000u};
 
 	if (ppoll(p, 3, &t, NULL) <= 0)
 		return;
 	if (p[0].revents)
-		syscall(SYS_read, g->kick, &n, sizeof n);
+		eventfd_read(g->kick, &n);
 	if (p[1].revents)
 		receive_all(g);
 }
@@ -311,12 +323,14 @@ static void wait(struct pl_generation *g, bool behind)
 void *pl_generation_link(void *generation)
 {
 	struct pl_generation *g = generation;
-	int err = g->given ? 0 : pl_own_table(g->kick, g->kick);
+	int err = 0;
 	bool behind;
 
 	prctl(PR_SET_NAME, "pinl-counts");
-	if (err || g->given)
-		answer(g, err ? err : begin(g), "");
+	if (g->given) {
+		err = begin(g);
+		answer(g, err, "");
+	}
 	while (!atomic_load(&g->stop) && !err) {
 		if (g->stage == PL_GEN_AWAY && !g->given && pl_clock_ns() >= g->next_ns)
 			call_up(g);
