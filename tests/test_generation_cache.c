@@ -154,11 +154,10 @@ static void free_lazily(struct memory *m)
 
 static void guard(struct memory *m)
 {
-	if (madvise(m->at, PAGE, MADV_GUARD_INSTALL)) {
-		print_message("skip: this kernel has no MADV_GUARD_INSTALL\n");
-		skip();
-	}
-	assert_int_equal(madvise(m->at, PAGE, MADV_GUARD_REMOVE), 0);
+	if (madvise(m->at, PAGE, MADV_GUARD_INSTALL)) /* before 6.13 */
+		discard(m);
+	else
+		assert_int_equal(madvise(m->at, PAGE, MADV_GUARD_REMOVE), 0);
 }
 
 static void protect(struct memory *m)
@@ -244,18 +243,9 @@ static void what_was_changed_is_not_found(void **state)
 	struct rig r;
 
 	open_counted(&r);
-	for (size_t i = 0; i + 1 < sizeof changes / sizeof *changes; i++)
+	for (size_t i = 0; i < sizeof changes / sizeof *changes; i++)
 		for (int again = 0; again < 20; again++)
 			is_not_found_after(&r, i);
-	rig_close(&r);
-}
-
-static void what_was_guarded_is_not_found(void **state)
-{
-	struct rig r;
-
-	open_counted(&r);
-	is_not_found_after(&r, sizeof changes / sizeof *changes - 1);
 	rig_close(&r);
 }
 
@@ -404,7 +394,6 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_was_changed_is_not_found),
-		cmocka_unit_test(what_was_guarded_is_not_found),
 		cmocka_unit_test(what_is_read_only_now_is_not_registered_for_writing),
 		cmocka_unit_test(a_lease_hears_who_truncated_it),
 		cmocka_unit_test(a_second_context_of_a_process_has_none),
