@@ -106,7 +106,8 @@ static void end(struct pl_generation *g)
 	pl_counted_ended(g->ctx);
 	pthread_mutex_lock(&g->lock);
 	if (g->given)
-		g->counts->applied = g->counts->told;
+		__atomic_store_n(&g->counts->applied,
+				 __atomic_load_n(&g->counts->told, __ATOMIC_SEQ_CST), __ATOMIC_SEQ_CST);
 	else
 		pl_generation_reserve(g);
 	pthread_mutex_unlock(&g->lock);
