@@ -96,7 +96,8 @@ static void explain_mapping(struct doctor *d, struct finding *f, const struct do
 	f->remedy = close_mapping;
 	if (f->ops & PINL_OPBIT(PINL_OP_GUARD))
 		snprintf(f->reason, sizeof(f->reason),
-			 "no kernel facility reports madvise(MADV_GUARD_INSTALL)");
+			 d->counts ? "nothing that runs unasked reports madvise(MADV_GUARD_INSTALL)"
+				   : "no kernel facility reports madvise(MADV_GUARD_INSTALL)");
 	else if (source_missing(d, "uffd", f->reason, sizeof(f->reason)))
 		f->remedy = close_uffd_source;
 	else if (f->missing & PINL_CAN_TELL)
