@@ -403,13 +403,20 @@ static void gate_close(void *src)
 	free(g);
 }
 
+/* Whose leases an earlier one's gate has, and this one's hasn't yet. Where there is to be none, it will
+ * have none of them. */
+static bool awaits_holders(const struct server *s)
+{
+	return s->limits.gate && !s->all_resumed;
+}
+
 void gate_start(struct server *s)
 {
 	struct gate *g = pl_source_priv(s->ctx, &gate_ops);
 	unsigned left;
 	int err = 0;
 
-	s->gate_until_ns = s->all_resumed ? 0 : pl_clock_ns() + come_back_ms(s) * 1000000ull;
+	s->gate_until_ns = awaits_holders(s) ? pl_clock_ns() + come_back_ms(s) * 1000000ull : 0;
 	left = sweep(s, g, s->gate_until_ns);
 	if (g) {
 		g->started = true;
