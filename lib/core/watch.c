@@ -147,7 +147,6 @@ int pl_lease_watch(struct pinl_lease *l)
 			pl_more(l)->ground.counted = only_by(l, can);
 		unnamed &= !keeps;
 		pl_more(l)->ground.watched |= 1u << i;
-		source_supervises(s, l, supervised); /* this very lease, as is known by now */
 		add_coverage(l, pl_more(l)->ground.coverage, can);
 		add_coverage(l, pl_more(l)->ground.supervised, supervised);
 	}
