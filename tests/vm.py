@@ -35,6 +35,8 @@ tests on ext4 xfs 6.1 = files* !files_op
 command hello on btrfs = echo hello
 skip on 6.1 = files*: no FAN_PRE_ACCESS: came with 6.14
 timeout = 60
+rarely = 6.1
+tests rarely = bounds
 """
 
 
@@ -56,9 +58,11 @@ def bad(text, words):
 def files():
     old, new = job.parse('x', EXAMPLE)
     same((old.name, new.name, old.timeout), ('x-6.1', 'x-7.2', 60))
+    same((old.rarely, new.rarely), (True, False))
     same((old.args, new.args), (['hugepages=64'], ['hugepages=64', 'quiet']))
-    same([s.name for s in job.steps(new, MESON)], ['map@tmpfs', 'core@tmpfs', 'query@tmpfs', 'hello@btrfs'])
-    same([s.name for s in job.steps(old, MESON)][3:5], ['files@ext4', 'files_arbiter@ext4'])
+    same([s.name for s in job.steps(new, MESON)], ['map@tmpfs', 'core@tmpfs', 'query@tmpfs', 'bounds@tmpfs', 'hello@btrfs'])
+    same([s.name for one in job.often([old, new]) for s in job.steps(one, MESON)], ['map@tmpfs', 'core@tmpfs', 'query@tmpfs', 'hello@btrfs'])
+    same([s.name for s in job.steps(old, MESON)][4:6], ['files@ext4', 'files_arbiter@ext4'])
     same((old.skip, new.skip), ([('files*', 'no FAN_PRE_ACCESS: came with 6.14')], []))
     bad('tests = core', 'no kernels')
     bad('kernels = 6.1\ntests on 7.2 = core', '"7.2" is no kernel of this job')
@@ -70,6 +74,7 @@ def files():
     bad('kernels = 6.1\ntimeout = 0', 'no number')
     bad('kernels = 6.1\nsetup on 6.1 = dax nosuch', 'there is no vm/setup/nosuch; there are dax, ')
     bad('kernels = 6.1\ncommand = true', 'no name')
+    bad('kernels = 6.1\nrarely = 6.1 7.2', 'rarely = 6.1 7.2: "7.2" is no kernel of this job')
     bad('kernels = 6.1\nwhatever', 'what is "whatever"')
 
 
@@ -88,7 +93,7 @@ def documented():
     parsed = job.parse('example', '\n'.join(line[4:] for line in example.splitlines()))
     same([one.kernel for one in parsed], ['6.1', '6.12', '7.2'])
     same((parsed[0].skip[0][0], parsed[1].skip, parsed[0].timeout, len(parsed[0].expect)), ('files*/held*', [], 900, 1))
-    settings = {'kernels', 'command'} | {field.name for field in dataclasses.fields(job.Job)} - {'file', 'kernel', 'commands'}
+    settings = {'kernels', 'command'} | {field.name for field in dataclasses.fields(job.Job)} - {'file', 'kernel', 'commands', 'rare_tests'}
     same([name for name in sorted(settings) if not re.search(rf'\b{name}(?: NAME| on [\w. ]+)? += ', example)], [])
     same([word for word in ('vm/build-iommufd', 'vm/optional', 'TAP', 'tmpfs', '`vm/run FILE.job`', '--help') if word not in section], [])
 
@@ -125,6 +130,9 @@ def command_lines():
         (folder / 'binary.job').write_bytes(b'kernels = \xff')
         listed = vm_run('--list', 'rig-tests', folder / 'x.job', 'rig-tests-6.12', 'rig-h*', 'vm/jobs/rig-tests.job')
         same(listed.stdout.split(), ['rig-tests-6.12', 'x-6.12', 'x-7.2', 'rig-hang-6.12'])
+        (folder / 'often.job').write_text('kernels = 6.12 7.2\nrarely = 6.12\ntests rarely = core\n', encoding='utf-8')
+        listed = vm_run('--list', '--often', folder / 'often.job')
+        same((listed.stdout.split(), listed.stderr.split()[-2:]), (['often-7.2'], ['often-6.12', 'often-7.2:core@tmpfs']))
         says('rig-lost.job are both job rig-lost-6.12', ['rig-lost', folder / 'rig-lost.job'])
         says('nosuch.job: No such file', ['nosuch.job'])
         says('there is no job "nosuch"; vm/run --list', ['nosuch'])
@@ -144,7 +152,7 @@ def command_lines():
 
 def help_says():
     text = vm_run('--help').stdout
-    lost = [word for word in ('JOB', 'build/vm/', 'console.log', 'qemu.log', 'PINLEASE_CACHE', 'XDG_CACHE_HOME', '-j N', '--list',
+    lost = [word for word in ('JOB', 'build/vm/', 'console.log', 'qemu.log', 'PINLEASE_CACHE', 'XDG_CACHE_HOME', '-j N', '--list', '--often',
                               '--results FILE', 'scripts/deps vm', 'vm/optional', 'Status:') if word not in text]
     same(lost, [])
 

@@ -36,6 +36,8 @@ class Job:
     skip: list = dataclasses.field(default_factory=list)     # (pattern, reason)
     allow: list = dataclasses.field(default_factory=list)    # (pattern of kernel messages, reason)
     expect: list = dataclasses.field(default_factory=list)   # patterns of failures that the job must have, and no others
+    rarely: bool = False                          # vm/run --often leaves the job out
+    rare_tests: list = dataclasses.field(default_factory=list)  # those of tests that it leaves out
 
     @property
     def name(self):
@@ -65,6 +67,8 @@ def scripts(value):
 def apply(job, key, name, value, file_systems):
     if key in ('cpus', 'timeout'):
         setattr(job, key, number(key, value))
+    elif key == 'rarely':
+        job.rarely = job.rarely or job.kernel in value.split()
     elif key == 'setup':
         job.setup += scripts(value)
     elif key in ('memory', 'machine'):
@@ -75,14 +79,21 @@ def apply(job, key, name, value, file_systems):
         job.expect.append(value)
     elif key in ('skip', 'allow'):
         getattr(job, key).append(reason(value))
-    elif key == 'tests':
-        job.tests += [(fs, word) for fs in file_systems for word in value.split()]
+    elif key == 'tests' and name in (None, 'rarely'):
+        job.tests += (words := [(fs, word) for fs in file_systems for word in value.split()])
+        job.rare_tests += words if name else []
     elif key == 'command' and name:
         job.commands += [(fs, name, value) for fs in file_systems]
     elif key == 'command':
         raise Bad(f'command = {value}: it has no name: command NAME = ...')
     else:
         raise Bad(f'no setting "{key}"')
+
+
+def often(jobs):
+    """Without what is to run rarely."""
+    return [dataclasses.replace(job, tests=[test for test in job.tests if test not in job.rare_tests], rare_tests=[])
+            for job in jobs if not job.rarely]
 
 
 def lines(text):
@@ -97,6 +108,9 @@ def parse(file, text):
     kernels = [k for m in settings if m['key'] == 'kernels' for k in m['value'].split()]
     if not kernels:
         raise Bad(f'{file}: no kernels')
+    for m in settings:
+        if m['key'] == 'rarely' and (unknown := set(m['value'].split()) - set(kernels)):
+            raise Bad(f'{file}: rarely = {m["value"]}: "{min(unknown)}" is no kernel of this job')
     jobs = []
     for kernel in kernels:
         jobs.append(job := Job(file, kernel))
