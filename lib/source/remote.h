@@ -168,6 +168,12 @@ static inline uint64_t pl_remote_went_on(const struct pl_remote_notice *n, uint6
 	return lost_ns < n->latest_ns ? lost_ns : n->latest_ns;
 }
 
+/* So long a restart may take. lock held */
+static inline uint64_t pl_remote_restarted_by(const struct pl_remote *s)
+{
+	return s->lost_ns + (s->listens ? PL_REMOTE_START_MS : PL_REMOTE_RESTART_MS) * 1000000ull;
+}
+
 /* Of the link's own table. */
 static inline void pl_remote_close_fd(int fd)
 {

@@ -452,7 +452,8 @@ static void look_for_loss(struct pl_remote *s)
 		return;
 	pl_remote_pass_on(s, false); /* the recalls as they are */
 	pthread_mutex_lock(&s->lock);
-	say_lost(s);
+	if (pl_clock_ns() >= pl_remote_restarted_by(s))
+		say_lost(s);
 	pthread_mutex_unlock(&s->lock);
 }
 
