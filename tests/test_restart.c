@@ -71,19 +71,23 @@ static void who_comes_meanwhile_waits_too(void **state)
 	arbiter_stop(&a);
 }
 
-/* DEGRADED is said where it isn't there again in time, which a busy machine may be slow with. */
+/* DEGRADED is said where it isn't there again in time, which a busy machine may be slow with: so it is
+ * without the gate, whose programs take the most of that time, and which isn't what holds these changes.
+ */
 static void who_is_guarded_all_the_time_hears_of_no_loss(void **state)
 {
+	static const char *const quick[] = {"--ceiling", "100000", "--gate", "no", NULL};
 	struct lending what = lending_recall(PINL_THEN_FAIL, 60000);
 	struct holder h;
 	struct actor t;
 	int losses = 1;
 
 	for (int i = 0; losses && i < 10; i++) {
-		start();
+		a.kept = true;
+		arbiter_start(&a, quick);
 		holder_lease(&h, &a, &what);
 		arbiter_kill(&a);
-		arbiter_restart(&a, patient);
+		arbiter_restart(&a, quick);
 		actor_start(&t, &a);
 		holder_wait(&h, PINL_EV_NOTICE, 1);
 		h.s->quiesce = 1;
