@@ -43,6 +43,7 @@ struct counted {
 	uid_t uid;
 	int pidfd; /* its own */
 	int err;
+	bool counts_on; /* the programs are pinned */
 	char why[sizeof((struct pl_reply *)0)->text];
 	struct generation_space space;
 };
@@ -186,6 +187,7 @@ static void enter_one(struct generations *g, struct counted *c)
 		return;
 	}
 	c->err = err;
+	c->counts_on = !err && generation_own(g->programs);
 	if (err)
 		snprintf(c->why, sizeof c->why, "%s", pinl_error());
 	if (err && !g->programs)
@@ -413,7 +415,8 @@ static int tell(struct counted *c)
 		err = send_map(c, PL_COUNTED_COUNTS, sizeof(struct generation_counts), c->space.counts);
 		if (!err)
 			err = send_map(c, PL_COUNTED_RING, GENERATION_RING, c->space.ring);
-		return err ? err : holder_reply_to(c->holder, c->serial, 0, 0);
+		return err ? err
+			   : holder_reply_to(c->holder, c->serial, 0, c->counts_on ? PL_COUNTS_ON : 0);
 	}
 	pinl_set_error(err, "%s", c->why);
 	return holder_reply_to(c->holder, c->serial, err, 0);

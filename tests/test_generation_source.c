@@ -537,6 +537,25 @@ static void the_librarys_own_changes_are_no_news(void **state)
 	munmap(at, PAGE);
 }
 
+/* Of what the same thread did just before, nobody was asked. */
+static void what_it_changed_itself_before_a_call_is_no_call(void **state)
+{
+	struct generation_record r;
+	struct cached c;
+
+	cached_open(&c);
+	r = record_of(&c, SYS_munmap);
+	for (uint32_t tag = 1; tag < 200; tag++) {
+		char *other = shared_pages(1);
+
+		set_tag(c.at, tag);
+		fake_tell(&c.f, &r);
+		assert_ok(pinl_munmap(c.f.ctx, other, PAGE));
+		assert_int_equal(tag_in(&c), tag);
+	}
+	cached_close(&c);
+}
+
 /* Or a change of before would be one of the lease that is there by then. */
 static void a_lease_is_made_after_what_was_told_before(void **state)
 {
@@ -597,6 +616,28 @@ static void the_end_of_the_counting_is_said(void **state)
 	munmap(at, PAGE);
 }
 
+static void what_was_told_of_before_the_end_is_heard(void **state)
+{
+	struct generation_record r = {.what = GENERATION_ZAP, .nr = SYS_ftruncate, .pid = 77, .tid = 78};
+	char *at = shared_pages(1);
+	struct pinl_lease *l;
+	struct fake f;
+
+	fake_open(&f);
+	assert_ok(pinl_device_open(f.ctx, "soft", NULL, &f.dev));
+	l = leased(f.dev, at, PAGE);
+	r.start = (uintptr_t)at;
+	r.end = r.start + PAGE;
+	fake_tell(&f, &r);
+	__atomic_store_n(&f.counts->ended, 1, __ATOMIC_RELEASE);
+	assert_int_equal(await_event(f.ctx, PINL_EV_ORPHAN).actor_pid, 77);
+	while (await_event(f.ctx, PINL_EV_DEGRADED).err != -ENOTCONN)
+		;
+	pinl_unmap_range(l);
+	fake_close(&f);
+	munmap(at, PAGE);
+}
+
 static void without_pinleased_the_source_is_missing_and_says_so(void **state)
 {
 	struct pinl_opts o = {.size = sizeof o, .summary_fd = -1, .sources = PINL_SOURCE_GENERATION};
@@ -643,8 +684,10 @@ int main(void)
 		cmocka_unit_test(a_lease_does_not_hear_of_a_change_of_protection),
 		cmocka_unit_test(what_another_source_tells_of_is_heard_once),
 		cmocka_unit_test(the_librarys_own_changes_are_no_news),
+		cmocka_unit_test(what_it_changed_itself_before_a_call_is_no_call),
 		cmocka_unit_test(a_lease_is_made_after_what_was_told_before),
 		cmocka_unit_test(the_end_of_the_counting_is_said),
+		cmocka_unit_test(what_was_told_of_before_the_end_is_heard),
 		cmocka_unit_test(without_pinleased_the_source_is_missing_and_says_so),
 		cmocka_unit_test(all_sources_are_without_it),
 	};

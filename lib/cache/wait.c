@@ -23,8 +23,9 @@ static bool is_over(struct pinl_ctx *ctx, const struct until *u)
 {
 	if (u->quiet)
 		return !pl_changing(ctx);
-	return (pl_round_is_over(ctx, u->round) || !pl_marked(ctx)) &&
-	       (pl_counts_reached(ctx, &u->counted) || !pl_counts_behind(ctx));
+	/* The counts first, as in pl_changing(): who counts anew or no more marks that before. */
+	return (pl_counts_reached(ctx, &u->counted) || !pl_counts_behind(ctx)) &&
+	       (pl_round_is_over(ctx, u->round) || !pl_marked(ctx));
 }
 
 static int wait_until(struct pl_cache *c, const struct until *u)

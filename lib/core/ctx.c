@@ -68,17 +68,26 @@ pid_t pl_self_tid(const struct pinl_ctx *ctx)
 	return self.tid;
 }
 
+static void exempt_clear(struct pinl_ctx *ctx, int slot)
+{
+	if (slot >= 0)
+		atomic_store(&ctx->exempt[slot], 0);
+}
+
+/* What the thread has changed before has not been asked about: that is heard of first. */
 int pl_exempt_enter(struct pinl_ctx *ctx)
 {
-	return exempt_add(ctx, pl_self_tid(ctx));
+	struct pl_counts_at before = pl_counts_now(ctx);
+
+	pl_counts_wait(ctx);
+	return pl_counts_reached(ctx, &before) ? exempt_add(ctx, pl_self_tid(ctx)) : -1;
 }
 
 /* What it has made itself is no news, also where that is heard of late. */
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot)
 {
 	pl_counts_wait(ctx);
-	if (slot >= 0)
-		atomic_store(&ctx->exempt[slot], 0);
+	exempt_clear(ctx, slot);
 }
 
 void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in)
@@ -88,7 +97,7 @@ void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in)
 
 void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in)
 {
-	pl_exempt_leave(ctx, in->slot);
+	exempt_clear(ctx, in->slot);
 }
 
 int pinl_tid_exempt(struct pinl_ctx *ctx, pid_t tid)

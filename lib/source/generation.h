@@ -84,6 +84,7 @@ struct pl_generation {
 	/* The thread's own. */
 	enum { PL_GEN_AWAY, PL_GEN_GREETING, PL_GEN_ASKING, PL_GEN_THERE } stage;
 	int sock, ring_fd, map_fd[2];
+	bool counts_on;	  /* without a connection, for a while */
 	uint64_t away_ns; /* since then there is no connection that counts for us */
 	uint64_t next_ns; /* then it is tried again */
 	uint64_t taken, lost, said_ns;
@@ -102,6 +103,8 @@ void pl_generation_decode(const struct generation_record *record, bool own, enum
 
 /* generation_take.c: the thread's. False: some is on its way still. */
 bool pl_generation_take(struct pl_generation *g);
+/* What is there at an end: leases hear of it, and no lookup goes on. */
+void pl_generation_take_left(struct pl_generation *g);
 
 /* generation_watch.c */
 void pl_generation_watch(struct pl_generation *g, uintptr_t start, uintptr_t end);

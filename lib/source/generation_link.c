@@ -122,6 +122,8 @@ static int begin(struct pl_generation *g)
 	bool again = g->answered;
 	int err = 0;
 
+	if (atomic_load(&g->live)) /* leases hear of what was told of in the maps of before */
+		pl_generation_take_left(g);
 	pinl_changing_begin(g->ctx);
 	pthread_mutex_lock(&g->lock);
 	if (!g->given)
@@ -132,12 +134,13 @@ static int begin(struct pl_generation *g)
 		pl_generation_watch_again(g);
 	g->taken = g->lost = 0;
 	pthread_mutex_unlock(&g->lock);
-	if (again && !err)
+	if (again)
 		pl_counted_anew(g->ctx);
 	pinl_changing_end(g->ctx);
 	if (again && !err && atomic_load(&g->live))
 		say(g, -ENOTCONN);
-	atomic_store(&g->live, !err);
+	if (!err) /* else it ends, which is for who is live */
+		atomic_store(&g->live, true);
 	return err;
 }
 
@@ -145,15 +148,18 @@ static int begin(struct pl_generation *g)
 
 static void hang_up(struct pl_generation *g, uint64_t again_ns)
 {
+	bool was_there = g->stage == PL_GEN_THERE;
 	uint64_t now = pl_clock_ns();
 
 	close_fd(&g->sock);
 	close_fd(&g->map_fd[0]);
 	close_fd(&g->map_fd[1]);
-	if (g->stage == PL_GEN_THERE)
+	if (was_there)
 		g->away_ns = now;
 	g->stage = PL_GEN_AWAY;
 	g->next_ns = now + again_ns;
+	if (was_there && !g->counts_on && !atomic_load(&g->stop))
+		end(g);
 }
 
 static void refused(struct pl_generation *g, int err, const char *text)
@@ -234,6 +240,7 @@ static int on_reply(struct pl_generation *g, const struct pl_reply *m)
 	}
 	if (g->stage != PL_GEN_ASKING || g->map_fd[0] < 0 || g->map_fd[1] < 0)
 		return -EPROTO;
+	g->counts_on = m->value & PL_COUNTS_ON;
 	err = begin(g);
 	if (err) {
 		refused(g, err, "the counts can't be mapped");

@@ -64,17 +64,29 @@ static void say_applied(struct pl_generation *g)
 	__atomic_store_n(&g->counts->applied, g->taken + g->lost, __ATOMIC_RELEASE);
 }
 
-/* Who waits for what was told when he began waits for no more than that, while others go on. */
-static void take_records(struct pl_generation *g)
+static bool take_record(struct pl_generation *g)
 {
 	struct generation_record r;
 
-	while (!atomic_load(&g->stop) && pl_generation_next(&g->ring, &r) == PL_GENERATION_TAKEN) {
-		apply(g, &r);
-		g->taken++;
+	if (atomic_load(&g->stop) || pl_generation_next(&g->ring, &r) != PL_GENERATION_TAKEN)
+		return false;
+	apply(g, &r);
+	g->taken++;
+	return true;
+}
+
+/* Who waits for what was told when he began waits for no more than that, while others go on. */
+static void take_records(struct pl_generation *g)
+{
+	while (take_record(g))
 		if (g->taken % AT_A_TIME == 0)
 			say_applied(g);
-	}
+}
+
+void pl_generation_take_left(struct pl_generation *g)
+{
+	while (take_record(g))
+		;
 }
 
 bool pl_generation_take(struct pl_generation *g)
@@ -85,8 +97,10 @@ bool pl_generation_take(struct pl_generation *g)
 	told = __atomic_load_n(&c->told, __ATOMIC_ACQUIRE);
 	if (told == __atomic_load_n(&c->applied, __ATOMIC_RELAXED))
 		return true;
-	if (__atomic_load_n(&c->ended, __ATOMIC_ACQUIRE)) /* no lookup is to go on */
+	if (__atomic_load_n(&c->ended, __ATOMIC_ACQUIRE)) { /* no lookup is to go on */
+		pl_generation_take_left(g);
 		return false;
+	}
 	take_records(g);
 	lost = __atomic_load_n(&c->lost, __ATOMIC_ACQUIRE);
 	if (lost != g->lost) {
