@@ -359,41 +359,36 @@ static __always_inline void *moved_vma(void *ctx)
 	return BPF_CORE_READ(c, old);
 }
 
-/* The control's start goes on with the move. */
+/* The control's start goes on with the move, its end doesn't. */
+static __always_inline bool find_moved(struct change *ch, void *ctx)
+{
+	struct pagetable_move_control *c;
+
+	if (!find_space(moved_vma(ctx), ch))
+		return false;
+	if (move_control == NONE) {
+		ch->start = argument(ctx, move_start);
+		ch->end = ch->start + argument(ctx, move_len);
+	} else {
+		c = (void *)argument(ctx, move_control);
+		ch->end = BPF_CORE_READ(c, old_end);
+		ch->start = ch->end - BPF_CORE_READ(c, len_in);
+	}
+	return true;
+}
+
 static __always_inline int begin_move(void *ctx, __u32 by)
 {
 	struct change ch = {.what = GENERATION_MOVE};
-	struct pagetable_move_control *c;
 
-	if (!find_space(moved_vma(ctx), &ch))
-		return 0;
-	if (move_control == NONE) {
-		ch.start = argument(ctx, move_start);
-		ch.end = ch.start + argument(ctx, move_len);
-	} else {
-		c = (void *)argument(ctx, move_control);
-		ch.start = BPF_CORE_READ(c, old_addr);
-		ch.end = BPF_CORE_READ(c, old_end);
-	}
-	return begin(&ch, by);
+	return find_moved(&ch, ctx) ? begin(&ch, by) : 0;
 }
 
 static __always_inline int end_move(void *ctx)
 {
 	struct change ch = {.what = GENERATION_MOVE};
-	struct pagetable_move_control *c;
 
-	if (!find_space(moved_vma(ctx), &ch))
-		return 0;
-	if (move_control == NONE) {
-		ch.start = argument(ctx, move_start);
-		ch.end = ch.start + argument(ctx, move_len);
-	} else {
-		c = (void *)argument(ctx, move_control);
-		ch.end = BPF_CORE_READ(c, old_end);
-		ch.start = ch.end - BPF_CORE_READ(c, len_in);
-	}
-	return end(&ch);
+	return find_moved(&ch, ctx) ? end(&ch) : 0;
 }
 
 static __always_inline void *freed_vma(void *ctx)
