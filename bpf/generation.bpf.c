@@ -9,7 +9,11 @@
  * A trampoline's program isn't run while another task that was preempted in it waits for the same
  * processor. So there are two of each, a and b; the first to run leaves its letter in the change's place
  * in going[], by which the other one knows. Where both weren't run pinleased finds it, by the kernel's
- * account. A change may be counted twice, where there was no place.
+ * account. A change may be counted twice, where there was no place. What `by` says of one:
+ *
+ *	begins: a or b; both have run: 0      is over: A or B; both have run: the place is free
+ *
+ * Of a change that is over, nobody waits for the other one: who needs a place takes it.
  *
  * A space is entered and left by pinleased, and forgotten here when it ends, before anything else may be
  * at its address.
@@ -42,6 +46,8 @@ enum {
 
 /* Of change_protection()'s flags: NUMA's, and a userfaultfd's own. */
 #define CP_OTHERS 0xe
+
+#define OVER(by) ((by) & ~0x20u) /* the capital */
 
 /* Arguments by number; none: not that function's. */
 enum { NONE = 99 };
@@ -150,6 +156,11 @@ static __always_inline struct generation_going *place(const struct change *ch, _
 	return &ch->counts->going[(tid * 31 + i) & (GENERATION_GOING - 1)];
 }
 
+static __always_inline bool is_over(__u16 by)
+{
+	return by == OVER('a') || by == OVER('b');
+}
+
 /* The thread's own, of an earlier call, too, whose end wasn't seen. */
 static __always_inline struct generation_going *find_going(const struct change *ch, __u32 what)
 {
@@ -158,30 +169,59 @@ static __always_inline struct generation_going *find_going(const struct change *
 
 	for (__u32 i = 0; i < PLACES; i++) {
 		g = place(ch, i);
-		if (g->tid == tid && g->what == what)
+		if (g->tid == tid && g->what == what && !is_over(g->by))
 			return g;
 	}
 	return NULL;
+}
+
+/* tid, what and by at once, by which a place is taken. */
+static __always_inline __u64 word_of(const struct change *ch, __u64 by)
+{
+	return (__u32)bpf_get_current_pid_tgid() | (__u64)ch->what << 32 | by << 48;
 }
 
 static __always_inline struct generation_going *take_place(const struct change *ch)
 {
-	__u64 tid = (__u32)bpf_get_current_pid_tgid(), own = tid | (__u64)ch->what << 32;
+	__u64 own = word_of(ch, 0), word;
 	struct generation_going *g;
 
 	for (__u32 i = 0; i < PLACES; i++) {
 		g = place(ch, i);
-		if (!__sync_val_compare_and_swap((__u64 *)&g->tid, 0, own))
+		word = *(volatile __u64 *)&g->tid;
+		if ((!word || is_over(word >> 48)) &&
+		    __sync_val_compare_and_swap((__u64 *)&g->tid, word, own) == word)
 			return g;
 	}
 	return NULL;
 }
 
-static __always_inline void free_place(struct generation_going *g)
+/* Of just this change, as it begins and when it is over. */
+static __always_inline struct generation_going *find_own(const struct change *ch)
 {
-	g->by = 0;
+	__s32 tid = bpf_get_current_pid_tgid();
+	struct generation_going *g;
+
+	for (__u32 i = 0; i < PLACES; i++) {
+		g = place(ch, i);
+		if (g->tid == tid && g->what == ch->what && g->start == ch->start && g->end == ch->end)
+			return g;
+	}
+	return NULL;
+}
+
+static __always_inline void set_over(struct generation_going *g, const struct change *ch, __u32 by)
+{
 	__sync_lock_test_and_set(&g->since_ns, 0);
-	__sync_lock_test_and_set((__u64 *)&g->tid, 0);
+	__sync_lock_test_and_set((__u64 *)&g->tid, word_of(ch, OVER(by)));
+}
+
+/* The other program has seen its end; or another thread has the place by now. */
+static __always_inline bool free_place(struct generation_going *g, const struct change *ch, __u32 by)
+{
+	__u64 word = word_of(ch, OVER(by == 'a' ? 'b' : 'a'));
+
+	return __sync_val_compare_and_swap((__u64 *)&g->tid, word, 0) == word;
 }
 
 /* Huge pages that go within a call that takes all of a mapping's. */
@@ -290,13 +330,14 @@ static __always_inline int begin(struct change *ch, __u32 by)
 }
 
 /* Who began to watch meanwhile may have registered what has gone. */
-static __always_inline int end(struct change *ch)
+static __always_inline int end(struct change *ch, __u32 by)
 {
-	struct generation_going *g = find_going(ch, ch->what);
+	struct generation_going *g = find_own(ch);
 
-	if (g) {
-		free_place(g);
-	} else if (is_watched(ch) && !is_within(ch, bpf_ktime_get_ns())) {
+	if (g && !is_over(g->by)) {
+		set_over(g, ch, by);
+	} else if (!(g && free_place(g, ch, by)) && is_watched(ch) &&
+		   !is_within(ch, bpf_ktime_get_ns())) {
 		__sync_fetch_and_add(&ch->counts->told, 1);
 		tell(ch);
 	}
@@ -328,11 +369,11 @@ static __always_inline int begin_range(void *ctx, __u32 what, __u32 by, __u32 vm
 	return find_range(&ch, ctx, vma, start, last) ? begin(&ch, by) : 0;
 }
 
-static __always_inline int end_range(void *ctx, __u32 what, __u32 vma, __u32 start, __u32 last)
+static __always_inline int end_range(void *ctx, __u32 what, __u32 by, __u32 vma, __u32 start, __u32 last)
 {
 	struct change ch = {.what = what};
 
-	return find_range(&ch, ctx, vma, start, last) ? end(&ch) : 0;
+	return find_range(&ch, ctx, vma, start, last) ? end(&ch, by) : 0;
 }
 
 static __always_inline int begin_protect(void *ctx, __u32 by)
@@ -342,11 +383,11 @@ static __always_inline int begin_protect(void *ctx, __u32 by)
 	return begin_range(ctx, GENERATION_PROTECT, by, protect_vma, protect_start, protect_end);
 }
 
-static __always_inline int end_protect(void *ctx)
+static __always_inline int end_protect(void *ctx, __u32 by)
 {
 	if (argument(ctx, protect_flags) & CP_OTHERS)
 		return 0;
-	return end_range(ctx, GENERATION_PROTECT, protect_vma, protect_start, protect_end);
+	return end_range(ctx, GENERATION_PROTECT, by, protect_vma, protect_start, protect_end);
 }
 
 static __always_inline void *moved_vma(void *ctx)
@@ -384,11 +425,11 @@ static __always_inline int begin_move(void *ctx, __u32 by)
 	return find_moved(&ch, ctx) ? begin(&ch, by) : 0;
 }
 
-static __always_inline int end_move(void *ctx)
+static __always_inline int end_move(void *ctx, __u32 by)
 {
 	struct change ch = {.what = GENERATION_MOVE};
 
-	return find_moved(&ch, ctx) ? end(&ch) : 0;
+	return find_moved(&ch, ctx) ? end(&ch, by) : 0;
 }
 
 static __always_inline void *freed_vma(void *ctx)
@@ -412,11 +453,11 @@ static __always_inline int begin_free(void *ctx, __u32 by)
 	return find_freed(&ch, ctx) ? begin(&ch, by) : 0;
 }
 
-static __always_inline int end_free(void *ctx)
+static __always_inline int end_free(void *ctx, __u32 by)
 {
 	struct change ch = {.what = GENERATION_FREE};
 
-	return find_freed(&ch, ctx) ? end(&ch) : 0;
+	return find_freed(&ch, ctx) ? end(&ch, by) : 0;
 }
 
 #define PROGRAM(section, name, call)                                                                    \
@@ -426,23 +467,28 @@ static __always_inline int end_free(void *ctx)
 	}
 
 #define RANGE(what, by, of) begin_range(ctx, what, by, of##_vma, of##_start, of##_end)
-#define OVER(what, of)	    end_range(ctx, what, of##_vma, of##_start, of##_end)
+#define ENDS(what, by, of)  end_range(ctx, what, by, of##_vma, of##_start, of##_end)
 
 PROGRAM("?fentry", zap_a, RANGE(GENERATION_ZAP, 'a', zap))
 PROGRAM("?fentry", zap_b, RANGE(GENERATION_ZAP, 'b', zap))
-PROGRAM("?fexit", zap_over, OVER(GENERATION_ZAP, zap))
+PROGRAM("?fexit", zap_over_a, ENDS(GENERATION_ZAP, 'a', zap))
+PROGRAM("?fexit", zap_over_b, ENDS(GENERATION_ZAP, 'b', zap))
 PROGRAM("?fentry", huge_a, RANGE(GENERATION_HUGE, 'a', huge))
 PROGRAM("?fentry", huge_b, RANGE(GENERATION_HUGE, 'b', huge))
-PROGRAM("?fexit", huge_over, OVER(GENERATION_HUGE, huge))
+PROGRAM("?fexit", huge_over_a, ENDS(GENERATION_HUGE, 'a', huge))
+PROGRAM("?fexit", huge_over_b, ENDS(GENERATION_HUGE, 'b', huge))
 PROGRAM("?fentry", protect_a, begin_protect(ctx, 'a'))
 PROGRAM("?fentry", protect_b, begin_protect(ctx, 'b'))
-PROGRAM("?fexit", protect_over, end_protect(ctx))
+PROGRAM("?fexit", protect_over_a, end_protect(ctx, 'a'))
+PROGRAM("?fexit", protect_over_b, end_protect(ctx, 'b'))
 PROGRAM("?fentry", move_a, begin_move(ctx, 'a'))
 PROGRAM("?fentry", move_b, begin_move(ctx, 'b'))
-PROGRAM("?fexit", move_over, end_move(ctx))
+PROGRAM("?fexit", move_over_a, end_move(ctx, 'a'))
+PROGRAM("?fexit", move_over_b, end_move(ctx, 'b'))
 PROGRAM("?fentry", free_a, begin_free(ctx, 'a'))
 PROGRAM("?fentry", free_b, begin_free(ctx, 'b'))
-PROGRAM("?fexit", free_over, end_free(ctx))
+PROGRAM("?fexit", free_over_a, end_free(ctx, 'a'))
+PROGRAM("?fexit", free_over_b, end_free(ctx, 'b'))
 
 static __always_inline int forget(void *ctx)
 {

@@ -18,7 +18,7 @@
 #include "daemon/generation_pin.h"
 #include "pinlease/device.h"
 
-enum { LINKS = 20, ATTACH_TRIES = 1000 };
+enum { LINKS = 22, ATTACH_TRIES = 1000 };
 
 struct generation_programs {
 	struct generation_bpf *bpf;
@@ -321,18 +321,18 @@ static uint64_t both(const struct bpf_program *a, const struct bpf_program *b)
 	return of_a < of_b ? of_a : of_b;
 }
 
+/* Programs that aren't loaded have missed nothing. */
+#define BOTH(name) both(g->bpf->progs.name##_a, g->bpf->progs.name##_b)
+
 uint64_t generation_passed(const struct generation_programs *g)
 {
-	return both(g->bpf->progs.zap_a, g->bpf->progs.zap_b) +
-	       both(g->bpf->progs.huge_a, g->bpf->progs.huge_b) +
-	       both(g->bpf->progs.protect_a, g->bpf->progs.protect_b) +
-	       both(g->bpf->progs.move_a, g->bpf->progs.move_b) +
-	       (g->types.sees_free ? both(g->bpf->progs.free_a, g->bpf->progs.free_b) : 0);
+	return BOTH(zap) + BOTH(huge) + BOTH(protect) + BOTH(move) + BOTH(free) + BOTH(zap_over) +
+	       BOTH(huge_over) + BOTH(protect_over) + BOTH(move_over) + BOTH(free_over);
 }
 
 uint64_t generation_unforgotten(const struct generation_programs *g)
 {
-	return both(g->bpf->progs.exit_a, g->bpf->progs.exit_b);
+	return BOTH(exit);
 }
 
 static void pin(struct generation_programs *g, const char *dir)

@@ -34,8 +34,8 @@ void generation_leave(struct generation_programs *g, struct generation_space *s)
 void generation_tell_all(struct generation_counts *c);
 void generation_end(struct generation_counts *c); /* and nothing is counted there any more */
 
-/* Of how many calls neither of two programs was run, at most; and those of the ends of address spaces.
- */
+/* At how many begins and ends of calls neither of two programs was run, at most; and at those of ends of
+ * address spaces. */
 uint64_t generation_passed(const struct generation_programs *g);
 uint64_t generation_unforgotten(const struct generation_programs *g);
 
