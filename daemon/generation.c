@@ -247,6 +247,42 @@ static void look_for_missed(struct generations *g)
 	say_state(g);
 }
 
+/* lock held, dropped meanwhile; it stays on the list, as only the worker takes off. */
+static void end_other(struct generations *g, struct counted *c)
+{
+	bool own;
+
+	pthread_mutex_unlock(&g->lock);
+	own = !has_ended(c) && generation_is_of(g->programs, c->pid, &c->space);
+	pthread_mutex_lock(&g->lock);
+	if (own)
+		return;
+	if (c->stage == ENTERED) { /* and hasn't been given its maps */
+		c->stage = FAILED;
+		c->err = -EPERM;
+		snprintf(c->why, sizeof c->why, "process %d has ended, or runs another program", c->pid);
+	}
+	pthread_mutex_unlock(&g->lock);
+	generation_leave(g->programs, &c->space);
+	g->slot[c->space.slot] = false;
+	pthread_mutex_lock(&g->lock);
+}
+
+/* The same. Where both programs weren't run for the end of an address space, what is at its address by
+ * now is another's, whose changes are none of the holder's business. */
+static void look_for_unforgotten(struct generations *g)
+{
+	uint64_t unforgotten = generation_unforgotten(g->programs);
+	struct counted *c;
+
+	if (unforgotten == g->unforgotten)
+		return;
+	g->unforgotten = unforgotten;
+	LIST_FOREACH(c, &g->all, link)
+	if (c->space.mapped)
+		end_other(g, c);
+}
+
 /* lock held, dropped meanwhile. */
 static void take_over(struct generations *g)
 {
@@ -293,8 +329,10 @@ static void *worker(void *arg)
 			sleep_on(g, LOOK_NS);
 		else
 			pthread_cond_wait(&g->work, &g->lock);
-		if (g->programs)
+		if (g->programs) {
 			look_for_missed(g);
+			look_for_unforgotten(g);
+		}
 		take_over(g);
 		unload_if_idle(g);
 	}
