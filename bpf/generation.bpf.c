@@ -91,6 +91,9 @@ struct { /* of an mm_struct's address: its place in the two */
 	__type(value, __u32);
 } spaces SEC(".maps");
 
+/* CLOCK_MONOTONIC: so long somebody looks after what is counted. */
+__u64 until_ns;
+
 /* ------------------------------------------------------------------------------------- changes -- */
 
 struct change {
@@ -98,6 +101,18 @@ struct change {
 	__u64 start, end;
 	__u32 slot, what;
 };
+
+/* Nobody would find what is missed, nor take the programs away. */
+static __always_inline bool has_ended(const struct change *ch, __u64 mm)
+{
+	if (bpf_ktime_get_ns() <= until_ns)
+		return false;
+	__sync_lock_test_and_set(&ch->counts->ended, 1);
+	__sync_fetch_and_add(&ch->counts->told, 1);
+	__sync_fetch_and_add(&ch->counts->lost, 1);
+	bpf_map_delete_elem(&spaces, &mm);
+	return true;
+}
 
 /* Pages go, or are about to, of a space that is counted. */
 static __always_inline bool find_space(void *vma, struct change *ch)
@@ -113,7 +128,7 @@ static __always_inline bool find_space(void *vma, struct change *ch)
 	if (!map)
 		return false;
 	ch->counts = bpf_map_lookup_elem(map, &zero);
-	return ch->counts;
+	return ch->counts && !has_ended(ch, mm);
 }
 
 struct words {

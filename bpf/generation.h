@@ -7,6 +7,8 @@
  *	... then page table entries go ...
  *	change is over: going[] entry free
  *
+ *	change comes when pinleased has been away for too long: ended, told + 1, lost + 1
+ *
  * In this order: so who finds `told` as it was, and after that nothing in going[], has entries that no
  * change has been about to take. records read + lost <= told, and the same when none is on its way.
  * Numbers of processes and threads are those of pinleased's namespace. A holder may write everything
@@ -52,6 +54,8 @@ struct generation_counts {
 			  too */
 	__u64 seen;    /* 1 << enum generation_what: which this kernel lets be counted */
 	__u64 ended;   /* 1: nothing is counted any more; told and lost are raised, too */
+	__u64 outlives; /* 1: it goes on for a while when pinleased is killed; 0: then nothing is counted
+			 */
 	__u64 crowded_until_ns; /* CLOCK_MONOTONIC: there was no place in going[]: till then anything may
 				   be */
 	struct generation_going going[GENERATION_GOING];

@@ -2,12 +2,12 @@
 /*
  * Whose changes are counted, for how long, and what becomes of it.
  *
- *	main loop: COUNT -> ASKED -> worker: loads the programs, enters -> ENTERED -> main loop: COUNTED,
- *REPLY connection over: LEFT -> worker: leaves, frees
+ *	COUNT -> ASKED -> worker: loads the programs, enters -> ENTERED, FAILED -> REPLY: TOLD
+ *	connection over, or FAILED told: LEFT -> worker: leaves, frees
  *
  * Loading takes seconds and leaving waits for the kernel, so the main loop does neither. The worker also
- * looks whether changes were missed, ends what a killed pinleased has left, and unloads the programs
- *when nobody has wanted them for a while.
+ * looks whether changes were missed, ends what a killed pinleased has left, keeps the programs from
+ * ending by themselves, and unloads them when nobody has wanted them for a while.
  *
  * `lock` covers all but what is the worker's own.
  */
@@ -43,7 +43,6 @@ struct counted {
 	uid_t uid;
 	int pidfd; /* its own */
 	int err;
-	bool counts_on; /* the programs are pinned */
 	char why[sizeof((struct pl_reply *)0)->text];
 	struct generation_space space;
 };
@@ -187,7 +186,6 @@ static void enter_one(struct generations *g, struct counted *c)
 		return;
 	}
 	c->err = err;
-	c->counts_on = !err && generation_own(g->programs);
 	if (err)
 		snprintf(c->why, sizeof c->why, "%s", pinl_error());
 	if (err && !g->programs)
@@ -330,6 +328,7 @@ static void *worker(void *arg)
 		else
 			pthread_cond_wait(&g->work, &g->lock);
 		if (g->programs) {
+			generation_renew(g->programs);
 			look_for_missed(g);
 			look_for_unforgotten(g);
 		}
@@ -453,8 +452,7 @@ static int tell(struct counted *c)
 		err = send_map(c, PL_COUNTED_COUNTS, sizeof(struct generation_counts), c->space.counts);
 		if (!err)
 			err = send_map(c, PL_COUNTED_RING, GENERATION_RING, c->space.ring);
-		return err ? err
-			   : holder_reply_to(c->holder, c->serial, 0, c->counts_on ? PL_COUNTS_ON : 0);
+		return err ? err : holder_reply_to(c->holder, c->serial, 0, 0);
 	}
 	pinl_set_error(err, "%s", c->why);
 	return holder_reply_to(c->holder, c->serial, err, 0);
@@ -521,7 +519,7 @@ void generation_describe(struct server *s, char *text, size_t len)
 	pthread_mutex_unlock(&g->lock);
 }
 
-void generation_stop(struct server *s, bool kept)
+void generation_stop(struct server *s)
 {
 	struct generations *g = s->generations;
 	struct counted *c;
@@ -533,8 +531,6 @@ void generation_stop(struct server *s, bool kept)
 	pthread_cond_signal(&g->work);
 	pthread_mutex_unlock(&g->lock);
 	pthread_join(g->worker, NULL);
-	if (kept && g->programs && generation_own(g->programs))
-		return;
 	while ((c = LIST_FIRST(&g->all))) {
 		LIST_REMOVE(c, link);
 		if (c->space.mapped)

@@ -10,8 +10,7 @@
 
 /* At the start: what an earlier pinleased has left goes on till its holders have had the time to ask. */
 void generation_start(struct server *s);
-/* kept: another pinleased follows, and takes over what goes on till then. */
-void generation_stop(struct server *s, bool kept);
+void generation_stop(struct server *s); /* all are told that it is over, and nothing is left */
 
 int generation_ask(struct holder *h, const struct pl_count_msg *m); /* as holder_receive() */
 void generation_answer(struct server *s);

@@ -16,6 +16,7 @@
 
 #include <generation.skel.h>
 #include "daemon/generation_pin.h"
+#include "os/clock.h"
 #include "pinlease/device.h"
 
 enum { LINKS = 22, ATTACH_TRIES = 1000 };
@@ -210,6 +211,7 @@ static int make_maps(const struct generation_programs *g, struct generation_spac
 		s->mapped = NULL;
 		return -errno;
 	}
+	s->mapped->outlives = *g->own != 0;
 	s->mapped->seen = 1u << GENERATION_ZAP | 1u << GENERATION_MOVE | 1u << GENERATION_PROTECT |
 			  (g->types.sees_free ? 1u << GENERATION_FREE : 0);
 	return 0;
@@ -376,8 +378,10 @@ int generation_load(const char *dir, struct generation_programs **out)
 	if (!getenv("LIBBPF_LOG_LEVEL"))
 		libbpf_set_print(silent);
 	err = load(g);
-	if (!err)
+	if (!err) {
+		generation_renew(g);
 		err = generation_try(g);
+	}
 	if (err) {
 		free_programs(g);
 		return err;
@@ -385,6 +389,11 @@ int generation_load(const char *dir, struct generation_programs **out)
 	pin(g, dir);
 	*out = g;
 	return 0;
+}
+
+void generation_renew(struct generation_programs *g)
+{
+	__atomic_store_n(&g->bpf->bss->until_ns, pl_clock_ns() + GENERATION_LIFE_NS, __ATOMIC_SEQ_CST);
 }
 
 void generation_unload(struct generation_programs *g)

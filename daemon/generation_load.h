@@ -14,9 +14,12 @@
 
 struct generation_programs;
 
+#define GENERATION_LIFE_NS 20000000000ull /* more than what holders wait for another pinleased */
+
 /* dir: where they are pinned; NULL: nowhere. */
 int generation_load(const char *dir, struct generation_programs **out);
-void generation_unload(struct generation_programs *g); /* and all are told that it is over */
+void generation_unload(struct generation_programs *g);
+void generation_renew(struct generation_programs *g); /* else all ends, at the first change after LIFE */
 
 /* A process whose changes are counted from now on, in the two maps, the caller's. -EEXIST: they are. */
 struct generation_space {

@@ -9,7 +9,7 @@ void generation_start(struct server *s)
 {
 }
 
-void generation_stop(struct server *s, bool kept)
+void generation_stop(struct server *s)
 {
 }
 

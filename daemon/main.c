@@ -247,7 +247,7 @@ int main(int argc, char **argv)
 	sd_notify(0, "STOPPING=1");
 	if (s->store.image && err >= 0) { /* all is in the store: who waits, waits for the restart */
 		gate_hand_over(s);
-		generation_stop(s, true);
+		generation_stop(s);
 		_exit(EXIT_SUCCESS);
 	}
 	server_free(s);

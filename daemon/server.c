@@ -310,7 +310,7 @@ static void tell_of_end(struct server *s)
 void server_free(struct server *s)
 {
 	s->ends = true;
-	generation_stop(s, false);
+	generation_stop(s);
 	tell_of_end(s);
 	say_end(s);
 	while (!LIST_EMPTY(&s->holders))

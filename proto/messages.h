@@ -191,10 +191,8 @@ struct pl_done_msg {
 /*
  * Count the changes of the asker's own address space, from now on and as long as this connection lasts.
  * Two COUNTED, then REPLY; with an error only that, which says what is missing. The first one on a
- * machine may take seconds, and other answers come meanwhile. REPLY's value: perhaps PL_COUNTS_ON.
+ * machine may take seconds, and other answers come meanwhile.
  */
-#define PL_COUNTS_ON (1ull << 0) /* also when this pinleased is killed, until the next one is there */
-
 struct pl_count_msg {
 	struct pl_head head;
 };

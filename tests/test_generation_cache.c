@@ -8,17 +8,23 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/shm.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "cache_rig.h"
 #undef SIZE
 #undef PG
 #include "arbiter_rig.h"
+#include "core/ctx.h"
+#include "source/generation.h"
+#include "source/sources.h"
 
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
@@ -26,7 +32,9 @@
 #endif
 
 static struct arbiter arbiter;
-static const char *const options[] = {"--gate", "/sys/fs/bpf/pinlease-test-counting", NULL};
+#define GATE	 "/sys/fs/bpf/pinlease-test-counting"
+#define COUNTING GATE "/counting"
+static const char *const options[] = {"--gate", GATE, NULL};
 
 static void open_counted(struct rig *r)
 {
@@ -331,7 +339,21 @@ static uint32_t tag_when_counted(struct rig *r, const char *at)
 	return tag;
 }
 
-/* The kernel goes on counting; then there is another one. */
+/* Of each pinleased that has programs there. */
+static int folders_left(void)
+{
+	DIR *d = opendir(COUNTING);
+	struct dirent *e;
+	int n = 0;
+
+	while (d && (e = readdir(d)))
+		n += *e->d_name != '.';
+	if (d)
+		closedir(d);
+	return n;
+}
+
+/* The kernel goes on counting; then there is another one, by which what was left ends. */
 static void a_killed_pinleased_is_no_gap(void **state)
 {
 	char *at = pages_new(1);
@@ -351,6 +373,34 @@ static void a_killed_pinleased_is_no_gap(void **state)
 		set_tag(at, tag);
 		assert_int_equal(tag_when_counted(&r, at), tag);
 	}
+	while (folders_left() > 1)
+		assert_int_equal(tag_when_counted(&r, at), 29);
+	rig_close(&r);
+	munmap(at, PAGE);
+}
+
+static const char *const unpinned[] = {"--gate", "no", NULL};
+
+/* Whatever ends it; it is counted for again by the next one. */
+static void is_known_to_end(int signal, const char *const *by)
+{
+	const struct pinl_reg *reg;
+	char *at = pages_new(1);
+	struct rig r;
+	int status;
+
+	open_counted(&r);
+	set_tag(at, 1);
+	assert_int_equal(tag_at(&r, at), 1);
+	kill(arbiter.pid, signal);
+	assert_int_equal(waitpid(arbiter.pid, &status, 0), arbiter.pid);
+	assert_int_equal(access(COUNTING, F_OK), -1);
+	await_type(r.ctx, PINL_EV_DEGRADED, -ENOTCONN);
+	assert_int_equal(pinl_get(r.dev, at, 8, 0, &reg), -EOPNOTSUPP);
+	map_at(at, MAP_FIXED);
+	set_tag(at, 2);
+	arbiter_restart(&arbiter, by);
+	assert_int_equal(tag_when_counted(&r, at), 2);
 	rig_close(&r);
 	munmap(at, PAGE);
 }
@@ -358,19 +408,75 @@ static void a_killed_pinleased_is_no_gap(void **state)
 /* And nothing is found that nobody would tell of. */
 static void the_end_of_pinleased_is_told(void **state)
 {
-	const struct pinl_reg *reg;
+	is_known_to_end(SIGTERM, options);
+}
+
+/* The next one goes on with its leases; of the counting it leaves nothing. */
+static void the_end_of_one_whose_descriptors_are_kept_is_told(void **state)
+{
+	stop_arbiter(NULL);
+	arbiter.kept = true;
+	start_arbiter(NULL);
+	is_known_to_end(SIGTERM, options);
+	stop_arbiter(NULL);
+	arbiter.kept = false;
+	start_arbiter(NULL);
+}
+
+/* The programs go with it. */
+static void nobody_counts_on_one_that_is_not_pinned(void **state)
+{
+	stop_arbiter(NULL);
+	arbiter_start(&arbiter, unpinned);
+	is_known_to_end(SIGKILL, options);
+}
+
+/* What the library has there goes; this is the same memory. */
+static struct generation_counts *counts_of(const struct rig *r)
+{
+	struct pl_generation *g = pl_source_priv(r->ctx, &pl_generation_ops);
+	void *at = mremap(g->counts, 0, g->counts_len, MREMAP_MAYMOVE);
+
+	assert_true(at != MAP_FAILED);
+	return at;
+}
+
+static uint64_t of_now(const __u64 *count)
+{
+	return __atomic_load_n(count, __ATOMIC_SEQ_CST);
+}
+
+/* For as long as it may take, and no longer. */
+static void what_a_killed_pinleased_left_counts_no_longer_than_that(void **state)
+{
+	struct generation_counts *c;
 	char *at = pages_new(1);
+	uint64_t told;
 	struct rig r;
 
 	open_counted(&r);
 	set_tag(at, 1);
 	assert_int_equal(tag_at(&r, at), 1);
-	stop_arbiter(NULL);
-	await_type(r.ctx, PINL_EV_DEGRADED, -ENOTCONN);
-	assert_int_equal(pinl_get(r.dev, at, 8, 0, &reg), -EOPNOTSUPP);
-	start_arbiter(NULL);
+	c = counts_of(&r);
+	arbiter_kill(&arbiter);
+	told = of_now(&c->told);
+	map_at(at, MAP_FIXED);
+	assert_int_equal(of_now(&c->told), told + 1);
+	while (!of_now(&c->ended)) {
+		map_at(at, MAP_FIXED);
+		usleep(1000);
+	}
+	told = of_now(&c->told);
+	map_at(at, MAP_FIXED);
+	assert_int_equal(of_now(&c->told), told);
+	arbiter_restart(&arbiter, options);
+	while (folders_left() > 1) {
+		set_tag(at, 2);
+		assert_int_equal(tag_when_counted(&r, at), 2);
+	}
 	rig_close(&r);
 	munmap(at, PAGE);
+	munmap(c, sizeof *c);
 }
 
 static void a_second_context_of_a_process_has_none(void **state)
@@ -389,6 +495,104 @@ static void a_second_context_of_a_process_has_none(void **state)
 	rig_close(&r);
 }
 
+/* -------------------------------------------------------------------------------------- whom -- */
+
+enum said { OTHER, RUNS, TOO_MANY, NOT_TO_BE_SEEN };
+
+/* What is said to this process. */
+static enum said counted(struct pinl_ctx **ctx)
+{
+	struct pinl_opts o = {.size = sizeof o, .summary_fd = -1, .sources = PINL_SOURCE_GENERATION};
+	char text[1024];
+
+	if (pinl_open(&o, ctx) || pinl_sources(*ctx, text, sizeof text) <= 0)
+		return OTHER;
+	if (strstr(text, "generation: running"))
+		return RUNS;
+	if (strstr(text, "16 processes of user"))
+		return TOO_MANY;
+	if (strstr(text, "may not look into"))
+		return NOT_TO_BE_SEEN;
+	print_message("# %s\n", text);
+	return OTHER;
+}
+
+/* Says so, and goes on until it is killed. */
+static pid_t counted_child(int to)
+{
+	struct pinl_ctx *ctx;
+	char said;
+	pid_t pid = fork();
+
+	if (pid)
+		return pid;
+	said = counted(&ctx);
+	if (write(to, &said, 1) == 1)
+		pause();
+	_exit(1);
+}
+
+static void sixteen_processes_of_a_user_are_counted(void **state)
+{
+	pid_t pid[GENERATION_OF_USER];
+	struct pinl_ctx *ctx;
+	enum said last;
+	int fds[2];
+	char said;
+	struct rig r;
+
+	open_counted(&r); /* or it is skipped */
+	rig_close(&r);
+	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+	for (int i = 0; i < GENERATION_OF_USER; i++) {
+		pid[i] = counted_child(fds[1]);
+		assert_int_equal(read(fds[0], &said, 1), 1);
+		assert_int_equal(said, RUNS);
+	}
+	assert_int_equal(counted(&ctx), TOO_MANY);
+	pinl_close(ctx);
+	for (int i = 0; i < GENERATION_OF_USER; i++) {
+		kill(pid[i], SIGKILL);
+		assert_int_equal(waitpid(pid[i], NULL, 0), pid[i]);
+	}
+	do {
+		last = counted(&ctx);
+		pinl_close(ctx);
+	} while (last == TOO_MANY);
+	assert_int_equal(last, RUNS);
+	close(fds[0]);
+	close(fds[1]);
+}
+
+/* A process that another user's program runs in looks the same. */
+static enum said said_to_nobody(bool seen)
+{
+	struct pinl_ctx *ctx;
+	int status;
+	pid_t pid = fork();
+
+	if (!pid) {
+		if (setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534) ||
+		    prctl(PR_SET_DUMPABLE, seen))
+			_exit(OTHER);
+		_exit(counted(&ctx));
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	return WEXITSTATUS(status);
+}
+
+static void who_runs_what_its_user_may_not_look_into_is_not_counted(void **state)
+{
+	struct rig r;
+
+	open_counted(&r);
+	rig_close(&r);
+	assert_int_equal(chmod(arbiter.dir, 0711), 0);
+	assert_int_equal(said_to_nobody(true), RUNS);
+	assert_int_equal(said_to_nobody(false), NOT_TO_BE_SEEN);
+}
+
 /* CASE: that one alone. */
 int main(int argc, char **argv)
 {
@@ -397,8 +601,13 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_is_read_only_now_is_not_registered_for_writing),
 		cmocka_unit_test(a_lease_hears_who_truncated_it),
 		cmocka_unit_test(a_second_context_of_a_process_has_none),
+		cmocka_unit_test(sixteen_processes_of_a_user_are_counted),
+		cmocka_unit_test(who_runs_what_its_user_may_not_look_into_is_not_counted),
 		cmocka_unit_test(a_killed_pinleased_is_no_gap),
+		cmocka_unit_test(what_a_killed_pinleased_left_counts_no_longer_than_that),
 		cmocka_unit_test(the_end_of_pinleased_is_told),
+		cmocka_unit_test(the_end_of_one_whose_descriptors_are_kept_is_told),
+		cmocka_unit_test(nobody_counts_on_one_that_is_not_pinned),
 	};
 
 	if (argc > 1)

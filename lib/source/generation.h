@@ -84,7 +84,6 @@ struct pl_generation {
 	/* The thread's own. */
 	enum { PL_GEN_AWAY, PL_GEN_GREETING, PL_GEN_ASKING, PL_GEN_THERE } stage;
 	int sock, ring_fd, map_fd[2];
-	bool counts_on;	  /* without a connection, for a while */
 	uint64_t away_ns; /* since then there is no connection that counts for us */
 	uint64_t next_ns; /* then it is tried again */
 	uint64_t taken, lost, said_ns;

@@ -6,8 +6,9 @@
  *	  ^----------------------- the connection is over, or refused ----------------------|
  *
  * While it is away the kernel goes on counting, as pinleased leaves it, for as long as a restart may
- * take; then, or as soon as the maps say `ended`, nothing is counted any more, which is told. Each time
- * it gets there everything of before is stale: in between changes may have been counted for nobody.
+ * take, where the maps say `outlives`; then, or as soon as they say `ended`, nothing is counted any
+ * more, which is told. Each time it gets there everything of before is stale: in between changes may
+ * have been counted for nobody.
  */
 #include <errno.h>
 #include <poll.h>
@@ -148,18 +149,15 @@ static int begin(struct pl_generation *g)
 
 static void hang_up(struct pl_generation *g, uint64_t again_ns)
 {
-	bool was_there = g->stage == PL_GEN_THERE;
 	uint64_t now = pl_clock_ns();
 
 	close_fd(&g->sock);
 	close_fd(&g->map_fd[0]);
 	close_fd(&g->map_fd[1]);
-	if (was_there)
+	if (g->stage == PL_GEN_THERE)
 		g->away_ns = now;
 	g->stage = PL_GEN_AWAY;
 	g->next_ns = now + again_ns;
-	if (was_there && !g->counts_on && !atomic_load(&g->stop))
-		end(g);
 }
 
 static void refused(struct pl_generation *g, int err, const char *text)
@@ -240,7 +238,6 @@ static int on_reply(struct pl_generation *g, const struct pl_reply *m)
 	}
 	if (g->stage != PL_GEN_ASKING || g->map_fd[0] < 0 || g->map_fd[1] < 0)
 		return -EPROTO;
-	g->counts_on = m->value & PL_COUNTS_ON;
 	err = begin(g);
 	if (err) {
 		refused(g, err, "the counts can't be mapped");
@@ -286,17 +283,27 @@ static void receive_all(struct pl_generation *g)
 
 /* ----------------------------------------------------------------------------------- the thread -- */
 
-/* No longer than a restart takes is it counted on what nobody looks after. */
-static void look_for_end(struct pl_generation *g)
+/* No longer than a restart takes is it counted on what nobody looks after, and not at all on what has
+ * gone with pinleased. */
+static bool is_over(const struct pl_generation *g)
 {
 	uint64_t patience = g->stage == PL_GEN_AWAY ? RESTART_NS : LOAD_NS;
-	bool away = !g->given && g->stage != PL_GEN_THERE;
 
-	if (!atomic_load(&g->live))
+	if (__atomic_load_n(&g->counts->ended, __ATOMIC_ACQUIRE))
+		return true;
+	if (g->given || g->stage == PL_GEN_THERE)
+		return false;
+	return !g->counts->outlives || pl_clock_ns() > g->away_ns + patience;
+}
+
+/* A pinleased that has ended it, and lives, is asked anew. */
+static void look_for_end(struct pl_generation *g)
+{
+	if (!atomic_load(&g->live) || !is_over(g))
 		return;
-	if (__atomic_load_n(&g->counts->ended, __ATOMIC_ACQUIRE) ||
-	    (away && pl_clock_ns() > g->away_ns + patience))
-		end(g);
+	end(g);
+	if (g->stage == PL_GEN_THERE)
+		hang_up(g, RETRY_NS);
 }
 
 static uint64_t pause_ns(const struct pl_generation *g, bool behind)
