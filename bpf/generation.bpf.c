@@ -196,7 +196,16 @@ static __always_inline __u64 word_of(const struct change *ch, __u64 by)
 	return (__u32)bpf_get_current_pid_tgid() | (__u64)ch->what << 32 | by << 48;
 }
 
-static __always_inline struct generation_going *take_place(const struct change *ch)
+/* Of a thread whose end wasn't seen it is nobody's after a while; a change that still goes on is told of
+ * again when it is over. */
+static __always_inline bool is_old(const struct generation_going *g, __u64 now, __u64 ns)
+{
+	__u64 since = *(volatile __u64 *)&g->since_ns;
+
+	return since && now > since + ns;
+}
+
+static __always_inline struct generation_going *take_place(const struct change *ch, __u64 now)
 {
 	__u64 own = word_of(ch, 0), word;
 	struct generation_going *g;
@@ -204,7 +213,7 @@ static __always_inline struct generation_going *take_place(const struct change *
 	for (__u32 i = 0; i < PLACES; i++) {
 		g = place(ch, i);
 		word = *(volatile __u64 *)&g->tid;
-		if ((!word || is_over(word >> 48)) &&
+		if ((!word || is_over(word >> 48) || is_old(g, now, GENERATION_GOING_NS)) &&
 		    __sync_val_compare_and_swap((__u64 *)&g->tid, word, own) == word)
 			return g;
 	}
@@ -263,7 +272,7 @@ static __always_inline void note_going(const struct change *ch, struct generatio
 				       __u64 now)
 {
 	if (!g)
-		g = take_place(ch);
+		g = take_place(ch, now);
 	if (!g) {
 		ch->counts->crowded_until_ns = now + CROWDED_NS;
 		return;
@@ -344,15 +353,24 @@ static __always_inline int begin(struct change *ch, __u32 by)
 	return 0;
 }
 
-/* Who began to watch meanwhile may have registered what has gone. */
-static __always_inline int end(struct change *ch, __u32 by)
+static __always_inline bool is_seen(const struct change *ch, __u32 by, __u64 now)
 {
 	struct generation_going *g = find_own(ch);
+	bool old = g && is_old(g, now, GENERATION_GOING_NS / 2);
 
-	if (g && !is_over(g->by)) {
-		set_over(g, ch, by);
-	} else if (!(g && free_place(g, ch, by)) && is_watched(ch) &&
-		   !is_within(ch, bpf_ktime_get_ns())) {
+	if (!g || is_over(g->by))
+		return g && free_place(g, ch, by);
+	set_over(g, ch, by);
+	return !old;
+}
+
+/* Who began to watch meanwhile may have registered what has gone; so may have who found that it goes on
+ * for too long. */
+static __always_inline int end(struct change *ch, __u32 by)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!is_seen(ch, by, now) && is_watched(ch) && !is_within(ch, now)) {
 		__sync_fetch_and_add(&ch->counts->told, 1);
 		tell(ch);
 	}

@@ -27,6 +27,7 @@
 #define GENERATION_AREAS      65536 /* an address' area: (addr >> AREA_SHIFT) & (AREAS - 1) */
 #define GENERATION_RING	      65536 /* bytes of a BPF_MAP_TYPE_RINGBUF */
 #define GENERATION_GOING      256
+#define GENERATION_GOING_NS   10000000000ull /* what goes on for longer isn't looked at */
 
 enum generation_what {
 	GENERATION_ZAP = 1, /* pages go: munmap, MAP_FIXED, madvise, truncation, ... */

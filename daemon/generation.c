@@ -39,6 +39,7 @@ struct counted {
 	enum { ASKED, ENTERED, FAILED, TOLD, LEFT } stage;
 	struct holder *holder; /* main loop's; NULL: gone */
 	uint64_t serial, since_ns;
+	uint64_t next_ns; /* ASKED: then it is tried */
 	pid_t pid;
 	uid_t uid;
 	int pidfd; /* its own */
@@ -182,7 +183,7 @@ static void enter_one(struct generations *g, struct counted *c)
 	err = enter(g, c);
 	pthread_mutex_lock(&g->lock);
 	if (err == -EBUSY && pl_clock_ns() < c->since_ns + BUSY_NS) {
-		sleep_on(g, BUSY_NS / 50);
+		c->next_ns = pl_clock_ns() + BUSY_NS / 10; /* the others' turn */
 		return;
 	}
 	c->err = err;
@@ -217,14 +218,16 @@ static void leave_one(struct generations *g, struct counted *c)
 	say_state(g);
 }
 
+/* The first that came. */
 static struct counted *next_of(struct generations *g, int stage)
 {
-	struct counted *c;
+	struct counted *c, *next = NULL;
+	uint64_t now = pl_clock_ns();
 
 	LIST_FOREACH(c, &g->all, link)
-	if ((int)c->stage == stage)
-		break;
-	return c;
+	if ((int)c->stage == stage && now >= c->next_ns)
+		next = c;
+	return next;
 }
 
 /* lock held. Where both programs of a kind weren't run for a change, nobody knows which it was. */

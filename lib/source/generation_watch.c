@@ -10,8 +10,7 @@
 #include "os/clock.h"
 #include "source/generation.h"
 
-#define WHOLE_AREAS 4096	 /* of a mapping that is watched as a whole, at most: 8 GiB */
-#define GOING_NS    10000000000u /* who is at it for longer has been forgotten by the kernel */
+#define WHOLE_AREAS 4096 /* of a mapping that is watched as a whole, at most: 8 GiB */
 
 static size_t areas_of(uintptr_t start, uintptr_t end)
 {
@@ -115,7 +114,8 @@ static bool is_at_it(const struct generation_going *e, uintptr_t start, uintptr_
 {
 	uint64_t since = __atomic_load_n(&e->since_ns, __ATOMIC_ACQUIRE);
 
-	return since && now < since + GOING_NS && __atomic_load_n(&e->start, __ATOMIC_RELAXED) < end &&
+	return since && now < since + GENERATION_GOING_NS &&
+	       __atomic_load_n(&e->start, __ATOMIC_RELAXED) < end &&
 	       __atomic_load_n(&e->end, __ATOMIC_RELAXED) > start;
 }
 
