@@ -53,6 +53,36 @@ bool pl_counts_wait(struct pinl_ctx *ctx)
 	return true;
 }
 
+static bool is_going(const struct pinl_lease *l)
+{
+	for (int i = 0; i < l->ctx->n_sources; i++) {
+		const struct pl_source *s = &l->ctx->sources[i];
+
+		if (s->ops == l->ctx->counting && s->ops->going(s->priv, l->m.start, l->m.end, true))
+			return true;
+	}
+	return false;
+}
+
+int pl_counted_settle(struct pinl_lease *l)
+{
+	uint64_t until = pl_clock_ns() + WAIT_NS;
+	struct timespec pause = {0, 20000};
+
+	if (!l->on->counted || l->by_extent || l->cached || (l->flags & PINL_COOPERATIVE))
+		return 0; /* the cache looks itself, before and afterwards */
+	while (is_going(l)) {
+		if (pl_clock_ns() >= until)
+			return pinl_set_error(
+				-EBUSY,
+				"[%#lx, %#lx) is being changed, perhaps by another process; "
+				"try again when that is done",
+				l->m.start, l->m.end);
+		nanosleep(&pause, NULL);
+	}
+	return 0;
+}
+
 /* ctx->lock held */
 static void stale(struct pinl_ctx *ctx, uintptr_t start, uintptr_t end)
 {

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 struct pinl_ctx;
+struct pinl_lease;
 struct pinl_source_ops;
 
 /* `told` is the kernel's; `applied` the source's: raised when all that was taken is submitted. */
@@ -33,6 +34,12 @@ bool pl_counts_reached(struct pinl_ctx *ctx, const struct pl_counts_at *at);
 
 /* Until all is taken that is counted by now, but not for ever. False: there was nothing to wait for. */
 bool pl_counts_wait(struct pinl_ctx *ctx);
+
+/*
+ * Of a lease that is published and not pinned yet, if it hears of some changes only as they are counted:
+ * what was told of before is heard by nobody there, so it has to be over. -EBUSY: it takes too long.
+ */
+int pl_counted_settle(struct pinl_lease *lease);
 
 /* By the source's thread; no lock. Of all that follows, nothing is reported to who has leased it. */
 

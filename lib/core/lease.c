@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "core/cached.h"
+#include "core/counted.h"
 #include "core/export.h"
 #include "core/extent.h"
 #include "core/fault.h"
@@ -411,6 +412,8 @@ static int make(struct pinl_lease *l, struct pinl_addr *addrs)
 		l->by_extent || (l->more->import && l->more->import->by_handle) ? 0 : pl_lease_watch(l);
 	struct pl_sentence why;
 
+	if (!err)
+		err = pl_counted_settle(l);
 	if (is_other_memory(l, err))
 		err = pinl_set_error(busy(l),
 				     "[%#lx, %#lx) was mapped anew while it was being leased; try again "

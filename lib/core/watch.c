@@ -81,6 +81,28 @@ static int say_unnamed(void)
 		"why there is none), and a file on tmpfs, hugetlbfs, ext4 or XFS");
 }
 
+/* So is what this source alone tells of; before it tells of anything, or that would be another's news.
+ */
+static void set_counted(struct pinl_lease *l, unsigned ops)
+{
+	pthread_mutex_lock(&l->ctx->lock);
+	pl_more(l)->ground.counted = ops;
+	pthread_mutex_unlock(&l->ctx->lock);
+}
+
+static int watch_by(struct pl_source *s, struct pinl_lease *l, const uint8_t can[PINL_OP_NR])
+{
+	bool counts = s->ops == l->ctx->counting;
+	int err;
+
+	if (counts)
+		set_counted(l, only_by(l, can));
+	err = s->ops->watch(s->priv, &l->on->mem);
+	if (err && counts)
+		set_counted(l, 0);
+	return err;
+}
+
 /* With the lock, because the lease is visible. */
 static void add_coverage(struct pinl_lease *l, uint8_t to[PINL_OP_NR], const uint8_t can[PINL_OP_NR])
 {
@@ -138,13 +160,11 @@ int pl_lease_watch(struct pinl_lease *l)
 
 		if (!source_supervises(s, l, supervised) && !adds && !keeps)
 			continue;
-		err = s->ops->watch(s->priv, &l->on->mem);
+		err = watch_by(s, l, can);
 		if (err && ((keeps && !resumed) || (must && (is_needed(l, can) || err == -EBUSY))))
 			return err;
 		if (err)
 			continue;
-		if (s->ops == ctx->counting)
-			pl_more(l)->ground.counted = only_by(l, can);
 		unnamed &= !keeps;
 		pl_more(l)->ground.watched |= 1u << i;
 		add_coverage(l, pl_more(l)->ground.coverage, can);
