@@ -13,6 +13,7 @@
 #include <pinlease/device.h>
 
 #include "core/ctx.h"
+#include "os/thread.h"
 #include "os/wake.h"
 #include "proto/messages.h"
 #include "source/sources.h"
@@ -60,8 +61,10 @@ static void stop(struct pl_generation *g)
 static int await(struct pl_generation *g)
 {
 	struct timespec until;
+	struct pl_waiting w;
 	int err = 0;
 
+	pl_call_wait_begin(&w);
 	clock_gettime(CLOCK_MONOTONIC, &until);
 	until.tv_sec += OPEN_S;
 	pthread_mutex_lock(&g->lock);
@@ -69,6 +72,7 @@ static int await(struct pl_generation *g)
 		err = pthread_cond_timedwait(&g->done, &g->lock, &until);
 	err = g->answered ? g->err : -ETIMEDOUT;
 	pthread_mutex_unlock(&g->lock);
+	pl_call_wait_end(&w);
 	if (!err)
 		return 0;
 	if (err == -ENOENT || err == -ECONNREFUSED)
@@ -117,7 +121,6 @@ static int start(struct pl_generation *g)
 		return pinl_set_error(err,
 				      "no descriptor, memory or thread for the generation source: %s",
 				      strerror(-err));
-	pthread_setname_np(g->thread, "pinl-counts");
 	err = await(g);
 	if (err)
 		stop(g);

@@ -12,12 +12,12 @@
  * that was told of is applied. Who finds told at N and waits until applied has come to N has waited for
  * each change whose record was there by then: records are taken in their order, and a loss ends all that
  * was registered. One without a record then hasn't taken a page yet. What lookups read is at the same
- *addresses for as long as the source is open: another pinleased's maps are put over those of the one
- *before, in one step and with the sequence raised.
+ * addresses for as long as the source is open: another pinleased's maps are put over those of the one
+ * before, in one step and with the sequence raised.
  *
  * The thread has the program's descriptors, as it calls the core; forked children close what is its own,
  * and don't have the mappings. It allocates nothing, frees nothing and takes no lock of the
- *application's.
+ * application's.
  */
 #ifndef PL_SOURCE_GENERATION_H
 #define PL_SOURCE_GENERATION_H
@@ -72,20 +72,20 @@ struct pl_generation {
 	void *at;
 	size_t counts_len, ring_len;
 
-	pthread_mutex_t lock; /* all up to `watches`, and writing to counts->watched; nothing is called
+	pthread_mutex_t lock; /* all up to `area`, and writing to counts->watched; nothing is called
 				 under it but for mmap() */
 	pthread_cond_t done;
 	bool answered;
 	int err;
 	char text[216];
 	uint32_t area[GENERATION_AREAS]; /* so many watches have to do with it */
-	size_t watches;
 
 	/* The thread's own. */
 	enum { PL_GEN_AWAY, PL_GEN_GREETING, PL_GEN_ASKING, PL_GEN_THERE } stage;
 	int sock, ring_fd, map_fd[2];
-	uint64_t away_ns; /* since then there is no connection that counts for us */
-	uint64_t next_ns; /* then it is tried again */
+	unsigned unanswered; /* connections that ended when they had been asked */
+	uint64_t away_ns;    /* since then there is no connection that counts for us */
+	uint64_t next_ns;    /* then it is tried again */
 	uint64_t taken, lost, said_ns;
 };
 

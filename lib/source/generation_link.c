@@ -33,6 +33,7 @@
 #define REFUSED_NS (1000 * MS)	/* it said no */
 #define RESTART_NS (2000 * MS)	/* without a connection */
 #define LOAD_NS	   (60000 * MS) /* with one, until it counts */
+#define UNANSWERED 3		/* restarts come one by one */
 #define BEHIND_NS  (100000)	/* told of, and its record isn't there */
 #define LOOK_NS	   (1000 * MS)	/* pinleased may have found that changes weren't seen */
 
@@ -109,8 +110,8 @@ static void end(struct pl_generation *g)
 	if (g->given)
 		__atomic_store_n(&g->counts->applied,
 				 __atomic_load_n(&g->counts->told, __ATOMIC_SEQ_CST), __ATOMIC_SEQ_CST);
-	else
-		pl_generation_reserve(g);
+	else if (pl_generation_reserve(g)) /* no memory for it: nothing looks at what is there */
+		pl_counts_set(g->ctx, NULL);
 	pthread_mutex_unlock(&g->lock);
 	pinl_changing_end(g->ctx);
 	close_fd(&g->ring_fd);
@@ -135,6 +136,8 @@ static int begin(struct pl_generation *g)
 		pl_generation_watch_again(g);
 	g->taken = g->lost = 0;
 	pthread_mutex_unlock(&g->lock);
+	if (again && !err)
+		pl_counts_set(g->ctx, (struct pl_counts *)&g->counts->told);
 	if (again)
 		pl_counted_anew(g->ctx);
 	pinl_changing_end(g->ctx);
@@ -199,6 +202,8 @@ static void call_up(struct pl_generation *g)
 	g->stage = PL_GEN_GREETING;
 	if (!err || err == -EPIPE) /* it may have said why */
 		return;
+	if (g->stage == PL_GEN_ASKING && is_passing(err) && ++g->unanswered >= UNANSWERED)
+		err = -EPROTO; /* it knows no COUNT */
 	hang_up(g, RETRY_NS);
 	if (!is_passing(err))
 		answer(g, err, "");
@@ -232,6 +237,7 @@ static int on_reply(struct pl_generation *g, const struct pl_reply *m)
 {
 	int err;
 
+	g->unanswered = 0;
 	if (m->err) {
 		refused(g, m->err, m->text);
 		return 0;

@@ -35,7 +35,6 @@ void pl_generation_watch(struct pl_generation *g, uintptr_t start, uintptr_t end
 {
 	pthread_mutex_lock(&g->lock);
 	count(g, start, end, 1);
-	g->watches++;
 	pthread_mutex_unlock(&g->lock);
 }
 
@@ -43,7 +42,6 @@ void pl_generation_unwatch(struct pl_generation *g, uintptr_t start, uintptr_t e
 {
 	pthread_mutex_lock(&g->lock);
 	count(g, start, end, -1);
-	g->watches--;
 	pthread_mutex_unlock(&g->lock);
 }
 
