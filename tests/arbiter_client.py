@@ -280,6 +280,18 @@ class Client:
         self.send(message(CHANGE, operation, actor, actor, 0, start, end, serial=self.serial), [fd])
         return self.serial
 
+    def count_changes(self):
+        """What each COUNTED says, and the REPLY."""
+        self.serial += 1
+        self.send(message(COUNT, serial=self.serial))
+        counted = []
+        while True:
+            kind, serial, values = self.receive()
+            assert serial == self.serial and kind in (COUNTED, REPLY), (kind, serial)
+            if kind == REPLY:
+                return counted, Reply(values[0], values[2], text(values[3]))
+            counted.append(values)
+
     def answer(self, serial):
         kind, got, values = self.receive()
         assert (kind, got) == (REPLY, serial), (kind, got, serial)

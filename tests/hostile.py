@@ -92,7 +92,8 @@ def each_is_let_go(packets):
 
 def no_hello():
     with besides() as (arbiter, good):
-        for kind in (ac.LEASE, ac.HANDLE, ac.UNLEASE, ac.RELEASED, ac.COVER, ac.LIST, ac.RECALL_LEASES, ac.WATCH, ac.ASK_STATUS):
+        for kind in (ac.LEASE, ac.HANDLE, ac.UNLEASE, ac.RELEASED, ac.COVER, ac.LIST, ac.RECALL_LEASES, ac.WATCH, ac.ASK_STATUS,
+                     ac.COUNT):
             fds = [good.fd] if kind in (ac.LEASE, ac.COVER) else []
             with arbiter.client(hello=False) as client:
                 client.send(zeroed(kind), fds)
@@ -126,7 +127,8 @@ def wrong_types():
 
 
 def arbiters_types():
-    each_is_let_go([zeroed(kind) for kind in (ac.WELCOME, ac.REPLY, ac.NOTICE, ac.ENTRY, ac.EVENT, ac.STATUS, ac.SOURCE, ac.USER)])
+    each_is_let_go([zeroed(kind) for kind in (ac.WELCOME, ac.REPLY, ac.NOTICE, ac.ENTRY, ac.EVENT, ac.STATUS, ac.SOURCE, ac.USER,
+                                               ac.COUNTED)])
 
 
 def unknown_flags():
@@ -146,7 +148,7 @@ def descriptors():
         fd = null.fileno()
         each_is_let_go([(zeroed(ac.LEASE), [fd] * n) for n in (0, 2, 4, 5, 253)] +
                        [(zeroed(ac.COVER), [fd] * n) for n in (0, 2, 4, 5, 253)] +
-                       [(zeroed(kind), [fd] * n) for kind in (ac.HELLO, ac.UNLEASE, ac.NOTICE, 7) for n in (1, 4, 253)
+                       [(zeroed(kind), [fd] * n) for kind in (ac.HELLO, ac.UNLEASE, ac.NOTICE, 7, ac.COUNT) for n in (1, 4, 253)
                         if kind in ac.BODY] + [(b'x', [fd] * 253)])
 
 
@@ -163,6 +165,24 @@ def other_descriptors():
         same(client.lease(given).err, -errno.EINVAL)
         same(client.lease(os.open('/proc/self/mem', os.O_RDWR), flags=ac.WRITE).err in (0, -errno.EOPNOTSUPP, -errno.EINVAL), True)
         good.is_served()
+
+
+def counts_without_end():
+    """Again and again, and gone before it is answered; then what it took is free."""
+    with ac.Arbiter(PINLEASED, '--gate', 'no') as arbiter, arbiter.client() as first, contextlib.closing(Good(arbiter)) as good:
+        good.is_served()
+        counted = first.count_changes()[1].err  # from then on there is a thread more
+        figures = arbiter.figures()
+        for _ in range(50):
+            with arbiter.client() as client:
+                for _ in range(20):
+                    client.send(ac.message(ac.COUNT))
+            with arbiter.client() as client:
+                client.send(ac.message(ac.COUNT))
+                client.send(zeroed(ac.COVER))  # without a descriptor: let go
+        good.is_served()
+        arbiter.wait_for_figures(figures)
+        same(first.count_changes()[1].err, counted or -errno.EBUSY)
 
 
 # ------------------------------------------------------------------------------------------- numbers
@@ -533,6 +553,7 @@ TESTS = [
     ('strings without end', no_ends),
     ('too few descriptors, and too many', descriptors),
     ('descriptors of other kinds', other_descriptors),
+    ('counts without end', counts_without_end),
     ("answers for others' leases", others_numbers),
     ('answers that make no sense', wrong_answers),
     ('answers before they are asked for', answers_before_they_are_asked),

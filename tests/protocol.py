@@ -480,6 +480,25 @@ def other_version():
                 same(client.until_gone(), [])
 
 
+def counted():
+    with ac.Arbiter(PINLEASED, '--gate', 'no') as arbiter, arbiter.client() as client:
+        maps, reply = client.count_changes()
+        if reply.err in (-errno.EOPNOTSUPP, -errno.EPERM):
+            same((maps, 'count changes' in reply.text), ([], True))
+            raise tree.Skip(reply.text)
+        same(reply.err, 0)
+        same([m[:2] for m in maps], [(0, 0), (1, 0)])
+        same((maps[0][2] > 65536, maps[1][2]), (True, 65536))
+        maps, reply = client.count_changes()
+        same((maps, reply.err, 'this connection' in reply.text), ([], -errno.EBUSY, True))
+        with arbiter.client() as other:
+            maps, reply = other.count_changes()
+            same((maps, reply.err, 'another connection' in reply.text), ([], -errno.EBUSY, True))
+            client.close()
+            maps, reply = other.count_changes()
+            same((len(maps), reply.err), (2, 0))
+
+
 def limits():
     with ac.Arbiter(PINLEASED, '--max-leases', '3', '--max-bytes', str(2 * ac.SIZE)) as arbiter, \
             arbiter.client() as client, shown(arbiter.file(), os.O_RDWR) as fd:
@@ -527,6 +546,7 @@ TESTS = [
     ('handles that make no sense', other_handles),
     ('another version is refused', other_version),
     ("a user's limits are EDQUOT", limits),
+    ('COUNT has two COUNTED, for one connection of a process', counted),
 ]
 
 if __name__ == '__main__':
