@@ -437,49 +437,58 @@ static struct pinl_event await_event(struct pinl_ctx *ctx, enum pinl_event_type 
 	return ev;
 }
 
+/* A page that is leased, and the record of a change of it. */
+struct held {
+	struct fake f;
+	char *at;
+	struct pinl_lease *l;
+	struct generation_record r;
+};
+
+static void held_open(struct held *h, uint32_t what, int nr)
+{
+	h->at = shared_pages(1);
+	fake_open(&h->f);
+	assert_ok(pinl_device_open(h->f.ctx, "soft", NULL, &h->f.dev));
+	h->l = leased(h->f.dev, h->at, PAGE);
+	h->r = (struct generation_record){
+		.start = (uintptr_t)h->at, .end = (uintptr_t)h->at + PAGE, .what = what, .nr = nr};
+}
+
+static void held_close(struct held *h)
+{
+	pinl_unmap_range(h->l);
+	fake_close(&h->f);
+	munmap(h->at, PAGE);
+}
+
 static void a_lease_hears_what_is_told(void **state)
 {
-	struct generation_record r = {.what = GENERATION_ZAP, .nr = SYS_ftruncate, .pid = 77, .tid = 78};
-	char *at = shared_pages(1);
-	struct pinl_lease *l;
 	struct pinl_event ev;
-	struct fake f;
+	struct held h;
 
-	fake_open(&f);
-	assert_ok(pinl_device_open(f.ctx, "soft", NULL, &f.dev));
-	l = leased(f.dev, at, PAGE);
-	r.start = (uintptr_t)at;
-	r.end = r.start + PAGE;
-	fake_tell(&f, &r);
-	fake_await(&f);
-	ev = await_event(f.ctx, PINL_EV_ORPHAN);
+	held_open(&h, GENERATION_ZAP, SYS_ftruncate);
+	h.r.pid = 77;
+	h.r.tid = 78;
+	fake_tell(&h.f, &h.r);
+	fake_await(&h.f);
+	ev = await_event(h.f.ctx, PINL_EV_ORPHAN);
 	assert_int_equal(ev.op, PINL_OP_TRUNCATE);
 	assert_int_equal(ev.actor_pid, 77);
 	assert_int_equal(ev.actor_tid, 78);
 	assert_string_equal(ev.source, "generation");
-	pinl_unmap_range(l);
-	fake_close(&f);
-	munmap(at, PAGE);
+	held_close(&h);
 }
 
 static void a_lease_does_not_hear_of_a_change_of_protection(void **state)
 {
-	struct generation_record r = {.what = GENERATION_PROTECT, .nr = SYS_mprotect};
-	char *at = shared_pages(1);
-	struct pinl_lease *l;
-	struct fake f;
+	struct held h;
 
-	fake_open(&f);
-	assert_ok(pinl_device_open(f.ctx, "soft", NULL, &f.dev));
-	l = leased(f.dev, at, PAGE);
-	r.start = (uintptr_t)at;
-	r.end = r.start + PAGE;
-	fake_tell(&f, &r);
-	fake_await(&f);
-	assert_int_equal(orphans(f.ctx), 0);
-	pinl_unmap_range(l);
-	fake_close(&f);
-	munmap(at, PAGE);
+	held_open(&h, GENERATION_PROTECT, SYS_mprotect);
+	fake_tell(&h.f, &h.r);
+	fake_await(&h.f);
+	assert_int_equal(orphans(h.f.ctx), 0);
+	held_close(&h);
 }
 
 /* Where another source tells of it too, that one is heard. */
@@ -515,26 +524,17 @@ static void what_another_source_tells_of_is_heard_once(void **state)
 /* What pinl_munmap() asks about is no news when the kernel tells of it. */
 static void the_librarys_own_changes_are_no_news(void **state)
 {
-	struct generation_record r = {.what = GENERATION_ZAP, .nr = SYS_munmap};
-	char *at = shared_pages(1);
-	struct pinl_lease *l;
-	struct fake f;
+	struct held h;
 	int slot;
 
-	fake_open(&f);
-	assert_ok(pinl_device_open(f.ctx, "soft", NULL, &f.dev));
-	l = leased(f.dev, at, PAGE);
-	r.start = (uintptr_t)at;
-	r.end = r.start + PAGE;
-	r.tid = gettid();
-	slot = pl_exempt_enter(f.ctx);
-	fake_tell(&f, &r);
-	pl_exempt_leave(f.ctx, slot); /* waits */
-	assert_int_equal(f.counts->applied, 1);
-	assert_int_equal(orphans(f.ctx), 0);
-	pinl_unmap_range(l);
-	fake_close(&f);
-	munmap(at, PAGE);
+	held_open(&h, GENERATION_ZAP, SYS_munmap);
+	h.r.tid = gettid();
+	slot = pl_exempt_enter(h.f.ctx);
+	fake_tell(&h.f, &h.r);
+	pl_exempt_leave(h.f.ctx, slot); /* waits */
+	assert_int_equal(h.f.counts->applied, 1);
+	assert_int_equal(orphans(h.f.ctx), 0);
+	held_close(&h);
 }
 
 /* Of what the same thread did just before, nobody was asked. */
