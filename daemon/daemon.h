@@ -118,6 +118,7 @@ struct notice {
 	enum pinl_op op;
 	unsigned also;
 	pid_t actor_pid, actor_tid;
+	bool at_gate; /* who waits does so there */
 };
 
 TAILQ_HEAD(notices, notice);

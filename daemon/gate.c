@@ -160,18 +160,20 @@ static int keep_name(struct gate *g, const struct pinl_lease *l, const struct pi
 	return err;
 }
 
-/* What finds no place is told afterwards, as without a gate, or refused by another. */
+/* What finds no place is told afterwards, as without a gate, or refused by another. The core has it then
+ * that nobody waits for such a lease with RECALL, which is made all the same, but for an EBUSY. */
 static int guard(struct gate *g, const struct pinl_lease *l, const struct pinl_memory *mem,
 		 const struct gate_range *r)
 {
 	int err = gate_parts_add(&g->parts, l, mem, r);
 
-	if (!err || (l->policy.kind != PINL_RECALL && !another_refuses(g, mem, r->ops)))
-		return err;
-	if (l->policy.kind == PINL_RECALL)
+	if (err && l->policy.kind == PINL_RECALL) {
 		g->unwaited++;
-	else
-		say_unguarded(g);
+		return err == -EBUSY ? -EAGAIN : err;
+	}
+	if (!err || !another_refuses(g, mem, r->ops))
+		return err;
+	say_unguarded(g);
 	return 0;
 }
 
@@ -468,6 +470,15 @@ bool gate_is_waited_at(struct server *s)
 	const struct gate *g = pl_source_priv(s->ctx, &gate_ops);
 
 	return g && !gate_unwaited(g->programs);
+}
+
+/* By fmod_ret one of those who make their call again then may pass. */
+bool gate_stays_closed(struct server *s)
+{
+	const struct gate *g = pl_source_priv(s->ctx, &gate_ops);
+
+	return g && s->limits.closed && !gate_unpinned(g->programs) &&
+	       !strcmp(gate_means(g->programs), "lsm");
 }
 
 void gate_was_asked(struct server *s, const struct pinl_change *ch)

@@ -33,6 +33,7 @@ void gate_hand_over(struct server *s); /* the process ends now, and the next tak
 void gate_answer(struct server *s);    /* those of whom the core has said so go on */
 bool gate_has_others_wait(struct server *s, const struct pinl_memory *mem); /* for RECALL */
 bool gate_is_waited_at(struct server *s);				    /* by whom, if can be */
+bool gate_stays_closed(struct server *s); /* to who waits there, after a crash */
 /* He has a lease with RECALL to answer for, wherever its memory is, so his process isn't stopped. */
 void gate_hold(struct held_lease *hl);
 void gate_let_go(struct held_lease *hl);

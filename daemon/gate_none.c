@@ -40,6 +40,11 @@ bool gate_is_waited_at(struct server *s)
 	return false;
 }
 
+bool gate_stays_closed(struct server *s)
+{
+	return false;
+}
+
 bool gate_keeps_name(struct server *s, const struct pinl_memory *mem)
 {
 	return false;

@@ -24,6 +24,11 @@ struct held_lease *lease_find(struct holder *h, uint64_t number)
 	return (struct held_lease *)pl_index_first(&h->leases, number, number + 1);
 }
 
+static bool is_in_memory(const struct pinl_memory *mem)
+{
+	return mem->kind == PINL_MEM_SHMEM || mem->kind == PINL_MEM_HUGETLB;
+}
+
 static uint64_t coverage(struct server *s, const struct pinl_memory *mem)
 {
 	uint64_t all = 0;
@@ -31,12 +36,22 @@ static uint64_t coverage(struct server *s, const struct pinl_memory *mem)
 	for (const struct pl_source *o = s->ctx->sources; o < s->ctx->sources + s->ctx->n_sources; o++)
 		for (int op = 0; op < PINL_OP_NR; op++)
 			all |= (uint64_t)o->ops->coverage(o->priv, mem, op) << (4 * op);
-	if (mem->kind == PINL_MEM_SHMEM || mem->kind == PINL_MEM_HUGETLB)
+	if (is_in_memory(mem))
 		all |= PL_SUPERVISED;
 	if (gate_has_others_wait(s, mem))
 		all |= PL_OTHERS;
 	if (gate_keeps_name(s, mem))
 		all |= PL_NAMES;
+	return all;
+}
+
+/* What is done for this one: it may have found no place at the gate. */
+static uint64_t coverage_of(struct server *s, const struct pinl_lease *l)
+{
+	uint64_t all = coverage(s, &l->on->mem);
+
+	if (l->policy.kind == PINL_RECALL && !(l->on->supervised[PINL_OP_TRUNCATE] & PINL_CAN_HOLD))
+		all &= ~PL_OTHERS;
 	return all;
 }
 
@@ -162,26 +177,37 @@ static int own_descriptor(struct holder *h, int fd)
 	return err ? err : own;
 }
 
-/* An earlier pinleased has taken it, and may have had a gate. */
-static void look_what_is_refused(struct holder *h, struct held_lease *hl)
+/* What may have been promised of it that isn't kept here. */
+static unsigned weaker_ops(const struct pinl_lease *l)
 {
-	const struct pinl_policy *p = &hl->lease->policy;
-	unsigned ops = p->kind == PINL_REFUSE ? p->refuse & OPS_OF_FILES : 0;
-	uint64_t can = ops ? coverage(h->server, &hl->lease->on->mem) : 0;
+	bool waits = l->policy.kind == PINL_RECALL && is_in_memory(&l->on->mem);
+	unsigned ops = waits			       ? OPS_OF_FILES
+		       : l->policy.kind == PINL_REFUSE ? l->policy.refuse & OPS_OF_FILES
+						       : 0;
 
 	for (int op = 0; op < PINL_OP_NR; op++)
-		if (can >> (4 * op) & PINL_CAN_REFUSE)
+		if (waits ? (l->on->supervised[op] | l->on->coverage[op]) & PINL_CAN_HOLD
+			  : l->on->coverage[op] & PINL_CAN_REFUSE)
 			ops &= ~PINL_OPBIT(op);
+	return ops;
+}
+
+/* An earlier pinleased has taken it, and may have had a gate, or a place there. */
+static void look_what_is_weaker(struct holder *h, struct held_lease *hl)
+{
+	unsigned ops = weaker_ops(hl->lease);
+
 	if (!ops)
 		return;
 	notice_weaker(hl, ops);
-	if (!h->weaker)
+	if (!h->weaker && hl->lease->policy.kind == PINL_REFUSE) {
+		h->weaker = true;
 		fprintf(stderr,
 			"pinleased: changes that leases of %s (%d) refuse aren't refused, as nothing "
 			"here "
 			"can: see pinlease status\n",
 			h->name, h->pid);
-	h->weaker = true;
+	}
 }
 
 /* The same of names, which no event of the holder's is for. */
@@ -226,7 +252,7 @@ static int lease(struct holder *h, const struct pl_lease_msg *m, int fd,
 	if (!err && !adopted)
 		keep(h, hl, m, f.policy.grace_ms);
 	if (!err && h->returning) {
-		look_what_is_refused(h, hl);
+		look_what_is_weaker(h, hl);
 		look_whether_it_keeps_its_name(h, hl);
 	}
 	return err;
@@ -364,7 +390,7 @@ static int on_lease(struct holder *h, const struct pl_lease_msg *m, int fd)
 		if (hl->then == PINL_THEN_KILL) /* it was adopted, and is there still */
 			kill_prepare(h);
 	}
-	return holder_reply(h, &m->head, err, err ? 0 : coverage(h->server, &hl->lease->on->mem));
+	return holder_reply(h, &m->head, err, err ? 0 : coverage_of(h->server, hl->lease));
 }
 
 static int on_still(struct holder *h, const struct pl_still_msg *m)

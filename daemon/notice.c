@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "daemon.h"
+#include "gate.h"
 #include "os/clock.h"
 #include "os/wake.h"
 
@@ -97,6 +98,7 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell h
 	if (what == PL_TELL_FORCED)
 		hl->holder->server->outside++;
 	hl->holder->server->merged += loses_refusal(n, what);
+	n->at_gate = (n->at_gate || n->va.start >= n->va.end) && !strcmp(r->source, gate_ops.name);
 	pl_range_widen(&n->va, &r->va);
 	if ((enum pl_notice_what)what < n->what)
 		n->what = (enum pl_notice_what)what;
@@ -193,6 +195,7 @@ static void describe_notice(const struct notice *n, union pl_message *m)
 	m->notice.gone_ns = n->gone_ns;
 	m->notice.force_ns = n->force_ns;
 	m->notice.taken_ns = n->taken_ns;
+	m->notice.closed = n->at_gate && gate_stays_closed(n->hl->holder->server);
 }
 
 /* ctx->lock held */

@@ -222,8 +222,8 @@ enum pl_notice_what {
 	PL_NOTICE_RECALL,  /* the actor waits for RELEASED */
 	PL_NOTICE_LOST,	   /* the bytes go, nobody waits: KEEP */
 	PL_NOTICE_REFUSED, /* the actor got EBUSY, as the lease's policy says */
-	PL_NOTICE_WEAKER,  /* no change: op and also are refused no more, as they were by an earlier one
-			    */
+	PL_NOTICE_WEAKER, /* no change: op and also are refused no more (REFUSE), or others wait for them
+			     no more (RECALL), as by an earlier one */
 };
 
 /* A change of the lease's bytes; comes again for the next one, with the same or another range. */
@@ -242,6 +242,8 @@ struct pl_notice_msg {
 	uint64_t gone_ns;  /* the actor has waited for the lease, and was let go then; 0: wasn't */
 	uint64_t force_ns; /* of no operation: when the holder's library forces; else 0 */
 	uint64_t taken_ns; /* all of the lease was taken from outside then; 0: it wasn't */
+	uint32_t closed;   /* recall, 1: if the arbiter ends without a word the actor gets EBUSY */
+	uint32_t pad;
 };
 
 struct pl_entry_msg {

@@ -52,7 +52,7 @@ BODY = {
     COUNT: struct.Struct('='),
     COUNTED: struct.Struct('=IIQ'),
     REPLY: struct.Struct('=iIQ216s'),
-    NOTICE: struct.Struct('=QQQQQIIIii12sQQQQ'),
+    NOTICE: struct.Struct('=QQQQQIIIii12sQQQQII'),
 }
 # What commands ask, and are told.
 LIST, RECALL_LEASES, WATCH, ASK_STATUS = range(7, 11)
@@ -94,7 +94,7 @@ Status = collections.namedtuple('Status', 'version pid ceiling_ms boot since_ns 
                                  'outside hold_ms max_notices may_kill after_crash untold')
 User = collections.namedtuple('User', 'uid connections leases bytes hold_ns notices')
 Notice = collections.namedtuple('Notice', 'lease seq start end deadline_ns what op also pid tid source since_ns gone_ns force_ns '
-                                'taken_ns')
+                                'taken_ns closed pad')
 
 
 class Gone(Exception):

@@ -49,6 +49,9 @@ struct shared {
 	atomic_int quiesce;			   /* the test's order */
 	_Atomic uint64_t waited_ns;		   /* of the last ANSWERED */
 	atomic_int lost;			   /* connections of which that was said */
+	atomic_uint unwaited;			   /* operations of which that was said */
+	atomic_bool others_wait;		   /* the last lease says that of itself */
+	atomic_int looks;			   /* at that, from when it was made */
 };
 
 static struct {
@@ -64,6 +67,8 @@ static struct {
 	unsigned grace_ms;	   /* and are to have */
 	unsigned ceiling_ms;	   /* that is said */
 	uint64_t boot;		   /* another one after a restart */
+	bool gate;		   /* who waits does so at a gate that stays closed */
+	uint64_t cover, value;	   /* of the REPLY to COVER, to LEASE; cover: of a memfd */
 	struct pl_lease_msg lease; /* the last that came */
 } a;
 
@@ -94,6 +99,8 @@ static void look(struct pinl_ctx *ctx)
 		a.s->answered += ev.type == PINL_EV_ANSWERED;
 		a.s->noticed += ev.type == PINL_EV_NOTICE;
 		a.s->refused += ev.type == PINL_EV_REFUSED;
+		if (ev.type == PINL_EV_DEGRADED && ev.err == -EAGAIN)
+			a.s->unwaited |= PINL_OPBIT(ev.op);
 		a.s->orphan_ends += ev.type == PINL_EV_ORPHAN_END && ev.err == -EOPNOTSUPP;
 	}
 }
@@ -115,11 +122,21 @@ static struct pinl_lease *lease(struct pinl_device *dev, uintptr_t at)
 	return l;
 }
 
+static void look_at(struct pinl_lease *l)
+{
+	char text[4096];
+
+	pinl_lease_describe(l, text, sizeof text);
+	a.s->others_wait = strstr(text, "held where made by another process:");
+	a.s->looks++;
+}
+
 /* Makes so many leases, a page each. */
 static void __attribute__((noreturn)) hold(int leases)
 {
 	struct pinl_opts opts = {.size = sizeof opts, .summary_fd = -1, .ceiling_ms = a.grace_ms};
-	int fd = open(a.file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	int fd = a.cover ? memfd_create("gate", MFD_CLOEXEC)
+			 : open(a.file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	struct pinl_lease *last = NULL;
 	struct pinl_device *dev;
 	struct pinl_ctx *ctx;
@@ -135,6 +152,7 @@ static void __attribute__((noreturn)) hold(int leases)
 		last = lease(dev, at);
 	for (; !a.s->end && !a.s->must_fail; usleep(1000)) {
 		look(ctx);
+		look_at(last);
 		if (a.s->drop)
 			drop_privileges();
 		a.s->drop = 0;
@@ -260,9 +278,9 @@ static void reply(const union pl_message *to, int err, uint64_t value)
 static void answer(const union pl_message *m)
 {
 	if (m->head.type == PL_COVER)
-		reply(m, 0, 0xffffffffffff);
+		reply(m, 0, a.cover ? a.cover : 0xffffffffffff);
 	else if (m->head.type == PL_LEASE || m->head.type == PL_HANDLE)
-		reply(m, 0, 0);
+		reply(m, 0, m->head.type == PL_LEASE ? a.value : 0);
 }
 
 /* All is answered but the nth of this type. */
@@ -565,7 +583,8 @@ static void notify_by(enum pl_notice_what what, uint64_t seq, uint64_t since_ns,
 	m.notice.since_ns = since_ns;
 	m.notice.deadline_ns = deadline_ns;
 	m.notice.gone_ns = gone_ns;
-	strcpy(m.notice.source, "files");
+	m.notice.closed = a.gate && what == PL_NOTICE_RECALL;
+	strcpy(m.notice.source, a.gate ? "gate" : "files");
 	assert_int_equal(pl_message_send(a.sock, &m, -1), 0);
 }
 
@@ -802,6 +821,96 @@ static void a_slow_restart_is_no_loss(void **state)
 	until_it_ends();
 }
 
+/* ---------------------------------------------------------------------------------- at the gate -- */
+
+static void begin_anew(void)
+{
+	a.boot++;
+	break_off(false);
+	until_all_told(PL_LEASE, 1);
+	until_all_is_heard();
+}
+
+/* That stays closed: nothing has happened. */
+static void who_was_refused_took_nothing(void **state)
+{
+	start_patient_holder();
+	a.gate = true;
+	notify_patiently(PL_NOTICE_RECALL, 5, now(), 0);
+	until_it_is_noticed();
+	a.gate = false;
+	begin_anew();
+	assert_int_equal(a.s->answered, 1);
+	assert_int_equal(a.s->let_go, 0);
+	assert_int_equal(a.s->orphans, 0);
+	quiesce();
+	until_it_ends();
+}
+
+static void nor_if_that_is_left_unheard(void **state)
+{
+	a.gate = true;
+	leave_a_recall_unheard();
+	a.gate = false;
+	welcome(false);
+	until_it_is_released();
+	until_all_is_heard();
+	assert_int_equal(a.s->let_go, 0);
+	assert_int_equal(a.s->orphans, 0);
+	until_it_ends();
+}
+
+#define TOLD_ONLY 0x33333333333ull
+#define OPS	  (PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE))
+
+static void lease_at_the_gate(bool has_place)
+{
+	int looks;
+
+	a.cover = TOLD_ONLY | PL_SUPERVISED | PL_OTHERS;
+	a.value = has_place ? a.cover : a.cover & ~PL_OTHERS;
+	start_holder(1);
+	welcome(false);
+	serve_until(PL_HANDLE, 1);
+	reply(&(union pl_message){.head.serial = a.serial}, 0, 0);
+	for (looks = a.s->looks; a.s->looks == looks;)
+		usleep(1000);
+	assert_int_equal(a.s->others_wait, has_place);
+}
+
+static void who_finds_no_place_counts_on_nobody(void **state)
+{
+	for (int has_place = 0; has_place < 2; has_place++) {
+		lease_at_the_gate(has_place);
+		until_it_ends();
+	}
+	a.cover = a.value = 0;
+}
+
+static void nor_does_whom_the_next_one_has_no_place_for(void **state)
+{
+	union pl_message m;
+
+	lease_at_the_gate(true);
+	a.boot++;
+	break_off(false);
+	until_all_told(PL_LEASE, 1);
+	pl_message_init(&m, PL_NOTICE);
+	m.notice.lease = a.last;
+	m.notice.start = a.lease.start;
+	m.notice.end = a.lease.end;
+	m.notice.what = PL_NOTICE_WEAKER;
+	m.notice.op = PINL_OP_TRUNCATE;
+	m.notice.also = OPS;
+	for (int i = 0; i < 2; i++) /* once is enough */
+		assert_int_equal(pl_message_send(a.sock, &m, -1), 0);
+	while (a.s->unwaited != OPS || a.s->others_wait)
+		usleep(1000);
+	assert_int_equal(a.s->let_go, 0);
+	until_it_ends();
+	a.cover = a.value = 0;
+}
+
 /* pinleased numbers its changes for itself. */
 static void what_was_refused_is_another_change(void **state)
 {
@@ -836,6 +945,10 @@ int main(void)
 		cmocka_unit_test(each_who_is_let_go_goes_on),
 		cmocka_unit_test(what_was_refused_is_another_change),
 		cmocka_unit_test(a_slow_restart_is_no_loss),
+		cmocka_unit_test(who_was_refused_took_nothing),
+		cmocka_unit_test(nor_if_that_is_left_unheard),
+		cmocka_unit_test(who_finds_no_place_counts_on_nobody),
+		cmocka_unit_test(nor_does_whom_the_next_one_has_no_place_for),
 	};
 
 	return cmocka_run_group_tests_name("again", tests, NULL, NULL);

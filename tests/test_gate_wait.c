@@ -650,6 +650,91 @@ static void a_guard_that_is_killed_is_replaced(void **state)
 	wait_close();
 }
 
+/* As long as the one before keeps the gate closed he is refused. */
+static pid_t begin_when_open(const struct gate_op *op, const struct gate_target *t)
+{
+	pid_t pid = fork();
+	int err;
+
+	if (pid)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while ((err = op->run(t, AT * t->page)) == -EBUSY)
+		usleep(10000);
+	_exit(-err);
+}
+
+static bool says_that_others_wait(struct pinl_lease *l)
+{
+	char text[4096];
+
+	pinl_lease_describe(l, text, sizeof text);
+	return strstr(text, "held where made by another process:");
+}
+
+/* Operations of which it is said that nobody waits any more, until these are and that type has come. */
+static unsigned unwaited_until(enum pinl_event_type type, unsigned ops)
+{
+	struct pinl_event ev;
+	unsigned said = 0;
+
+	do {
+		ev = (struct pinl_event){.size = sizeof ev};
+		while (pinl_next_event(wait_ctx, &ev))
+			usleep(1000); /* the runner ends what takes too long */
+		if (ev.type == PINL_EV_DEGRADED && ev.err == -EAGAIN)
+			said |= PINL_OPBIT(ev.op);
+	} while (ev.type != type || (said & ops) != ops);
+	return said;
+}
+
+/* Whether it knows the lease by itself or is told of it. */
+static void for_whom_others_wait_they_do_after_a_restart(void **state)
+{
+	struct gate_target t;
+	struct pinl_lease *l;
+	pid_t pid;
+
+	for (int kept = 0; kept < 2; kept++) {
+		wait_arbiter.kept = kept;
+		wait_open(wait_patient);
+		wait_target(PLACE_MEMFD, &t);
+		l = lease(&t);
+		arbiter_kill(&wait_arbiter);
+		arbiter_restart(&wait_arbiter, wait_patient);
+		pid = begin_when_open(wait_op("punch"), &t);
+		assert_int_equal(unwaited_until(PINL_EV_NOTICE, 0), 0);
+		assert_true(says_that_others_wait(l));
+		assert_ok(pinl_quiesced(l));
+		assert_int_equal(wait_result(pid), 0);
+		pinl_unmap_range(l);
+		gate_target_close(&t);
+		wait_close();
+	}
+}
+
+static void of_one_without_a_gate_it_is_said(void **state)
+{
+	static const char *const none[] = {"--gate", WAIT_DIRECTORY, "--gate", "no", NULL};
+	unsigned ops = PINL_OPS_FILE | PINL_OPBIT(PINL_OP_REMOVE);
+	struct gate_target t;
+	struct pinl_lease *l;
+
+	for (int kept = 0; kept < 2; kept++) {
+		wait_arbiter.kept = kept;
+		wait_open(wait_patient);
+		wait_target(PLACE_MEMFD, &t);
+		l = lease(&t);
+		arbiter_kill(&wait_arbiter);
+		arbiter_restart(&wait_arbiter, none);
+		assert_int_equal(unwaited_until(PINL_EV_DEGRADED, ops), ops);
+		assert_false(says_that_others_wait(l));
+		pinl_unmap_range(l);
+		gate_target_close(&t);
+		wait_close();
+	}
+}
+
 /* An end in order lets all go on, as there is nobody to hold them any more. */
 static void at_its_end_all_go_on(void **state)
 {
@@ -696,6 +781,8 @@ int main(int argc, char **argv)
 		TEST(a_dead_arbiter_leaves_nobody_stopped),
 		TEST(nor_one_with_its_guard),
 		TEST(a_guard_that_is_killed_is_replaced),
+		TEST(for_whom_others_wait_they_do_after_a_restart),
+		TEST(of_one_without_a_gate_it_is_said),
 		TEST(at_its_end_all_go_on),
 	};
 

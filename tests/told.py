@@ -239,7 +239,7 @@ def not_pinned():
         same(actor.do('truncate', path), 0)
         while holder.notice().what != ac.LOST:
             pass
-        holder.released(ac.Notice(1, 0, *[0] * 8, '', 0, 0, 0, 0), whole=1)
+        holder.released(ac.Notice(1, 0, *[0] * 8, '', *[0] * 6), whole=1)
         whats = [event.what for event in watcher.until_event(ac.E_RELEASED)]
         same((ac.E_ORPHAN in whats, DEGRADED in whats), (False, True))
 

@@ -76,6 +76,7 @@ int wait_teardown(void **state)
 	if (wait_ctx)
 		pinl_close(wait_ctx);
 	wait_ctx = NULL;
+	wait_arbiter.kept = false;
 	return 0;
 }
 

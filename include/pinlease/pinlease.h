@@ -626,9 +626,10 @@ enum pinl_event_type {
 			       found, waited_ns how long they were orphans; err: what was written isn't
 			       known */
 	PINL_EV_DEGRADED,   /* a guarantee is weaker than asked for: err -EBUSY could not be refused,
-			       -EALREADY told only after it took effect, -EOPNOTSUPP op is not seen
-			       raw, -EINTR let go before the recall was over (start, end or file_*: the
-			       change), -ETIMEDOUT the lease has ended, and its device may be at its memory
+			       -EAGAIN other processes wait no more for a lease with RECALL, -EALREADY
+			       told only after it took effect, -EOPNOTSUPP op is not seen raw, -EINTR
+			       let go before the recall was over (start, end or file_*: the change),
+			       -ETIMEDOUT the lease has ended, and its device may be at its memory
 			       still, -ENOTCONN the connection to pinleased broke; with a lease: pinleased
 			       can't be told of that one again, as its file can't be opened any more;
 			       -EOVERFLOW source "generation" couldn't tell of all that it counted */

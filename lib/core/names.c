@@ -100,6 +100,9 @@ static const char *degraded_words(const struct pinl_event *ev)
 	case -EBUSY:
 		return ev->change_id ? "could not be refused"
 				     : "refused no more: the pinleased that runs now can't";
+	case -EAGAIN:
+		return "other processes wait no more: the pinleased that runs now has no gate for it, "
+		       "or no place there";
 	case -EOPNOTSUPP:
 		return "not seen when done raw";
 	case -ETIMEDOUT:

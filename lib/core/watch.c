@@ -167,6 +167,7 @@ int pl_lease_watch(struct pinl_lease *l)
 			continue;
 		unnamed &= !keeps;
 		pl_more(l)->ground.watched |= 1u << i;
+		source_supervises(s, l, supervised); /* this very lease, as is known by now */
 		add_coverage(l, pl_more(l)->ground.coverage, can);
 		add_coverage(l, pl_more(l)->ground.supervised, supervised);
 	}

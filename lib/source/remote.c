@@ -169,6 +169,19 @@ static unsigned remote_coverage(void *src, const struct pinl_memory *mem, enum p
 	return what_it_can(src, mem) >> (4 * op) & 0xf;
 }
 
+/* For this lease; before it is told, for any on such memory. */
+static bool others_wait(struct pl_remote *s, const struct pinl_lease *l, uint64_t all)
+{
+	const struct pl_remote_lease *r;
+	bool wait;
+
+	pthread_mutex_lock(&s->lock);
+	r = pl_remote_find(s, l->id);
+	wait = r ? r->others : (all & PL_OTHERS) != 0;
+	pthread_mutex_unlock(&s->lock);
+	return wait && l->policy.kind == PINL_RECALL;
+}
+
 static unsigned remote_supervised(void *src, const struct pinl_memory *mem, enum pinl_op op)
 {
 	unsigned can = 0;
@@ -179,7 +192,7 @@ static unsigned remote_supervised(void *src, const struct pinl_memory *mem, enum
 	all = what_it_can(src, mem);
 	if (all & PL_SUPERVISED)
 		can |= PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PINL_CAN_REFUSE;
-	if ((all & PL_OTHERS) && pl_lease_of_memory(mem)->policy.kind == PINL_RECALL)
+	if (others_wait(src, pl_lease_of_memory(mem), all))
 		can |= PINL_CAN_TELL | PINL_CAN_BEFORE | PINL_CAN_HOLD | PL_ALL_OTHERS;
 	return can;
 }

@@ -22,6 +22,7 @@
 #include <pinlease/source.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -45,6 +46,7 @@ struct pl_remote_notice {
 	enum pl_notice_what what;
 	char source[12];
 	bool whole;
+	bool closed; /* who waits is refused when pinleased has gone without a word */
 	bool silent; /* not released, as far as is known: KILL, so the arbiter goes on */
 	enum pinl_outcome outcome;
 	uint64_t since_ns;   /* the actor waits */
@@ -75,6 +77,7 @@ struct pl_remote_lease {
 	bool ended;	    /* that was said, or nobody was there */
 	unsigned missed;    /* which connection last hasn't been told, or didn't take it */
 	bool unguarded;	    /* so: to be said by the reporter */
+	bool others;	    /* other processes wait for it, at pinleased's gate */
 	struct pl_remote_taken taken;
 };
 
@@ -172,6 +175,12 @@ static inline uint64_t pl_remote_went_on(const struct pl_remote_notice *n, uint6
 static inline uint64_t pl_remote_restarted_by(const struct pl_remote *s)
 {
 	return s->lost_ns + (s->listens ? PL_REMOTE_START_MS : PL_REMOTE_RESTART_MS) * 1000000ull;
+}
+
+/* He may have done it since: of what is deferred, or waits at a gate that stays closed, nobody has. */
+static inline bool pl_remote_may_be_made(const struct pl_remote_notice *n)
+{
+	return !n->closed && strcmp(n->source, "later");
 }
 
 /* Of the link's own table. */

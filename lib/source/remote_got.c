@@ -88,7 +88,7 @@ void pl_remote_pass_on_left(struct pl_remote *s)
 		}
 		if (n->connection != s->connection) {
 			n->over_ns = pl_remote_went_on(n, s->lost_ns);
-			if (strcmp(n->source, "later")) /* such a change is never made then */
+			if (pl_remote_may_be_made(n))
 				n->gone_ns = n->over_ns;
 		}
 		pl_remote_append(&tail, n);

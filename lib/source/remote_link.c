@@ -184,8 +184,10 @@ static void note_told(struct pl_remote *s, const struct pl_remote_ask *a)
 
 	if (a->m.head.type == PL_LEASE && !a->err)
 		r = pl_remote_find(s, a->m.lease.lease);
-	if (r)
-		r->told = s->connections;
+	if (!r)
+		return;
+	r->told = s->connections;
+	r->others = a->value & PL_OTHERS;
 }
 
 /* One of the leases from that number on. */
@@ -336,6 +338,7 @@ static void on_notice(struct pl_remote *s, const struct pl_notice_msg *m)
 	n->latest_ns = m->deadline_ns && s->ceiling_ns ? m->deadline_ns + 2 * s->ceiling_ns : UINT64_MAX;
 	n->gone_ns = m->gone_ns;
 	n->over_ns = m->taken_ns;
+	n->closed = m->closed;
 	n->outcome = PINL_OUT_QUIESCED;
 	n->connection = s->connection;
 	lives = fill_change(s, n, m);

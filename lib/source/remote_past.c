@@ -56,6 +56,7 @@ struct past {
 	const struct pl_remote_notice *notice; /* that says so; NULL: none does */
 	unsigned connection;		       /* by which it came; or after which */
 	uint64_t lease, when_ns, lost_ns;
+	bool made; /* or may be */
 	struct pl_range va;
 	struct pinl_change change; /* its source is a constant's */
 };
@@ -209,17 +210,18 @@ static bool is_earlier(const struct pinl_change *ch, void *arg)
 	p->lease = n->lease;
 	p->va = n->va;
 	p->when_ns = pl_remote_went_on(n, p->lost_ns);
+	p->made = pl_remote_may_be_made(n);
 	p->change = *ch;
 	p->change.source = lasting(n->source);
 	return true;
 }
 
-/* A deferred change is never made when its pinleased has ended, and by an order no page goes. */
+/* By an order no page goes. */
 void pl_remote_let_go(struct pl_remote *s, unsigned connection, uint64_t lost_ns)
 {
 	struct past p = {.src = s, .connection = connection, .lost_ns = lost_ns};
 
 	while (pl_change_gone(s->ctx, is_earlier, &p, &p.when_ns))
-		if (!pl_is_order(&p.change) && strcmp(p.change.source, "later"))
+		if (!pl_is_order(&p.change) && p.made)
 			say(&p);
 }

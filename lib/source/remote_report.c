@@ -115,23 +115,46 @@ static void say_refused(struct pl_remote_notice *n)
 	pl_event_push(n->src->ctx, &ev);
 }
 
+/* Those under `pinlease run` do still. */
+static bool wait_no_more(struct pinl_lease *l, enum pinl_op op)
+{
+	uint8_t *can = &pl_more(l)->ground.supervised[op];
+	bool did = *can & PL_ALL_OTHERS;
+
+	*can &= ~PL_ALL_OTHERS;
+	return did;
+}
+
+static bool refuse_no_more(struct pinl_lease *l, enum pinl_op op)
+{
+	uint8_t *can = &pl_more(l)->ground.coverage[op];
+	bool did = *can & PINL_CAN_REFUSE;
+
+	*can &= ~PINL_CAN_REFUSE;
+	return did;
+}
+
 /* Of what this lease could count on. */
 static void say_weaker(struct pl_remote_notice *n)
 {
 	unsigned ops = PINL_OPBIT(n->order.change.op) | n->order.change.also;
 	struct pl_remote_lease *r;
 	struct pinl_event ev;
+	bool waits;
 
 	pthread_mutex_lock(&n->src->ctx->lock);
 	pthread_mutex_lock(&n->src->lock);
 	r = pl_remote_find(n->src, n->lease);
+	waits = r && r->lease->policy.kind == PINL_RECALL;
+	if (waits)
+		r->others = false;
 	for (int op = 0; r && op < PINL_OP_NR; op++) {
-		if (!(ops & PINL_OPBIT(op)) || !(r->lease->on->coverage[op] & PINL_CAN_REFUSE))
+		if (!(ops & PINL_OPBIT(op)) ||
+		    !(waits ? wait_no_more(r->lease, op) : refuse_no_more(r->lease, op)))
 			continue;
-		pl_more(r->lease)->ground.coverage[op] &= ~PINL_CAN_REFUSE;
 		pl_event_lease(r->lease, PINL_EV_DEGRADED, NULL, &ev);
 		ev.op = op;
-		ev.err = -EBUSY;
+		ev.err = waits ? -EAGAIN : -EBUSY;
 		strcpy(ev.source, "arbiter");
 		pl_event_push(n->src->ctx, &ev);
 	}
