@@ -44,6 +44,7 @@ static void describe_actor(const struct pinl_lease *l, struct pl_entry_msg *e)
 	e->op = waits ? waits->op : r->op;
 	e->also = waits ? waits->also : r->also;
 	e->held = r->held || waits;
+	e->held_ns = waits ? waits->since_ns : r->held ? r->since_ns : 0;
 	strncpy(e->source, source, sizeof e->source - 1);
 }
 

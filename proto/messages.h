@@ -268,7 +268,8 @@ struct pl_entry_msg {
 	uint32_t op;			   /* enum pinl_op; PINL_OP_NR: RECALL_LEASES */
 	uint32_t held;			   /* 1: the actor waits; 0: nobody does */
 	char source[12];
-	uint32_t also; /* PINL_OPBIT()s: it may be one of these instead */
+	uint32_t also;	  /* PINL_OPBIT()s: it may be one of these instead */
+	uint64_t held_ns; /* held: since when he waits, CLOCK_MONOTONIC */
 };
 
 /* What an EVENT is about: enum pinl_event_type, or one of these. */

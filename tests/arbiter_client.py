@@ -63,7 +63,7 @@ BODY.update({
     RECALL_LEASES: struct.Struct('=QQQQQiIII'),
     WATCH: struct.Struct('=QQiI'),
     ASK_STATUS: struct.Struct('='),
-    ENTRY: struct.Struct('=QQQQQQQQiiIIIIIIII16s32s152sQQQQiiII12sI'),
+    ENTRY: struct.Struct('=QQQQQQQQiiIIIIIIII16s32s152sQQQQiiII12sIQ'),
     EVENT: struct.Struct('=IIIiQQQQQQQQQQQQiIiiI12s16s32s152s'),
     STATUS: struct.Struct('=16siIQQQQIIIIQQQQQQQQQQQIIIIQ'),
     SOURCE: struct.Struct('=600s'),

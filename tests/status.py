@@ -161,6 +161,24 @@ def counts():
         same((status.held, status.quiesced, status.answered, status.forced), (0, 2, 1, 0))
 
 
+def who_waits():
+    """Whose program stands still finds it, and why; of one who waits for two leases one line."""
+    with leased() as (arbiter, holder, path), ac.Actor() as actor:
+        same('waits process' in ' '.join(run(arbiter.path)[1].split()), False)
+        actor.order('truncate', path)
+        notices = [holder.notice(), holder.notice()]
+        out = ' '.join(run(arbiter.path)[1].split())
+        same((out.count('waits process'), f'waits process {notices[0].pid} ' in out, f': truncate of {path}, for lease ' in out,
+              f'({os.getpid()})' in out), (1, True, True, True))
+        said = json.loads(run(arbiter.path, '--json')[1])['waits']
+        same([(one['pid'], one['source'], one['by'], one['path'], one['holder_pid'], one['waited_ns'] > 0) for one in said],
+             [(notices[0].pid, 'files', 'truncate', str(path), os.getpid(), True)])
+        for notice in notices:
+            holder.released(notice, whole=1)
+        same(actor.join(), 0)
+        same(json.loads(run(arbiter.path, '--json')[1])['waits'], [])
+
+
 def own_use():
     """Another user sees no use but his own."""
     with leased() as (arbiter, _, _):
@@ -342,6 +360,7 @@ if __name__ == '__main__':
         ('what is kept over a crash', kept),
         ('what is used up of them', used_up),
         ('what it has done', counts),
+        ('who waits, for whom', who_waits),
         ('what others use is root\'s to see', own_use),
         ('one list at a time', one_at_a_time),
         ('the command', command),

@@ -126,6 +126,42 @@ static void the_lease_says_who_is_held(void **state)
 	wait_close();
 }
 
+static bool is_said_of(pid_t pid)
+{
+	char said[16384], what[64];
+
+	wait_status(said, sizeof said);
+	snprintf(what, sizeof what, " waits process %d ", pid);
+	if (!strstr(said, what))
+		return false;
+	assert_non_null(strstr(said, ", at the gate: punch of /memfd:"));
+	snprintf(what, sizeof what, " (%d) ", getpid());
+	assert_non_null(strstr(said, what));
+	return true;
+}
+
+/* Who wonders why his program stands still. */
+static void status_names_who_waits(void **state)
+{
+	struct gate_target t;
+	struct pinl_lease *l;
+	pid_t pid;
+
+	wait_open(wait_patient);
+	wait_target(PLACE_MEMFD, &t);
+	l = lease(&t);
+	pid = wait_begin(wait_op("punch"), &t, AT);
+	wait_await(pid);
+	event_of(wait_ctx, PINL_EV_NOTICE);
+	assert_true(is_said_of(pid));
+	assert_ok(pinl_quiesced(l));
+	assert_int_equal(wait_result(pid), 0);
+	assert_false(is_said_of(pid));
+	pinl_unmap_range(l);
+	gate_target_close(&t);
+	wait_close();
+}
+
 /* I2: the device is off before, and not because its holder has said so. */
 static void after_the_deadline_it_goes_on(void **state)
 {
@@ -766,6 +802,7 @@ int main(int argc, char **argv)
 		TEST(who_changes_hugetlbfs_waits),
 		TEST(who_changes_a_tmpfs_file_waits),
 		TEST(the_lease_says_who_is_held),
+		TEST(status_names_who_waits),
 		TEST(after_the_deadline_it_goes_on),
 		TEST(nobody_waits_beyond_the_ceiling),
 		TEST(a_holder_isnt_stopped),

@@ -22,17 +22,25 @@ bool wait_by_page;
 /* ------------------------------------------------------------------------------- pinleased, leases --
  */
 
-bool wait_others_do(void)
+void wait_status(char *said, size_t len)
 {
-	char said[8192] = "", word[256], command[512];
-	size_t n = 0;
+	char word[256], command[512];
+	size_t n = 1;
 	FILE *f;
 
+	snprintf(said, len, " ");
 	snprintf(command, sizeof command, "%s status", getenv("PINLEASE_COMMAND"));
 	f = popen(command, "re");
-	while (f && fscanf(f, "%255s", word) == 1 && n < sizeof said) /* lines end anywhere */
-		n += snprintf(said + n, sizeof said - n, "%s ", word);
+	while (f && fscanf(f, "%255s", word) == 1 && n < len) /* lines end anywhere */
+		n += snprintf(said + n, len - n, "%s ", word);
 	pclose(f);
+}
+
+bool wait_others_do(void)
+{
+	char said[8192];
+
+	wait_status(said, sizeof said);
 	wait_by_page = strstr(said, "the thread alone");
 	print_message("%s\n", strstr(said, "gate:") ? strstr(said, "gate:") : "no gate");
 	return strstr(said, "others wait");

@@ -18,7 +18,8 @@ extern struct pinl_ctx *wait_ctx;
 extern struct pinl_device *wait_dev;
 extern bool wait_by_page; /* threads wait alone, and no process is stopped */
 
-/* What pinleased says of its gate is asked of $PINLEASE_COMMAND. */
+/* What $PINLEASE_COMMAND status says, with one blank between words, before and after. */
+void wait_status(char *said, size_t len);
 bool wait_others_do(void);
 
 /* The test is skipped where nobody waits. */

@@ -18,6 +18,7 @@ const char *ps_policy_words(const struct pl_entry_msg *entry);
 const char *ps_state_words(const struct pl_entry_msg *entry);
 /* Not, although it is being taken, if it just ends. */
 bool ps_is_recalled(const struct pl_entry_msg *entry);
+void ps_actor_name(const struct pl_entry_msg *entry, char *buf, size_t len);
 /* For whom it is recalled, and whether he waits. */
 void ps_actor_words(const struct pl_entry_msg *entry, char *buf, size_t len);
 void ps_print_table(const struct ps_found *found, bool exact);

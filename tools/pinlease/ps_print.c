@@ -33,7 +33,7 @@ bool ps_is_recalled(const struct pl_entry_msg *e)
 }
 
 /* What the actor calls itself; "": not known, or gone. */
-static void actor_name(const struct pl_entry_msg *e, char *buf, size_t len)
+void ps_actor_name(const struct pl_entry_msg *e, char *buf, size_t len)
 {
 	char path[40], name[32] = "";
 	FILE *f;
@@ -59,7 +59,7 @@ void ps_actor_words(const struct pl_entry_msg *e, char *buf, size_t len)
 	snprintf(buf, len, "%s%s", e->held ? "waits: " : "", op_words(e));
 	if (!e->actor_pid)
 		return;
-	actor_name(e, name, sizeof name);
+	ps_actor_name(e, name, sizeof name);
 	if (!*name && kill(e->actor_pid, 0) && errno == ESRCH) /* one that didn't wait */
 		strcpy(name, "(ended)");
 	tool_append(buf, len, " by %d%s%s", e->actor_pid, *name ? " " : "", name);
@@ -123,7 +123,7 @@ static void add_recall(struct json_object *o, const struct pl_entry_msg *e)
 	struct json_object *r = json_object_new_object();
 	char name[64];
 
-	actor_name(e, name, sizeof name);
+	ps_actor_name(e, name, sizeof name);
 	tool_add_number(r, "actor_pid", e->actor_pid);
 	tool_add_number(r, "actor_tid", e->actor_tid);
 	tool_add_text(r, "actor", name);

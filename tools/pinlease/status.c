@@ -11,6 +11,8 @@
 #include "arbiter.h"
 #include "command.h"
 #include "common.h"
+#include "ps.h"
+#include "status.h"
 
 enum { JSON = 'j', BYTES = 'b' };
 
@@ -24,6 +26,7 @@ struct found {
 	unsigned n_sources;
 	struct pl_user_msg *users;
 	size_t n_users;
+	struct ps_found leases;
 };
 
 static const struct argp_option option_table[] = {
@@ -56,6 +59,8 @@ static int collect(const union pl_message *m, void *arg)
 	struct found *f = arg;
 	struct pl_user_msg *more;
 
+	if (m->head.type == PL_ENTRY)
+		return m->entry.held ? ps_collect(m, &f->leases) : 0;
 	if (m->head.type == PL_STATUS) {
 		f->status = m->status;
 	} else if (m->head.type == PL_SOURCE && f->n_sources < 8) {
@@ -121,8 +126,7 @@ static bool can_hold(const struct found *f)
 
 /* ------------------------------------------------------------------------------------------ text -- */
 
-static void put(const char *label, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void put(const char *label, const char *fmt, ...)
+void status_put(const char *label, const char *fmt, ...)
 {
 	char text[PL_SOURCE_TEXT + 32];
 	const char *at = text, *next;
@@ -165,12 +169,13 @@ static void print_after_crash(const struct found *f)
 	const char *gate = closed_at_gate(f);
 
 	if (gate)
-		put("after crash",
-		    "%s; what the gate refuses stays refused, and who waits there (files in memory) is, "
-		    "too, for %.*s",
-		    after_crash_words(&f->status), (int)strcspn(gate, ";"), gate);
+		status_put("after crash",
+			   "%s; what the gate refuses stays refused, and who waits there (files in "
+			   "memory) is, "
+			   "too, for %.*s",
+			   after_crash_words(&f->status), (int)strcspn(gate, ";"), gate);
 	else
-		put("after crash", "%s", after_crash_words(&f->status));
+		status_put("after crash", "%s", after_crash_words(&f->status));
 }
 
 static void print_totals(const struct found *f, bool exact)
@@ -184,32 +189,35 @@ static void print_totals(const struct found *f, bool exact)
 	tool_size_words(s->bytes, exact, bytes, sizeof bytes);
 	tool_size_words(s->max_bytes, exact, most, sizeof most);
 	tool_age_words(tool_now() - s->since_ns, age, sizeof age);
-	put("pinleased", "%s, process %d, up %s, boot %016lx", s->version, s->pid, age,
-	    (unsigned long)s->boot);
-	put("leases", "%lu of %u holder%s, %s%s", (unsigned long)s->leases, s->holders,
-	    tool_s(s->holders), bytes, exact ? " bytes" : "");
-	put("waiting", "%lu change%s or recall%s held now", (unsigned long)s->held, tool_s(s->held),
-	    tool_s(s->held));
-	put("since start",
-	    "%lu recall%s: %lu quiesced, %lu forced (%lu from outside); %lu change%s refused%s, %lu "
-	    "went "
-	    "on; "
-	    "%lu time%s a device wasn't known to be off",
-	    (unsigned long)s->notices, tool_s(s->notices), (unsigned long)s->quiesced,
-	    (unsigned long)s->forced, (unsigned long)s->outside, (unsigned long)s->refused,
-	    tool_s(s->refused), untold, (unsigned long)s->answered, (unsigned long)s->unconfirmed,
-	    tool_s(s->unconfirmed));
-	put("watchers", "%u, %lu event%s lost", s->watchers, (unsigned long)s->events_lost,
-	    tool_s(s->events_lost));
-	put("ceiling", "%u ms", s->ceiling_ms);
-	put("each user",
-	    "may have %lu lease%s, %s%s, %u connection%s; hold changes up for %u ms of each minute; be "
-	    "recalled %u time%s a minute",
-	    (unsigned long)s->max_leases, tool_s(s->max_leases), most, exact ? " bytes" : "",
-	    s->max_connections, tool_s(s->max_connections), s->hold_ms, s->max_notices,
-	    tool_s(s->max_notices));
-	put("may kill", "%s",
-	    s->may_kill ? "yes: holders that can't be forced, where their own policy says so" : "no");
+	status_put("pinleased", "%s, process %d, up %s, boot %016lx", s->version, s->pid, age,
+		   (unsigned long)s->boot);
+	status_put("leases", "%lu of %u holder%s, %s%s", (unsigned long)s->leases, s->holders,
+		   tool_s(s->holders), bytes, exact ? " bytes" : "");
+	status_put("waiting", "%lu change%s or recall%s held now", (unsigned long)s->held,
+		   tool_s(s->held), tool_s(s->held));
+	status_put(
+		"since start",
+		"%lu recall%s: %lu quiesced, %lu forced (%lu from outside); %lu change%s refused%s, %lu "
+		"went "
+		"on; "
+		"%lu time%s a device wasn't known to be off",
+		(unsigned long)s->notices, tool_s(s->notices), (unsigned long)s->quiesced,
+		(unsigned long)s->forced, (unsigned long)s->outside, (unsigned long)s->refused,
+		tool_s(s->refused), untold, (unsigned long)s->answered, (unsigned long)s->unconfirmed,
+		tool_s(s->unconfirmed));
+	status_put("watchers", "%u, %lu event%s lost", s->watchers, (unsigned long)s->events_lost,
+		   tool_s(s->events_lost));
+	status_put("ceiling", "%u ms", s->ceiling_ms);
+	status_put("each user",
+		   "may have %lu lease%s, %s%s, %u connection%s; hold changes up for %u ms of each "
+		   "minute; be "
+		   "recalled %u time%s a minute",
+		   (unsigned long)s->max_leases, tool_s(s->max_leases), most, exact ? " bytes" : "",
+		   s->max_connections, tool_s(s->max_connections), s->hold_ms, s->max_notices,
+		   tool_s(s->max_notices));
+	status_put("may kill", "%s",
+		   s->may_kill ? "yes: holders that can't be forced, where their own policy says so"
+			       : "no");
 	print_after_crash(f);
 }
 
@@ -224,27 +232,29 @@ static void print_users(const struct found *f, bool exact)
 		pw = getpwuid(u->uid);
 		snprintf(name, sizeof name, "%s", pw ? pw->pw_name : "?");
 		tool_size_words(u->bytes, exact, bytes, sizeof bytes);
-		put("user",
-		    "%u %s: %lu lease%s, %s%s, %u connection%s; used up %lu of %u ms, %lu of %u "
-		    "recall%s",
-		    u->uid, name, (unsigned long)u->leases, tool_s(u->leases), bytes,
-		    exact ? " bytes" : "", u->connections, tool_s(u->connections),
-		    (unsigned long)((u->hold_ns + 999999) / 1000000), f->status.hold_ms,
-		    (unsigned long)u->notices, f->status.max_notices, tool_s(f->status.max_notices));
+		status_put("user",
+			   "%u %s: %lu lease%s, %s%s, %u connection%s; used up %lu of %u ms, %lu of %u "
+			   "recall%s",
+			   u->uid, name, (unsigned long)u->leases, tool_s(u->leases), bytes,
+			   exact ? " bytes" : "", u->connections, tool_s(u->connections),
+			   (unsigned long)((u->hold_ns + 999999) / 1000000), f->status.hold_ms,
+			   (unsigned long)u->notices, f->status.max_notices,
+			   tool_s(f->status.max_notices));
 	}
 }
 
 static void print_text(const struct found *f, bool exact)
 {
 	print_totals(f, exact);
+	status_print_waits(&f->leases);
 	print_users(f, exact);
 	for (unsigned i = 0; i < f->n_sources; i++)
-		put("source", "%s", f->sources[i]);
+		status_put("source", "%s", f->sources[i]);
 	if (!can_hold(f))
-		put("not held", "any change of %s file: source files is missing, see above%s",
-		    first_gap(f) ? "a disk's" : "any", but_refused(f, 0));
+		status_put("not held", "any change of %s file: source files is missing, see above%s",
+			   first_gap(f) ? "a disk's" : "any", but_refused(f, 0));
 	for (size_t i = first_gap(f); i < NR_GAPS && can_hold(f); i++)
-		put("not held", "%s: %s%s", gaps[i].what, gaps[i].why, but_refused(f, i));
+		status_put("not held", "%s: %s%s", gaps[i].what, gaps[i].why, but_refused(f, i));
 }
 
 /* ------------------------------------------------------------------------------------------ JSON -- */
@@ -326,6 +336,7 @@ static void print_json(const struct found *f)
 	tool_add_number(o, "answered", s->answered);
 	tool_add_number(o, "watchers", s->watchers);
 	tool_add_number(o, "events_lost", s->events_lost);
+	json_object_object_add(o, "waits", status_waits_json(&f->leases));
 	json_object_object_add(o, "users", users_json(f));
 	json_object_object_add(o, "sources", sources_json(f));
 	json_object_object_add(o, "not_held", gaps_json(f));
@@ -352,11 +363,15 @@ int cmd_status(int argc, char **argv)
 		return EXIT_CANT_START;
 	pl_message_init(&m, PL_ASK_STATUS);
 	err = arbiter_ask(&a, &m, collect, &f, ARBITER_PATIENCE_MS, NULL);
+	pl_message_init(&m, PL_LIST);
+	if (!err && f.status.held)
+		err = arbiter_ask(&a, &m, collect, &f, ARBITER_PATIENCE_MS, NULL);
 	arbiter_close(&a);
 	if (!err && o.json)
 		print_json(&f);
 	else if (!err)
 		print_text(&f, o.exact);
 	free(f.users);
+	free(f.leases.entries);
 	return err || tool_flush("pinlease status") ? EXIT_CANT_START : 0;
 }
