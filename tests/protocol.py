@@ -19,6 +19,7 @@ import tree
 
 PINLEASED = sys.argv[1]
 ALL = range(ac.START, ac.START + ac.SIZE)
+OF_FILES = sum(1 << op for op in (ac.TRUNCATE, ac.PUNCH, ac.ZERO, ac.COLLAPSE, ac.INSERT, 10))  # 10: REMOVE
 
 
 def same(got, expected):
@@ -170,7 +171,8 @@ def refused():
 
 
 def weaker():
-    """Who comes back with leases that another has taken hears what this one can't refuse; who has just leased knows."""
+    """Who comes back with leases that another has taken hears what this one can't refuse, and that nobody is made to wait for
+    them; who has just leased knows."""
     with ac.Arbiter(PINLEASED, '--gate', 'no') as arbiter, os.fdopen(os.memfd_create('weaker'), 'r+b') as file:
         file.truncate(ac.SIZE)
         for resume in (1, 0):
@@ -180,9 +182,11 @@ def weaker():
                 for number in (1, 2):
                     same(client.lease(file.fileno(), number, start=number * ac.START, policy=(ac.REFUSE, ac.RECALL)[number - 1],
                                       refuse=operations if number == 1 else 0).err, 0)
+                told = [client.notice() for _ in range(2)] if resume else []
                 same(client.handle(9).err, -errno.ENOENT)  # what was to be told has been
-                same([(n.what, n.lease, n.start, n.end, n.op, n.also, n.source) for n in client.notices],
-                     [(ac.WEAKER, 1, ac.START, ac.START + ac.SIZE, ac.TRUNCATE, operations, 'arbiter')] if resume else [])
+                same([(n.what, n.lease, n.start, n.end, n.op, n.also, n.source) for n in (*told, *client.notices)],
+                     [(ac.WEAKER, n, n * ac.START, n * ac.START + ac.SIZE, ac.TRUNCATE, also, 'arbiter')
+                      for n, also in ((1, operations), (2, OF_FILES))] if resume else [])
 
 
 def kept():
