@@ -121,13 +121,14 @@ static bool has_ended(const struct counted *c)
 	return poll(&p, 1, 0) > 0;
 }
 
-/* Who runs another one's program by now isn't told what that does. */
+/* Who runs another one's program by now isn't told what that does. The folder itself is its effective
+ * user's also then. */
 static bool may_see(const struct counted *c)
 {
 	char path[32];
 	struct stat st;
 
-	snprintf(path, sizeof path, "/proc/%d", c->pid);
+	snprintf(path, sizeof path, "/proc/%d/stat", c->pid);
 	return !c->uid || (!stat(path, &st) && st.st_uid == c->uid);
 }
 
