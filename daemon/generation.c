@@ -542,6 +542,8 @@ void generation_stop(struct server *s)
 		counted_free(c);
 	}
 	generation_unload(g->programs);
+	if (g->takes_over) /* of one that was killed just before */
+		generation_take_over(s->limits.gate_dir, NULL);
 	free(g);
 	s->generations = NULL;
 }

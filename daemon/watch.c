@@ -139,10 +139,22 @@ static struct pinl_event lease_event(struct held_lease *hl, enum pinl_event_type
 	};
 }
 
+/* What the gate holds or refuses is seen. */
+static unsigned unseen_ops(const struct held_lease *hl)
+{
+	unsigned ops = hl->unseen;
+
+	for (int op = 0; op < PINL_OP_NR; op++)
+		if (hl->lease->on->supervised[op])
+			ops &= ~PINL_OPBIT(op);
+	return ops;
+}
+
 /* That it is leased, and what of it nobody sees. */
 static void show(struct server *s, struct held_lease *hl, bool lives, uint64_t when_ns)
 {
 	struct pinl_event ev = lease_event(hl, (enum pinl_event_type)PL_EVENT_LEASED);
+	unsigned unseen = lives ? unseen_ops(hl) : hl->unseen;
 	union pl_message m;
 
 	hl->shown = true;
@@ -156,7 +168,7 @@ static void show(struct server *s, struct held_lease *hl, bool lives, uint64_t w
 	ev.type = PINL_EV_DEGRADED;
 	ev.err = -EOPNOTSUPP;
 	for (int op = 0; op < PINL_OP_NR; op++) {
-		if (!(hl->unseen & PINL_OPBIT(op)))
+		if (!(unseen & PINL_OPBIT(op)))
 			continue;
 		ev.op = op;
 		describe(&ev, &m);

@@ -69,8 +69,11 @@ static int stop_arbiter(void **state)
 
 /* -------------------------------------------------------------------------- what is changed -- */
 
+#define HUGE_PAGE (2ul << 20)
+
 struct memory {
 	char *at;
+	size_t len; /* 0: a page */
 	int fd, shm;
 };
 
@@ -122,9 +125,39 @@ static void system_v(struct memory *m)
 	assert_true(m->at != (void *)-1);
 }
 
+static size_t len_of(const struct memory *m)
+{
+	return m->len ? m->len : PAGE;
+}
+
+/* By its mapping only: hugetlbfs has no write(). */
+static void map_huge(struct memory *m, char *at, int flags)
+{
+	m->len = HUGE_PAGE;
+	m->at = mmap(at, HUGE_PAGE, PROT_READ | PROT_WRITE,
+		     flags | (m->fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB : MAP_SHARED), m->fd,
+		     0);
+	if (m->at == MAP_FAILED) {
+		print_message("skip: no huge pages of 2 MiB: %s\n", strerror(errno));
+		skip();
+	}
+}
+
+static void huge_pages(struct memory *m)
+{
+	map_huge(m, NULL, 0);
+}
+
+static void huge_file(struct memory *m)
+{
+	m->fd = memfd_create("counted", MFD_CLOEXEC | MFD_HUGETLB);
+	assert_true(m->fd >= 0 && !ftruncate(m->fd, HUGE_PAGE));
+	map_huge(m, NULL, 0);
+}
+
 static void write_tag(struct memory *m, uint32_t tag)
 {
-	if (m->fd >= 0)
+	if (m->fd >= 0 && !m->len)
 		assert_int_equal(pwrite(m->fd, &tag, sizeof tag, 0), sizeof tag);
 	else
 		set_tag(m->at, tag);
@@ -150,9 +183,20 @@ static void move(struct memory *m)
 	munmap(to, PAGE);
 }
 
+static void unmap_huge(struct memory *m)
+{
+	munmap(m->at, HUGE_PAGE);
+	map_huge(m, m->at, MAP_FIXED_NOREPLACE);
+}
+
+static void overmap_huge(struct memory *m)
+{
+	map_huge(m, m->at, MAP_FIXED);
+}
+
 static void discard(struct memory *m)
 {
-	assert_int_equal(madvise(m->at, PAGE, MADV_DONTNEED), 0);
+	assert_int_equal(madvise(m->at, len_of(m), MADV_DONTNEED), 0);
 }
 
 static void free_lazily(struct memory *m)
@@ -170,13 +214,13 @@ static void guard(struct memory *m)
 
 static void protect(struct memory *m)
 {
-	assert_int_equal(mprotect(m->at, PAGE, PROT_READ), 0);
-	assert_int_equal(mprotect(m->at, PAGE, PROT_READ | PROT_WRITE), 0);
+	assert_int_equal(mprotect(m->at, len_of(m), PROT_READ), 0);
+	assert_int_equal(mprotect(m->at, len_of(m), PROT_READ | PROT_WRITE), 0);
 }
 
 static void truncate_it(struct memory *m)
 {
-	if (ftruncate(m->fd, 0) || ftruncate(m->fd, PAGE))
+	if (ftruncate(m->fd, 0) || ftruncate(m->fd, len_of(m)))
 		_exit(1);
 }
 
@@ -187,7 +231,7 @@ static void truncate_by_other(struct memory *m)
 
 static void punch_it(struct memory *m)
 {
-	if (fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE))
+	if (fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, len_of(m)))
 		_exit(1);
 }
 
@@ -209,11 +253,13 @@ static void detach(struct memory *m)
 	m->shm = -1;
 }
 
-static const struct {
+struct change {
 	const char *name;
 	void (*map)(struct memory *m);
 	void (*change)(struct memory *m);
-} changes[] = {
+};
+
+static const struct change changes[] = {
 	{"munmap", anonymous, unmap},
 	{"MAP_FIXED", anonymous, overmap},
 	{"mremap", anonymous, move},
@@ -228,20 +274,30 @@ static const struct {
 	{"MADV_GUARD_INSTALL", anonymous, guard},
 };
 
+static const struct change huge_changes[] = {
+	{"munmap", huge_pages, unmap_huge},
+	{"munmap of a file", huge_file, unmap_huge},
+	{"MAP_FIXED", huge_pages, overmap_huge},
+	{"MADV_DONTNEED", huge_pages, discard},
+	{"mprotect", huge_pages, protect},
+	{"truncate by another process", huge_file, truncate_by_other},
+	{"punch by another process", huge_file, punch_by_other},
+};
+
 /* No wait in between: the first lookup after the call must know. */
-static void is_not_found_after(struct rig *r, size_t i)
+static void is_not_found_after(struct rig *r, const struct change *c)
 {
 	struct memory m = {.fd = -1, .shm = -1};
 
-	changes[i].map(&m);
+	c->map(&m);
 	write_tag(&m, 1);
 	assert_int_equal(tag_at(r, m.at), 1);
 	assert_int_equal(tag_at(r, m.at), 1);
-	changes[i].change(&m);
+	c->change(&m);
 	write_tag(&m, 2);
 	if (tag_at(r, m.at) != 2)
-		fail_msg("after %s the registration of before is found", changes[i].name);
-	munmap(m.at, PAGE);
+		fail_msg("after %s the registration of before is found", c->name);
+	munmap(m.at, len_of(&m));
 	if (m.fd >= 0)
 		close(m.fd);
 }
@@ -253,7 +309,18 @@ static void what_was_changed_is_not_found(void **state)
 	open_counted(&r);
 	for (size_t i = 0; i < sizeof changes / sizeof *changes; i++)
 		for (int again = 0; again < 20; again++)
-			is_not_found_after(&r, i);
+			is_not_found_after(&r, &changes[i]);
+	rig_close(&r);
+}
+
+static void what_was_changed_of_huge_pages_is_not_found(void **state)
+{
+	struct rig r;
+
+	open_counted(&r);
+	for (size_t i = 0; i < sizeof huge_changes / sizeof *huge_changes; i++)
+		for (int again = 0; again < 5; again++)
+			is_not_found_after(&r, &huge_changes[i]);
 	rig_close(&r);
 }
 
@@ -619,6 +686,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_was_changed_is_not_found),
+		cmocka_unit_test(what_was_changed_of_huge_pages_is_not_found),
 		cmocka_unit_test(what_is_read_only_now_is_not_registered_for_writing),
 		cmocka_unit_test(a_lease_hears_who_truncated_it),
 		cmocka_unit_test(a_second_context_of_a_process_has_none),

@@ -23,6 +23,7 @@
  *   and MADV_REMOVE by another mapping of the file or another process. pinl_fallocate() and
  *   pinl_madvise() are exact.
  * - Nobody is told of a raw MADV_GUARD_INSTALL, nor of what pinlease(7) has under LIMITS.
+ *   PINL_SOURCE_GENERATION, where it runs, knows of all of these, and of mprotect(2).
  * - With PINL_COOPERATIVE in pinl_cache_opts.flags only the explicit calls are known where no source
  *   tells of more.
  *
@@ -101,8 +102,9 @@ int pinl_cache_open(struct pinl_device *dev, const struct pinl_cache_opts *opts)
  * On a miss the range is registered in whole pages, huge ones if the memory has those, together with
  * what is registered already where they overlap, and where they touch if that keeps the work per byte
  * constant. Whether memory may be written to is looked at when the first registration in its mapping is
- * made; after mprotect(2) it is the device that finds out. The registration stays as it is until the
- * same number of pinl_put(); get as often as you like.
+ * made; after mprotect(2) it is the device that finds out (not with PINL_SOURCE_GENERATION: it is looked
+ * at anew). The registration stays as it is until the same number of pinl_put(); get as often as you
+ * like.
  *
  * Errors: those of pinl_map_range(); -EINVAL len is 0 or the range overflows; -EAGAIN try again: a
  * change of mappings that was told of before the call has been under way for 100 ms (a munmap(2) or

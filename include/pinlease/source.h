@@ -138,6 +138,10 @@ struct pinl_source_ops {
 	/* True if the source can keep the file's names while it watches for a lease with PINL_KEEP_NAME;
 	 * an error of watch is one of the lease then. NULL: never. */
 	int (*keeps_name)(void *src, const struct pinl_memory *mem);
+
+	/* Why it tells of nothing at the moment, for pinl_sources(), a string that stays; NULL: it does.
+	 * Any thread, no lock. The member NULL: it always does. */
+	const char *(*away)(void *src);
 };
 
 /* Before the first lease. -ENOSPC: too many; else what open says. */

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -401,6 +402,15 @@ static bool has_source(const struct pinl_ctx *ctx, const char *name)
 	return false;
 }
 
+static void describe_source(const struct pl_source *s, struct pl_text *t)
+{
+	const char *why = s->ops->size > offsetof(struct pinl_source_ops, away) && s->ops->away
+				  ? s->ops->away(s->priv)
+				  : NULL;
+
+	pl_text_add(t, why ? "%s: missing: %s\n" : "%s: running\n", s->ops->name, why);
+}
+
 int pinl_sources(struct pinl_ctx *ctx, char *buf, size_t len)
 {
 	struct pl_text t = {buf, len, 0};
@@ -408,7 +418,7 @@ int pinl_sources(struct pinl_ctx *ctx, char *buf, size_t len)
 	if (!pl_alive(ctx))
 		return pl_stale();
 	for (int i = 0; i < ctx->n_sources; i++)
-		pl_text_add(&t, "%s: running\n", ctx->sources[i].ops->name);
+		describe_source(&ctx->sources[i], &t);
 	pl_text_add(&t, "%s", ctx->source_notes);
 	if (pl_aside_error(ctx->aside))
 		pl_text_add(&t,

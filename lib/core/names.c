@@ -94,8 +94,22 @@ static void event_where(const struct pinl_event *ev, struct pl_text *t)
 		pl_text_add(t, " seen by %s", ev->source);
 }
 
+static const char *uncounted_words(const struct pinl_event *ev)
+{
+	if (ev->err == -EOVERFLOW)
+		return "not told of one by one: the cache has dropped all";
+	if (ev->err == -ENOTCONN)
+		return "counted for no more by the pinleased that did: the cache has dropped all, and "
+		       "pinl_sources() says whether they are again";
+	return NULL;
+}
+
 static const char *degraded_words(const struct pinl_event *ev)
 {
+	const char *uncounted = strcmp(ev->source, "generation") ? NULL : uncounted_words(ev);
+
+	if (uncounted)
+		return uncounted;
 	switch (ev->err) {
 	case -EBUSY:
 		return ev->change_id ? "could not be refused"

@@ -210,6 +210,16 @@ static int generation_whole(void *src, const struct pinl_memory *mem)
 	return pl_generation_watch_whole(src, mem->vma_start, mem->vma_end);
 }
 
+static const char *generation_away(void *src)
+{
+	struct pl_generation *g = src;
+
+	return atomic_load(&g->live)
+		       ? NULL
+		       : "pinleased, which had changes counted, has ended, and none has begun "
+			 "again yet";
+}
+
 const struct pinl_source_ops pl_generation_ops = {
 	.size = sizeof pl_generation_ops,
 	.name = "generation",
@@ -222,4 +232,5 @@ const struct pinl_source_ops pl_generation_ops = {
 	.going = generation_going,
 	.look = generation_look,
 	.whole = generation_whole,
+	.away = generation_away,
 };

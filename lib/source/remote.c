@@ -547,6 +547,17 @@ static void remote_close(void *src)
 	remote_free(s);
 }
 
+static const char *remote_away(void *src)
+{
+	struct pl_remote *s = src;
+	bool connected;
+
+	pthread_mutex_lock(&s->lock);
+	connected = s->connected;
+	pthread_mutex_unlock(&s->lock);
+	return connected ? NULL : "pinleased isn't there at the moment; leases are told to the next one";
+}
+
 const struct pinl_source_ops pl_remote_ops = {
 	.size = sizeof(struct pinl_source_ops),
 	.name = "arbiter",
@@ -558,4 +569,5 @@ const struct pinl_source_ops pl_remote_ops = {
 	.pinned = remote_pinned,
 	.supervised = remote_supervised,
 	.keeps_name = remote_keeps_name,
+	.away = remote_away,
 };
