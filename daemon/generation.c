@@ -96,7 +96,9 @@ static void say_state(struct generations *g)
 		size_t used = strlen(g->state);
 
 		snprintf(g->state + used, sizeof g->state - used,
-			 "; changes were missed %lu times, and all told", (unsigned long)g->missed);
+			 "; %lu times the kernel passed over a change: all that was registered was "
+			 "dropped then",
+			 (unsigned long)g->missed);
 	}
 }
 

@@ -272,7 +272,8 @@ int generation_enter(struct generation_programs *g, pid_t pid, struct generation
 		take_maps(g, s);
 		close_maps(s);
 		return pinl_set_error(err, "changes of process %d can't be counted: %s", pid,
-				      err == -EEXIST ? "they are already, for another connection of it"
+				      err == -EEXIST ? "they are already, for another connection of it "
+						       "(one context of a process can ask)"
 						     : strerror(-err));
 	}
 	if (generation_is_of(g, pid, s))

@@ -23,7 +23,7 @@ static const char *remedy(int err)
 	case -ENAMETOOLONG:
 		return "; name a shorter path with --socket, of at most 107 bytes";
 	case -EEXIST:
-		return " and no socket, and isn't removed; name another place with --socket";
+		return "; it is no socket, and isn't removed; name another place with --socket";
 	case -EADDRINUSE:
 		return ", by a program that lives; end it, or name another place with --socket";
 	}

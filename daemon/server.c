@@ -209,8 +209,9 @@ static int open_core(struct server *s)
 	} else if (!err) {
 		pinl_sources(s->ctx, sources, sizeof sources);
 		why = strstr(sources, "files: ");
-		fprintf(stderr, "pinleased: no change of a file%s can be held here: %s",
-			gate_is_waited_at(s) ? " on disk" : "", why ? why : sources);
+		why = why ? why : sources;
+		fprintf(stderr, "pinleased: no change of a file%s can be held here: %.*s\n",
+			gate_is_waited_at(s) ? " on disk" : "", (int)strcspn(why, "\n"), why);
 	}
 	return err;
 }

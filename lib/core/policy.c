@@ -202,9 +202,9 @@ static const char *not_refused(struct pl_plan *p)
 		       "why not";
 	if (p->is_memfd)
 		return "REFUSE asks for changes that pinleased's gate refuses, where it runs: pinlease "
-		       "sources says why it doesn't (PINL_SEAL has the kernel refuse truncate and punch "
+		       "status says why it doesn't (PINL_SEAL has the kernel refuse truncate and punch "
 		       "of a memfd that allows sealing)";
-	return "REFUSE asks for changes that pinleased's gate refuses, where it runs: pinlease sources "
+	return "REFUSE asks for changes that pinleased's gate refuses, where it runs: pinlease status "
 	       "says why it doesn't";
 }
 

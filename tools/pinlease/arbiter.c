@@ -75,7 +75,9 @@ static const char *help_for(int err)
 	switch (err) {
 	case -ENOENT:
 	case -ECONNREFUSED:
-		return "; is pinleased running?";
+		return "; is pinleased running? Start it (systemctl enable --now pinleased.socket), or "
+		       "say "
+		       "where it listens by $PINLEASE_SOCKET";
 	case -EPROTO:
 	case -EPROTONOSUPPORT:
 		return "; install the same release of pinlease and pinleased";
