@@ -48,6 +48,7 @@ struct shared {
 	_Atomic uint64_t change[PINL_EV_KEYS + 1]; /* the last of each type was of that one */
 	atomic_int quiesce;			   /* the test's order */
 	_Atomic uint64_t waited_ns;		   /* of the last ANSWERED */
+	atomic_int lost;			   /* connections of which that was said */
 	atomic_uint unwaited;			   /* operations of which that was said */
 	atomic_bool others_wait;		   /* the last lease says that of itself */
 	atomic_int looks;			   /* at that, from when it was made */
@@ -90,6 +91,7 @@ static void look(struct pinl_ctx *ctx)
 		if (ev.type != PINL_EV_DEGRADED || ev.err == -EINTR)
 			a.s->change[ev.type] = ev.change_id;
 		a.s->unguarded += ev.type == PINL_EV_DEGRADED && ev.lease_id && ev.err == -ENOTCONN;
+		a.s->lost += ev.type == PINL_EV_DEGRADED && !ev.lease_id && ev.err == -ENOTCONN;
 		a.s->let_go += ev.type == PINL_EV_DEGRADED && ev.err == -EINTR;
 		a.s->orphans += ev.type == PINL_EV_ORPHAN;
 		if (ev.type == PINL_EV_ANSWERED)
@@ -795,6 +797,30 @@ static void each_who_is_let_go_goes_on(void **state)
 	until_it_ends();
 }
 
+/* One that listens says nothing for two seconds, which is two tries: that is a slow restart. */
+static void a_slow_restart_is_no_loss(void **state)
+{
+	start_patient_holder();
+	close(a.sock);
+	for (int tries = 0; tries < 2; tries++) {
+		union pl_message m;
+		struct pollfd p = {.fd = a.listening, .events = POLLIN};
+
+		assert_int_equal(poll(&p, 1, LONG_MS), 1);
+		a.sock = accept4(a.listening, NULL, NULL, SOCK_CLOEXEC);
+		next(&m);
+		assert_int_equal(m.head.type, PL_HELLO);
+		p.fd = a.sock;
+		assert_int_equal(poll(&p, 1, LONG_MS), 1); /* it gives up */
+		close(a.sock);
+	}
+	welcome(true);
+	until_all_told(PL_STILL, 1);
+	until_all_is_heard();
+	assert_int_equal(a.s->lost, 0);
+	until_it_ends();
+}
+
 /* ---------------------------------------------------------------------------------- at the gate -- */
 
 static void begin_anew(void)
@@ -918,6 +944,7 @@ int main(void)
 		cmocka_unit_test(what_was_let_go_is_what_was_noticed),
 		cmocka_unit_test(each_who_is_let_go_goes_on),
 		cmocka_unit_test(what_was_refused_is_another_change),
+		cmocka_unit_test(a_slow_restart_is_no_loss),
 		cmocka_unit_test(who_was_refused_took_nothing),
 		cmocka_unit_test(nor_if_that_is_left_unheard),
 		cmocka_unit_test(who_finds_no_place_counts_on_nobody),

@@ -57,10 +57,10 @@ static void give_up(struct pl_remote *s, struct pl_remote_ask *a)
 	snprintf(a->text, sizeof a->text, "pinleased gives no answer; is it stopped?");
 }
 
-/* So long a restart may take, and not longer than until then. lock held. */
+/* Not longer than until then. lock held. */
 static uint64_t restarted_by(const struct pl_remote *s, uint64_t until)
 {
-	uint64_t by = s->lost_ns + (s->listens ? PL_REMOTE_START_MS : PL_REMOTE_RESTART_MS) * 1000000ull;
+	uint64_t by = pl_remote_restarted_by(s);
 
 	return by < until ? by : until;
 }

@@ -171,6 +171,12 @@ static inline uint64_t pl_remote_went_on(const struct pl_remote_notice *n, uint6
 	return lost_ns < n->latest_ns ? lost_ns : n->latest_ns;
 }
 
+/* So long a restart may take. lock held */
+static inline uint64_t pl_remote_restarted_by(const struct pl_remote *s)
+{
+	return s->lost_ns + (s->listens ? PL_REMOTE_START_MS : PL_REMOTE_RESTART_MS) * 1000000ull;
+}
+
 /* He may have done it since: of what is deferred, or waits at a gate that stays closed, nobody has. */
 static inline bool pl_remote_may_be_made(const struct pl_remote_notice *n)
 {

@@ -451,7 +451,12 @@ static void reconnect(struct pl_remote *s)
 /* No longer than who asks for something waits. */
 static void look_for_loss(struct pl_remote *s)
 {
-	if (!s->unsaid || pl_clock_ns() < s->lost_ns + PL_REMOTE_RESTART_MS * 1000000ull)
+	bool over;
+
+	pthread_mutex_lock(&s->lock);
+	over = s->unsaid && pl_clock_ns() >= pl_remote_restarted_by(s);
+	pthread_mutex_unlock(&s->lock);
+	if (!over)
 		return;
 	pl_remote_pass_on(s, false); /* the recalls as they are */
 	pthread_mutex_lock(&s->lock);
