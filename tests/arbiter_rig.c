@@ -278,8 +278,12 @@ static void leave(struct pinl_ctx **ctx, struct shared *s)
 static void __attribute__((noreturn))
 hold(const struct arbiter *a, const struct lending *what, struct shared *s)
 {
-	struct pinl_opts opts = {
-		.size = sizeof opts, .on_event = count, .on_event_arg = s, .summary_fd = -1};
+	struct pinl_opts opts = {.size = sizeof opts,
+				 .on_event = count,
+				 .on_event_arg = s,
+				 .summary_fd = -1,
+				 /* a test is over before its holder forces anything of itself */
+				 .ceiling_ms = 120000};
 	struct pinl_device *dev;
 	struct pinl_lease *l;
 	struct pinl_ctx *ctx;
