@@ -246,8 +246,8 @@ int main(int argc, char **argv)
 	err = sd_event_loop(event);
 	sd_notify(0, "STOPPING=1");
 	if (s->store.image && err >= 0) { /* all is in the store: who waits, waits for the restart */
-		gate_hand_over(s);
 		generation_stop(s);
+		gate_hand_over(s);
 		_exit(EXIT_SUCCESS);
 	}
 	server_free(s);

@@ -93,12 +93,15 @@ static void tell(struct pinl_lease *l, const struct pl_recall *r, enum pl_tell h
 	struct held_lease *hl = l->cookie;
 	struct notice *n = notice_for(hl->holder, hl);
 
+	if (n->what == PL_NOTICE_WEAKER) /* of the whole lease; a recall isn't */
+		n->va = (struct pl_range){0, 0};
 	if (what == PL_TELL_RECALL && !r->again)
 		share_noticed(hl->holder->user);
 	if (what == PL_TELL_FORCED)
 		hl->holder->server->outside++;
 	hl->holder->server->merged += loses_refusal(n, what);
-	n->at_gate = (n->at_gate || n->va.start >= n->va.end) && !strcmp(r->source, gate_ops.name);
+	n->at_gate =
+		(n->at_gate || n->va.start >= n->va.end) && r->held && !strcmp(r->source, gate_ops.name);
 	pl_range_widen(&n->va, &r->va);
 	if ((enum pl_notice_what)what < n->what)
 		n->what = (enum pl_notice_what)what;

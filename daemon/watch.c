@@ -139,12 +139,12 @@ static struct pinl_event lease_event(struct held_lease *hl, enum pinl_event_type
 	};
 }
 
-/* What the gate holds or refuses is seen. */
+/* What the gate holds is seen. */
 static unsigned unseen_ops(const struct held_lease *hl)
 {
 	unsigned ops = hl->unseen;
 
-	for (int op = 0; op < PINL_OP_NR; op++)
+	for (int op = 0; op < PINL_OP_NR && hl->lease->policy.kind == PINL_RECALL; op++)
 		if (hl->lease->on->supervised[op])
 			ops &= ~PINL_OPBIT(op);
 	return ops;

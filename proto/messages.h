@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define PL_PROTO_VERSION 2
+#define PL_PROTO_VERSION 3
 #define PL_PROTO_PATH	 "/run/pinlease/pinleased.sock"
 #define PL_PROTO_ENV	 "PINLEASE_SOCKET"
 

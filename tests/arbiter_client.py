@@ -27,7 +27,7 @@ PAGES = 16
 SIZE = PAGES * PAGE
 START = 0x10000000  # an address of the holder's: only he knows what is there
 
-VERSION = 2
+VERSION = 3
 HEAD = struct.Struct('=IHHQ')
 HELLO, LEASE, HANDLE, UNLEASE, RELEASED, COVER = range(1, 7)
 CHANGE, DONE = 11, 12

@@ -75,8 +75,13 @@ static void exempt_clear(struct pinl_ctx *ctx, int slot)
 		atomic_store(&ctx->exempt[slot], 0);
 }
 
-/* What the thread has changed before has not been asked about: that is heard of first. */
 int pl_exempt_enter(struct pinl_ctx *ctx)
+{
+	return exempt_add(ctx, pl_self_tid(ctx));
+}
+
+/* What the thread has changed before has not been asked about: that is heard of first. */
+int pl_exempt_enter_call(struct pinl_ctx *ctx)
 {
 	struct pl_counts_at before = pl_counts_now(ctx);
 

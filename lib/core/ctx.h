@@ -254,9 +254,10 @@ void pl_mark_set(struct pinl_ctx *ctx, const _Atomic(unsigned) *word, unsigned b
 void pl_round_begin(struct pinl_ctx *ctx);
 void pl_round_step(struct pinl_ctx *ctx);
 void pl_round_end(struct pinl_ctx *ctx);
-bool pl_wait_applied(struct pinl_ctx *ctx); /* false: there was nothing to wait for */
-int pl_exempt_enter(struct pinl_ctx *ctx);
-pid_t pl_self_tid(const struct pinl_ctx *ctx); /* gettid() without a system call; ctx is alive */
+bool pl_wait_applied(struct pinl_ctx *ctx);	/* false: there was nothing to wait for */
+int pl_exempt_enter(struct pinl_ctx *ctx);	/* a thread that changes nothing else */
+int pl_exempt_enter_call(struct pinl_ctx *ctx); /* any thread; no lock */
+pid_t pl_self_tid(const struct pinl_ctx *ctx);	/* gettid() without a system call; ctx is alive */
 void pl_inside_begin(struct pinl_ctx *ctx, struct pl_inside *in);
 void pl_inside_end(struct pinl_ctx *ctx, const struct pl_inside *in);
 void pl_exempt_leave(struct pinl_ctx *ctx, int slot);

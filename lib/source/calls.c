@@ -67,7 +67,7 @@ static int begin(struct pinl_ctx *ctx, struct asking *a, int *slot)
 	int err = ask(ctx, a);
 
 	if (!err)
-		*slot = pl_exempt_enter(ctx);
+		*slot = pl_exempt_enter_call(ctx);
 	return err;
 }
 
@@ -214,7 +214,7 @@ static int remap(struct pinl_ctx *ctx, void *addr, size_t old_len, size_t new_le
 		err = fixed ? ask_both(ctx, &source, &target) : ask(ctx, &source);
 	if (err)
 		return err;
-	slot = pl_exempt_enter(ctx);
+	slot = pl_exempt_enter_call(ctx);
 	got = mremap(addr, old_len, new_len, flags, new_addr);
 	err = got == MAP_FAILED ? -errno : 0;
 	if (fixed)

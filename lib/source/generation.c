@@ -80,7 +80,7 @@ static int await(struct pl_generation *g)
 				      "no pinleased at %s, which has the kernel count changes: start it "
 				      "(systemctl start pinleased)",
 				      g->path);
-	if (*g->text) /* never this process's lack of something, which would end the context */
+	if (*g->text) /* an optional source's lack of something doesn't end the context */
 		return pinl_set_error(-EOPNOTSUPP, "pinleased at %s: %s", g->path, g->text);
 	return pinl_set_error(err, "pinleased at %s doesn't count changes: %s", g->path, strerror(-err));
 }

@@ -83,9 +83,8 @@ struct pl_generation {
 	/* The thread's own. */
 	enum { PL_GEN_AWAY, PL_GEN_GREETING, PL_GEN_ASKING, PL_GEN_THERE } stage;
 	int sock, ring_fd, map_fd[2];
-	unsigned unanswered; /* connections that ended when they had been asked */
-	uint64_t away_ns;    /* since then there is no connection that counts for us */
-	uint64_t next_ns;    /* then it is tried again */
+	uint64_t away_ns; /* since then there is no connection that counts for us */
+	uint64_t next_ns; /* then it is tried again */
 	uint64_t taken, lost, said_ns;
 };
 

@@ -33,7 +33,6 @@
 #define REFUSED_NS (1000 * MS)	/* it said no */
 #define RESTART_NS (2000 * MS)	/* without a connection */
 #define LOAD_NS	   (60000 * MS) /* with one, until it counts */
-#define UNANSWERED 3		/* restarts come one by one */
 #define BEHIND_NS  (100000)	/* told of, and its record isn't there */
 #define LOOK_NS	   (1000 * MS)	/* pinleased may have found that changes weren't seen */
 
@@ -104,6 +103,7 @@ static void end(struct pl_generation *g)
 {
 	if (!atomic_exchange(&g->live, false))
 		return;
+	pl_generation_take_left(g);
 	pinl_changing_begin(g->ctx);
 	pl_counted_ended(g->ctx);
 	pthread_mutex_lock(&g->lock);
@@ -130,15 +130,15 @@ static int begin(struct pl_generation *g)
 	pthread_mutex_lock(&g->lock);
 	if (!g->given)
 		err = put_maps(g);
-	if (err)
-		pl_generation_reserve(g);
-	else
+	if (!err)
 		pl_generation_watch_again(g);
+	else if (pl_generation_reserve(g))
+		pl_counts_set(g->ctx, NULL);
 	g->taken = g->lost = 0;
 	pthread_mutex_unlock(&g->lock);
 	if (again && !err)
 		pl_counts_set(g->ctx, (struct pl_counts *)&g->counts->told);
-	if (again)
+	if (again && (!err || atomic_load(&g->live)))
 		pl_counted_anew(g->ctx);
 	pinl_changing_end(g->ctx);
 	if (again && !err && atomic_load(&g->live))
@@ -202,8 +202,6 @@ static void call_up(struct pl_generation *g)
 	g->stage = PL_GEN_GREETING;
 	if (!err || err == -EPIPE) /* it may have said why */
 		return;
-	if (g->stage == PL_GEN_ASKING && is_passing(err) && ++g->unanswered >= UNANSWERED)
-		err = -EPROTO; /* it knows no COUNT */
 	hang_up(g, RETRY_NS);
 	if (!is_passing(err))
 		answer(g, err, "");
@@ -224,8 +222,8 @@ static int on_counted(struct pl_generation *g, const struct pl_counted_msg *m, i
 {
 	uint64_t size = m->map == PL_COUNTED_RING ? GENERATION_RING : sizeof(struct generation_counts);
 
-	if (g->stage != PL_GEN_ASKING || m->map > PL_COUNTED_RING || m->size < size ||
-	    (m->map == PL_COUNTED_RING && m->size != size) || g->map_fd[m->map] >= 0) {
+	if (g->stage != PL_GEN_ASKING || m->map > PL_COUNTED_RING || m->size != size ||
+	    g->map_fd[m->map] >= 0) {
 		close_fd(&fd);
 		return -EPROTO;
 	}
@@ -237,7 +235,6 @@ static int on_reply(struct pl_generation *g, const struct pl_reply *m)
 {
 	int err;
 
-	g->unanswered = 0;
 	if (m->err) {
 		refused(g, m->err, m->text);
 		return 0;

@@ -97,10 +97,8 @@ bool pl_generation_take(struct pl_generation *g)
 	told = __atomic_load_n(&c->told, __ATOMIC_ACQUIRE);
 	if (told == __atomic_load_n(&c->applied, __ATOMIC_RELAXED))
 		return true;
-	if (__atomic_load_n(&c->ended, __ATOMIC_ACQUIRE)) { /* no lookup is to go on */
-		pl_generation_take_left(g);
+	if (__atomic_load_n(&c->ended, __ATOMIC_ACQUIRE)) /* no lookup is to go on */
 		return false;
-	}
 	take_records(g);
 	lost = __atomic_load_n(&c->lost, __ATOMIC_ACQUIRE);
 	if (lost != g->lost) {
