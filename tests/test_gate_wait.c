@@ -725,7 +725,7 @@ static unsigned unwaited_until(enum pinl_event_type type, unsigned ops)
 }
 
 /* Whether it knows the lease by itself or is told of it. */
-static void for_whom_others_wait_they_do_after_a_restart(void **state)
+static void after_a_restart_others_are_held_as_before(void **state)
 {
 	struct gate_target t;
 	struct pinl_lease *l;
@@ -818,7 +818,7 @@ int main(int argc, char **argv)
 		TEST(a_dead_arbiter_leaves_nobody_stopped),
 		TEST(nor_one_with_its_guard),
 		TEST(a_guard_that_is_killed_is_replaced),
-		TEST(for_whom_others_wait_they_do_after_a_restart),
+		TEST(after_a_restart_others_are_held_as_before),
 		TEST(of_one_without_a_gate_it_is_said),
 		TEST(at_its_end_all_go_on),
 	};
