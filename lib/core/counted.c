@@ -55,13 +55,9 @@ bool pl_counts_wait(struct pinl_ctx *ctx)
 
 static bool is_going(const struct pinl_lease *l)
 {
-	for (int i = 0; i < l->ctx->n_sources; i++) {
-		const struct pl_source *s = &l->ctx->sources[i];
+	const struct pinl_source_ops *ops = l->ctx->counting;
 
-		if (s->ops == l->ctx->counting && s->ops->going(s->priv, l->m.start, l->m.end, true))
-			return true;
-	}
-	return false;
+	return ops->going(pl_source_priv(l->ctx, ops), l->m.start, l->m.end, true);
 }
 
 int pl_counted_settle(struct pinl_lease *l)
