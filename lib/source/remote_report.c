@@ -115,23 +115,19 @@ static void say_refused(struct pl_remote_notice *n)
 	pl_event_push(n->src->ctx, &ev);
 }
 
-/* Those under `pinlease run` do still. */
-static bool wait_no_more(struct pinl_lease *l, enum pinl_op op)
+static bool take_off(uint8_t *can, unsigned what)
 {
-	uint8_t *can = &pl_more(l)->ground.supervised[op];
-	bool did = *can & PL_ALL_OTHERS;
+	bool had = *can & what;
 
-	*can &= ~PL_ALL_OTHERS;
-	return did;
+	*can &= ~what;
+	return had;
 }
 
-static bool refuse_no_more(struct pinl_lease *l, enum pinl_op op)
+/* Others wait no more, but for those under `pinlease run`; or nothing is refused any more. */
+static bool is_weaker(struct pinl_lease *l, enum pinl_op op, bool waits)
 {
-	uint8_t *can = &pl_more(l)->ground.coverage[op];
-	bool did = *can & PINL_CAN_REFUSE;
-
-	*can &= ~PINL_CAN_REFUSE;
-	return did;
+	return waits ? take_off(&pl_more(l)->ground.supervised[op], PL_ALL_OTHERS)
+		     : take_off(&pl_more(l)->ground.coverage[op], PINL_CAN_REFUSE);
 }
 
 /* Of what this lease could count on. */
@@ -149,8 +145,7 @@ static void say_weaker(struct pl_remote_notice *n)
 	if (waits)
 		r->others = false;
 	for (int op = 0; r && op < PINL_OP_NR; op++) {
-		if (!(ops & PINL_OPBIT(op)) ||
-		    !(waits ? wait_no_more(r->lease, op) : refuse_no_more(r->lease, op)))
+		if (!(ops & PINL_OPBIT(op)) || !is_weaker(r->lease, op, waits))
 			continue;
 		pl_event_lease(r->lease, PINL_EV_DEGRADED, NULL, &ev);
 		ev.op = op;
