@@ -293,9 +293,15 @@ void own_map(struct own_memory *m, char kind)
 
 void own_unmap(struct own_memory *m)
 {
-	munmap(m->va, SIZE);
+	if (m->va)
+		must_ok(munmap(m->va, SIZE));
 	if (m->fd >= 0)
 		close(m->fd);
+}
+
+void own_gone(struct own_memory *m)
+{
+	m->va = NULL;
 }
 
 off_t own_size(int fd)

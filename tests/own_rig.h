@@ -106,6 +106,8 @@ struct own_memory {
 };
 void own_map(struct own_memory *m, char kind);
 void own_unmap(struct own_memory *m);
+/* The test has unmapped it: what is at its address now is somebody else's. */
+void own_gone(struct own_memory *m);
 off_t own_size(int fd);
 
 /* Does the files source hold changes in the test's directory? If not, says "skip: why". */

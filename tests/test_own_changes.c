@@ -176,6 +176,8 @@ static void do_one(struct own *o, char kind, enum what what, enum where where, e
 	else
 		must(settled_check(x.lease) == 0);
 	pinl_unmap_range(x.lease);
+	if (what == UNMAP || what == REMAP || what == X_UNMAP)
+		own_gone(&x.m);
 	own_unmap(&x.m);
 	sem_destroy(&x.done);
 }

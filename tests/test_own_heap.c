@@ -356,6 +356,7 @@ ISOLATED(a_held_thread_holds_no_other)
 	must_ok(pinl_quiesced(lease));
 	own_join(&t);
 	pinl_unmap_range(lease);
+	own_gone(&m);
 	own_unmap(&m);
 	own_close(&o);
 }

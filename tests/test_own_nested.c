@@ -119,6 +119,7 @@ static void truncate_and_unmap(int unmap_first)
 	own_join(&cutter);
 	own_join(&unmapper);
 	pinl_unmap_range(lease);
+	own_gone(&m);
 	own_unmap(&m);
 	own_close(&o);
 }
@@ -173,6 +174,8 @@ static void change_while_mapping(char kind, void (*fn)(void *arg), long nr)
 	must_ok(pinl_quiesced(lease));
 	own_join(&changing.t);
 	pinl_unmap_range(lease);
+	if (nr == SYS_munmap)
+		own_gone(&m);
 	own_unmap(&m);
 	own_close(&o);
 }

@@ -86,6 +86,7 @@ static void call_all(void *arg)
 	must_ok(pinl_next_event(ctx, &ev));
 	must_ok(pinl_quiesced(lease));
 	must_ok(pinl_munmap(ctx, c->m.va, SIZE));
+	own_gone(&c->m);
 	pinl_unmap_range(lease);
 	pinl_watch_fs(ctx, own_dir());
 	pinl_device_close(dev);
@@ -126,6 +127,7 @@ static void unmap_raw(void *arg)
 	struct cancelled *c = arg;
 
 	must_ok(munmap(c->m.va, SIZE));
+	own_gone(&c->m);
 	came_back(c);
 }
 
@@ -242,7 +244,7 @@ static void change_watched(int sig)
 	int saved = errno;
 
 	if (handler.unmap)
-		munmap(handler.va, PAGE);
+		munmap(handler.va, SIZE);
 	else
 		madvise(handler.va, PAGE, MADV_DONTNEED);
 	handler.ran++;
@@ -357,6 +359,7 @@ ISOLATED(a_handler_inside_a_call_is_held_like_anybody)
 	own_join(&t);
 	must(handler.ran);
 	pinl_unmap_range(lease);
+	own_gone(&m);
 	own_unmap(&m);
 	own_unmap(&c.m);
 	own_close(&o);
