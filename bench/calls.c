@@ -73,7 +73,10 @@ static void once(struct scene *sc, bool keep)
 	must(ret, "munmap or madvise");
 	if (lease)
 		rig_end(sc->rig, lease);
-	munmap(base, all);
+	munmap(base, 2 * PAGE);
+	if (!sc->unmap)
+		munmap(at, sc->size);
+	munmap(at + sc->size, PAGE);
 }
 
 static void measure(struct scene *sc)

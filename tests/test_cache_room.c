@@ -100,7 +100,8 @@ static void what_cannot_be_one_stays_apart(void **state)
 	assert_int_equal(reg->end, (uintptr_t)at + PAGE);
 	pinl_put(reg);
 	rig_close(&r);
-	munmap(at, 3 * PAGE);
+	munmap(at, PAGE);
+	munmap(at + 2 * PAGE, PAGE);
 }
 
 /* Into one huge page; somebody may have a page just now, and no huge one may be free. */
@@ -276,7 +277,8 @@ static void what_no_room_helps_costs_nobody_his(void **state)
 	assert_int_equal(stat_of(&r, "hits"), N);
 	rig_close(&r);
 	munmap(at, 2 * N * PAGE);
-	munmap(hole, 4 * PAGE);
+	munmap(hole, PAGE);
+	munmap(hole + 2 * PAGE, 2 * PAGE);
 }
 
 /* More than RLIMIT_MEMLOCK at once. */
