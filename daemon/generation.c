@@ -33,6 +33,7 @@
 #define LOOK_NS	  (100 * MS)   /* for missed changes */
 #define RETURN_NS (3000 * MS)  /* holders of before have asked again by then */
 #define IDLE_NS	  (10000 * MS) /* nobody is counted */
+#define AGAIN_NS  (10000 * MS) /* what couldn't be loaded is tried again */
 
 struct counted {
 	LIST_ENTRY(counted) link;
@@ -63,6 +64,11 @@ struct generations {
 	struct generation_programs *programs;
 	bool takes_over;
 	uint64_t take_over_ns, idle_ns, passed, unforgotten;
+	struct {
+		int err;
+		uint64_t again_ns;
+		char why[PL_SOURCE_TEXT - 16];
+	} unloadable;
 	bool slot[GENERATION_SPACES];
 };
 
@@ -102,15 +108,22 @@ static void say_state(struct generations *g)
 	}
 }
 
+/* Who asks all the time doesn't have it tried all the time. */
 static int load(struct generations *g)
 {
 	int err;
 
 	if (g->programs)
 		return 0;
+	if (pl_clock_ns() < g->unloadable.again_ns)
+		return pinl_set_error(g->unloadable.err, "%s", g->unloadable.why);
 	err = generation_load(dir_of(g->server), &g->programs);
-	if (err)
+	if (err) {
+		g->unloadable.err = err;
+		g->unloadable.again_ns = pl_clock_ns() + AGAIN_NS;
+		snprintf(g->unloadable.why, sizeof g->unloadable.why, "%s", pinl_error());
 		return err;
+	}
 	g->passed = generation_passed(g->programs);
 	g->unforgotten = generation_unforgotten(g->programs);
 	return 0;
