@@ -20,7 +20,7 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import arbiter_client as ac
-import census as cs
+import census_rig as cs
 from live_command import Live, Missed, anew, again_on, device, expect, held, leaks, missed, patience, read_own, sites
 import tree
 
@@ -514,50 +514,37 @@ def refused():
     assert result.returncode == 2 and not result.stdout and result.stderr.count('\n') == 1 and 'without --watch or --trace' in result.stderr, result
 
 
-def main():
-    missing = None
-    if os.geteuid():
-        missing = 'root'
-    elif 'no BPF' in cs.run().stderr:
-        missing = 'libbpf, clang and bpftool at build time'
-    elif not os.path.exists('/sys/kernel/btf/vmlinux'):
-        missing = '/sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF)'
-    tests = [
-        ("a ring's buffer, from pin to release", a_ring),
-        ('the same by kprobes', by_kprobes),
-        ('where what is released was', anew(places)),
-        ('where what is released was, exactly', anew(places, '--exact')),
-        ('a file, by its name and range', a_file),
-        ('a huge page', a_huge_page),
-        ('exactly: every call, every page', exactly),
-        ('lightly: all are counted, few followed', lightly),
-        ('a transient pin of a long-term one', transient_over_longterm),
-        ('direct I/O', direct_io),
-        ('memory regions', regions),
-        ('a leak: the holder has gone', anew(leak)),
-        ('a leak, exactly', anew(leak, '--exact')),
-        ('a leak: not mapped any more', unmapped),
-        ('a leak: a part of it is not mapped any more', anew(partly_unmapped, 8, 4)),
-        ('a leak: the first page is not mapped any more', anew(partly_unmapped, 0, 1)),
-        ('two have one page, one gives it back', anew(two_holders)),
-        ('two have one huge page, one gives it back', anew(two_holders_of_a_huge_page)),
-        ('two have one page, one ends', anew(no_leak)),
-        ('two buffers in one huge page', anew(overlapping)),
-        ('lost events are counted', lost),
-        ('lost events, in words', lost_words),
-        ('watched: held, released, for how long', watched),
-        ('leased and not', leased),
-        ('leased and not, exactly', lambda: leased('--exact')),
-        ('of one file, of one kind', filtered),
-        ('what was pinned before', anew(pinned_before)),
-        ('the table', table),
-        ('what is missing is said', refused),
-    ]
-
-    def skip():
-        raise tree.Skip(missing)
-    return tree.tap([(name, skip if missing else test) for name, test in tests])
-
+TESTS = [
+    ("a ring's buffer, from pin to release", a_ring),
+    ('the same by kprobes', by_kprobes),
+    ('where what is released was', anew(places)),
+    ('where what is released was, exactly', anew(places, '--exact')),
+    ('a file, by its name and range', a_file),
+    ('a huge page', a_huge_page),
+    ('exactly: every call, every page', exactly),
+    ('lightly: all are counted, few followed', lightly),
+    ('a transient pin of a long-term one', transient_over_longterm),
+    ('direct I/O', direct_io),
+    ('memory regions', regions),
+    ('a leak: the holder has gone', anew(leak)),
+    ('a leak, exactly', anew(leak, '--exact')),
+    ('a leak: not mapped any more', unmapped),
+    ('a leak: a part of it is not mapped any more', anew(partly_unmapped, 8, 4)),
+    ('a leak: the first page is not mapped any more', anew(partly_unmapped, 0, 1)),
+    ('two have one page, one gives it back', anew(two_holders)),
+    ('two have one huge page, one gives it back', anew(two_holders_of_a_huge_page)),
+    ('two have one page, one ends', anew(no_leak)),
+    ('two buffers in one huge page', anew(overlapping)),
+    ('lost events are counted', lost),
+    ('lost events, in words', lost_words),
+    ('watched: held, released, for how long', watched),
+    ('leased and not', leased),
+    ('leased and not, exactly', lambda: leased('--exact')),
+    ('of one file, of one kind', filtered),
+    ('what was pinned before', anew(pinned_before)),
+    ('the table', table),
+    ('what is missing is said', refused),
+]
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(cs.main(TESTS))

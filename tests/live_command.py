@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 
-import census as cs
+import census_rig as cs
 import tree
 
 PAGE = cs.PAGE
