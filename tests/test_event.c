@@ -10,6 +10,10 @@
 #include <cmocka.h>
 #include <stdlib.h>
 
+#include <stdio.h>
+
+#include <pinlease/source.h>
+
 #include "check.h"
 
 #define PG    4096ul
@@ -108,6 +112,38 @@ static void without_a_size_nothing_is_taken(void **state)
 	assert_ok(pinl_next_event(r->ctx, &ev));
 }
 
+/* What comes of a change of another mapping, as a source would tell of it, in the words of its end. */
+static uint64_t waited(struct rig *r, const char *can, char *line, size_t len)
+{
+	struct pinl_policy policy = {
+		.size = sizeof policy, .kind = PINL_RECALL, .then = PINL_THEN_SCRATCH, .grace_ms = 1};
+	char *va = mmap(NULL, PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+	     script[128];
+	struct pinl_event ev = {.size = sizeof ev};
+	struct pinl_lease *l;
+
+	assert_ok(pinl_map_range(r->dev, (uintptr_t)va, (uintptr_t)va + PG,
+				 PINL_WRITE | PINL_PIN | PINL_COOPERATIVE, &policy, NULL, &l));
+	snprintf(script, sizeof script, "dontneed va %p %p %s\n", va, va + PG, can);
+	assert_ok(pinl_script_run(r->ctx, script));
+	while (ev.type != PINL_EV_ANSWERED)
+		assert_ok(pinl_next_event(r->ctx, &ev));
+	pinl_event_format(&ev, line, len);
+	pinl_unmap_range(l);
+	munmap(va, PG);
+	return ev.waited_ns;
+}
+
+static void who_was_not_held_has_not_waited(void **state)
+{
+	char line[256];
+
+	assert_true(waited(*state, "tbh", line, sizeof line) >= 1000000);
+	assert_non_null(strstr(line, ", waited "));
+	assert_int_equal(waited(*state, "t", line, sizeof line), 0);
+	assert_null(strstr(line, "waited"));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -115,6 +151,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_newer_program_is_told_what_it_does_not_get, rig_up,
 						rig_down),
 		cmocka_unit_test_setup_teardown(without_a_size_nothing_is_taken, rig_up, rig_down),
+		cmocka_unit_test_setup_teardown(who_was_not_held_has_not_waited, rig_up, rig_down),
 	};
 
 	return cmocka_run_group_tests_name("event", tests, NULL, NULL);

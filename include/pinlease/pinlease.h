@@ -617,7 +617,7 @@ enum pinl_event_type {
 	PINL_EV_FORCED,	    /* the deadline passed: outcome says what was done, err if it fell short */
 	PINL_EV_RELEASED,   /* the device is off the old pages; I3 holds from here */
 	PINL_EV_ANSWERED,   /* the actor goes on, as far as this process is concerned; waited_ns says how
-			       long it was held */
+			       long it was held, 0: it wasn't, the change was only told of */
 	PINL_EV_REFUSED,    /* the actor got err */
 	PINL_EV_FOLLOWED,   /* an on-demand device was invalidated */
 	PINL_EV_ORPHAN,	    /* the device has pages that file or mapping let go; err -ENODATA: bytes

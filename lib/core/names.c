@@ -157,7 +157,7 @@ int pinl_event_format(const struct pinl_event *event, char *buf, size_t len)
 	event_where(ev, &t);
 	if (ev->type == PINL_EV_NOTICE && ev->deadline_ns > ev->time_ns)
 		pl_text_add(&t, ", deadline in %.1f ms", (ev->deadline_ns - ev->time_ns) / 1e6);
-	if (ev->type == PINL_EV_ANSWERED || ev->type == PINL_EV_REFUSED)
+	if (ev->type == PINL_EV_ANSWERED && ev->waited_ns)
 		pl_text_add(&t, ", waited %.3f ms", ev->waited_ns / 1e6);
 	if (ev->type == PINL_EV_ORPHAN_END && ev->err)
 		pl_text_add(&t, ", held %.3f ms, what the device wrote there is not known",
