@@ -145,6 +145,22 @@ static void who_was_not_held_has_not_waited(void **state)
 	assert_null(strstr(line, "waited"));
 }
 
+static void what_fell_short_is_said(void **state)
+{
+	struct pinl_event ev = {.size = sizeof ev,
+				.type = PINL_EV_FORCED,
+				.op = PINL_OP_NR,
+				.outcome = PINL_OUT_FAIL,
+				.err = -EOPNOTSUPP};
+	char line[256];
+
+	pinl_event_format(&ev, line, sizeof line);
+	assert_non_null(strstr(line, "SCRATCH or COPY"));
+	ev.err = -ETIMEDOUT;
+	pinl_event_format(&ev, line, sizeof line);
+	assert_non_null(strstr(line, "isn't confirmed"));
+}
+
 /* A program that leaves more orphans than anybody reads, half of them to its end. */
 static void leave_orphans(int fd)
 {
@@ -207,6 +223,7 @@ int main(void)
 						rig_down),
 		cmocka_unit_test_setup_teardown(without_a_size_nothing_is_taken, rig_up, rig_down),
 		cmocka_unit_test_setup_teardown(who_was_not_held_has_not_waited, rig_up, rig_down),
+		cmocka_unit_test(what_fell_short_is_said),
 		cmocka_unit_test(of_many_orphans_the_first_are_said),
 	};
 
