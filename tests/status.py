@@ -337,7 +337,7 @@ def switched_off():
 
 def wrong():
     status, out, err = run('/nonexistent')
-    same((status, out, 'is pinleased running?' in err), (2, '', True))
+    same((status, out, 'start pinleased' in err), (2, '', True))
     with ac.Arbiter(PINLEASED) as arbiter:
         status, out, err = run(arbiter.path, 'x')
         same((status, out, '"x"' in err), (2, '', True))
