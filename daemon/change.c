@@ -17,8 +17,10 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
+#include "core/change.h"
 #include "daemon.h"
 #include "gate.h"
+#include "os/clock.h"
 #include "os/wake.h"
 #include "source/files_op.h"
 
@@ -120,8 +122,14 @@ static void end(struct change *c)
 	change_free(c);
 }
 
+static bool is_of(const struct pinl_change *ch, void *arg)
+{
+	return ch == &((struct change *)arg)->core;
+}
+
 static void set_alone(struct change *c)
 {
+	pl_change_over(c->server->ctx, is_of, c, pl_clock_ns());
 	LIST_REMOVE(c, link);
 	LIST_INSERT_HEAD(&c->server->alone, c, link);
 	c->by = NULL;

@@ -35,6 +35,7 @@
 #include "core/change.h"
 #include "daemon.h"
 #include "daemon/gate_stop.h"
+#include "os/clock.h"
 #include "os/wake.h"
 
 #define FORGET_MS      (GATE_PASS_MS + 1000) /* no pass is good any more */
@@ -136,11 +137,17 @@ static void end_unused(struct waiter *w)
 		end(w);
 }
 
+static bool is_of(const struct pinl_change *ch, void *arg)
+{
+	return ch == &((struct waiter *)arg)->core;
+}
+
 /* The core has it still. */
 static void set_alone(struct waiter *w)
 {
 	struct gate_waiting *g = w->in;
 
+	pl_change_over(g->server->ctx, is_of, w, pl_clock_ns());
 	gate_stop_is_over(g->stops, &w->call);
 	leave(w);
 	leave_page(w);

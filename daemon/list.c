@@ -4,6 +4,7 @@
  * sent as the socket takes it; one at a time for each connection.
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,19 +33,26 @@ void list_path(const struct held_lease *hl, char *path, size_t len)
 		snprintf(path, len, "...%s", full + n - len + 4);
 }
 
+/* Killed while fanotify held it up, which nobody is told of. A deferred change waits without him. */
+static bool has_ended(const struct pinl_change *ch)
+{
+	return ch->actor_pid > 0 && kill(ch->actor_pid, 0) && errno == ESRCH &&
+	       strcmp(ch->source, "later");
+}
+
 /* The first it is recalled for; but who waits before who doesn't. */
 static void describe_actor(const struct pinl_lease *l, struct pl_entry_msg *e)
 {
 	const struct pl_recall *r = &l->more->recall;
-	const struct pinl_change *waits = r->held ? NULL : pl_foreign_waiter(l);
+	const struct pinl_change *waits = pl_foreign_waiter(l);
 	const char *source = waits ? waits->source : r->source ? r->source : "";
 
 	e->actor_pid = waits ? waits->actor_pid : r->actor_pid;
 	e->actor_tid = waits ? waits->actor_tid : r->actor_tid;
 	e->op = waits ? waits->op : r->op;
 	e->also = waits ? waits->also : r->also;
-	e->held = r->held || waits;
-	e->held_ns = waits ? waits->since_ns : r->held ? r->since_ns : 0;
+	e->held = waits && !has_ended(waits);
+	e->held_ns = e->held ? waits->since_ns : 0;
 	strncpy(e->source, source, sizeof e->source - 1);
 }
 

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/change.h"
 #include "daemon.h"
 #include "os/clock.h"
 #include "os/wake.h"
@@ -361,6 +362,11 @@ void recall_pass(struct holder *h)
 		pass(r);
 }
 
+static bool is_of(const struct pinl_change *ch, void *arg)
+{
+	return pl_is_order(ch) && ((const struct target *)ch->arg)->request == arg;
+}
+
 void recall_gone(struct holder *h)
 {
 	struct request *r = h->request;
@@ -370,6 +376,7 @@ void recall_gone(struct holder *h)
 		return;
 	h->request = NULL;
 	r->asker = NULL;
+	pl_change_over(h->server->ctx, is_of, r, pl_clock_ns());
 	drop_ready(r);
 	go_on(r);
 }

@@ -266,7 +266,7 @@ struct pl_entry_msg {
 	uint64_t recall_start, recall_end; /* addresses in the holder */
 	int32_t actor_pid, actor_tid;	   /* 0: not known */
 	uint32_t op;			   /* enum pinl_op; PINL_OP_NR: RECALL_LEASES */
-	uint32_t held;			   /* 1: the actor waits; 0: nobody does */
+	uint32_t held;			   /* 1: the actor waits still; 0: nobody does */
 	char source[12];
 	uint32_t also;	  /* PINL_OPBIT()s: it may be one of these instead */
 	uint64_t held_ns; /* held: since when he waits, CLOCK_MONOTONIC */

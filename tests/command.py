@@ -199,9 +199,11 @@ def leavers():
 
 
 def wrong_command_lines():
-    for arguments in ([], ['nonsense'], ['demo', '--nonsense'], ['sources', 'nonsense']):
+    """Each with a sentence; what can be named instead is in it."""
+    for arguments, words in (([], 'no command'), (['nonsense'], 'nonsense'), (['demo', '--nonsense'], 'nonsense'), (['sources', 'nonsense'], 'sources: '),
+                             (['pins', '--kind', 'nonsense'], 'io_uring'), (['pins', '--sort', 'nonsense'], 'bytes')):
         result = subprocess.run([PINLEASE, *arguments], capture_output=True, encoding='utf-8', timeout=tree.HANGS, check=False)
-        if result.returncode != 2 or not result.stderr or result.stdout:
+        if result.returncode != 2 or words not in result.stderr.splitlines()[0] or not result.stderr.startswith('pinlease') or result.stdout:
             raise tree.Failure(f"pinlease {' '.join(arguments)}: {result}")
 
 

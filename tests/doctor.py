@@ -164,6 +164,15 @@ def facilities_are_right():
             raise tree.Failure(f'said otherwise than seen: {wrong}\n{same}\n{result["facilities"]}')
 
 
+def what_lacks_is_named():
+    """What root has here isn't had by a newer kernel."""
+    here = {facility['name'] for facility in found()['facilities'] if facility['here']}
+    wrong = [facility for facility in found(False)['facilities']
+             if facility['name'] in here and 'newer kernel' in (facility['why'] or '')]
+    if wrong:
+        raise tree.Failure(f'{wrong}')
+
+
 def sentence(text):
     """With a cause, whole and without what a terminal or a table would stumble over."""
     if not text or text.endswith('.') or '\n' in text or len(text) < 20:

@@ -266,7 +266,7 @@ def wrong():
         path = arbiter.path
     result = subprocess.run([PINLEASE, 'ps'], env=dict(os.environ, PINLEASE_SOCKET=str(path)), capture_output=True, text=True,
                             check=False)
-    assert result.returncode == 2 and 'is pinleased running?' in result.stderr, result
+    assert result.returncode == 2 and 'start pinleased' in result.stderr, result
 
 
 if __name__ == '__main__':

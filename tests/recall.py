@@ -507,7 +507,7 @@ def command_wrong():
         socket = arbiter.path
         arbiter.path = '/nonexistent'
         status, lines, err = run(arbiter, '--pid', '1')
-        same((status, lines, 'is pinleased running?' in err), (CANT_START, [], True))
+        same((status, lines, 'start pinleased' in err), (CANT_START, [], True))
         arbiter.path = socket
 
 

@@ -179,6 +179,56 @@ def who_waits():
         same(json.loads(run(arbiter.path, '--json')[1])['waits'], [])
 
 
+def waits(arbiter):
+    return [one['pid'] for one in json.loads(run(arbiter.path, '--json')[1])['waits']]
+
+
+def command_leaves(arbiter, path):
+    with arbiter.client() as command:
+        command.order_recall(path)
+        yield os.getpid()
+
+
+def supervisor_leaves(arbiter, path):
+    with arbiter.client() as supervisor, open(path, 'r+b') as file:
+        supervisor.change(file.fileno(), actor=os.getpid())
+        yield os.getpid()
+
+
+def actor_is_killed(_, path):
+    if not ac.kernel_holds_changes():
+        return
+    with ac.Actor() as actor:
+        actor.order('truncate', path)
+        yield actor.process.pid
+        actor.process.kill()
+        actor.process.wait()
+
+
+def who_waited():
+    """The recall goes on, and who doesn't wait for it any more isn't said to."""
+    for begin in (command_leaves, supervisor_leaves, actor_is_killed):
+        with leased() as (arbiter, holder, path):
+            for pid in begin(arbiter, path):
+                holder.notice()
+                same((begin.__name__, waits(arbiter)), (begin.__name__, [pid]))
+            while waits(arbiter):  # the runner ends what takes too long
+                pass
+            if holder.status()[0].held:
+                said = json.loads(subprocess.run([PINLEASE, 'ps', '--json'], env=dict(os.environ, PINLEASE_SOCKET=str(arbiter.path)),
+                                                 capture_output=True, check=True).stdout)
+                same((begin.__name__, [one['recall']['waits'] for one in said]), (begin.__name__, [False, False]))
+
+
+def deferred():
+    """Who has left it to pinleased doesn't stand still."""
+    ac.skip_unless_changes_are_held()
+    with leased() as (arbiter, holder, path), arbiter.client() as caller, open(path, 'r+b') as file:
+        same(caller.truncate_later(file.fileno()).err, 0)
+        holder.notice()
+        same((holder.status()[0].held, waits(arbiter)), (1, []))
+
+
 def own_use():
     """Another user sees no use but his own."""
     with leased() as (arbiter, _, _):
@@ -287,7 +337,7 @@ def switched_off():
 
 def wrong():
     status, out, err = run('/nonexistent')
-    same((status, out, 'is pinleased running?' in err), (2, '', True))
+    same((status, out, 'start pinleased' in err), (2, '', True))
     with ac.Arbiter(PINLEASED) as arbiter:
         status, out, err = run(arbiter.path, 'x')
         same((status, out, '"x"' in err), (2, '', True))
@@ -361,6 +411,8 @@ if __name__ == '__main__':
         ('what is used up of them', used_up),
         ('what it has done', counts),
         ('who waits, for whom', who_waits),
+        ('and no more when he does not', who_waited),
+        ('nor who has had it deferred', deferred),
         ('what others use is root\'s to see', own_use),
         ('one list at a time', one_at_a_time),
         ('the command', command),

@@ -503,6 +503,46 @@ static void a_user_doesnt_take_all_the_room(void **state)
 	wait_close();
 }
 
+/* ---------------------------------------------------------------------------------- what is said -- */
+
+static bool is_said_to_wait(pid_t pid)
+{
+	char said[8192], who[40];
+
+	wait_status(said, sizeof said);
+	snprintf(who, sizeof who, " waits process %d ", pid);
+	return strstr(said, who);
+}
+
+/* The recall goes on for all three. */
+static void only_who_waits_is_said_to(void **state)
+{
+	struct gate_target t;
+	struct pinl_lease *l;
+	pid_t refused, waits;
+
+	wait_open(wait_patient);
+	wait_target(PLACE_MEMFD, &t);
+	l = wait_lease(&t, 2, 4, WAIT_NEVER_MS);
+	refused = wait_begin(wait_op("io_uring punch"), &t, 3);
+	assert_int_equal(wait_result(refused), -EBUSY);
+	event_of(wait_ctx, PINL_EV_NOTICE);
+	assert_false(is_said_to_wait(refused));
+	waits = wait_begin(wait_op("punch"), &t, 2);
+	wait_await(waits);
+	while (!is_said_to_wait(waits)) /* the runner ends what takes too long */
+		;
+	assert_false(is_said_to_wait(refused));
+	kill(waits, SIGKILL);
+	assert_int_equal(waitpid(waits, NULL, 0), waits);
+	while (is_said_to_wait(waits))
+		;
+	assert_ok(pinl_quiesced(l));
+	pinl_unmap_range(l);
+	gate_target_close(&t);
+	wait_close();
+}
+
 /* ------------------------------------------------------------------------------ without the right -- */
 
 /* The last: no pinleased after it has it. Who waits alone is not stopped, and needn't be continued. */
@@ -551,6 +591,7 @@ int main(int argc, char **argv)
 		TEST(nobody_is_refused_beyond_the_ceiling),
 		TEST(nobody_is_refused_what_was_taken),
 		TEST(a_user_doesnt_take_all_the_room),
+		TEST(only_who_waits_is_said_to),
 		TEST(who_couldnt_be_continued_isnt_stopped),
 	};
 

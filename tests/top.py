@@ -316,7 +316,7 @@ def wrong():
             status, lines, err = run(arbiter.path, *arguments)
             same((arguments, status, lines, because in err), (arguments, 2, [], True))
     status, lines, err = run('/nonexistent')
-    same((status, lines, 'is pinleased running?' in err), (2, [], True))
+    same((status, lines, 'start pinleased' in err), (2, [], True))
 
 
 if __name__ == '__main__':

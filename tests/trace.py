@@ -397,7 +397,7 @@ def command_wrong():
                 same((process.returncode, out, because in err), (2, '', True))
         path, arbiter.path = arbiter.path, '/nonexistent'
         with running(arbiter) as process:
-            same('is pinleased running?' in process.communicate()[1], True)
+            same('start pinleased' in process.communicate()[1], True)
             same(process.returncode, 2)
         arbiter.path = path
 

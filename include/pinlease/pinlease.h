@@ -78,13 +78,13 @@ enum pinl_op {
 	PINL_OP_ZERO,	  /* fallocate ZERO_RANGE */
 	PINL_OP_COLLAPSE, /* fallocate COLLAPSE_RANGE: from the offset to the end */
 	PINL_OP_INSERT,	  /* fallocate INSERT_RANGE: from the offset to the end */
-	PINL_OP_UNMAP,	  /* munmap, brk; shmdt: no source sees it */
+	PINL_OP_UNMAP,	  /* munmap, brk; shmdt: only PINL_SOURCE_GENERATION sees it */
 	PINL_OP_OVERMAP,  /* mmap(MAP_FIXED), or mremap(MREMAP_FIXED) onto the range */
 	PINL_OP_REMAP,	  /* mremap of the range to somewhere else */
 	PINL_OP_DONTNEED, /* madvise MADV_DONTNEED, MADV_DONTNEED_LOCKED */
 	PINL_OP_FREE,	  /* madvise MADV_FREE */
 	PINL_OP_REMOVE,	  /* madvise MADV_REMOVE: a hole punch through a mapping */
-	PINL_OP_GUARD,	  /* madvise MADV_GUARD_INSTALL: no source sees it when done raw */
+	PINL_OP_GUARD,	  /* madvise MADV_GUARD_INSTALL: raw, only PINL_SOURCE_GENERATION sees it */
 	PINL_OP_NR,	  /* in an event: none. Source "recall": someone has asked for the memory by
 			     pinlease(1) recall, nothing changes it */
 };
@@ -617,7 +617,7 @@ enum pinl_event_type {
 	PINL_EV_FORCED,	    /* the deadline passed: outcome says what was done, err if it fell short */
 	PINL_EV_RELEASED,   /* the device is off the old pages; I3 holds from here */
 	PINL_EV_ANSWERED,   /* the actor goes on, as far as this process is concerned; waited_ns says how
-			       long it was held */
+			       long it was held, 0: it wasn't, the change was only told of */
 	PINL_EV_REFUSED,    /* the actor got err */
 	PINL_EV_FOLLOWED,   /* an on-demand device was invalidated */
 	PINL_EV_ORPHAN,	    /* the device has pages that file or mapping let go; err -ENODATA: bytes

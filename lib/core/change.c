@@ -153,11 +153,13 @@ void pl_change_join(struct pinl_lease *l)
 	pl_gate_join(l);
 }
 
+/* Who was only told of hasn't waited. */
 static void answered_event(struct pinl_ctx *ctx, const struct pinl_change *ch, uint64_t when)
 {
 	struct pinl_event ev = change_event(ch, PINL_EV_ANSWERED);
 
-	ev.waited_ns = when > ch->since_ns ? when - ch->since_ns : 0;
+	if ((ch->can & PINL_CAN_HOLD) && when > ch->since_ns)
+		ev.waited_ns = when - ch->since_ns;
 	pl_event_push(ctx, &ev);
 	ctx->counters.answered++;
 }

@@ -30,7 +30,8 @@ bool pl_change_held(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *c
 		    void *arg);
 /* For one that is told of before it is submitted; with PL_HAS_NUMBER, as its id. Takes ctx->lock. */
 uint64_t pl_change_number(struct pinl_ctx *ctx);
-/* All held changes that are: they were over then, which is said when they are answered. As above. */
+/* All held changes that are: nobody waits for them since then, which is said when they are answered. As
+ * above. */
 void pl_change_over(struct pinl_ctx *ctx, bool (*is)(const struct pinl_change *change, void *arg),
 		    void *arg, uint64_t when_ns);
 /* As pinl_change_submit(), of an actor who waits since then. Takes ctx->lock. */

@@ -60,7 +60,7 @@
 #define PL_MAX_GATES   2048
 #define PL_SETTLED     64
 #define PL_MAX_EXEMPT  256
-#define PL_MAX_SUMMARY 256
+#define PL_MAX_SUMMARY 16
 #define PL_MAX_PAST    32
 #define PL_EXTENTS     16
 

@@ -113,7 +113,7 @@ const struct pinl_change *pl_foreign_waiter(const struct pinl_lease *l)
 	struct pl_range va;
 
 	for (const struct pinl_change *ch = l->ctx->held; ch; ch = ch->next)
-		if (pl_lease_overlap(l, ch, &va))
+		if (ch->recalled && !ch->over_ns && pl_lease_overlap(l, ch, &va))
 			oldest = ch;
 	return oldest;
 }

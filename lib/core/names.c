@@ -133,6 +133,18 @@ static const char *degraded_words(const struct pinl_event *ev)
 	return "not held before it took effect";
 }
 
+/* Of what was done to a lease. */
+static const char *short_words(const struct pinl_event *ev)
+{
+	bool taken = ev->type == PINL_EV_FORCED || ev->type == PINL_EV_RELEASED;
+
+	if (taken && ev->err == -EOPNOTSUPP && ev->outcome == PINL_OUT_FAIL)
+		return "not as asked for: SCRATCH or COPY couldn't be had";
+	if (taken && ev->err == -ETIMEDOUT)
+		return "it isn't confirmed that the device is off";
+	return strerror(-ev->err);
+}
+
 const char *pinl_exporter_kind_name(enum pinl_exporter_kind kind)
 {
 	static const char *const names[] = {"not device memory", "a driver's", "VFIO",
@@ -157,7 +169,7 @@ int pinl_event_format(const struct pinl_event *event, char *buf, size_t len)
 	event_where(ev, &t);
 	if (ev->type == PINL_EV_NOTICE && ev->deadline_ns > ev->time_ns)
 		pl_text_add(&t, ", deadline in %.1f ms", (ev->deadline_ns - ev->time_ns) / 1e6);
-	if (ev->type == PINL_EV_ANSWERED || ev->type == PINL_EV_REFUSED)
+	if (ev->type == PINL_EV_ANSWERED && ev->waited_ns)
 		pl_text_add(&t, ", waited %.3f ms", ev->waited_ns / 1e6);
 	if (ev->type == PINL_EV_ORPHAN_END && ev->err)
 		pl_text_add(&t, ", held %.3f ms, what the device wrote there is not known",
@@ -180,7 +192,7 @@ int pinl_event_format(const struct pinl_event *event, char *buf, size_t len)
 	if (ev->type == PINL_EV_DEGRADED)
 		pl_text_add(&t, ": %s", degraded_words(ev));
 	else if (ev->err && ev->type != PINL_EV_ORPHAN && ev->type != PINL_EV_FAULT)
-		pl_text_add(&t, " (%s)", strerror(-ev->err));
+		pl_text_add(&t, " (%s)", short_words(ev));
 	return t.used;
 }
 

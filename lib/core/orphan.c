@@ -377,7 +377,7 @@ static void summary_of_live(struct pinl_ctx *ctx, int fd)
 	}
 	pthread_mutex_unlock(&ctx->lock);
 	if (n > PL_MAX_SUMMARY)
-		dprintf(fd, "pinlease: and more leases with orphaned bytes\n");
+		dprintf(fd, "pinlease: and %d more leases with orphaned bytes\n", n - PL_MAX_SUMMARY);
 }
 
 void pl_orphan_summary(struct pinl_ctx *ctx)

@@ -168,8 +168,8 @@ static int validate_recall(struct pl_plan *p, const char **why)
 			       "one; use SCRATCH or FAIL");
 	if (then == PINL_THEN_KILL && !p->can_kill)
 		return no(why, "KILL needs pinleased, on a file whose changes it holds: a program that "
-			       "hangs can't kill itself; start it (systemctl start pinleased), or use "
-			       "FAIL");
+			       "hangs can't kill itself; start it (systemctl enable --now "
+			       "pinleased.socket), or use FAIL");
 	p->missing =
 		p->flags & PINL_COOPERATIVE ? 0 : relevant & ~ops_that_can(p->coverage, PINL_CAN_TELL);
 	if (p->missing)
@@ -188,24 +188,24 @@ static const char *not_refused(struct pl_plan *p)
 
 	if (p->missing & ~of_files) {
 		p->missing &= ~of_files;
-		return "REFUSE asks for changes of mappings, which nothing refuses: name those of "
-		       "files only (PINL_OPS_FILE), or accept by PINL_COOPERATIVE that only pinl_ "
-		       "calls are refused";
+		return "REFUSE asks for changes of mappings, which nothing refuses (name those of "
+		       "files only, PINL_OPS_FILE, or accept by PINL_COOPERATIVE that only pinl_ "
+		       "calls are refused)";
 	}
 	if (p->refuser == PL_NO_REFUSER)
-		return "REFUSE asks for changes that nothing refuses on this file system: lease a file "
+		return "REFUSE asks for changes that nothing refuses on this file system (lease a file "
 		       "on tmpfs, hugetlbfs, ext4 or XFS, or accept by PINL_COOPERATIVE that only pinl_ "
-		       "calls are refused";
+		       "calls are refused)";
 	if (p->refuser == PL_FILES_REFUSES)
 		return "REFUSE asks for changes that are refused here by the source files (fanotify) "
-		       "only, as far as it can, where it runs or pinleased does: pinlease sources says "
-		       "why not";
+		       "only, as far as it can, where it runs or pinleased does (pinlease sources says "
+		       "why not)";
 	if (p->is_memfd)
-		return "REFUSE asks for changes that pinleased's gate refuses, where it runs: pinlease "
-		       "status says why it doesn't (PINL_SEAL has the kernel refuse truncate and punch "
-		       "of a memfd that allows sealing)";
-	return "REFUSE asks for changes that pinleased's gate refuses, where it runs: pinlease status "
-	       "says why it doesn't";
+		return "REFUSE asks for changes that only pinleased's gate refuses, where it runs "
+		       "(pinlease status says why it doesn't; PINL_SEAL has the kernel refuse truncate "
+		       "and punch of a memfd that allows sealing)";
+	return "REFUSE asks for changes that only pinleased's gate refuses, where it runs (pinlease "
+	       "status says why it doesn't)";
 }
 
 static int validate_refuse(struct pl_plan *p, const char **why)

@@ -76,10 +76,12 @@ static int await(struct pl_generation *g)
 	if (!err)
 		return 0;
 	if (err == -ENOENT || err == -ECONNREFUSED)
-		return pinl_set_error(-EOPNOTSUPP,
-				      "no pinleased at %s, which has the kernel count changes: start it "
-				      "(systemctl start pinleased)",
-				      g->path);
+		return pinl_set_error(
+			-EOPNOTSUPP,
+			"no pinleased at %s, which has the kernel count changes: start it "
+			"(systemctl enable --now pinleased.socket), or say by $" PL_PROTO_ENV
+			" where it listens",
+			g->path);
 	if (*g->text) /* an optional source's lack of something doesn't end the context */
 		return pinl_set_error(-EOPNOTSUPP, "pinleased at %s: %s", g->path, g->text);
 	return pinl_set_error(err, "pinleased at %s doesn't count changes: %s", g->path, strerror(-err));

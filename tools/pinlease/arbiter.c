@@ -75,21 +75,20 @@ static const char *help_for(int err)
 	switch (err) {
 	case -ENOENT:
 	case -ECONNREFUSED:
-		return "; is pinleased running? Start it (systemctl enable --now pinleased.socket), or "
-		       "say "
-		       "where it listens by $PINLEASE_SOCKET";
+		return "; start pinleased (systemctl enable --now pinleased.socket), or say by "
+		       "$" PL_PROTO_ENV " where it listens";
 	case -EPROTO:
 	case -EPROTONOSUPPORT:
 		return "; install the same release of pinlease and pinleased";
 	case -ETIMEDOUT:
-		return "; is pinleased stopped?";
+		return "; it may be stopped: continue it (kill -CONT), or start it anew";
 	case -EPIPE:
 		return "; pinleased has ended, or has ended the connection: try again";
 	case -EACCES:
 	case -ENAMETOOLONG:
 	case -ENOTDIR:
 	case -EPROTOTYPE:
-		return "; is $" PL_PROTO_ENV " right?";
+		return "; say by $" PL_PROTO_ENV " where it listens";
 	}
 	return "";
 }

@@ -182,15 +182,29 @@ unsigned demo_count(const struct demo_results *all, enum demo_verdict verdict)
 	return n;
 }
 
+static void legend(const struct table *t)
+{
+	static const char text[] =
+		"What the device wrote is: file: in the file. mapping: in the private pages of the "
+		"mapping, as for any store. orphan: in pages only the device has. nowhere: the device "
+		"said 4096, nobody can find them. -: no write. Times are ms after the truncating call "
+		"began.";
+	const char *rest = text;
+
+	while (*rest) {
+		const char *line = rest;
+		int n = tool_cut(line, t->width, &rest);
+
+		fprintf(t->out, "%.*s\n", n, line);
+	}
+	fputc('\n', t->out);
+}
+
 static void sum(const struct table *t, const struct demo_results *all)
 {
 	unsigned failed = demo_count(all, FAILED);
 
-	fprintf(t->out, "\nfile: in the file. mapping: in the private pages of the mapping, as for any "
-			"store. orphan: in pages only the\n"
-			"device has. nowhere: the device said 4096, nobody can find them. -: no write. "
-			"Times are ms after the\n"
-			"truncating call began.\n\n");
+	fputc('\n', t->out);
 	colour(t, failed ? RED : GREEN);
 	if (failed)
 		fprintf(t->out, "%u of %u rows FAILED", failed, all->n);
@@ -210,6 +224,7 @@ void demo_table(FILE *out, const struct demo_results *all)
 
 	measure(&t);
 	fprintf(out, "%s\n", all->sources);
+	legend(&t);
 	cells(&t, titles, NULL);
 	rule(&t);
 	for (unsigned i = 0; i < all->n; i++) {

@@ -57,8 +57,6 @@ static void actor_words(const struct demo_result *r, char *buf, size_t len)
 		snprintf(buf, len, "%s after %.2f ms", tool_errno_name(r->actor.err), ms);
 	else if (r->held && r->plan->policy == PINL_RECALL)
 		snprintf(buf, len, "waited %.2f ms", ms);
-	else if (r->plan->policy == PINL_RECALL && r->plan->run == RUN_URING)
-		snprintf(buf, len, "not held, %.2f ms", ms);
 	else
 		snprintf(buf, len, "done in %.2f ms", ms);
 }
@@ -70,7 +68,7 @@ static const char *event_word(const struct pinl_event *ev, char *buf, size_t len
 		[PINL_EV_NOTICE] = "notice",	      [PINL_EV_QUIESCED] = "answered",
 		[PINL_EV_RELEASED] = "released",      [PINL_EV_REFUSED] = "refused",
 		[PINL_EV_FOLLOWED] = "followed",      [PINL_EV_ORPHAN] = "orphan",
-		[PINL_EV_DEGRADED] = "not held",      [PINL_EV_LEAK] = "leak",
+		[PINL_EV_DEGRADED] = "told after",    [PINL_EV_LEAK] = "leak",
 		[PINL_EV_DROPPED] = "events dropped",
 	};
 

@@ -261,51 +261,56 @@ static int try_pidfd_getfd(void)
 static const struct {
 	const char *name, *since, *permission;
 	int (*try)(void);
-	const char *without; /* what that means, and what to do instead */
+	const char *without; /* what that means, and what to do instead... */
+	const char *newer;   /* ...or where it's the kernel that lacks it */
 } all[] = {
 	{"userfaultfd", "CONFIG_USERFAULTFD",
 	 "a container's seccomp filter or the user's rights forbid it; grant read and write on "
 	 "/dev/userfaultfd",
 	 try_uffd,
 	 "changes of mappings are told by pinl_munmap, pinl_mremap and pinl_madvise only, and COPY is "
-	 "refused"},
+	 "refused",
+	 ""},
 	{"userfaultfd WP_ASYNC", "Linux 6.7", "see userfaultfd", try_wp_async,
-	 "changes of mappings are told by pinl_munmap, pinl_mremap and pinl_madvise only; use these, or "
-	 "a newer kernel"},
+	 "changes of mappings are told by pinl_munmap, pinl_mremap and pinl_madvise only; use these",
+	 ", or a newer kernel"},
 	{"PAGEMAP_SCAN", "Linux 6.7", "/proc/self/pagemap can't be opened; mount /proc",
 	 try_pagemap_scan,
-	 "looking for pages that were lost reads the entry of each one, which takes longer; a newer "
-	 "kernel is faster"},
+	 "looking for pages that were lost reads the entry of each one, which takes longer",
+	 "; a newer kernel is faster"},
 	{"PROCMAP_QUERY", "Linux 6.11", "/proc/self/maps can't be opened; mount /proc",
-	 try_procmap_query,
-	 "mappings are looked up in the text of /proc/self/maps, which takes longer; a newer kernel is "
-	 "faster"},
+	 try_procmap_query, "mappings are looked up in the text of /proc/self/maps, which takes longer",
+	 "; a newer kernel is faster"},
 	{"callers of system calls", "CONFIG_HAVE_ARCH_TRACEHOOK",
 	 "/proc/self/task/TID/syscall can't be read; mount /proc without hidepid, and let the process "
 	 "be "
 	 "dumpable",
-	 try_callers, "changes of mappings are told, but not held; use the pinl_ calls"},
+	 try_callers, "changes of mappings are told, but not held; use the pinl_ calls", ""},
 	{"fanotify pre-content events", "Linux 6.14 with CONFIG_FANOTIFY_ACCESS_PERMISSIONS",
 	 "they need CAP_SYS_ADMIN in the initial user namespace; run as root, or start pinleased",
 	 try_pre_content,
 	 "plain changes of files on disk can't be told before, held or refused; use pinl_ftruncate and "
-	 "pinl_fallocate, pinlease run, or a newer kernel"},
+	 "pinl_fallocate",
+	 ", pinlease run, or a newer kernel"},
 	{"fanotify FAN_REPORT_TID", "Linux 4.20",
 	 "with events before changes it needs CAP_SYS_ADMIN; run as root, or start pinleased",
-	 try_report_tid, "changes of files can't be held; use a newer kernel"},
+	 try_report_tid, "changes of files can't be held", "; use a newer kernel"},
 	{"io_uring", "CONFIG_IO_URING",
 	 "kernel.io_uring_disabled or a seccomp filter forbids it; set that to 0 or allow it", try_ring,
-	 "there is no ring to lease memory to; use a kernel with it"},
+	 "there is no ring to lease memory to", "; use a kernel with it"},
 	{"io_uring buffer update", "Linux 5.19 for empty tables", "see io_uring", try_update,
-	 "memory can't be leased to rings; use a newer kernel"},
+	 "memory can't be leased to rings", "; use a newer kernel"},
 	{"io_uring buffer clone", "of single ones, Linux 6.13", "see io_uring", try_clone,
 	 "COPY is refused for leases on rings, and what a ring wrote to lost pages can't be read; use "
-	 "SCRATCH or FAIL, or a newer kernel"},
+	 "SCRATCH or FAIL",
+	 ", or a newer kernel"},
 	{"seccomp user notification", "Linux 5.0", "a seccomp filter forbids it; allow it",
 	 try_notification,
-	 "pinlease run can't hold the changes of the programs it starts; use the pinl_ calls in them"},
+	 "pinlease run can't hold the changes of the programs it starts; use the pinl_ calls in them",
+	 ""},
 	{"pidfd_getfd", "Linux 5.6", "a seccomp filter or Yama forbids it; allow it", try_pidfd_getfd,
-	 "pinleased can't take the device from a holder that doesn't move; use a newer kernel, or KILL"},
+	 "pinleased can't take the device from a holder that doesn't move",
+	 "; use a newer kernel, or KILL"},
 };
 
 /* ------------------------------------------------------------------------------------ huge pages -- */
@@ -375,8 +380,8 @@ void doctor_kernel(struct doctor *d)
 				       all[i].name, all[i].permission, tool_errno_name(err),
 				       all[i].without);
 		else if (err == -EINVAL || err == -ENOSYS || err == -ENOTTY || err == -EOPNOTSUPP)
-			doctor_missing(d, "the kernel", all[i].name, "this kernel has no %s (%s): %s",
-				       all[i].name, all[i].since, all[i].without);
+			doctor_missing(d, "the kernel", all[i].name, "this kernel has no %s (%s): %s%s",
+				       all[i].name, all[i].since, all[i].without, all[i].newer);
 		else
 			doctor_missing(d, "the kernel", all[i].name,
 				       "%s: trying it failed (%s); without it %s", all[i].name,

@@ -73,19 +73,18 @@ static void look_at(const char *dir, const char *name, struct list *l)
 	    (until > now && (!kill(pid, 0) || errno != ESRCH)))
 		return;
 	if (until > now)
-		tool_append(l->buf, l->len,
-			    "process %d, which has ended, has left its gate: for %llu s more it refuses "
-			    "what leases refused, and what was to wait for them; start pinleased, which "
-			    "takes it over and lets those go that are stopped, or end it, kill -CONT "
-			    "those first: rm -r %s\n",
-			    pid, (unsigned long long)(until - now + 999999999) / 1000000000, dir);
+		tool_append(
+			l->buf, l->len,
+			"process %d, which has ended, has left its gate: for %llu s more who changes "
+			"what was leased gets EBUSY; start pinleased, which takes it over, or end "
+			"it: rm -r %s (whom it has stopped goes on by kill -CONT)\n",
+			pid, (unsigned long long)(until - now + 999999999) / 1000000000, dir);
 	else
 		tool_append(
 			l->buf, l->len,
 			"process %d, which has ended, has left its gate: it refuses nothing any more, "
-			"but its programs run at each read and write still; start pinleased, which "
-			"removes it and lets those go that are stopped, or kill -CONT those and: rm -r "
-			"%s\n",
+			"but slows each read and write down; start pinleased, which removes it, or "
+			"remove it: rm -r %s (whom it has stopped goes on by kill -CONT)\n",
 			pid, dir);
 }
 

@@ -58,7 +58,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		state->next = state->argc;
 		return 0;
 	case ARGP_KEY_NO_ARGS:
-		argp_usage(state);
+		argp_error(state, "no command; pinlease --help lists them");
 		return 0;
 	}
 	return ARGP_ERR_UNKNOWN;

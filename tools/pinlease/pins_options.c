@@ -46,23 +46,27 @@ static const struct argp_option option_table[] = {
 	{0},
 };
 
-static int choose_kind(const char *word, struct argp_state *state)
-{
-	for (int i = 0; i < PINS_NR_DEVICES; i++)
-		if (!strcmp(word, pins_classes[i].name))
-			return i;
-	argp_error(state, "no kind \"%s\"; see --help", word);
-	return 0;
-}
-
 static int choose(const char *word, const char *const *words, int n, const char *what,
 		  struct argp_state *state)
 {
-	for (int i = 0; i < n; i++)
+	char all[160] = "";
+
+	for (int i = 0; i < n; i++) {
 		if (!strcmp(word, words[i]))
 			return i;
-	argp_error(state, "%s \"%s\"; see --help", what, word);
+		tool_append(all, sizeof all, "%s%s", i ? ", " : "", words[i]);
+	}
+	argp_error(state, "%s \"%s\"; name one of %s", what, word, all);
 	return 0;
+}
+
+static int choose_kind(const char *word, struct argp_state *state)
+{
+	const char *words[PINS_NR_DEVICES];
+
+	for (int i = 0; i < PINS_NR_DEVICES; i++)
+		words[i] = pins_classes[i].name;
+	return choose(word, words, PINS_NR_DEVICES, "no kind", state);
 }
 
 static int32_t choose_process(const char *arg, struct argp_state *state)

@@ -170,9 +170,8 @@ static void print_after_crash(const struct found *f)
 
 	if (gate)
 		status_put("after crash",
-			   "%s; what the gate refuses stays refused, and who waits there (files in "
-			   "memory) is, "
-			   "too, for %.*s",
+			   "%s; what the gate refuses stays refused, and who waits there (for files in "
+			   "memory) gets EBUSY, for %.*s",
 			   after_crash_words(&f->status), (int)strcspn(gate, ";"), gate);
 	else
 		status_put("after crash", "%s", after_crash_words(&f->status));

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Who waits for leases, of each lease the first: whoever wonders why his program stands still finds it.
- */
+/* Who waits for leases, of each lease who does so longest: whoever wonders why his program stands still
+ * finds it. */
 #include <json-c/json.h>
 #include <limits.h>
 #include <string.h>
@@ -10,9 +10,10 @@
 
 #define LINES 16
 
+/* Who has had a change deferred doesn't stand still. */
 static bool is_waited_for(const struct pl_entry_msg *e)
 {
-	return ps_is_recalled(e) && e->held && e->actor_pid;
+	return ps_is_recalled(e) && e->held && e->actor_pid && strcmp(e->source, "later");
 }
 
 /* Of one who waits for several leases the first is enough. */

@@ -51,7 +51,8 @@ static void detail(const struct pl_event_msg *e, char *buf, size_t len)
 						       : pinl_outcome_name(e->outcome));
 		break;
 	case PINL_EV_ANSWERED:
-		snprintf(buf, len, "held %.1fms", ms);
+		if (e->waited_ns) /* else nobody was */
+			snprintf(buf, len, "held %.1fms", ms);
 		break;
 	case PINL_EV_ORPHAN_END: /* what only its holder could know */
 		snprintf(buf, len, "%s", e->err ? "? written" : "");
