@@ -16,12 +16,12 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "daemon/gate_load.h"
 #include "daemon/gate_stop.h"
 #include "os/clock.h"
+#include "os/task.h"
 #include "pinlease/device.h"
 
 #define BPF_FS	   0xcafe4a11
@@ -249,17 +249,6 @@ static bool is_over(const char *folder, bool lives, uint64_t until)
 	return over;
 }
 
-/* Also one that its parent hasn't waited for. kill(2) is none of the unit's system calls. */
-static bool is_alive(pid_t pid)
-{
-	int fd = syscall(SYS_pidfd_open, pid, 0);
-
-	if (fd < 0)
-		return errno != ESRCH;
-	close(fd);
-	return true;
-}
-
 /* One of a pinleased's: is it of one that lives? */
 static bool is_folder(const char *name, bool *lives)
 {
@@ -268,7 +257,7 @@ static bool is_folder(const char *name, bool *lives)
 
 	if (pid <= 0 || *end != '-')
 		return false;
-	*lives = pid != getpid() && is_alive(pid);
+	*lives = pid != getpid() && pl_task_is_there(pid);
 	return true;
 }
 

@@ -102,9 +102,9 @@ static void say_state(struct generations *g)
 		size_t used = strlen(g->state);
 
 		snprintf(g->state + used, sizeof g->state - used,
-			 "; %lu times the kernel passed over a change: all that was registered was "
+			 "; %lu time%s the kernel passed over a change: all that was registered was "
 			 "dropped then",
-			 (unsigned long)g->missed);
+			 (unsigned long)g->missed, g->missed == 1 ? "" : "s");
 	}
 }
 
@@ -155,8 +155,11 @@ static int take_slot(struct generations *g, struct counted *c)
 			c->space.slot = i;
 			return 0;
 		}
-	return pinl_set_error(-EDQUOT, "changes of %d processes are counted already, and of no more",
-			      GENERATION_SPACES);
+	return pinl_set_error(
+		-EDQUOT,
+		"changes of %d processes are counted already, and of no more: end one, or do "
+		"without PINL_SOURCE_GENERATION",
+		GENERATION_SPACES);
 }
 
 static int check_entered(struct generations *g, struct counted *c)
@@ -414,7 +417,7 @@ static int check_share(struct generations *g, const struct holder *h)
 		return pinl_set_error(
 			-EDQUOT,
 			"changes of %d processes of user %u are counted already, and of no "
-			"more",
+			"more: end one, or do without PINL_SOURCE_GENERATION",
 			GENERATION_OF_USER, h->user->uid);
 	return 0;
 }

@@ -4,13 +4,13 @@
  * sent as the socket takes it; one at a time for each connection.
  */
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "daemon.h"
+#include "os/task.h"
 
 struct listing {
 	uint64_t serial;
@@ -36,8 +36,7 @@ void list_path(const struct held_lease *hl, char *path, size_t len)
 /* Killed while fanotify held it up, which nobody is told of. A deferred change waits without him. */
 static bool has_ended(const struct pinl_change *ch)
 {
-	return ch->actor_pid > 0 && kill(ch->actor_pid, 0) && errno == ESRCH &&
-	       strcmp(ch->source, "later");
+	return ch->actor_pid > 0 && strcmp(ch->source, "later") && !pl_task_is_there(ch->actor_pid);
 }
 
 /* The first it is recalled for; but who waits before who doesn't. */

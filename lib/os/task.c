@@ -80,6 +80,16 @@ int pl_task_owner(pid_t tid, pid_t *pid, uid_t *uid)
 	return 0;
 }
 
+bool pl_task_is_there(pid_t pid)
+{
+	int fd = syscall(SYS_pidfd_open, pid, 0);
+
+	if (fd < 0)
+		return errno != ESRCH;
+	syscall(SYS_close, fd);
+	return true;
+}
+
 struct other_threads {
 	int (*fn)(pid_t tid, void *arg);
 	void *arg;

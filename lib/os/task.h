@@ -4,6 +4,7 @@
 #ifndef PL_OS_TASK_H
 #define PL_OS_TASK_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 struct pl_syscall {
@@ -19,6 +20,9 @@ int pl_task_syscall(pid_t pid, pid_t tid, struct pl_syscall *out);
  * kernels before 6.13.
  */
 int pl_task_owner(pid_t tid, pid_t *pid, uid_t *uid);
+
+/* A process, also one that its parent hasn't waited for. kill(2) is none of the unit's system calls. */
+bool pl_task_is_there(pid_t pid);
 
 /* Call fn for every thread of this process but the caller; stops when fn returns non-zero. */
 int pl_task_each_thread(int (*fn)(pid_t tid, void *arg), void *arg);
