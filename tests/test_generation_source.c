@@ -417,6 +417,44 @@ static void a_lookup_does_not_wait_for_others_that_never_end(void **state)
 	cached_close(&c);
 }
 
+enum { OTHERS = 1000 };
+
+static void *count_others(void *arg)
+{
+	struct fake *f = arg;
+
+	while (!__atomic_load_n(&f->counts->applied, __ATOMIC_SEQ_CST))
+		sched_yield();
+	__atomic_add_fetch(&f->counts->told, OTHERS, __ATOMIC_SEQ_CST);
+	return NULL;
+}
+
+/* A change has no record, and others, told of while that is waited for, have. */
+static void what_others_are_told_of_does_not_stand_for_a_loss(void **state)
+{
+	for (int i = 0; i < 20; i++) {
+		struct generation_record r;
+		struct cached c;
+		pthread_t thread;
+
+		cached_open(&c);
+		r = record_of(&c, SYS_munmap);
+		r.start += PAGE;
+		r.end += PAGE;
+		set_tag(c.at, 1);
+		assert_int_equal(tag_in(&c), 1);
+		set_tag(c.at, 2);
+		for (int n = 0; n < OTHERS; n++)
+			fake_submit(fake_reserve(&c.f, r), 0);
+		fake_lose(&c.f);
+		assert_int_equal(pthread_create(&thread, NULL, count_others, &c.f), 0);
+		assert_int_equal(tag_in(&c), 2);
+		pthread_join(thread, NULL);
+		fake_await(&c.f);
+		cached_close(&c);
+	}
+}
+
 /* --------------------------------------------------------------------------------- leases -- */
 
 static unsigned orphans(struct pinl_ctx *ctx)
@@ -701,6 +739,7 @@ int main(void)
 		cmocka_unit_test(what_is_registered_while_it_goes_is_for_once),
 		cmocka_unit_test(what_was_told_of_before_the_lease_could_be_found_counts),
 		cmocka_unit_test(a_lookup_does_not_wait_for_others_that_never_end),
+		cmocka_unit_test(what_others_are_told_of_does_not_stand_for_a_loss),
 		cmocka_unit_test(a_lease_hears_what_is_told),
 		cmocka_unit_test(a_lease_does_not_hear_of_a_change_of_protection),
 		cmocka_unit_test(what_another_source_tells_of_is_heard_once),

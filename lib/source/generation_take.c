@@ -75,12 +75,22 @@ static bool take_record(struct pl_generation *g)
 	return true;
 }
 
-/* Who waits for what was told when he began waits for no more than that, while others go on. */
+static bool has_lost(const struct pl_generation *g)
+{
+	return __atomic_load_n(&g->counts->lost, __ATOMIC_ACQUIRE) != g->lost;
+}
+
+/* Who waits for what was told when he began waits for no more than that, while others go on. But what
+ * was told later may not stand for what was lost before: that is applied first. */
 static void take_records(struct pl_generation *g)
 {
-	while (take_record(g))
-		if (g->taken % AT_A_TIME == 0)
-			say_applied(g);
+	while (take_record(g)) {
+		if (g->taken % AT_A_TIME)
+			continue;
+		if (has_lost(g))
+			return;
+		say_applied(g);
+	}
 }
 
 void pl_generation_take_left(struct pl_generation *g)
