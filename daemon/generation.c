@@ -108,6 +108,12 @@ static void say_state(struct generations *g)
 	}
 }
 
+/* What may be there a moment later. */
+static bool is_passing(int err)
+{
+	return err == -ENOMEM || err == -EMFILE || err == -ENFILE || err == -EBUSY || err == -EAGAIN;
+}
+
 /* Who asks all the time doesn't have it tried all the time. */
 static int load(struct generations *g)
 {
@@ -118,6 +124,8 @@ static int load(struct generations *g)
 	if (pl_clock_ns() < g->unloadable.again_ns)
 		return pinl_set_error(g->unloadable.err, "%s", g->unloadable.why);
 	err = generation_load(dir_of(g->server), &g->programs);
+	if (is_passing(err))
+		return err;
 	if (err) {
 		g->unloadable.err = err;
 		g->unloadable.again_ns = pl_clock_ns() + AGAIN_NS;

@@ -33,25 +33,37 @@ void list_path(const struct held_lease *hl, char *path, size_t len)
 		snprintf(path, len, "...%s", full + n - len + 4);
 }
 
-/* Killed while fanotify held it up, which nobody is told of. A deferred change waits without him. */
-static bool has_ended(const struct pinl_change *ch)
+static bool is_deferred(const struct pinl_change *ch)
 {
-	return ch->actor_pid > 0 && strcmp(ch->source, "later") && !pl_task_is_there(ch->actor_pid);
+	return !strcmp(ch->source, "later");
 }
 
-/* The first it is recalled for; but who waits before who doesn't. */
+/* Nobody is told of who is killed while fanotify holds him. */
+static bool stands_still(const struct pinl_change *ch)
+{
+	bool ended =
+		!strcmp(ch->source, "files") && ch->actor_pid > 0 && !pl_task_is_there(ch->actor_pid);
+
+	return !ended && !is_deferred(ch);
+}
+
+/* The first it is recalled for; but who waits before who doesn't, and himself before what he has left to
+ * pinleased. */
 static void describe_actor(const struct pinl_lease *l, struct pl_entry_msg *e)
 {
 	const struct pl_recall *r = &l->more->recall;
-	const struct pinl_change *waits = pl_foreign_waiter(l);
-	const char *source = waits ? waits->source : r->source ? r->source : "";
+	const struct pinl_change *waits = pl_foreign_waiter(l, stands_still);
+	const char *source;
 
+	if (!waits)
+		waits = pl_foreign_waiter(l, is_deferred);
+	source = waits ? waits->source : r->source ? r->source : "";
 	e->actor_pid = waits ? waits->actor_pid : r->actor_pid;
 	e->actor_tid = waits ? waits->actor_tid : r->actor_tid;
 	e->op = waits ? waits->op : r->op;
 	e->also = waits ? waits->also : r->also;
-	e->held = waits && !has_ended(waits);
-	e->held_ns = e->held ? waits->since_ns : 0;
+	e->held = waits != NULL;
+	e->held_ns = waits ? waits->since_ns : 0;
 	strncpy(e->source, source, sizeof e->source - 1);
 }
 

@@ -22,12 +22,15 @@
 #ifndef CHANGES
 #define CHANGES 2 /* of each */
 #endif
+#ifndef OTHERS
+#define OTHERS 0 /* changes of what shares the area, and isn't registered */
+#endif
 #define REGIONS 3
 #define NONE 15
 
 byte life, binding;	   /* of the page; which life a lookup has to know of */
 byte told, applied, lost;  /* the counts */
-byte records;		   /* in the ring, unread */
+chan ring = [6] of { bool }; /* records, unread: are they of the page? */
 bool going[ACTORS];
 byte watches;		   /* of the area */
 byte serial;		   /* of what was taken */
@@ -45,16 +48,28 @@ byte current = NONE;	   /* in the tree */
 
 /* ----------------------------------------------------------------------------------- who changes -- */
 
-inline tell()
+inline tell(ours)
 {
 	told++;
 	if
-	:: records++
+	:: ring!ours
 #ifdef LOSES
 	:: lost++
 #endif
 	fi
 }
+
+#if OTHERS
+proctype Other()
+{
+	byte n;
+
+	do
+	:: n < OTHERS -> told++; ring!false; n++
+	:: else -> break
+	od
+}
+#endif
 
 proctype Actor(byte me)
 {
@@ -67,13 +82,13 @@ proctype Actor(byte me)
 		if
 		:: seen ->
 #ifdef MUT_TOLD_FIRST
-			tell();
+			tell(true);
 #endif
 #ifndef MUT_NO_PLACE
 			going[me] = true;
 #endif
 #if !defined MUT_TOLD_FIRST && !defined MUT_TOLD_LATE
-			tell()
+			tell(true)
 #endif
 		:: else
 		fi;
@@ -87,10 +102,10 @@ proctype Actor(byte me)
 		}
 		if
 #ifndef MUT_NO_END
-		:: !seen && watches > 0 -> tell()
+		:: !seen && watches > 0 -> tell(true)
 #endif
 #ifdef MUT_TOLD_LATE
-		:: seen -> tell()
+		:: seen -> tell(true)
 #endif
 		:: else
 		fi;
@@ -119,24 +134,39 @@ inline invalidate()
 proctype Reader()
 {
 	byte n, taken, gave;
-	bool has_lost;
+	bool has_lost, ours;
 end:	do
 	:: BEHIND ->
 		do
-		:: records ->
-			d_step { records--; taken++ }
+		:: nempty(ring) ->
+			ring?ours;
+			taken++;
 #ifdef MUT_APPLIED_FIRST
 			applied = taken + gave;
 #endif
+			if
+			:: ours ->
 #ifndef MUT_SERIAL_LATE
-			serial++;
+				serial++;
 #endif
-			invalidate();
+				invalidate();
 #ifdef MUT_SERIAL_LATE
-			applied = taken + gave;
-			serial++
+				applied = taken + gave;
+				serial++
 #endif
-		:: else -> break
+			:: else
+			fi;
+			ours = false;
+			if /* now and then */
+			:: true
+#ifdef MUT_LOST_MEANWHILE
+			:: applied = taken + gave
+#else
+			:: lost != gave -> break
+			:: lost == gave -> applied = taken + gave
+#endif
+			fi
+		:: empty(ring) -> break
 		od;
 		skip; /* a d_step can't be jumped to */
 		d_step { has_lost = lost != gave; gave = lost }
@@ -298,6 +328,9 @@ init {
 		run Actor(1);
 #endif
 		run Reader();
+#if OTHERS
+		run Other();
+#endif
 		run Cleaner();
 		run Looker();
 #if LOOKERS > 1

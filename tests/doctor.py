@@ -498,6 +498,7 @@ if __name__ == '__main__':
     sys.exit(tree.tap([
         ('the JSON has every memory, device and operation', shape),
         ('facilities are here as they say', facilities_are_right),
+        ("what root has isn't had by a newer kernel", what_lacks_is_named),
         ('each kind of device and of device memory has a row', device_classes),
         ('device memory is given as it says', device_memory),
         ('no sentence is cut', nothing_is_cut),

@@ -118,7 +118,11 @@ class Kept:
         self.names, self.fds = ['pinleased.socket'], [self.listening.fileno()]
 
     def __enter__(self):
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def start(self):

@@ -229,6 +229,26 @@ def deferred():
         same((holder.status()[0].held, waits(arbiter)), (1, []))
 
 
+def others_wait():
+    """Who waits is said to, also behind one who doesn't any more."""
+    ac.skip_unless_changes_are_held()
+    with leased() as (arbiter, holder, path), arbiter.client() as caller, arbiter.client() as supervisor, open(path, 'r+b') as file:
+        same(caller.truncate_later(file.fileno()).err, 0)
+        holder.notice()
+        supervisor.change(file.fileno(), actor=os.getpid())
+        while waits(arbiter) != [os.getpid()]:  # the runner ends what takes too long
+            pass
+    with leased() as (arbiter, holder, path), ac.Actor() as actor, arbiter.client() as supervisor, open(path, 'r+b') as file:
+        actor.order('truncate', path)
+        holder.notice()
+        supervisor.change(file.fileno(), actor=os.getpid())
+        same(waits(arbiter), [actor.process.pid])
+        actor.process.kill()
+        actor.process.wait()
+        while waits(arbiter) != [os.getpid()]:
+            pass
+
+
 def own_use():
     """Another user sees no use but his own."""
     with leased() as (arbiter, _, _):
@@ -413,6 +433,7 @@ if __name__ == '__main__':
         ('who waits, for whom', who_waits),
         ('and no more when he does not', who_waited),
         ('nor who has had it deferred', deferred),
+        ('others who wait behind them are', others_wait),
         ('what others use is root\'s to see', own_use),
         ('one list at a time', one_at_a_time),
         ('the command', command),

@@ -142,13 +142,15 @@ void pl_change_join(struct pinl_lease *l)
 	struct pl_range va;
 
 	for (struct pinl_change *ch = l->ctx->held; ch; ch = ch->next) {
-		unsigned can = ch->can;
+		unsigned can = ch->can, recalled = ch->recalled;
 
 		if (!pl_lease_overlap(l, ch, &va))
 			continue;
 		ch->can &= ~PINL_CAN_REFUSE;
 		pl_recall_apply(l, ch, &va);
 		ch->can = can;
+		if (can & PL_IS_SAID)
+			ch->recalled = recalled; /* its actor was refused, and waits for nobody */
 	}
 	pl_gate_join(l);
 }

@@ -107,13 +107,14 @@ uint64_t pl_foreign_deadline(const struct pinl_lease *l)
 }
 
 /* The newest is the first of the list. */
-const struct pinl_change *pl_foreign_waiter(const struct pinl_lease *l)
+const struct pinl_change *pl_foreign_waiter(const struct pinl_lease *l,
+					    bool (*is)(const struct pinl_change *change))
 {
 	const struct pinl_change *oldest = NULL;
 	struct pl_range va;
 
 	for (const struct pinl_change *ch = l->ctx->held; ch; ch = ch->next)
-		if (ch->recalled && !ch->over_ns && pl_lease_overlap(l, ch, &va))
+		if (ch->recalled && !ch->over_ns && pl_lease_overlap(l, ch, &va) && is(ch))
 			oldest = ch;
 	return oldest;
 }

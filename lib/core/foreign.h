@@ -79,8 +79,10 @@ int pl_foreign_lease(struct pinl_device *device, const struct pl_foreign *foreig
  * waits goes on. */
 uint64_t pl_foreign_deadline(const struct pinl_lease *lease);
 
-/* The change that waits for it longest, of those whose actors wait; ctx->lock held. NULL: none does. */
-const struct pinl_change *pl_foreign_waiter(const struct pinl_lease *lease);
+/* The change that waits for it longest, of those that are and whose actors wait; ctx->lock held. NULL:
+ * none does. */
+const struct pinl_change *pl_foreign_waiter(const struct pinl_lease *lease,
+					    bool (*is)(const struct pinl_change *change));
 
 /* A force is at it, or about to be: its end would take as long. */
 bool pl_foreign_busy(struct pinl_lease *lease);
