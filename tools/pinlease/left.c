@@ -77,14 +77,14 @@ static void look_at(const char *dir, const char *name, struct list *l)
 			l->buf, l->len,
 			"process %d, which has ended, has left its gate: for %llu s more who changes "
 			"what was leased gets EBUSY; start pinleased, which takes it over, or end "
-			"it: rm -r %s (whom it has stopped goes on by kill -CONT)\n",
+			"it: kill -CONT whom it has stopped, if anybody, then rm -r %s\n",
 			pid, (unsigned long long)(until - now + 999999999) / 1000000000, dir);
 	else
 		tool_append(
 			l->buf, l->len,
 			"process %d, which has ended, has left its gate: it refuses nothing any more, "
 			"but slows each read and write down; start pinleased, which removes it, or "
-			"remove it: rm -r %s (whom it has stopped goes on by kill -CONT)\n",
+			"remove it: kill -CONT whom it has stopped, if anybody, then rm -r %s\n",
 			pid, dir);
 }
 
