@@ -8,12 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
-#include <stdlib.h>
-
-#include <stdio.h>
-#include <sys/wait.h>
-
 #include <pinlease/source.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
 
 #include "check.h"
 

@@ -140,7 +140,7 @@ static const char *short_words(const struct pinl_event *ev)
 
 	if (taken && ev->err == -EOPNOTSUPP && ev->outcome == PINL_OUT_FAIL)
 		return "not as asked for: SCRATCH or COPY couldn't be had";
-	if (taken && ev->err == -ETIMEDOUT)
+	if ((taken || ev->type == PINL_EV_QUIESCED) && ev->err == -ETIMEDOUT)
 		return "it isn't confirmed that the device is off";
 	return strerror(-ev->err);
 }
