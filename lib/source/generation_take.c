@@ -8,6 +8,7 @@
 #include "source/generation.h"
 
 #define AT_A_TIME 64
+#define A_RING	  (GENERATION_RING / sizeof(struct generation_record))
 #define SAY_NS	  1000000000u /* not more often */
 
 static void answer(struct pinl_change *change, int err)
@@ -81,15 +82,19 @@ static bool has_lost(const struct pl_generation *g)
 }
 
 /* Who waits for what was told when he began waits for no more than that, while others go on. But what
- * was told later may not stand for what was lost before: that is applied first. */
+ * was told later may not stand for what was lost before: that is applied first, once for a ring of them.
+ */
 static void take_records(struct pl_generation *g)
 {
-	while (take_record(g)) {
+	unsigned unsaid = 0;
+
+	while (unsaid < A_RING && take_record(g)) {
 		if (g->taken % AT_A_TIME)
 			continue;
 		if (has_lost(g))
-			return;
-		say_applied(g);
+			unsaid += AT_A_TIME;
+		else
+			say_applied(g);
 	}
 }
 
