@@ -159,6 +159,14 @@ static void what_fell_short_is_said(void **state)
 	assert_non_null(strstr(line, "isn't confirmed"));
 }
 
+static void await_orphan(struct pinl_lease *l)
+{
+	struct pinl_lease_info info = {.size = sizeof info};
+
+	while (!info.orphan_bytes) /* the worker says it */
+		assert_ok(pinl_lease_info(l, &info));
+}
+
 /* A program that leaves more orphans than anybody reads, half of them to its end. */
 static void leave_orphans(int fd)
 {
@@ -179,6 +187,7 @@ static void leave_orphans(int fd)
 					 &leases[i]));
 		snprintf(script, sizeof script, "dontneed va %p %p t\n", va, va + PG);
 		assert_ok(pinl_script_run(ctx, script));
+		await_orphan(leases[i]);
 	}
 	for (int i = 0; i < 20; i++)
 		pinl_unmap_range(leases[i]);
