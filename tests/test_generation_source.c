@@ -188,6 +188,16 @@ static struct generation_record record_of(struct cached *c, int nr)
 					  .nr = nr};
 }
 
+/* Of the page beside, which isn't registered. */
+static struct generation_record record_beside(struct cached *c, int nr)
+{
+	struct generation_record r = record_of(c, nr);
+
+	r.start += PAGE;
+	r.end += PAGE;
+	return r;
+}
+
 static void what_was_told_of_is_not_found(void **state)
 {
 	struct generation_record r;
@@ -210,9 +220,7 @@ static void other_addresses_stay_registered(void **state)
 	struct cached c;
 
 	cached_open(&c);
-	r = record_of(&c, SYS_munmap);
-	r.start += PAGE;
-	r.end += PAGE;
+	r = record_beside(&c, SYS_munmap);
 	set_tag(c.at, 1);
 	assert_int_equal(tag_in(&c), 1);
 	set_tag(c.at, 2);
@@ -375,10 +383,8 @@ static void *flood(void *arg)
 {
 	struct flood *fl = arg;
 	struct fake *f = &fl->c->f;
-	struct generation_record r = record_of(fl->c, SYS_munmap);
+	struct generation_record r = record_beside(fl->c, SYS_munmap);
 
-	r.start += PAGE;
-	r.end += PAGE;
 	fake_count(f); /* one is on its way all the time */
 	while (!fl->stop) {
 		unsigned long read = __atomic_load_n((unsigned long *)f->ring, __ATOMIC_ACQUIRE);
@@ -438,9 +444,7 @@ static void what_others_are_told_of_does_not_stand_for_a_loss(void **state)
 		pthread_t thread;
 
 		cached_open(&c);
-		r = record_of(&c, SYS_munmap);
-		r.start += PAGE;
-		r.end += PAGE;
+		r = record_beside(&c, SYS_munmap);
 		set_tag(c.at, 1);
 		assert_int_equal(tag_in(&c), 1);
 		set_tag(c.at, 2);
